@@ -1,0 +1,1 @@
+"""vidcls: train, evaluate and run classifiers of short videos."""
