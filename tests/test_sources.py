@@ -1,0 +1,448 @@
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vidcls.data.sources import Listing, class_order, list_videos, place_videos
+from vidcls.errors import UserError
+
+PATTERN = r"(?P<creator>.+)_[^_]+"
+REAL = os.environ.get("VIDCLS_REAL_DATA")
+
+
+def make(root: Path, *paths: str) -> Path:
+    """Small files at ``paths``; a listing opens none of them."""
+    for path in paths:
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(path.encode("utf-8", "surrogateescape"))
+    return root
+
+
+def zip_of(folder: Path, archive: Path, wrapper: str = "") -> Path:
+    with zipfile.ZipFile(archive, "w") as zipped:
+        for file in sorted(folder.rglob("*")):
+            zipped.write(file, Path(wrapper) / file.relative_to(folder))
+    return archive
+
+
+def listed(source: Path, classes: Sequence[str] | None = None, pattern: str = PATTERN, cache: str = "cache") -> Listing:
+    return list_videos(
+        source,
+        classes=classes,
+        creator_pattern=pattern,
+        cache_dir=source.parent / cache,
+        max_gigabytes=1.0,
+        max_ratio=100.0,
+    )
+
+
+def rows(listing: Listing, *columns: str) -> list[Any]:
+    return [tuple(row) for row in listing.videos[list(columns or ("path", "label", "split"))].itertuples(index=False)]
+
+
+# ---- layouts
+
+
+def test_split_folders_in_a_wrapper(tmp_path: Path) -> None:
+    source = make(
+        tmp_path / "data",
+        "rtp/train/safe/ann_1.mp4",
+        "rtp/train/harmful/dr._no_x_2.MP4",
+        "rtp/val/safe/day 1/bob_3.webm",
+        "rtp/test/adult/holiday.mov",
+    )
+    listing = listed(source)
+    assert list(listing.videos.columns) == ["path", "file", "label", "split", "creator"]
+    assert rows(listing, "path", "label", "split", "creator") == [
+        ("rtp/test/adult/holiday.mov", "adult", "test", ""),
+        ("rtp/train/harmful/dr._no_x_2.MP4", "harmful", "train", "dr._no_x"),
+        ("rtp/train/safe/ann_1.mp4", "safe", "train", "ann"),
+        ("rtp/val/safe/day 1/bob_3.webm", "safe", "val", "bob"),
+    ]
+    assert [Path(file) for file in listing.videos["file"]] == [source / path for path in listing.videos["path"]]
+    assert listing.ignored == {}
+
+
+@pytest.mark.parametrize(
+    ("folder", "split"),
+    [("Train", "train"), ("TRAINING", "train"), ("valid", "val"), ("Validation", "val"), ("testing", "test")],
+)
+def test_other_names_of_splits(tmp_path: Path, folder: str, split: str) -> None:
+    listing = listed(make(tmp_path / "data", f"{folder}/safe/a_1.mp4", f"{folder}/adult/a_2.mp4"))
+    assert rows(listing, "label", "split") == [("adult", split), ("safe", split)]
+
+
+@pytest.mark.parametrize("wrapper", ["test", "training", "test/rtp", "val/test"])
+def test_a_wrapper_named_like_a_split_is_only_a_wrapper(tmp_path: Path, wrapper: str) -> None:
+    paths = ["train/safe/a.mp4", "train/adult/b.mp4", "val/safe/c.mp4", "test/adult/d.mp4"]
+    listing = listed(make(tmp_path / "data", *(f"{wrapper}/{path}" for path in paths)))
+    assert sorted(rows(listing, "split", "label")) == sorted(tuple(path.split("/")[:2]) for path in paths)
+
+
+def test_only_a_train_folder_in_a_wrapper_named_like_a_split(tmp_path: Path) -> None:
+    listing = listed(make(tmp_path / "data", "test/rtp/train/safe/a.mp4", "test/rtp/train/adult/b.mp4"))
+    assert rows(listing, "label", "split") == [("adult", "train"), ("safe", "train")]
+
+
+def test_a_class_named_like_a_split_inside_a_split(tmp_path: Path) -> None:
+    listing = listed(make(tmp_path / "data", "train/test/a.mp4", "train/control/b.mp4"))
+    assert rows(listing, "label", "split") == [("control", "train"), ("test", "train")]
+
+
+def test_a_class_that_the_user_names_is_no_split(tmp_path: Path) -> None:
+    source = make(tmp_path / "data", "Test/a.mp4", "control/b.mp4")
+    assert rows(listed(source, ["control", "Test"]), "label", "split") == [("Test", ""), ("control", "")]
+
+
+@pytest.mark.parametrize("wrapper", ["", "rtp", "a/b/c"])
+def test_class_folders_without_splits(tmp_path: Path, wrapper: str) -> None:
+    source = make(tmp_path / "data", *(f"{wrapper}/{path}".lstrip("/") for path in ("safe/x/1.mp4", "adult/2.mp4")))
+    assert rows(listed(source), "label", "split") == [("adult", ""), ("safe", "")]
+
+
+def test_named_classes_are_found_wherever_they_lie(tmp_path: Path) -> None:
+    source = make(tmp_path / "data", "us/safe/1.mp4", "eu/2024/adult/2.mp4", "eu/safe/adult/3.mp4", "eu/odd/4.mp4")
+    listing = listed(source, ["safe", "adult"])
+    assert rows(listing, "path", "label") == [
+        ("eu/2024/adult/2.mp4", "adult"),
+        ("eu/safe/adult/3.mp4", "safe"),
+        ("us/safe/1.mp4", "safe"),
+    ]
+    assert listing.ignored == {"videos of class 'eu', which is not in data.classes": 1}
+
+
+def test_videos_in_the_wrong_place_are_counted(tmp_path: Path) -> None:
+    source = make(
+        tmp_path / "data", "train/safe/1.mp4", "train/adult/2.mp4", "train/3.mp4", "extra/safe/4.mp4", "5.mp4"
+    )
+    listing = listed(source)
+    assert len(listing.videos) == 2
+    assert listing.ignored == {
+        "videos in a split folder, in no class folder": 1,
+        "videos outside the train, val and test folders": 2,
+    }
+    strays = listed(make(tmp_path / "more", "safe/1.mp4", "adult/2.mp4", "3.mp4"))
+    assert strays.ignored == {"videos in no class folder": 1}
+
+
+def test_classes_that_were_not_asked_for_are_counted_by_name(tmp_path: Path) -> None:
+    source = make(tmp_path / "data", *(f"train/{name}/{n}.mp4" for name in ("a", "b", "c", "d") for n in range(2)))
+    listing = listed(source, ["c", "a"])
+    assert rows(listing, "label") == [("a",), ("a",), ("c",), ("c",)]
+    assert listing.ignored == {f"videos of class '{name}', which is not in data.classes": 2 for name in "bd"}
+
+
+WORDS = st.sampled_from(["rtp", "train", "val", "test", "safe", "adult", "day"])
+
+
+@given(st.lists(st.lists(WORDS, max_size=4), max_size=8), st.sampled_from([None, ["safe", "adult"], ["test", "safe"]]))
+def test_places_are_folders_of_the_video(folders: list[list[str]], classes: list[str] | None) -> None:
+    places = place_videos(folders, classes)
+    assert len(places) == len(folders)
+    found = [place for place in places if not isinstance(place, str)]
+    assert len({split == "" for split, _ in found}) <= 1  # splits for all or for none
+    for parts, place in zip(folders, places, strict=True):
+        if not isinstance(place, str):
+            split, label = place
+            assert label in parts
+            assert not split or (split, label) in pairwise(parts)
+
+
+# ---- what is ignored
+
+
+MESS = (
+    "rtp/train/safe/ann_1.mp4",
+    "rtp/train/adult/bob_2.mp4",
+    "rtp/train/adult/.DS_Store",
+    "rtp/.git/objects/aa.mp4",
+    "rtp/train/safe/.hidden.mp4",
+    "rtp/train/safe/._ann_1.mp4",
+    "__MACOSX/rtp/train/safe/._ann_1.mp4",
+    "__MACOSX/rtp/train/safe/ann_1.mp4",
+    "rtp/README.txt",
+    "rtp/train/safe/ann_1.mp4.part",
+    "rtp/train/safe/mp4",
+)
+MESS_COUNTS = {
+    "files that are not videos": 3,
+    "hidden files (.DS_Store and the like)": 3,
+    "macOS leftovers (__MACOSX, ._*)": 3,
+}
+
+
+def test_strays_are_counted_alike_in_a_folder_and_in_its_zip(tmp_path: Path) -> None:
+    folder = make(tmp_path / "data", *MESS)
+    first = listed(folder)
+    assert first.ignored == MESS_COUNTS
+    archive = zip_of(folder, tmp_path / "data.ZIP")
+    for _ in range(2):  # extracted, then found extracted
+        again = listed(archive)
+        assert again.ignored == MESS_COUNTS
+        assert rows(again) == rows(first)
+        assert all(str(tmp_path / "cache" / "extracted") in file for file in again.videos["file"])
+
+
+def test_all_extensions_in_any_case(tmp_path: Path) -> None:
+    extensions = ["mp4", "mov", "m4v", "mkv", "webm", "avi", "mpg", "mpeg", "ts", "3gp", "flv", "WMV"]
+    source = make(tmp_path / "data", *(f"{name}/x.{extension}" for name in "ab" for extension in extensions))
+    assert len(listed(source).videos) == 24
+
+
+def test_links(tmp_path: Path) -> None:
+    source = make(tmp_path / "data", "safe/1.mp4")
+    elsewhere = make(tmp_path / "elsewhere", "2.mp4", "deep/3.mp4")
+    (source / "adult").symlink_to(elsewhere)
+    (source / "safe" / "linked.mp4").symlink_to(elsewhere / "2.mp4")
+    (source / "safe" / "broken.mp4").symlink_to("nowhere.mp4")
+    (source / "safe" / "itself.mp4").symlink_to("itself.mp4")
+    (source / "safe" / "up").symlink_to(source)
+    (elsewhere / "deep" / "round").symlink_to(elsewhere)
+    os.mkfifo(source / "safe" / "pipe.mp4")
+    listing = listed(source)
+    assert [path for (path,) in rows(listing, "path")] == [
+        "adult/2.mp4",
+        "adult/deep/3.mp4",
+        "safe/1.mp4",
+        "safe/linked.mp4",
+    ]
+    assert listing.ignored == {"broken links or special files": 3, "links back to a folder that they lie in": 2}
+
+
+def test_names_that_are_not_utf8(tmp_path: Path) -> None:
+    source = make(tmp_path / "data", "safe/ü😀.mp4", "adult/1.mp4", os.fsdecode(b"adult/\xff.mp4"))
+    listing = listed(source)
+    assert rows(listing, "path") == [("adult/1.mp4",), ("safe/ü😀.mp4",)]
+    assert listing.ignored == {"videos with names that are not UTF-8": 1}
+
+
+# ---- creators and classes
+
+
+def test_own_creator_pattern(tmp_path: Path) -> None:
+    source = make(tmp_path / "data", "safe/7-ann.mp4", "adult/8-bob.mp4", "adult/x.mp4", "adult/9-.mp4")
+    listing = listed(source, pattern=r"\d+-(?P<creator>[a-z]+)?")
+    assert rows(listing, "path", "creator") == [
+        ("adult/8-bob.mp4", "bob"),
+        ("adult/9-.mp4", ""),
+        ("adult/x.mp4", ""),
+        ("safe/7-ann.mp4", "ann"),
+    ]
+
+
+@pytest.mark.parametrize("pattern", ["(?P<creator>", "(.+)_[^_]+", ""])
+def test_bad_creator_pattern(tmp_path: Path, pattern: str) -> None:
+    with pytest.raises(UserError, match=r"a group \(\?P<creator>\.\.\.\) in data\.creator_pattern"):
+        listed(make(tmp_path / "data", "a/1.mp4", "b/2.mp4"), pattern=pattern)
+
+
+def test_class_order() -> None:
+    assert class_order(["b", "a", "b"], None) == ["a", "b"]
+    assert class_order(["b", "a", "b"], ["b", "a"]) == ["b", "a"]
+
+
+@pytest.mark.parametrize(
+    ("classes", "match"),
+    [
+        (["a", "b", "a"], "different class names in data.classes; got a more than once"),
+        (["a"], "two or more different class names"),
+        ([], "two or more different class names"),
+        ("ab", r"Write data\.classes=\[safe,harmful\]"),
+        (["a", "x", "b", "y"], r"each of data\.classes in .*; got none of x, y \(ignored: 1 videos of class 'c'"),
+    ],
+)
+def test_bad_classes(tmp_path: Path, classes: list[str], match: str) -> None:
+    with pytest.raises(UserError, match=match):
+        listed(make(tmp_path / "data", "a/1.mp4", "b/2.mp4", "c/3.mp4"), classes)
+
+
+# ---- bad sources
+
+
+def test_missing_source(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"nothing at .*gone.*Check data\.source"):
+        listed(tmp_path / "gone")
+
+
+def test_empty_folder(tmp_path: Path) -> None:
+    (tmp_path / "data" / "train").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"expected videos \(3gp, .*; got nothing in it"):
+        listed(tmp_path / "data")
+
+
+def test_no_videos_says_what_is_there(tmp_path: Path) -> None:
+    source = make(tmp_path / "data", "train/safe/1.jpg", "train/safe/2.txt", ".DS_Store")
+    with pytest.raises(UserError, match=r"got only 2 files that are not videos, 1 hidden files"):
+        listed(source)
+
+
+def test_one_class_only(tmp_path: Path) -> None:
+    source = make(tmp_path / "data", "train/safe/1.mp4", "val/safe/2.mp4", "extra/3.mp4")
+    with pytest.raises(UserError, match=r"two or more classes.*one class 'safe' with 2 videos \(ignored: 1 videos out"):
+        listed(source)
+
+
+@pytest.mark.parametrize("paths", [["1.mp4", "2.mp4"], ["all/1.mp4"], ["train/1.mp4", "val/2.mp4"]])
+def test_no_class_folders(tmp_path: Path, paths: list[str]) -> None:
+    with pytest.raises(UserError, match=r"in class folders: FOLDER/\{train,val,test\}/CLASS/\*\.mp4, or FOLDER/CLASS"):
+        listed(make(tmp_path / "data", *paths))
+
+
+@pytest.mark.parametrize("name", ["clip.mp4", "data.tar.gz", "data"])
+def test_unknown_file_type(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match=r"a folder, \.zip or \.csv in data\.source; got a file of another type"):
+        listed(make(tmp_path, name) / name)
+
+
+def test_zip_that_is_none(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="expected an intact zip"):
+        listed(make(tmp_path, "data.zip") / "data.zip")
+
+
+def test_unreadable_folder() -> None:
+    """In a process that is not root, to whom every folder is readable; hence not in tmp_path, which is its owner's."""
+    script = """
+import os, sys
+from pathlib import Path
+from vidcls.data.sources import list_videos
+from vidcls.errors import UserError
+if os.geteuid() == 0:
+    os.seteuid(65534)
+try:
+    source = Path(sys.argv[1])
+    pattern = "(?P<creator>.+)"
+    list_videos(source, classes=None, creator_pattern=pattern, cache_dir=source, max_gigabytes=1.0, max_ratio=1.0)
+except UserError as error:
+    print(error)
+"""
+    with tempfile.TemporaryDirectory() as folder:
+        source = make(Path(folder), "safe/1.mp4", "adult/2.mp4")
+        source.chmod(0o755)
+        (source / "adult").chmod(0o000)
+        command = [sys.executable, "-c", script, folder]
+        output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        (source / "adult").chmod(0o755)
+    assert f"expected a data.source that can be read; got Permission denied: {folder}/adult" in output
+
+
+# ---- csv
+
+
+def write_csv(tmp_path: Path, text: str, encoding: str = "utf-8") -> Path:
+    make(tmp_path / "lists", "clips/ann_1.mp4", "clips/bob_2.mp4", "clips/ü, 3.mp4")
+    (tmp_path / "lists" / "videos.csv").write_bytes(text.encode(encoding))
+    return tmp_path / "lists" / "videos.csv"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_csv(tmp_path: Path, encoding: str, newline: str) -> None:
+    absolute = make(tmp_path / "other", "cat_4.mp4") / "cat_4.mp4"
+    text = (
+        f'path,label\nclips/bob_2.mp4,safe\n\n"clips/ü, 3.mp4",adult\n{absolute},ödd\n../lists/clips/ann_1.mp4,safe\n'
+    )
+    listing = listed(write_csv(tmp_path, text.replace("\n", newline), encoding))
+    assert rows(listing, "path", "label", "split", "creator") == [
+        ("../lists/clips/ann_1.mp4", "safe", "", "ann"),
+        (str(absolute), "ödd", "", "cat"),
+        ("clips/bob_2.mp4", "safe", "", "bob"),
+        ("clips/ü, 3.mp4", "adult", "", ""),
+    ]
+    assert all(os.path.isfile(file) and os.path.isabs(file) for file in listing.videos["file"])
+
+
+def test_csv_with_splits_and_creators(tmp_path: Path) -> None:
+    text = "Creator, split, label, path\nzoe, Validation, safe, clips/bob_2.mp4\n,train,adult,clips/ann_1.mp4\n"
+    listing = listed(write_csv(tmp_path, text))
+    assert rows(listing, "path", "label", "split", "creator") == [
+        ("clips/ann_1.mp4", "adult", "train", ""),
+        ("clips/bob_2.mp4", "safe", "val", "zoe"),
+    ]
+
+
+def test_csv_rows_given_twice_and_classes_left_out(tmp_path: Path) -> None:
+    text = 'path,label\nclips/ann_1.mp4,a\nclips/bob_2.mp4,b\nclips/./ann_1.mp4,a\n"clips/ü, 3.mp4",c\n'
+    listing = listed(write_csv(tmp_path, text), ["b", "a"])
+    assert rows(listing, "path") == [("clips/ann_1.mp4",), ("clips/bob_2.mp4",)]
+    assert listing.ignored == {"rows given twice": 1, "videos of class 'c', which is not in data.classes": 1}
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("", "no path and no label"),
+        ("path;label\nclips/ann_1.mp4;a\n", r"the columns path,label.*no path and no label, but .*separated by commas"),
+        ("path,class\nclips/ann_1.mp4,a\n", r"no label, but the columns \['path', 'class'\]"),
+        ("path,label\nclips/ann_1.mp4,a\nclips/no.mp4,b\n,b\n", "to be a file.*line 3: clips/no.mp4,b"),
+        ("path,label\nclips,a\n", "to be a file.*line 2: clips,a"),
+        ("path,label\nclips/ann_1.mp4,\n\n,b\n", "a path and a label in each row.*line 2: .*,; line 4: ,b"),
+        ("path,label,split\nclips/ann_1.mp4,a,dev\n", "each split to be train, val, test or empty.*ann_1.mp4,a,dev"),
+        ("path,label\nclips/ann_1.mp4,a\nclips/../clips/ann_1.mp4,b\n", "one label and one split per path.*line 3"),
+        ("path,label,split\nclips/ann_1.mp4,a,val\nclips/ann_1.mp4,a,test\n", "one label and one split per path"),
+        ("path,label\nclips/ann_1.mp4,a,train\n", "2 cells in each row.*got 3 in line 2"),
+        ('path,label\n"clips/ann_1.mp4,a\n', "a UTF-8 .csv"),
+        ("path,label\n", "expected videos .*got nothing in it"),
+        ("path,label\nclips/ann_1.mp4,a\n", "two or more classes"),
+        ("path,label\n" + "".join(f"{n}.mp4,a\n" for n in range(99)), "line 2: .*line 6: 4.mp4,a; and 94 more"),
+    ],
+)
+def test_bad_csv(tmp_path: Path, text: str, match: str) -> None:
+    with pytest.raises(UserError, match=match):
+        listed(write_csv(tmp_path, text))
+
+
+def test_csv_in_another_encoding(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"a UTF-8 \.csv"):
+        listed(write_csv(tmp_path, "path,label\nclips/ü.mp4,a\n", "latin-1"))
+
+
+# ---- at scale, and for real
+
+
+def test_many_files_are_listed_fast(tmp_path: Path) -> None:
+    source = tmp_path / "data"
+    for split in ("train", "val"):
+        for label in ("safe", "adult"):
+            folder = source / split / label
+            folder.mkdir(parents=True)
+            for number in range(2500):
+                os.close(os.open(folder / f"ann_{number}.mp4", os.O_CREAT))
+    started = time.perf_counter()
+    listing = listed(source)
+    assert len(listing.videos) == 10_000
+    assert time.perf_counter() - started < 3.0
+
+
+@pytest.mark.skipif(not REAL, reason="VIDCLS_REAL_DATA names no folder of real clips")
+def test_real_clips_as_a_folder_and_as_a_zip(tmp_path: Path) -> None:
+    assert REAL
+    folder = Path(REAL) / "fights"
+    first = list_videos(
+        folder, classes=None, creator_pattern=PATTERN, cache_dir=tmp_path, max_gigabytes=1.0, max_ratio=10.0
+    )
+    assert len(first.videos) == sum(file.suffix == ".mp4" for file in folder.rglob("*"))
+    assert set(first.videos["split"]) == {"train", "val"}
+    assert set(first.videos["label"]) == {"fight", "nofight"}
+    assert (first.videos["creator"].str.fullmatch(r"cam\d\d")).all()
+    assert first.ignored == {"files that are not videos": 1}
+    again = listed(zip_of(folder, tmp_path / "fights.zip", wrapper="rtp"))
+    assert again.ignored == first.ignored
+    columns = ["label", "split", "creator"]
+    assert again.videos[columns].equals(first.videos[columns])
+    assert list(again.videos["path"]) == [f"rtp/{path}" for path in first.videos["path"]]
+    for here, there in zip(again.videos["file"], first.videos["file"], strict=True):
+        assert os.path.getsize(here) == os.path.getsize(there)
+    shutil.rmtree(tmp_path / "cache")

@@ -1,0 +1,314 @@
+from __future__ import annotations
+
+import random
+from collections import Counter
+from typing import Any
+
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vidcls.data.splits import assign_splits, drop_leaks, find_leaks, group_videos
+from vidcls.errors import UserError
+
+DEFAULTS: dict[str, Any] = {"val_fraction": 0.2, "test_fraction": 0.2, "seed": 0, "grouped": True}
+
+
+def split(labels: list[str], groups: list[int], given: list[str] | None = None, **changes: Any) -> list[str]:
+    return assign_splits(labels, groups, given or [""] * len(labels), **(DEFAULTS | changes))
+
+
+def manifest(*rows: tuple[str, ...]) -> pd.DataFrame:
+    """A manifest of rows (split, creator, sha256[, label[, status]])."""
+    filled = [(*row, *("safe", "ok")[len(row) - 3 :]) for row in rows]
+    table = pd.DataFrame(filled, columns=["split", "creator", "sha256", "label", "status"], dtype=str)
+    return table.assign(path=table.index.astype(str) + ".mp4", reason="")
+
+
+# ---- groups
+
+
+def test_groups_are_joined_in_chains() -> None:
+    creators = ["ann", "bob", "", "cat", "", "bob"]
+    hashes = ["1", "2", "2", "3", "", "3"]
+    assert group_videos(creators, hashes) == [1, 2, 2, 2, 0, 2]
+
+
+@given(st.lists(st.tuples(st.sampled_from(["", "a", "b", "c", "d"]), st.sampled_from(["", "1", "2", "3", "4"]))))
+def test_groups_are_the_connected_components(videos: list[tuple[str, str]]) -> None:
+    groups = group_videos([creator for creator, _ in videos], [sha256 for _, sha256 in videos])
+    reachable = [{number} for number in range(len(videos))]
+    for _ in videos:  # plain search for what can be reached, for comparison
+        for one, first in enumerate(videos):
+            for two, second in enumerate(videos):
+                if any(key and key == other for key, other in zip(first, second, strict=True)):
+                    reachable[one] |= reachable[two]
+    for one, group in enumerate(groups):
+        assert {two for two, other in enumerate(groups) if other == group} == reachable[one]
+    assert set(groups) == set(range(len(set(groups))))
+
+
+def test_group_numbers_do_not_depend_on_the_order() -> None:
+    videos = [("ann", "5"), ("bob", "2"), ("ann", "9"), ("", "7"), ("", "2")]
+    numbers = dict(zip(videos, group_videos(*map(list, zip(*videos, strict=True))), strict=True))
+    videos.reverse()
+    assert dict(zip(videos, group_videos(*map(list, zip(*videos, strict=True))), strict=True)) == numbers
+
+
+# ---- drawn splits
+
+VIDEOS = st.lists(st.tuples(st.sampled_from(["safe", "harmful", "adult"]), st.integers(0, 12)), min_size=2, max_size=60)
+
+
+@settings(deadline=None)
+@given(
+    videos=VIDEOS,
+    val_fraction=st.sampled_from([0.0, 0.1, 0.25, 0.4]),
+    test_fraction=st.sampled_from([0.0, 0.15, 0.5]),
+    seed=st.integers(0, 2**32 - 1),
+    grouped=st.booleans(),
+)
+def test_each_class_is_in_each_split_and_no_group_in_two_or_the_user_is_told(
+    videos: list[tuple[str, int]], val_fraction: float, test_fraction: float, seed: int, grouped: bool
+) -> None:
+    labels, groups = [label for label, _ in videos], [group for _, group in videos]
+    knobs: dict[str, Any] = {
+        "val_fraction": val_fraction,
+        "test_fraction": test_fraction,
+        "seed": seed,
+        "grouped": grouped,
+    }
+    wanted = {"train"} | ({"val"} if val_fraction else set()) | ({"test"} if test_fraction else set())
+    units = {
+        label: {i if not grouped else g for i, (name, g) in enumerate(videos) if name == label} for label in labels
+    }
+    try:
+        splits = split(labels, groups, **knobs)
+    except UserError as error:
+        assert len(wanted) > 1
+        assert "data.split." in str(error)
+        # Only creators with several classes can make a division impossible that the counts allow.
+        mixed = len(set(videos)) > len(set(groups))
+        assert min(map(len, units.values())) < len(wanted) or (grouped and mixed)
+        return
+    assert len(splits) == len(videos) and set(splits) == wanted
+    for name in wanted:
+        assert {label for label, here in zip(labels, splits, strict=True) if here == name} == set(labels)
+    if grouped:
+        assert all(len({splits[i] for i in range(len(splits)) if groups[i] == group}) == 1 for group in groups)
+    assert split(labels, groups, **knobs) == splits
+
+
+@pytest.mark.parametrize("grouped", [True, False])
+@pytest.mark.parametrize(("val_fraction", "test_fraction"), [(0.15, 0.15), (0.1, 0.3), (0.33, 0.33), (0.02, 0.05)])
+def test_fractions_are_near_the_wanted(val_fraction: float, test_fraction: float, grouped: bool) -> None:
+    draw = random.Random(1)
+    creators = [draw.choice(["safe"] * 6 + ["harmful"] * 3 + ["adult"]) for _ in range(400)]
+    groups = [creator for creator in range(400) for _ in range(draw.randint(1, 5))]
+    labels = [creators[group] for group in groups]
+    splits = split(labels, groups, val_fraction=val_fraction, test_fraction=test_fraction, grouped=grouped)
+    for name, wanted in (("val", val_fraction), ("test", test_fraction)):
+        assert splits.count(name) / len(splits) == pytest.approx(wanted, abs=0.03)
+        for label in set(labels):
+            here = [split for split, other in zip(splits, labels, strict=True) if other == label]
+            assert here.count(name) / len(here) == pytest.approx(wanted, abs=0.05)
+
+
+def test_order_of_rows_does_not_matter() -> None:
+    draw = random.Random(0)
+    videos = [("safe" if group % 2 else "adult", group) for group in range(30) for _ in range(group % 4 + 1)]
+    by_video = dict(zip(videos, split([label for label, _ in videos], [group for _, group in videos]), strict=True))
+    draw.shuffle(videos)
+    shuffled = split([label for label, _ in videos], [group for _, group in videos])
+    assert shuffled == [by_video[video] for video in videos]
+
+
+def test_seeds_differ() -> None:
+    labels, groups = ["safe", "adult"] * 50, list(range(100))
+    assert split(labels, groups, seed=1) != split(labels, groups, seed=2)
+
+
+def test_three_creators_per_class_are_enough() -> None:
+    labels = ["safe"] * 9 + ["adult"] * 3
+    groups = [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 4, 5]
+    splits = split(labels, groups)
+    assert Counter(splits[:9]) == {"train": 3, "val": 3, "test": 3}
+    assert sorted(splits[9:]) == ["test", "train", "val"]
+
+
+def test_says_which_class_has_too_few_creators() -> None:
+    labels, groups = ["safe"] * 6 + ["adult"] * 5, [0, 1, 2, 3, 4, 5, 6, 6, 6, 7, 7]
+    with pytest.raises(
+        UserError,
+        match=r"at least 3 creators in each class.*'adult' with 2 \(of 5 videos\).*data\.split\.grouped=false",
+    ):
+        split(labels, groups)
+    assert set(split(labels, groups, grouped=False)[6:]) == {"train", "val", "test"}
+
+
+def test_says_which_class_has_too_few_videos() -> None:
+    with pytest.raises(UserError, match=r"at least 3 videos in each class.*'adult' with 2\. Add videos"):
+        split(["safe"] * 6 + ["adult"] * 2, list(range(8)), grouped=False)
+
+
+def test_says_when_creators_with_several_classes_forbid_it() -> None:
+    """Creators 0-2 hold all of adult and two of them all of safe's last: no three parts have both."""
+    labels = ["safe", "adult", "safe", "adult", "safe", "harmful", "adult", "harmful", "harmful"]
+    groups = [0, 0, 1, 1, 2, 2, 3, 3, 0]
+    with pytest.raises(UserError, match=r"each class in each split.*some in other classes too.*grouped=false"):
+        split(labels, groups)
+
+
+@pytest.mark.parametrize(
+    ("fractions", "match"),
+    [
+        ({"val_fraction": 0.5, "test_fraction": 0.5}, "to be less than 1.*0.5 . 0.5"),
+        ({"val_fraction": -0.1}, r"data\.split\.val_fraction"),
+        ({"test_fraction": 1.5}, r"data\.split\.test_fraction"),
+    ],
+)
+def test_fractions_out_of_range(fractions: dict[str, Any], match: str) -> None:
+    with pytest.raises(UserError, match=match):
+        split(["safe", "adult"] * 5, list(range(10)), **fractions)
+
+
+# ---- given splits
+
+
+def test_val_is_carved_out_of_a_given_train_and_test_stays() -> None:
+    labels = ["safe", "adult"] * 30
+    given = ["train"] * 50 + ["test"] * 10
+    splits = split(labels, [number // 2 for number in range(60)], given)
+    assert splits[50:] == ["test"] * 10
+    assert Counter(splits[:50]) == {"train": 40, "val": 10}
+
+
+def test_a_given_train_alone_yields_no_test() -> None:
+    assert set(split(["safe", "adult"] * 10, list(range(20)), ["train"] * 20)) == {"train", "val"}
+
+
+@pytest.mark.parametrize("names", [["train", "val"], ["train", "val", "test"]])
+def test_given_splits_are_kept(names: list[str]) -> None:
+    """Even where a class is missing from one, or a group is in two: those are reported elsewhere."""
+    given = [names[number % len(names)] for number in range(7)]
+    assert split(["safe"] * 6 + ["adult"], [0] * 7, given) == given
+
+
+def test_given_train_without_val_wanted() -> None:
+    assert split(["safe", "adult"], [0, 1], ["train", "test"], val_fraction=0.0) == ["train", "test"]
+
+
+@pytest.mark.parametrize("given", [["val"] * 4, ["val", "test"] * 2])
+def test_given_splits_without_train(given: list[str]) -> None:
+    with pytest.raises(UserError, match="expected a train split beside the other splits; got only"):
+        split(["safe", "adult"] * 2, [0, 1, 2, 3], given)
+
+
+def test_splits_for_some_videos_only() -> None:
+    with pytest.raises(UserError, match="2 videos without one beside test, train"):
+        split(["safe", "adult"] * 2, [0, 1, 2, 3], ["train", "test", "", ""])
+
+
+# ---- leaks
+
+
+def test_leak_table() -> None:
+    table = manifest(
+        ("train", "ann", "1"),
+        ("test", "bob", "1"),
+        ("train", "bob", "2"),
+        ("val", "", ""),
+        ("train", "", ""),
+        ("val", "cat", "3", "safe"),
+        ("val", "cat", "3", "adult"),
+        ("test", "ann", "4", "safe", "dropped"),
+        ("", "ann", "5"),
+        ("val", "bob", "6"),
+    )
+    assert find_leaks(table).values.tolist() == [
+        ["same bytes", "1", "test+train", 2],
+        ["same bytes, different labels", "3", "val", 2],
+        ["same creator", "bob", "test+train+val", 3],
+    ]
+    assert list(find_leaks(table).columns) == ["kind", "key", "splits", "videos"]
+
+
+def test_no_leaks_is_an_empty_table() -> None:
+    leaks = find_leaks(manifest(("train", "ann", "1"), ("test", "bob", "2")))
+    assert leaks.empty and list(leaks.columns) == ["kind", "key", "splits", "videos"]
+
+
+def test_drops_from_train_for_val_and_from_val_for_test() -> None:
+    table = manifest(
+        ("train", "ann", "1"),  # goes: its bytes are in test
+        ("test", "", "1"),
+        ("val", "bob", "2"),  # goes: its creator is in test
+        ("test", "bob", "3"),
+        ("train", "", "2"),  # stays: the copy in val has gone
+        ("train", "cat", "4"),  # goes: its creator is in val
+        ("val", "cat", "5"),
+        ("train", "dan", "6"),
+    )
+    dropped = drop_leaks(table)
+    assert dropped["status"].tolist() == ["dropped", "ok", "dropped", "ok", "ok", "dropped", "ok", "ok"]
+    assert dropped["reason"].tolist() == [
+        "same bytes as 1.mp4 in test",
+        "",
+        "same creator as 3.mp4 in test",
+        "",
+        "",
+        "same creator as 6.mp4 in val",
+        "",
+        "",
+    ]
+    assert (table["status"] == "ok").all()  # a copy was changed
+    assert find_leaks(dropped).empty
+
+
+def test_conflicting_labels_go_from_train_only() -> None:
+    table = manifest(
+        ("train", "", "1", "safe"),
+        ("train", "", "1", "adult"),
+        ("train", "", "1", "safe"),
+        ("test", "", "2", "safe"),
+        ("test", "", "2", "adult"),
+    )
+    dropped = drop_leaks(table)
+    assert dropped["status"].tolist() == ["dropped"] * 3 + ["ok"] * 2
+    assert dropped["reason"][0] == "same bytes, different labels: adult, safe"
+    assert find_leaks(dropped).values.tolist() == [["same bytes, different labels", "2", "test", 2]]
+
+
+def test_dropping_keeps_what_was_wrong_before() -> None:
+    table = manifest(("train", "ann", "1", "safe", "undecodable"), ("test", "ann", "2"))
+    table.loc[0, "reason"] = "no frames"
+    assert drop_leaks(table)["reason"][0] == "same creator as 1.mp4 in test; no frames"
+
+
+ROWS = st.lists(
+    st.tuples(
+        st.sampled_from(["train", "val", "test", ""]),
+        st.sampled_from(["", "a", "b", "c", "d", "e"]),
+        st.sampled_from(["", "1", "2", "3", "4", "5", "6"]),
+        st.sampled_from(["safe", "adult"]),
+        st.sampled_from(["ok", "ok", "partial", "undecodable", "dropped"]),
+    ),
+    max_size=25,
+)
+
+
+@settings(deadline=None, max_examples=40)
+@given(ROWS)
+def test_nothing_leaks_after_dropping(rows: list[tuple[str, ...]]) -> None:
+    table = manifest(*rows)
+    dropped = drop_leaks(table)
+    leaks = find_leaks(dropped)
+    assert not leaks["splits"].str.contains("+", regex=False).any()
+    assert not leaks["splits"].str.contains("train").any()
+    changed = dropped["status"] != table["status"]
+    assert not (changed & ~table["split"].isin(["train", "val"])).any()
+    assert (dropped.loc[changed, "status"] == "dropped").all() and (dropped.loc[changed, "reason"] != "").all()
+    unchanged = dropped.drop(columns=["status", "reason"])
+    pd.testing.assert_frame_equal(unchanged, table.drop(columns=["status", "reason"]))
+    pd.testing.assert_frame_equal(drop_leaks(dropped), dropped)
