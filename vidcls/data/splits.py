@@ -218,8 +218,8 @@ def _remedy(grouped: bool) -> str:
 def find_leaks(manifest: pd.DataFrame) -> pd.DataFrame:
     """What is in two splits and should not be: the table kind, key, splits, videos; one row per hash or creator.
 
-    Rows without a split, undecodable ones and those already dropped do not count. The kinds, in this order: "same bytes" in two splits;
-    "same bytes, different labels" in any; "same creator" in two splits.
+    Rows without a split, undecodable ones and those already dropped do not count. The kinds, in this order: "same
+    bytes" in two splits; "same bytes, different labels" in any; "same creator" in two splits.
     """
     live = _live(manifest)
     leaks = []

@@ -1,0 +1,199 @@
+"""A list of videos to a store of frames and a manifest, in worker processes that can be killed.
+
+Each video is hashed, looked up in the store, and decoded only if it is not there: an interrupted ingest goes on where
+it was. A video that hangs a decoder, crashes it or eats memory takes one worker with it, never the run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import resource
+import signal
+import sqlite3
+import time
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from pebble import ProcessExpired, ProcessFuture, ProcessPool
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from vidcls.data.decode import DECODERS, Reading, UndecodableError, decode
+from vidcls.data.store import Store
+from vidcls.errors import UserError, check_integer, check_number
+
+MANIFEST_COLUMNS = ["path", "label", "split", "creator", "sha256", "status", "reason", "decoder", "seconds", "coverage"]
+
+
+@dataclass(frozen=True)
+class DecodeLimits:
+    """What one video may cost.
+
+    Attributes:
+        workers: decoding processes; null for one per core.
+        timeout_seconds: the time for one video and one decoder, after which its worker is killed.
+        memory_gigabytes: the address space of one worker.
+    """
+
+    workers: int | None = None
+    timeout_seconds: float = 60.0
+    memory_gigabytes: float = 8.0
+
+    def __post_init__(self) -> None:
+        if self.workers is not None:
+            check_integer("data.decode.workers", self.workers)
+        check_number("data.decode.timeout_seconds", self.timeout_seconds, minimum=0.1)
+        check_number("data.decode.memory_gigabytes", self.memory_gigabytes, minimum=1.0)
+
+
+def ingest(videos: pd.DataFrame, store: Store, limits: DecodeLimits, hashes_path: Path) -> tuple[pd.DataFrame, float]:
+    """Brings every video of a listing into the store.
+
+    Args:
+        videos: a listing with the columns path, file, label, split and creator, see `vidcls.data.sources`.
+        store: where the frames go.
+        limits: what one video may cost.
+        hashes_path: an SQLite file that remembers the SHA-256 of files that have not changed since.
+
+    Returns:
+        The manifest (`MANIFEST_COLUMNS` and ``file``, one row per video, in the listing's order) and the seconds taken.
+        ``status`` is ``ok``, ``partial`` (some frames damaged; used) or ``undecodable`` (none; ``reason`` says why).
+
+    Raises:
+        UserError: the disk is full. What was stored until then is kept.
+    """
+    started = time.monotonic()
+    hashes = _Hashes(hashes_path)
+    results: list[dict[str, Any]] = [{} for _ in range(len(videos))]
+    workers = min(limits.workers or os.cpu_count() or 1, max(len(videos), 1))
+    pool = ProcessPool(
+        # spawn: a forked child would inherit the threads' locks of the training process
+        max_workers=workers,
+        context=get_context("spawn"),
+        initializer=_start_worker,
+        initargs=[limits.memory_gigabytes],
+    )
+    try:
+        pending: list[tuple[int, Path, tuple[str, ...], ProcessFuture]] = []
+
+        def submit(row: int, file: Path, decoders: tuple[str, ...]) -> None:
+            arguments = [file, hashes.get(file), store, decoders]
+            pending.append((row, file, decoders, pool.schedule(_ingest_one, arguments, timeout=limits.timeout_seconds)))
+
+        for row, file in enumerate(videos["file"]):
+            submit(row, Path(file), DECODERS)
+        with Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn()
+        ) as progress:
+            for row, file, decoders, future in progress.track(pending, len(pending), description="Decoding"):
+                try:
+                    results[row] = future.result()
+                    hashes.put(file, results[row]["sha256"])
+                except (FutureTimeoutError, ProcessExpired, MemoryError) as error:
+                    reason = f"{decoders[0]}: {_why(error, limits)}"
+                    if len(decoders) > 1:  # the decoder is gone with its worker: the next one gets its own chance
+                        submit(row, file, decoders[1:])
+                    earlier = results[row].get("reason")
+                    results[row] = _undecodable("", f"{earlier}; {reason}" if earlier else reason)
+        pool.close()
+    finally:
+        pool.stop()
+        pool.join()
+        hashes.close()
+    manifest = pd.concat([videos.reset_index(drop=True), pd.DataFrame(results, index=range(len(videos)))], axis=1)
+    return manifest[[*MANIFEST_COLUMNS, "file"]], time.monotonic() - started
+
+
+def report_bad(manifest: pd.DataFrame, console: Console, most: int = 20) -> None:
+    """Prints the videos that are partial or undecodable, with their reasons."""
+    bad = manifest[manifest["status"].isin(["partial", "undecodable"])]
+    for row in bad.head(most).itertuples():
+        console.print(f"[yellow]{row.status}[/yellow] {row.path}: {row.reason}", highlight=False, soft_wrap=True)
+    if len(bad) > most:
+        console.print(f"... and {len(bad) - most} more: see the column status of manifest.csv")
+
+
+def _ingest_one(file: Path, sha256: str | None, store: Store, decoders: tuple[str, ...]) -> dict[str, Any]:
+    try:
+        sha256 = sha256 or hash_file(file)
+        reading = store.find(sha256)
+        if reading is None:
+            frames, reading = decode(file, store.num_frames, store.resolution, store.sampling, decoders)
+            store.write(sha256, frames, reading)
+        return {"sha256": sha256, **asdict(reading)}
+    except UndecodableError as error:
+        return _undecodable(sha256 or "", str(error))
+    except OSError as error:
+        return _undecodable(sha256 or "", f"the file cannot be read: {error.strerror or error}")
+
+
+def hash_file(file: Path) -> str:
+    """The SHA-256 of a file's content, in hexadecimal."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _undecodable(sha256: str, reason: str) -> dict[str, Any]:
+    return {"sha256": sha256, **asdict(Reading("undecodable", reason, decoder="", seconds=0.0, coverage=0.0))}
+
+
+def _why(error: BaseException, limits: DecodeLimits) -> str:
+    if isinstance(error, FutureTimeoutError):
+        return f"timed out after {limits.timeout_seconds:g} s (data.decode.timeout_seconds)"
+    if isinstance(error, MemoryError):
+        return f"needs more than {limits.memory_gigabytes:g} GB (data.decode.memory_gigabytes)"
+    return f"the decoding process died ({error})"
+
+
+def _start_worker(memory_gigabytes: float) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    limit = int(memory_gigabytes * 2**30)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
+
+
+class _Rate(ProgressColumn):
+    """Videos per second since the start."""
+
+    def render(self, task: Task) -> Text:
+        rate = task.completed / task.elapsed if task.elapsed else 0.0
+        return Text(f"{rate:.1f} videos/s", style="progress.data.speed")
+
+
+class _Hashes:
+    """SHA-256 of files by path, size and modification time, so that terabytes are not read again for every run."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            # Each row is committed at once: a killed ingest keeps what it hashed, and other runs are not locked out.
+            self._database = sqlite3.connect(path, timeout=60, isolation_level=None)
+            self._database.execute("PRAGMA journal_mode=WAL")
+            self._database.execute("PRAGMA synchronous=NORMAL")
+            self._database.execute("CREATE TABLE IF NOT EXISTS hashes (key TEXT PRIMARY KEY, sha256 TEXT)")
+        except sqlite3.DatabaseError as error:
+            raise UserError("an SQLite file of known hashes", f"{path}: {error}", "Delete that file.") from error
+
+    def get(self, file: Path) -> str | None:
+        row = self._database.execute("SELECT sha256 FROM hashes WHERE key = ?", (self._key(file),)).fetchone()
+        return row[0] if row else None
+
+    def put(self, file: Path, sha256: str) -> None:
+        if sha256:
+            self._database.execute("INSERT OR REPLACE INTO hashes VALUES (?, ?)", (self._key(file), sha256))
+
+    def close(self) -> None:
+        self._database.close()
+
+    @staticmethod
+    def _key(file: Path) -> str:
+        try:
+            status = file.stat()
+        except OSError:
+            return f"{file}|missing"
+        return f"{file.resolve()}|{status.st_size}|{status.st_mtime_ns}"

@@ -1,0 +1,119 @@
+"""Which frames: pure functions from real timestamps to frame indices.
+
+Uniform sampling cuts the video into T segments of equal *time* and takes the frame on screen in the middle of each.
+Ten frames at a steady rate, T = 4 (``x`` taken, ``.`` not; a bar is a segment's end)::
+
+    frame    0 1 2 3 4 5 6 7 8 9
+             . x .|. x . . x|. x .     seconds 1.25 3.75 6.25 8.75 at 1 frame per second
+
+With a variable frame rate the same four instants fall on other frames: time decides, not the count.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from vidcls.errors import UserError, check_choice, check_integer
+
+SAMPLINGS = ("uniform", "first")
+# Timestamps pass through single precision in decord: two instants nearer than this are one, or a segment's middle that
+# falls exactly on a frame's start (40 frames, T = 20) would take that frame or the one before it by rounding error.
+TIE_SECONDS = 1e-4
+
+
+def segment_middles(start_seconds: float, end_seconds: float, num_frames: int) -> Float[np.ndarray, " T"]:
+    """The middles, in seconds, of ``num_frames`` equal segments of the half-open range [start, end).
+
+    Example:
+        >>> segment_middles(0.0, 10.0, 4).tolist()
+        [1.25, 3.75, 6.25, 8.75]
+    """
+    width = (end_seconds - start_seconds) / num_frames
+    return start_seconds + (np.arange(num_frames) + 0.5) * width
+
+
+def frame_indices(
+    timestamps: Float[np.ndarray, " N"], end_seconds: float, num_frames: int, sampling: str
+) -> Int[np.ndarray, " T"]:
+    """Chooses T of a video's N frames by the time at which they are shown.
+
+    Args:
+        timestamps: when each frame appears, in seconds, ascending.
+        end_seconds: when the last frame disappears.
+        num_frames: T. A video with fewer frames repeats some, in order.
+        sampling: ``uniform`` (the frame on screen in the middle of T equal segments) or ``first`` (frames 0..T-1, the
+            last one repeated where the video is shorter).
+
+    Raises:
+        UserError: ``num_frames`` < 1 or ``sampling`` unknown.
+        ValueError: no frames.
+
+    Example:
+        >>> frame_indices(np.arange(10.0), 10.0, 4, "uniform").tolist()
+        [1, 3, 6, 8]
+        >>> frame_indices(np.array([0.0, 1.0, 9.0]), 10.0, 4, "uniform").tolist()  # frame 1 stays on screen 8 seconds
+        [1, 1, 1, 1]
+        >>> frame_indices(np.arange(3.0), 3.0, 5, "first").tolist()
+        [0, 1, 2, 2, 2]
+    """
+    check_integer("data.num_frames", num_frames)
+    check_choice("data.sampling", sampling, SAMPLINGS)
+    if len(timestamps) == 0:
+        raise ValueError("expected at least one timestamp; got none")
+    last = len(timestamps) - 1
+    if sampling == "first":
+        return np.minimum(np.arange(num_frames), last)
+    middles = segment_middles(float(timestamps[0]), max(end_seconds, float(timestamps[-1])), num_frames)
+    return np.clip(np.searchsorted(timestamps, middles + TIE_SECONDS, side="right") - 1, 0, last)
+
+
+def stored_frames(num_frames: int, store_num_frames: int | None, sampling: str) -> int:
+    """F, how many frames the store must hold for a run that uses T = ``num_frames``.
+
+    None asks for what the run itself uses. Too small a wish is raised to T: the caller says so.
+
+    Raises:
+        UserError: F is not a multiple of T, so evenly spaced frames would not stay evenly spaced (``uniform`` only).
+
+    Example:
+        >>> stored_frames(8, 32, "uniform"), stored_frames(20, None, "uniform"), stored_frames(20, 16, "uniform")
+        (32, 20, 20)
+    """
+    check_integer("data.num_frames", num_frames)
+    if store_num_frames is None:
+        return num_frames
+    check_integer("data.store.num_frames", store_num_frames)
+    if store_num_frames <= num_frames:
+        return num_frames
+    if sampling == "uniform" and store_num_frames % num_frames:
+        raise UserError(
+            f"data.store.num_frames to be a multiple of data.num_frames={num_frames}",
+            str(store_num_frames),
+            f"Use {store_num_frames // num_frames * num_frames} or {-(-store_num_frames // num_frames) * num_frames}.",
+        )
+    return store_num_frames
+
+
+def select_frames(
+    stored: int, num_frames: int, sampling: str, jitter: np.random.Generator | None = None
+) -> Int[np.ndarray, " T"]:
+    """Which of F stored frames a clip of T uses.
+
+    The stored frames fall into T runs of k = F / T; the middle one of each is used (of an even number, the later of
+    the two), or, with ``jitter``, one drawn at random from each run. ``first`` uses stored frames 0..T-1.
+
+    Example, F = 6, T = 2, k = 3 (``x`` used)::
+
+        .x..x.
+
+        >>> select_frames(6, 2, "uniform").tolist()
+        [1, 4]
+        >>> select_frames(6, 2, "first").tolist()
+        [0, 1]
+    """
+    if sampling == "first":
+        return np.arange(num_frames)
+    k = stored // num_frames
+    offset = k // 2 if jitter is None else jitter.integers(0, k, size=num_frames)
+    return np.arange(num_frames) * k + offset

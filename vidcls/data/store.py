@@ -1,0 +1,119 @@
+"""Decoded frames on disk: one safetensors file per video, addressed by content and decode settings.
+
+A file holds the frames, a checksum of each, and what the decoder said. It appears under its name whole or not at all,
+so a killed process leaves nothing that is trusted later; and what the disk altered afterwards fails its checksum.
+Any number of runs and processes may share one store.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import tempfile
+import zlib
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int, UInt8
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from vidcls.data.decode import Frames, Reading
+from vidcls.data.sampling import SAMPLINGS
+from vidcls.errors import UserError, check_choice, check_integer
+
+# Raised whenever decoding changes what it gives for the same video and settings: old entries are then not found.
+DECODE_VERSION = 1
+
+
+class BrokenEntryError(Exception):
+    """A store entry that is truncated, altered or of another shape: build it again."""
+
+
+class Store:
+    """The decoded videos of one choice of decode settings, as uint8 stacks [F, R, R, 3].
+
+    Args:
+        root: the folder that all settings share.
+        num_frames: F, frames kept per video.
+        resolution: R, in pixels.
+        sampling: how the frames are chosen, see `vidcls.data.sampling.frame_indices`.
+    """
+
+    def __init__(self, root: Path, num_frames: int, resolution: int, sampling: str) -> None:
+        self.num_frames = check_integer("data.num_frames", num_frames)
+        self.resolution = check_integer("data.resolution", resolution)
+        self.sampling = check_choice("data.sampling", sampling, SAMPLINGS)
+        self.folder = root / f"{sampling}_{num_frames}x{resolution}px_v{DECODE_VERSION}"
+
+    def path(self, sha256: str) -> Path:
+        """Where the entry of the video with this content lies, or would lie."""
+        return self.folder / sha256[:2] / f"{sha256}.safetensors"
+
+    def write(self, sha256: str, frames: Frames, reading: Reading) -> None:
+        """Stores a decoded video, atomically.
+
+        Raises:
+            UserError: the disk is full; nothing is left behind.
+        """
+        checksums = np.array([zlib.crc32(frame) for frame in frames], np.uint32)
+        content = save({"frames": frames, "checksums": checksums}, {"reading": json.dumps(asdict(reading))})
+        write_atomically(self.path(sha256), content)
+
+    def find(self, sha256: str) -> Reading | None:
+        """What is known of a stored video, checked to the last byte; None where it is not stored or broken."""
+        try:
+            self.read(sha256, np.arange(self.num_frames))
+            with safe_open(self.path(sha256), "numpy") as file:
+                return Reading(**json.loads(file.metadata()["reading"]))
+        except (BrokenEntryError, KeyError, TypeError, ValueError):
+            return None
+
+    def read(self, sha256: str, indices: Int[np.ndarray, " T"]) -> UInt8[np.ndarray, "T R R 3"]:
+        """The frames ``indices`` of a stored video, read from the memory-mapped file and checked.
+
+        Raises:
+            BrokenEntryError: the entry is missing, truncated, altered or of another shape.
+        """
+        path = self.path(sha256)
+        try:
+            with safe_open(path, "numpy") as file:
+                frames, checksums = file.get_slice("frames"), file.get_tensor("checksums")
+                if frames.get_shape() != [self.num_frames, self.resolution, self.resolution, 3]:
+                    raise BrokenEntryError(f"{path.name} has shape {frames.get_shape()}")
+                if len(indices) == self.num_frames and (np.diff(indices) == 1).all():
+                    stack = frames[:]  # one copy instead of T
+                else:
+                    stack = np.stack([frames[int(i)] for i in indices])
+        except (OSError, SafetensorError) as error:
+            raise BrokenEntryError(f"{path.name}: {error}") from error
+        if any(zlib.crc32(frame) != checksums[i] for frame, i in zip(stack, indices, strict=True)):
+            raise BrokenEntryError(f"{path.name} does not match its checksums")
+        return stack
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Writes a file that appears whole or not at all, and survives a power cut once it has appeared.
+
+    Raises:
+        UserError: the disk is full; the part written is removed.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except BaseException as error:
+        Path(part).unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise UserError(
+                f"room for {len(content) / 1e6:.1f} MB in {path.parent}",
+                f"a full disk ({error.strerror})",
+                "Free some space or point cache_dir elsewhere, then run again: what is stored is kept.",
+            ) from error
+        raise
