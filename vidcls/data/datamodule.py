@@ -1,0 +1,231 @@
+"""From ``data.*`` settings to loaders: lists, decodes, splits and checks the videos, then serves them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pandas as pd
+from lightning.pytorch.utilities import rank_zero_warn
+from rich.console import Console
+from rich.table import Table
+from torch.utils.data import DataLoader
+
+from vidcls.data.dataset import Clip, VideoDataset, VideoSampler
+from vidcls.data.demo import draw_demo
+from vidcls.data.ingest import MANIFEST_COLUMNS, DecodeLimits, ingest, report_bad
+from vidcls.data.sampling import stored_frames
+from vidcls.data.sources import class_order, list_videos
+from vidcls.data.splits import assign_splits, drop_leaks, find_leaks, group_videos
+from vidcls.data.store import Store
+from vidcls.errors import UserError, check_choice, check_integer, check_number
+
+SPLITS = ("train", "val", "test")
+
+
+class VideoDataModule(L.LightningDataModule):
+    """The videos of one source.
+
+    Call `prepare` once (it does the slow work and fills ``manifest``, ``classes`` and ``ingest_seconds``), then hand it
+    to a trainer. Every knob is described beside its default in ``conf/data/``.
+
+    Raises:
+        UserError: a setting is out of range; says which.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        cache_dir: str,
+        seed: int,
+        num_frames: int = 20,
+        resolution: int = 64,
+        batch_size: int = 4,
+        sampling: str = "uniform",
+        temporal_jitter: bool = False,
+        classes: Sequence[str] | None = None,
+        creator_pattern: str = r"(?P<creator>.+)_[^_]+",
+        leakage: str = "warn",
+        on_bad: str = "skip",
+        split: dict[str, Any] | None = None,
+        store: dict[str, Any] | None = None,
+        decode: dict[str, Any] | None = None,
+        zip: dict[str, Any] | None = None,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+        demo: dict[str, int] | None = None,
+    ) -> None:
+        super().__init__()
+        self.source = Path(source)
+        self.cache_dir = Path(cache_dir)
+        self.seed = check_integer("seed", seed, minimum=0)
+        self.num_frames = check_integer("data.num_frames", num_frames)
+        self.resolution = check_integer("data.resolution", resolution)
+        self.batch_size = check_integer("data.batch_size", batch_size)
+        self.temporal_jitter = temporal_jitter
+        self.requested_classes = classes if classes is None or isinstance(classes, str) else [str(c) for c in classes]
+        self.creator_pattern = creator_pattern
+        self.leakage = check_choice("data.leakage", leakage, ("warn", "error", "drop"))
+        self.on_bad = check_choice("data.on_bad", on_bad, ("skip", "error"))
+        self.split = {"val_fraction": 0.15, "test_fraction": 0.15, "grouped": True} | dict(split or {})
+        for name in ("val_fraction", "test_fraction"):
+            check_number(f"data.split.{name}", self.split[name], 0.0, 0.9)
+        self.limits = DecodeLimits(**(decode or {}))
+        self.zip = {"max_gigabytes": 100.0, "max_ratio": 100.0} | dict(zip or {})
+        self.num_workers = check_integer("data.num_workers", num_workers, minimum=0)
+        self.pin_memory = pin_memory
+        self.demo = demo
+        self.store = self._choose_store(sampling, **(store or {}))
+        self.classes: list[str] = []
+        self.manifest = pd.DataFrame(columns=MANIFEST_COLUMNS)
+        self.ingest_seconds = 0.0
+
+    def _choose_store(self, sampling: str, num_frames: int | None = None, resolution: int | None = None) -> Store:
+        frames = stored_frames(self.num_frames, num_frames, sampling)
+        pixels = check_integer("data.store.resolution", resolution or self.resolution)
+        for wanted, held, name in ((frames, num_frames, "num_frames"), (self.resolution, resolution, "resolution")):
+            if held is not None and held < wanted:
+                print(f"data.store.{name}={held} is less than this run asks for: storing {wanted} instead")
+        return Store(self.cache_dir / "store", frames, max(pixels, self.resolution), sampling)
+
+    def prepare(self, console: Console) -> None:
+        """Lists, decodes and splits the videos and reports what is wrong with them.
+
+        Raises:
+            UserError: the source holds nothing to train on, or what ``data.leakage`` or ``data.on_bad`` forbid.
+        """
+        if self.demo is not None:
+            draw_demo(self.source, **self.demo)
+        listing = list_videos(
+            self.source,
+            classes=self.requested_classes,
+            creator_pattern=self.creator_pattern,
+            cache_dir=self.cache_dir,
+            **self.zip,
+        )
+        ignored = ", ".join(f"{count} {kind}" for kind, count in sorted(listing.ignored.items()))
+        console.print(
+            f"Found {len(listing.videos)} videos in {self.source}" + (f" (ignored {ignored})" * bool(ignored))
+        )
+        self.classes = class_order(list(listing.videos["label"]), self.requested_classes)
+        manifest, self.ingest_seconds = ingest(
+            listing.videos, self.store, self.limits, self.cache_dir / "hashes.sqlite"
+        )
+        report_bad(manifest, console)
+        if self.on_bad == "error" and (manifest["status"] != "ok").any():
+            row = manifest[manifest["status"] != "ok"].iloc[0]
+            raise UserError(
+                "every video to be decoded whole, as data.on_bad=error asks",
+                f"{(manifest['status'] != 'ok').sum()} that are not, the first {row.path}: {row.reason}",
+                "Mend or remove them, or give data.on_bad=skip.",
+            )
+        manifest["split"] = assign_splits(
+            list(manifest["label"]),
+            group_videos(list(manifest["creator"]), list(manifest["sha256"])),
+            list(manifest["split"]),
+            val_fraction=self.split["val_fraction"],
+            test_fraction=self.split["test_fraction"],
+            seed=self.seed,
+            grouped=self.split["grouped"],
+        )
+        self.manifest = self._check_leaks(manifest, console)
+        self._report_splits(console)
+        for name in ("train", "val"):
+            if self.rows(name).empty:
+                raise UserError(
+                    f"at least one decodable video in the {name} split",
+                    f"none of {len(self.manifest)} videos",
+                    "Add videos, or see the statuses and reasons above.",
+                )
+
+    def adopt(self, manifest: pd.DataFrame) -> None:
+        """Takes a manifest that another process has prepared."""
+        self.manifest = manifest
+        self.classes = class_order(list(manifest["label"]), self.requested_classes)
+
+    def balanced_class_weights(self) -> list[float]:
+        """N / (K n_k) for each class k of the training split, so that each class weighs alike.
+
+        Raises:
+            UserError: a class has no training videos.
+        """
+        counts = [int((self.rows("train")["label"] == name).sum()) for name in self.classes]
+        if 0 in counts:
+            raise UserError(
+                "training videos of every class, for loss.class_weights=balanced",
+                f"none of {self.classes[counts.index(0)]}",
+                "Add some, or give loss.class_weights=none.",
+            )
+        return [sum(counts) / (len(counts) * count) for count in counts]
+
+    def _check_leaks(self, manifest: pd.DataFrame, console: Console) -> pd.DataFrame:
+        leaks = find_leaks(manifest)
+        if leaks.empty:
+            return manifest
+        table = Table(title=f"Leakage between splits (data.leakage={self.leakage})", title_justify="left")
+        for column in leaks.columns:
+            table.add_column(column)
+        for leak in leaks.head(20).itertuples(index=False):
+            table.add_row(*(str(value)[:60] for value in leak))
+        console.print(table)
+        if len(leaks) > 20:
+            console.print(f"... and {len(leaks) - 20} more")
+        if self.leakage == "error":
+            raise UserError(
+                "no video and no creator in two splits, as data.leakage=error asks",
+                f"{len(leaks)} leaks, in the table above",
+                "Mend the splits, or give data.leakage=drop (drops them from training) or warn.",
+            )
+        if self.leakage == "warn":
+            rank_zero_warn("Held-out figures will look better than they are: see the leakage table above.")
+            return manifest
+        dropped = drop_leaks(manifest)
+        console.print(f"Dropped {(dropped['status'] == 'dropped').sum()} leaking videos")
+        return dropped
+
+    def _report_splits(self, console: Console) -> None:
+        table = Table(title="Videos", title_justify="left")
+        table.add_column("class")
+        for split in SPLITS:
+            table.add_column(split, justify="right")
+        for name in self.classes:
+            counts = [str((self.rows(split)["label"] == name).sum()) for split in SPLITS]
+            table.add_row(name, *counts)
+        console.print(table)
+        lost = (self.manifest["status"] == "undecodable").sum()
+        if lost:
+            console.print(f"[yellow]{lost} videos could not be decoded and are left out[/yellow]")
+
+    def rows(self, split: str) -> pd.DataFrame:
+        """The manifest's usable rows of one split, in the order of the split's dataset."""
+        usable = self.manifest["status"].isin(["ok", "partial"]) & (self.manifest["split"] == split)
+        return self.manifest[usable].reset_index(drop=True)
+
+    def dataset(self, split: str, temporal_jitter: bool = False) -> VideoDataset:
+        """The videos of one split."""
+        rows = self.rows(split)
+        labels = [self.classes.index(label) for label in rows["label"]]
+        return VideoDataset(self.store, list(rows["sha256"]), labels, self.num_frames, temporal_jitter)
+
+    def loader(self, split: str, *, train: bool) -> DataLoader[Clip]:
+        """Batches of `Clip`: shuffled and jittered for training, else in order, each video once over all devices."""
+        dataset = self.dataset(split, self.temporal_jitter and train)
+        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        return DataLoader(
+            dataset,
+            batch_size=self.batch_size,
+            sampler=VideoSampler(len(dataset), shuffle=train, seed=self.seed, rank=rank, world_size=world_size),
+            num_workers=self.num_workers,
+            pin_memory=self.pin_memory,
+            persistent_workers=self.num_workers > 0,
+        )
+
+    def train_dataloader(self) -> DataLoader[Clip]:
+        """The training split, in a new order each epoch."""
+        return self.loader("train", train=True)
+
+    def val_dataloader(self) -> DataLoader[Clip]:
+        """The validation split, in order."""
+        return self.loader("val", train=False)
