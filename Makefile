@@ -49,7 +49,7 @@ test: setup ## run the whole test suite; ARGS go to pytest
 lint: setup ## ruff (lint, format) and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy vidcls $(wildcard *.py)
+	$(BIN)/mypy vidcls experiments $(wildcard *.py)
 
 .PHONY: tensorboard
 tensorboard: setup ## serve the dashboards of all runs

@@ -1,0 +1,35 @@
+"""Trains and tests a video classifier.
+
+python train.py model=cnn_lstm                          the demo videos
+python train.py data=folder data.source=PATH            your own: a folder, a .zip or a .csv
+python train.py resume=DIR                              continue an interrupted run
+"""
+
+import hydra
+from omegaconf import DictConfig
+
+from vidcls.entry import clear_errors
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="train")
+@clear_errors
+def main(cfg: DictConfig) -> None:
+    """One run, from its configuration to its folder."""
+    # Imported here: decoding processes import this file again, and should not pay for torch.
+    from rich.console import Console
+
+    from vidcls import run
+    from vidcls.results import write_results
+
+    console = Console()
+    cfg = run.begin(cfg)
+    datamodule = run.prepare_data(cfg, console)
+    module = run.build_module(cfg, datamodule)
+    console.print(f"Training {module.num_trainable:,} parameters; results go to {cfg.run_dir}", soft_wrap=True)
+    trainer = run.fit(cfg, module, datamodule)
+    predictions = run.test(trainer, module, datamodule)
+    write_results(cfg, trainer, datamodule, predictions, console)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""What the entry points need before anything heavy is imported: run folders' names, clear errors, exit codes.
+
+Decoding processes import the entry point again, and so does `python train.py --help`: torch stays out of here.
+"""
+
+from __future__ import annotations
+
+import functools
+import secrets
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
+
+from vidcls.errors import UserError
+
+
+def _new_run_dir(kind: str, resume: str | None) -> str:
+    """runs/<kind>/<date>_<time>_<short id>, or the folder to resume."""
+    return resume or f"runs/{kind}/{time.strftime('%Y-%m-%d_%H-%M-%S')}_{secrets.token_hex(2)}"
+
+
+# Cached: one process asks several times and must get one answer.
+OmegaConf.register_new_resolver("new_run_dir", _new_run_dir, use_cache=True, replace=True)
+
+
+def run_folder() -> Path:
+    """The folder of the run that this process works for."""
+    return Path(HydraConfig.get().runtime.output_dir)
+
+
+def clear_errors(main: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]:
+    """Ends a process in one clear line instead of a traceback: exit code 2 for what the user can mend, 130 for Ctrl-C.
+
+    With ``debug=true`` the traceback is shown.
+    """
+
+    @functools.wraps(main)
+    def guarded(cfg: DictConfig) -> None:
+        try:
+            main(cfg)
+        except Exception as error:
+            message = _message(error)
+            if message is None or cfg.debug:
+                raise
+            _remove_if_empty(run_folder())
+            print(f"error: {message}", file=sys.stderr)
+            sys.exit(2)
+        except KeyboardInterrupt:
+            if cfg.debug:
+                raise
+            folder = shlex.quote(str(run_folder()))
+            print(f"interrupted; go on with: python {sys.argv[0]} resume={folder}", file=sys.stderr)
+            sys.exit(130)
+
+    return guarded
+
+
+def _message(error: BaseException | None) -> str | None:
+    """What the user can mend, also where Hydra wrapped it while building an object; None for bugs."""
+    while error is not None:
+        if isinstance(error, UserError):
+            return str(error)
+        if isinstance(error, MissingMandatoryValue):
+            knob = error.full_key
+            return str(UserError(f"a value for {knob}", "none", f"Give {knob}=... on the command line."))
+        error = error.__cause__
+    return None
+
+
+def _remove_if_empty(folder: Path) -> None:
+    """Hydra makes a folder for whatever ``resume`` names."""
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()

@@ -1,0 +1,146 @@
+"""The training loop's content: loss, optimiser, and one prediction per video gathered over all devices."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vidcls.augment import Preprocess
+from vidcls.data.dataset import Clip
+from vidcls.errors import check_number
+from vidcls.metrics import summarise
+from vidcls.optim import Adam
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a network says of every video of a split, in the split's order.
+
+    Attributes:
+        labels: the true classes.
+        probabilities: rows sum to 1.
+        losses: plain cross-entropy, in nats: no class weights, no smoothing, so that runs compare.
+    """
+
+    labels: Int[np.ndarray, " N"]
+    probabilities: Float[np.ndarray, "N K"]
+    losses: Float[np.ndarray, " N"]
+
+    def summary(self, classes: Sequence[str]) -> dict[str, Any]:
+        """The split's figures, see `vidcls.metrics.summarise`."""
+        return summarise(self.probabilities, self.labels, self.losses, classes)
+
+
+class VideoModule(L.LightningModule):
+    """Trains a classifier of videos.
+
+    Validation and test leave their result in ``predictions``, the same on every device.
+
+    Args:
+        model: [B, T, 3, R, R] to logits [B, K].
+        preprocess: uint8 [B, T, H, W, 3] to what the model takes.
+        optim: builds the optimiser.
+        seed: of the whole run; each epoch draws from (seed, epoch), so that a resumed run repeats it.
+        label_smoothing: 0..1, in the training loss.
+        class_weights: [K], in the training loss; None weighs all alike.
+        settings: plain values that go into every checkpoint, enough to rebuild all of this.
+    """
+
+    class_weights: Tensor | None
+
+    def __init__(
+        self,
+        model: nn.Module,
+        preprocess: Preprocess,
+        optim: Adam,
+        seed: int,
+        label_smoothing: float,
+        class_weights: Sequence[float] | None,
+        settings: dict[str, Any],
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.preprocess = preprocess
+        self.optim = optim
+        self.seed = seed
+        self.label_smoothing = check_number("loss.label_smoothing", label_smoothing, 0.0, 1.0)
+        weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
+        self.register_buffer("class_weights", weights, persistent=False)
+        self.settings = settings
+        self.predictions: Predictions | None = None
+        self._outputs: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+
+    @property
+    def num_trainable(self) -> int:
+        """How many parameters training changes."""
+        return sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)
+
+    def forward(self, frames: UInt8[Tensor, "B T H W 3"]) -> Float[Tensor, "B K"]:
+        """Logits of raw stored frames."""
+        return self.model(self.preprocess(frames))
+
+    def on_train_epoch_start(self) -> None:
+        """Makes the epoch's random draws a function of seed, epoch and device alone."""
+        sequence = np.random.SeedSequence([self.seed, self.current_epoch, self.global_rank])
+        torch.manual_seed(int(sequence.generate_state(1)[0]))
+
+    def training_step(self, clip: Clip, _: int) -> Tensor:
+        """Cross-entropy of a batch."""
+        logits = self(clip.frames)
+        weights = self.class_weights
+        loss = F.cross_entropy(logits, clip.label, weight=weights, label_smoothing=self.label_smoothing)
+        right = (logits.argmax(dim=1) == clip.label).float().mean()
+        # Averaged over the epoch's batches in training mode (dropout and augmentation on), as Keras reports it.
+        self.log("train/loss", loss, on_step=True, on_epoch=True, batch_size=len(clip.label), prog_bar=True)
+        self.log("train/accuracy", right, on_step=False, on_epoch=True, batch_size=len(clip.label))
+        return loss
+
+    def validation_step(self, clip: Clip, _: int) -> None:
+        """Keeps what is said of each video of the batch."""
+        logits = self(clip.frames).float()
+        losses = F.cross_entropy(logits, clip.label, reduction="none")
+        self._outputs.append((clip.row, clip.label, logits.softmax(dim=1), losses))
+
+    test_step = validation_step
+
+    def on_validation_epoch_end(self) -> None:
+        """Gathers the predictions and logs the split's figures."""
+        self.predictions = self._gather()
+        figures = self.predictions.summary(self.settings["classes"])
+        for name in ("loss", "accuracy", "macro_f1", "auroc", "calibration_error"):
+            if figures[name] is not None:
+                self.log(f"val/{name}", figures[name], prog_bar=name in ("loss", "accuracy"))
+        for label, values in figures["per_class"].items():
+            for name in ("precision", "recall", "f1"):
+                self.log(f"val_{name}/{label}", values[name])
+
+    def on_test_epoch_end(self) -> None:
+        """Gathers the predictions."""
+        self.predictions = self._gather()
+
+    def _gather(self) -> Predictions:
+        rows, labels, probabilities, losses = (torch.cat(part).cpu() for part in zip(*self._outputs, strict=True))
+        self._outputs.clear()
+        if self.trainer.world_size > 1:
+            shares: list[Any] = [None] * self.trainer.world_size
+            torch.distributed.all_gather_object(shares, (rows, labels, probabilities, losses))
+            rows, labels, probabilities, losses = (torch.cat(part) for part in zip(*shares, strict=True))
+        order = rows.argsort()
+        return Predictions(labels[order].numpy(), probabilities[order].numpy(), losses[order].numpy())
+
+    def configure_optimizers(self) -> Any:
+        """The optimiser and its schedule, stepped after every batch."""
+        optimizer, schedule = self.optim.build(self.parameters(), int(self.trainer.estimated_stepping_batches))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds what rebuilds the model and repeats the decoding."""
+        checkpoint["vidcls"] = self.settings

@@ -1,0 +1,150 @@
+"""What a run leaves behind: metrics.json, predictions, figures, the dashboard and a closing table."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pandas as pd
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+from matplotlib.figure import Figure
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.table import Table
+
+from vidcls.callbacks import History, Timing, find_callback
+from vidcls.data.datamodule import SPLITS, VideoDataModule
+from vidcls.data.store import write_atomically
+from vidcls.figures import confusion_figure, learning_curves_figure, save_figure, strips_figure
+from vidcls.module import Predictions
+
+WORST_SHOWN = 6
+
+
+@rank_zero_only
+def write_results(
+    cfg: DictConfig,
+    trainer: L.Trainer,
+    datamodule: VideoDataModule,
+    predictions: dict[str, Predictions],
+    console: Console,
+) -> None:
+    """Writes everything that a finished run holds beyond its checkpoints, metrics.json last, and prints a summary."""
+    folder, classes = Path(cfg.run_dir), datamodule.classes
+    history, timing = find_callback(trainer, History), find_callback(trainer, Timing)
+    metrics: dict[str, Any] = {
+        split: predictions[split].summary(classes) if split in predictions else None for split in SPLITS
+    }
+    metrics["timing"] = {"ingest_seconds": datamodule.ingest_seconds, **timing.summary()}
+
+    figures = {"learning_curves": learning_curves_figure(history.curves, history.best_epoch)}
+    for split in ("val", "test"):
+        if split in predictions:
+            write_predictions(folder / f"predictions_{split}.csv", datamodule.rows(split), predictions[split], classes)
+            title = f"{split}: accuracy {metrics[split]['accuracy']:.3f} of {metrics[split]['n']} videos"
+            figures[f"{split}_confusion"] = confusion_figure(metrics[split]["confusion"], classes, title)
+            figures[f"{split}_worst"] = worst_figure(datamodule, split, predictions[split])
+    write_atomically(folder / "history.csv", history.table().to_csv(index_label="epoch").encode())
+    for name, figure in figures.items():
+        save_figure(figure, folder / "figures" / f"{name}.png")
+    _log(trainer, cfg, metrics, figures)
+    write_atomically(folder / "metrics.json", json.dumps(metrics, indent=2).encode())
+    print_summary(metrics, folder, console)
+
+
+def write_predictions(path: Path, rows: pd.DataFrame, predictions: Predictions, classes: list[str]) -> None:
+    """One line per video: path, label, predicted, and the probability of each class under its name."""
+    table = pd.DataFrame({"path": rows["path"], "label": rows["label"]})
+    table["predicted"] = [classes[k] for k in predictions.probabilities.argmax(axis=1)]
+    for k, name in enumerate(classes):
+        table[name] = [f"{p:.9g}" for p in predictions.probabilities[:, k]]  # nine digits hold a float32 exactly
+    write_atomically(path, table.to_csv(index=False).encode())
+
+
+def worst_rows(predictions: Predictions, most: int) -> list[int]:
+    """The rows of the most confidently wrong videos, worst first."""
+    predicted = predictions.probabilities.argmax(axis=1)
+    wrong = np.flatnonzero(predicted != predictions.labels)
+    confidence = predictions.probabilities[wrong, predicted[wrong]]
+    return [int(row) for row in wrong[np.argsort(-confidence, kind="stable")][:most]]
+
+
+def worst_figure(datamodule: VideoDataModule, split: str, predictions: Predictions) -> Figure:
+    """Strips of frames of the most confidently wrong videos of a split, as the network sees them."""
+    dataset, rows, classes = datamodule.dataset(split), datamodule.rows(split), datamodule.classes
+    worst = worst_rows(predictions, WORST_SHOWN)
+    captions = []
+    for row in worst:
+        k = int(predictions.probabilities[row].argmax())
+        probability = predictions.probabilities[row, k]
+        captions.append(f"{rows['path'][row]}: {rows['label'][row]} taken for {classes[k]} ({probability:.2f})")
+    wrong = int((predictions.probabilities.argmax(axis=1) != predictions.labels).sum())
+    title = f"{split}: the most confident of {wrong} wrong among {len(rows)} videos"
+    return strips_figure([dataset.frames(row) for row in worst], captions, title)
+
+
+def hyperparameters(cfg: DictConfig) -> dict[str, int | float | str]:
+    """What TensorBoard's HParams tab compares runs by, as flat ``group.knob`` names."""
+    knobs = {
+        "seed": cfg.seed,
+        "data": {name: cfg.data[name] for name in ("source", "num_frames", "resolution", "batch_size", "sampling")},
+        "trainer": {name: cfg.trainer[name] for name in ("max_epochs", "precision")},
+        **{name: OmegaConf.to_container(cfg[name], resolve=True) for name in ("model", "augment", "optim", "loss")},
+    }
+    flat = pd.json_normalize(knobs).to_dict("records")[0]
+    return {
+        str(key).replace("._target_", ""): value if isinstance(value, int | float | str) else str(value)
+        for key, value in flat.items()
+        if not str(key).endswith("._convert_")
+    }
+
+
+def _log(trainer: L.Trainer, cfg: DictConfig, metrics: dict[str, Any], figures: dict[str, Figure]) -> None:
+    if not isinstance(trainer.logger, TensorBoardLogger):
+        return
+    for name, figure in figures.items():
+        trainer.logger.experiment.add_figure(f"final/{name}", figure, trainer.global_step)
+    final = {
+        f"final/{split}_{name}": metrics[split][name]
+        for split in ("val", "test")
+        for name in ("accuracy", "macro_f1", "loss")
+        if metrics[split] is not None
+    }
+    trainer.logger.log_hyperparams(hyperparameters(cfg), final)
+    trainer.logger.save()
+
+
+def print_summary(metrics: dict[str, Any], folder: Path, console: Console) -> None:
+    """The closing table: the figures of each split, and where to look next."""
+    table = Table(title="Figures of the best epoch (by validation loss)", title_justify="left")
+    for column in ("split", "n", "accuracy (95 % interval)", "macro F1", "AUROC", "ECE", "loss"):
+        table.add_column(column, justify="left" if column == "split" else "right", no_wrap=True)
+    for split in SPLITS:
+        if metrics[split] is None:
+            table.add_row(split, "0", *["-"] * 5)
+            continue
+        low, high = metrics[split]["accuracy_ci95"]
+        numbers = (metrics[split][name] for name in ("macro_f1", "auroc", "calibration_error", "loss"))
+        table.add_row(
+            split,
+            str(metrics[split]["n"]),
+            f"{metrics[split]['accuracy']:.3f} ({low:.3f} to {high:.3f})",
+            *("-" if number is None else f"{number:.3f}" for number in numbers),
+        )
+    console.print(table)
+    if metrics["test"] is None:
+        console.print("No test split: the validation figures chose the epoch and are therefore optimistic.")
+    timing = metrics["timing"]
+    console.print(
+        f"Trained at {timing['clips_per_second']:.1f} clips/s, {timing['epoch_seconds']:.1f} s per epoch, "
+        f"{timing['data_wait_fraction']:.1%} of it waiting for data."
+    )
+    console.print(f"Results: {folder}", soft_wrap=True)
+    console.print(
+        "  metrics.json  predictions_*.csv  manifest.csv  figures/  checkpoints/best.ckpt\n"
+        "  Dashboard: make tensorboard (or tensorboard --logdir runs)"
+    )

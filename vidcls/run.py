@@ -1,0 +1,255 @@
+"""A run from its configuration to its folder: what train.py tells as a story, step by step."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import pickle
+import platform
+import subprocess
+import time
+import warnings
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pandas as pd
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import DictConfig, OmegaConf, open_dict
+from rich.console import Console
+from torch import nn
+
+from vidcls.augment import Augment, Preprocess
+from vidcls.data.datamodule import SPLITS, VideoDataModule
+from vidcls.data.ingest import MANIFEST_COLUMNS
+from vidcls.data.store import write_atomically
+from vidcls.entry import run_folder
+from vidcls.errors import UserError, check_choice
+from vidcls.module import Predictions, VideoModule
+
+CHECKPOINT_FORMAT = 1
+Settings = dict[str, Any]
+"""Plain values that rebuild a network and its decoding: classes, model, normalise, data, and the format's number."""
+
+
+def begin(cfg: DictConfig) -> DictConfig:
+    """Claims the run folder and fixes all that is random; gives back the configuration that holds.
+
+    Raises:
+        UserError: the folder is another run's, holds nothing to resume, or there is no GPU where one is asked for.
+    """
+    _quieten()
+    folder = run_folder().resolve()
+    if cfg.resume is not None:
+        cfg = _resumed(folder, debug=cfg.debug)
+    with open_dict(cfg):
+        cfg.run_dir = str(folder)  # Hydra's word counts: a process of another device composes another name
+    if _is_first():
+        if cfg.resume is None:
+            _claim(folder, cfg)
+        write_atomically(folder / "environment.json", json.dumps(_environment(), indent=2).encode())
+    if cfg.trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+        raise UserError("a CUDA GPU, as the trainer asks", "none that torch can see", "Leave trainer=gpu out.")
+    L.seed_everything(cfg.seed, workers=True, verbose=False)
+    return cfg
+
+
+def _is_first() -> bool:
+    """Whether this process writes; before the trainer exists, the launcher's environment variables tell."""
+    return int(getattr(rank_zero_only, "rank", 0)) == 0
+
+
+def _claim(folder: Path, cfg: DictConfig) -> None:
+    text = OmegaConf.to_yaml(cfg, resolve=True)
+    try:
+        with (folder / "config.yaml").open("x") as file:  # fails where the file exists, whoever came first
+            file.write(text)
+    except FileExistsError:
+        raise UserError(
+            "a run_dir that no other run has used",
+            f"{folder}, which holds a config.yaml",
+            f"Choose another one, or continue that run with resume={folder}.",
+        ) from None
+
+
+def _resumed(folder: Path, debug: bool) -> DictConfig:
+    others = [text for text in HydraConfig.get().overrides.task if text.split("=")[0] not in ("resume", "debug")]
+    if others:
+        raise UserError(
+            "resume=DIR alone, as the run's own config.yaml says everything else",
+            f"also {' '.join(others)}",
+            "Leave those out, or start a new run.",
+        )
+    if not (folder / "config.yaml").is_file():
+        raise UserError("a run folder to resume", f"{folder}, which holds no config.yaml", "Check resume=.")
+    cfg = OmegaConf.load(folder / "config.yaml")
+    assert isinstance(cfg, DictConfig)
+    cfg.resume, cfg.debug = str(folder), debug
+    return cfg
+
+
+def prepare_data(cfg: DictConfig, console: Console) -> VideoDataModule:
+    """Lists, decodes and splits the videos; writes manifest.csv.
+
+    Raises:
+        UserError: see `vidcls.data.datamodule.VideoDataModule`.
+    """
+    datamodule: VideoDataModule = instantiate(cfg.data)
+    path = Path(cfg.run_dir, "manifest.csv")
+    if _is_first():
+        datamodule.prepare(console)
+        write_atomically(path, datamodule.manifest[MANIFEST_COLUMNS].to_csv(index=False).encode())
+    else:  # the first device does the work, and the others take its word
+        while not path.exists():
+            time.sleep(0.2)
+        datamodule.adopt(pd.read_csv(path, keep_default_na=False))
+    return datamodule
+
+
+def build_module(cfg: DictConfig, datamodule: VideoDataModule) -> VideoModule:
+    """The network and its training, as the configuration asks.
+
+    Raises:
+        UserError: a setting is out of range.
+    """
+    settings = {
+        "format": CHECKPOINT_FORMAT,
+        "classes": datamodule.classes,
+        "model": OmegaConf.to_container(cfg.model, resolve=True),
+        "normalise": OmegaConf.to_container(cfg.normalise, resolve=True),
+        "data": {
+            "num_frames": datamodule.num_frames,
+            "resolution": datamodule.resolution,
+            "sampling": datamodule.store.sampling,
+            "store_num_frames": datamodule.store.num_frames,
+            "store_resolution": datamodule.store.resolution,
+        },
+    }
+    model, preprocess = build_network(settings, instantiate(cfg.augment))
+    if cfg.compile:
+        model.compile()
+    check_choice("loss.class_weights", cfg.loss.class_weights, ("none", "balanced"))
+    return VideoModule(
+        model,
+        preprocess,
+        optim=instantiate(cfg.optim),
+        seed=cfg.seed,
+        label_smoothing=cfg.loss.label_smoothing,
+        class_weights=datamodule.balanced_class_weights() if cfg.loss.class_weights == "balanced" else None,
+        settings=settings,
+    )
+
+
+def build_network(settings: Settings, augment: Augment) -> tuple[nn.Module, Preprocess]:
+    """The network and its preprocessing from the plain ``settings`` that a checkpoint holds.
+
+    Raises:
+        UserError: the settings name something that is not a model of this package.
+    """
+    if not str(settings["model"].get("_target_")).startswith(
+        "vidcls.models."
+    ):  # a checkpoint must not run just anything
+        raise UserError("a model of vidcls.models", str(settings["model"].get("_target_")), "Do not trust this file.")
+    resolution = settings["data"]["resolution"]
+    model = instantiate(settings["model"], num_classes=len(settings["classes"]), resolution=resolution)
+    return model, Preprocess(resolution, **settings["normalise"], augment=augment)
+
+
+def load_checkpoint(path: Path, classes: list[str] | None = None) -> dict[str, Any]:
+    """Reads a checkpoint of this package, running no code from it.
+
+    Args:
+        path: a ``.ckpt`` file.
+        classes: what the data at hand holds; None takes the checkpoint's.
+
+    Raises:
+        UserError: it is not a checkpoint of this package, or one of other classes.
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        settings = checkpoint["vidcls"]
+        if settings["format"] != CHECKPOINT_FORMAT:
+            raise ValueError(f"format {settings['format']}")
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, KeyError, TypeError, ValueError) as error:
+        why = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        raise UserError("a checkpoint of vidcls", f"{path}: {why}", "Check the path, or train again.") from error
+    if classes is not None and list(settings["classes"]) != list(classes):
+        raise UserError(
+            f"data of the checkpoint's classes {', '.join(settings['classes'])}",
+            ", ".join(classes),
+            "Check data.source and data.classes, or train a new run.",
+        )
+    return checkpoint
+
+
+def build_trainer(cfg: DictConfig, resume_step: int | None, extra_callbacks: Sequence[L.Callback]) -> L.Trainer:
+    """The trainer with its callbacks and logger; a resumed logger forgets the steps that will be repeated."""
+    logger = instantiate(cfg.logger, purge_step=resume_step)
+    callbacks = [*extra_callbacks, *instantiate(cfg.callbacks).values()]
+    return instantiate(cfg.trainer, logger=logger, callbacks=callbacks)
+
+
+def fit(
+    cfg: DictConfig, module: VideoModule, datamodule: VideoDataModule, extra_callbacks: Sequence[L.Callback] = ()
+) -> L.Trainer:
+    """Trains, from the last checkpoint where there is one, and loads the best weights into ``module``.
+
+    ``extra_callbacks`` come before the configured ones.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C; the run can be resumed.
+        UserError: the checkpoint to resume from is not one, or is of other classes.
+    """
+    last = Path(cfg.run_dir, "checkpoints", "last.ckpt")
+    resume_step = load_checkpoint(last, datamodule.classes)["global_step"] if last.exists() else None
+    trainer = build_trainer(cfg, resume_step, extra_callbacks)
+    try:
+        trainer.fit(module, datamodule=datamodule, ckpt_path=str(last) if last.exists() else None, weights_only=True)
+    except SystemExit:
+        if trainer.interrupted:  # Lightning turns Ctrl-C into exit code 1
+            raise KeyboardInterrupt from None
+        raise
+    best = load_checkpoint(Path(cfg.run_dir, "checkpoints", "best.ckpt"))
+    module.load_state_dict(best["state_dict"])
+    return trainer
+
+
+def test(trainer: L.Trainer, module: VideoModule, datamodule: VideoDataModule) -> dict[str, Predictions]:
+    """Predicts each video of each split once, with the weights that ``module`` holds; leaves out empty splits."""
+    predictions = {}
+    for split in SPLITS:
+        if not datamodule.rows(split).empty:
+            trainer.test(module, dataloaders=datamodule.loader(split, train=False), verbose=False)
+            assert module.predictions is not None
+            predictions[split] = module.predictions
+    return predictions
+
+
+def _environment() -> dict[str, Any]:
+    packages = ("torch", "torchvision", "lightning", "hydra-core", "decord", "av", "torchmetrics", "numpy")
+    here = Path(__file__).parent
+    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
+    dirty = subprocess.run(["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True, check=False)
+    return {
+        "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in packages},
+        "git_commit": git.stdout.strip() if git.returncode == 0 else None,
+        "git_changes": bool(dirty.stdout.strip()),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
+        "cpu_count": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+    }
+
+
+def _quieten() -> None:
+    """Silences what Lightning says at every start and no user needs."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")
+    warnings.filterwarnings("ignore", ".*The number of training batches .* is smaller than the logging interval.*")
+    warnings.filterwarnings("ignore", ".*treespec, LeafSpec.*")
