@@ -1,0 +1,137 @@
+"""Training against a plain loop, ingest against a bare loop, and memory against the number of videos, on a CPU.
+
+Speeds are ratios of things timed in turns in one process, as machines are noisy. Writes results.json beside this file.
+Uses the real clips where VIDCLS_REAL_DATA names them, else the demo videos.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+import decord
+import lightning as L
+import torch
+from rich.console import Console
+from torch.nn import functional as F
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from experiments.tools import ROOT, compose_train, machine, real_clips, training_tensors
+from vidcls import run
+from vidcls.callbacks import Timing, find_callback
+from vidcls.data.datamodule import VideoDataModule
+from vidcls.data.ingest import DecodeLimits, ingest
+from vidcls.data.sampling import frame_indices
+from vidcls.data.store import Store
+from vidcls.module import VideoModule
+
+EPOCHS = 6
+ROUNDS = 3
+MEMORY_VIDEOS = (250, 4000)
+
+
+class PlainLoop(L.Callback):
+    """After each epoch, times one of the plain PyTorch loop: same network, same batch, tensors already in memory."""
+
+    def __init__(self, module: VideoModule, datamodule: VideoDataModule, settings: run.Settings) -> None:
+        self.clips, self.labels = training_tensors(datamodule, module)
+        self.batch_size = datamodule.batch_size
+        self.model, _ = run.build_network(settings, module.preprocess.augment)
+        self.optimizer, _ = module.optim.build(self.model.parameters(), 1)
+        self.epoch_seconds: list[float] = []
+
+    def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """One plain epoch."""
+        started = time.perf_counter()
+        for rows in torch.randperm(len(self.labels)).split(self.batch_size):
+            self.optimizer.zero_grad()
+            F.cross_entropy(self.model(self.clips[rows]), self.labels[rows]).backward()
+            self.optimizer.step()
+        self.epoch_seconds.append(time.perf_counter() - started)
+
+
+def bench_training(folder: Path, source: list[str]) -> dict[str, object]:
+    """Steady-state epochs of train.py's path over epochs of the plain loop."""
+    cfg = compose_train(folder / "run", *source, f"cache_dir={folder / 'cache'}", f"trainer.max_epochs={EPOCHS}")
+    datamodule = run.prepare_data(cfg, Console())
+    module = run.build_module(cfg, datamodule)
+    plain = PlainLoop(module, datamodule, module.settings)
+    trainer = run.fit(cfg, module, datamodule, extra_callbacks=[plain])
+    timing = find_callback(trainer, Timing)
+    pairs = list(zip(timing.epoch_seconds, plain.epoch_seconds, strict=True))[1:]  # the first pays for start-up
+    return {
+        "clips": len(plain.labels),
+        "train_epoch_seconds": [round(ours, 3) for ours, _ in pairs],
+        "plain_epoch_seconds": [round(theirs, 3) for _, theirs in pairs],
+        "ratio": round(median(ours / theirs for ours, theirs in pairs), 3),
+        "data_wait_fraction": round(timing.summary()["data_wait_fraction"], 4),
+    }
+
+
+def bench_ingest(folder: Path, datamodule: VideoDataModule) -> dict[str, object]:
+    """Ingest with two workers, from nothing, over a bare single-process decord loop on the same files."""
+    videos = datamodule.manifest[["path", "file", "label", "split", "creator"]]
+    ours: list[float] = []
+    bare: dict[int, list[float]] = {1: [], 0: []}
+    for number in range(ROUNDS):
+        store = Store(folder / f"store{number}", datamodule.num_frames, datamodule.resolution, "uniform")
+        ours.append(ingest(videos, store, DecodeLimits(workers=2), folder / f"hashes{number}.sqlite")[1])
+        for threads, seconds in bare.items():
+            started = time.perf_counter()
+            for file in videos["file"]:
+                reader = decord.VideoReader(file, width=store.resolution, height=store.resolution, num_threads=threads)
+                shown = reader.get_frame_timestamp(range(len(reader)))
+                reader.get_batch(frame_indices(shown[:, 0].astype(float), shown[-1, 1], store.num_frames, "uniform"))
+            seconds.append(time.perf_counter() - started)
+    return {
+        "videos": len(videos),
+        "ingest_seconds": [round(s, 2) for s in ours],
+        "bare_seconds_one_thread": [round(s, 2) for s in bare[1]],
+        "bare_seconds_decord_threads": [round(s, 2) for s in bare[0]],
+        "ratio": round(median(b / o for b, o in zip(bare[1], ours, strict=True)), 2),
+        "ratio_to_decord_threads": round(median(b / o for b, o in zip(bare[0], ours, strict=True)), 2),
+    }
+
+
+def bench_memory(folder: Path) -> dict[str, object]:
+    """Peak memory of a training epoch over stores of very different sizes, each in a process of its own."""
+    peaks = {}
+    for videos in MEMORY_VIDEOS:
+        command = [sys.executable, str(Path(__file__).with_name("peak_memory.py")), str(folder / "memory"), str(videos)]
+        output = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout
+        peaks[videos] = int(output.split()[-1])
+    few, many = (peaks[videos] for videos in MEMORY_VIDEOS)
+    return {"peak_megabytes": {str(videos): peak for videos, peak in peaks.items()}, "ratio": round(many / few, 3)}
+
+
+def main() -> None:
+    """Runs all three and writes results.json."""
+    clips = real_clips()
+    source = ["data=folder", f"data.source={clips}"] if clips else ["data=demo"]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        training = bench_training(folder, source)
+        cfg = compose_train(folder / "again", *source, f"cache_dir={folder / 'cache'}")
+        ingesting = bench_ingest(folder, run.prepare_data(cfg, Console()))
+        memory = bench_memory(folder)
+    results = {
+        "machine": machine(),
+        "videos": "real clips" if clips else "demo",
+        "training": training,
+        "ingest": ingesting,
+        "memory": memory,
+    }
+    Path(__file__).with_name("results.json").write_text(json.dumps(results, indent=2) + "\n")
+    print(json.dumps(results, indent=2))
+    print(f"train.py / plain loop: {training['ratio']} (goal <= 1.05)")
+    print(f"ingest / bare decord loop: {ingesting['ratio']} (goal >= 1.8)")
+    print(f"peak memory, {MEMORY_VIDEOS[1]} over {MEMORY_VIDEOS[0]} videos: {memory['ratio']} (goal about 1)")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""Clips per second of train.py on a GPU beside a loop that only computes, on noise and, where they are, real clips.
+
+The compute-only loop trains the same network in the same precision on batches that already lie on the GPU. Batch 4 is
+the notebook's, where starting kernels takes longer than running them; 64 is what a GPU user would choose.
+Writes results.json beside this file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from hydra.utils import instantiate
+from rich.console import Console
+from torch.nn import functional as F
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from experiments.tools import compose_train, fill_with_noise, machine, real_clips
+from vidcls import run
+from vidcls.callbacks import Timing, find_callback
+from vidcls.module import VideoModule
+
+
+def compute_only(module: VideoModule, batch_size: int, seconds: float) -> float:
+    """Clips per second of forward, backward and optimiser steps on one batch that stays on the device."""
+    settings, device = module.settings, torch.device("cuda")
+    model, _ = run.build_network(settings, module.preprocess.augment)
+    model.to(device).train()
+    optimizer, _ = module.optim.build(model.parameters(), 1)
+    side, frames = settings["data"]["resolution"], settings["data"]["num_frames"]
+    clips = torch.rand(batch_size, frames, side, side, 3, device=device).movedim(-1, 2)
+    labels = torch.zeros(batch_size, dtype=torch.long, device=device)
+    steps, started = 0, 0.0
+    while steps < 20 or time.perf_counter() - started < seconds:
+        if steps == 20:  # the first ones choose kernels
+            torch.cuda.synchronize()
+            started = time.perf_counter()
+        optimizer.zero_grad()
+        with torch.autocast("cuda", torch.bfloat16):
+            loss = F.cross_entropy(model(clips), labels)
+        loss.backward()
+        optimizer.step()
+        steps += 1
+        if steps % 20 == 0:
+            torch.cuda.synchronize()
+    return (steps - 20) * batch_size / (time.perf_counter() - started)
+
+
+def bench(folder: Path, source: Path | None, videos: int, batch_size: int, compile_network: bool) -> dict[str, object]:
+    """One training run of three epochs, and the compute-only loop after it."""
+    name = f"{'noise' if source is None else 'clips'}_{batch_size}_{compile_network}"
+    overrides = ["data=folder", f"data.source={source}", f"data.batch_size={batch_size}", "trainer=gpu"]
+    overrides += ["trainer.max_epochs=3", f"compile={compile_network}", f"cache_dir={folder / 'cache'}"]
+    cfg = compose_train(folder / name, *overrides)
+    if source is None:
+        datamodule = instantiate(cfg.data)
+        fill_with_noise(datamodule, videos)
+    else:
+        datamodule = run.prepare_data(cfg, Console())
+    module = run.build_module(cfg, datamodule)
+    trainer = run.fit(cfg, module, datamodule)
+    timing = find_callback(trainer, Timing).summary()
+    bound = compute_only(module, batch_size, seconds=5.0)
+    return {
+        "data": "noise" if source is None else "real clips",
+        "batch_size": batch_size,
+        "compile": compile_network,
+        "train_clips_per_second": round(timing["clips_per_second"], 1),
+        "compute_only_clips_per_second": round(bound, 1),
+        "ratio": round(timing["clips_per_second"] / bound, 3),
+        "data_wait_fraction": round(timing["data_wait_fraction"], 3),
+    }
+
+
+def main() -> None:
+    """Runs every combination and writes results.json."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--videos", type=int, default=5000, help="made-up clips in the synthetic store")
+    videos = parser.parse_args().videos
+    if not torch.cuda.is_available():
+        sys.exit("expected a CUDA GPU; got none that torch can see. Run make bench-gpu on a machine that has one.")
+    clips = real_clips()
+    with tempfile.TemporaryDirectory() as name:
+        rows = [
+            bench(Path(name), source, videos, batch_size, compile_network)
+            for source in ([None, clips] if clips else [None])
+            for batch_size, compile_network in ((4, False), (64, False), (64, True))
+        ]
+    results = {"machine": machine(), "videos": videos, "runs": rows}
+    Path(__file__).with_name("results.json").write_text(json.dumps(results, indent=2) + "\n")
+    for row in rows:
+        print(row)
+    print("goal: train_clips_per_second >= 0.9 of compute_only_clips_per_second")
+
+
+if __name__ == "__main__":
+    main()
