@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import subprocess
+import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +23,12 @@ def texts(figure: Figure) -> list[str]:
 def pixels(figure: Figure, path: Path) -> np.ndarray:
     save_figure(figure, path)
     return np.asarray(Image.open(path).convert("RGB"))
+
+
+def blank_border(picture: np.ndarray) -> bool:
+    """Whether nothing is cut off at the edge."""
+    border = np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]])
+    return bool((border == 255).all())
 
 
 def test_confusion_shows_every_count_and_its_share() -> None:
@@ -43,9 +53,13 @@ def test_confusion_fits_its_picture(k: int, tmp_path: Path) -> None:
     names = [f"a class with quite a long name {i}" for i in range(k)]
     picture = pixels(confusion_figure(np.eye(k, dtype=int).tolist(), names, "test"), tmp_path / "x.png")
     assert 900 <= picture.shape[1] <= 1400
-    border = np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]])
-    assert (border == 255).all()  # nothing is cut off at the edge
+    assert blank_border(picture)
     assert picture.std() > 5
+
+
+def test_confusion_writes_white_on_dark_and_black_on_light() -> None:
+    figure = confusion_figure([[10, 0], [5, 5]], ["a", "b"], "val")
+    assert [text.get_color() for text in figure.axes[0].texts] == ["white", "black", "black", "black"]
 
 
 def test_strips_show_the_frames_themselves_in_order() -> None:
@@ -67,9 +81,37 @@ def test_strips_cut_a_long_caption_in_its_middle() -> None:
     frames = np.zeros((4, 8, 8, 3), np.uint8)
     caption = "train/fight/" + "x" * 200 + ".mp4: safe taken for harmful (0.98)"
     shown = strips_figure([frames], [caption], "worst").axes[0].get_title(loc="left")
-    assert len(shown) <= 125
+    assert len(shown) == 100
     assert shown.startswith("train/fight/")
     assert shown.endswith("(0.98)")
+
+
+def test_strips_of_all_lengths_and_shapes_keep_their_shape_and_fit(tmp_path: Path) -> None:
+    videos = [np.full((t, h, w, 3), 100, np.uint8) for t, h, w in [(1, 64, 64), (3, 192, 108), (20, 90, 160)]]
+    figure = strips_figure(videos, ["0" * 300] * 3, "0" * 300)
+    assert blank_border(pixels(figure, tmp_path / "x.png"))
+    tops = []
+    for axes, (height, width) in zip(figure.axes, [(64, 64), (192, 108), (90, 160)], strict=True):
+        box, strip = axes.get_window_extent(), axes.images[0].get_array()
+        # Eight columns, however short the video, and seven gutters.
+        assert strip.shape == (height, 8 * width + 7 * round(0.04 * width), 3)
+        assert box.width / box.height == pytest.approx(strip.shape[1] / strip.shape[0])
+        tops.append(box.y1)
+    assert tops == sorted(tops, reverse=True)
+
+
+def test_strips_refuse_a_video_without_frames() -> None:
+    with pytest.raises(ValueError, match="at least one frame"):
+        strips_figure([np.zeros((0, 8, 8, 3), np.uint8)], ["clip.mp4"], "worst")
+
+
+@pytest.mark.parametrize("name", ["cost $5 or $\\frac$ 6", "日本語", "two\nlines\tand more", "broken \udcff byte"])
+def test_names_that_a_formula_or_a_font_would_choke_on_are_drawn(name: str, tmp_path: Path) -> None:
+    frames = np.zeros((2, 8, 8, 3), np.uint8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a glyph that the font lacks
+        assert pixels(strips_figure([frames], [name], name), tmp_path / "a.png").std() > 1
+        assert pixels(confusion_figure([[1, 0], [0, 1]], [name, "b"], name), tmp_path / "b.png").std() > 1
 
 
 def test_strips_refuse_captions_that_do_not_match() -> None:
@@ -91,6 +133,14 @@ def test_learning_curves_plot_each_point_and_mark_the_best_epoch() -> None:
     assert list(loss.lines[-1].get_xdata()) == [2, 2]
 
 
+def test_learning_curves_of_one_epoch_and_of_a_run_that_diverged(tmp_path: Path) -> None:
+    one = learning_curves_figure({"train/loss": [(1, 0.9)], "val/loss": []}, None)
+    assert [tick for tick in one.axes[0].get_xticks() if 0.5 <= tick <= 1.5] == [1]
+    assert one.axes[0].get_ylim()[1] > 0.9
+    diverged = learning_curves_figure({"train/loss": [(1, 0.9), (2, math.inf), (3, math.nan)]}, 1)
+    assert blank_border(pixels(diverged, tmp_path / "x.png"))
+
+
 def test_learning_curves_refuse_nothing() -> None:
     with pytest.raises(ValueError, match="expected curves named"):
         learning_curves_figure({}, None)
@@ -102,3 +152,18 @@ def test_a_saved_figure_replaces_the_old_one_and_leaves_nothing_else(tmp_path: P
         save_figure(confusion_figure([[accuracy, 0], [0, 1]], ["a", "b"], "val"), path)
     assert [file.name for file in path.parent.iterdir()] == ["x.png"]
     Image.open(path).verify()
+
+
+def test_a_figure_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "x.png"
+    path.write_bytes(b"old")
+    broken = confusion_figure([[1, 0], [0, 1]], ["a", "b"], "val")
+    broken.text(0.5, 0.5, r"$\nosuchcommand$")  # which only drawing finds out
+    with pytest.raises(ValueError, match="nosuchcommand"):
+        save_figure(broken, path)
+    assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("x.png", b"old")]
+
+
+def test_pyplot_stays_out() -> None:
+    code = "import sys, vidcls.figures; sys.exit('matplotlib.pyplot' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], check=False).returncode == 0
