@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from vidcls.augment import Preprocess
 from vidcls.data.dataset import Clip
-from vidcls.errors import check_number
+from vidcls.errors import UserError, check_number
 from vidcls.metrics import summarise
 from vidcls.optim import Adam
 
@@ -133,6 +133,12 @@ class VideoModule(L.LightningModule):
             shares: list[Any] = [None] * self.trainer.world_size
             torch.distributed.all_gather_object(shares, (rows, labels, probabilities, losses))
             rows, labels, probabilities, losses = (torch.cat(part) for part in zip(*shares, strict=True))
+        if not bool(probabilities.isfinite().all()):
+            raise UserError(
+                "finite probabilities",
+                f"NaN in epoch {self.current_epoch + 1}: training has diverged",
+                "Lower optim.lr, or give trainer.gradient_clip_val=1.",
+            )
         order = rows.argsort()
         return Predictions(labels[order].numpy(), probabilities[order].numpy(), losses[order].numpy())
 

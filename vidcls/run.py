@@ -30,7 +30,7 @@ from vidcls.data.datamodule import SPLITS, VideoDataModule
 from vidcls.data.ingest import MANIFEST_COLUMNS
 from vidcls.data.store import write_atomically
 from vidcls.entry import run_folder
-from vidcls.errors import UserError, check_choice
+from vidcls.errors import UserError, check_choice, check_integer
 from vidcls.module import Predictions, VideoModule
 
 CHECKPOINT_FORMAT = 1
@@ -206,6 +206,7 @@ def fit(
         KeyboardInterrupt: Ctrl-C; the run can be resumed.
         UserError: the checkpoint to resume from is not one, or is of other classes.
     """
+    check_integer("trainer.max_epochs", cfg.trainer.max_epochs)
     last = Path(cfg.run_dir, "checkpoints", "last.ckpt")
     resume_step = load_checkpoint(last, datamodule.classes)["global_step"] if last.exists() else None
     trainer = build_trainer(cfg, resume_step, extra_callbacks)

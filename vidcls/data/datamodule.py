@@ -78,6 +78,12 @@ class VideoDataModule(L.LightningDataModule):
         self.pin_memory = pin_memory
         self.demo = demo
         self.store = self._choose_store(sampling, **(store or {}))
+        if temporal_jitter and self.store.num_frames == num_frames:
+            raise UserError(
+                "more stored frames than used ones, for data.temporal_jitter",
+                f"{num_frames} of each",
+                f"Give data.store.num_frames={2 * num_frames} or another multiple.",
+            )
         self.classes: list[str] = []
         self.manifest = pd.DataFrame(columns=MANIFEST_COLUMNS)
         self.ingest_seconds = 0.0
