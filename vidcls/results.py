@@ -89,17 +89,18 @@ def worst_figure(datamodule: VideoDataModule, split: str, predictions: Predictio
 
 def hyperparameters(cfg: DictConfig) -> dict[str, int | float | str]:
     """What TensorBoard's HParams tab compares runs by, as flat ``group.knob`` names."""
-    knobs = {
+    knobs: dict[str, Any] = {
         "seed": cfg.seed,
         "data": {name: cfg.data[name] for name in ("source", "num_frames", "resolution", "batch_size", "sampling")},
         "trainer": {name: cfg.trainer[name] for name in ("max_epochs", "precision")},
         **{name: OmegaConf.to_container(cfg[name], resolve=True) for name in ("model", "augment", "optim", "loss")},
     }
+    knobs["model"]["name"] = knobs["model"]["_target_"].rsplit(".", 1)[-1]
     flat = pd.json_normalize(knobs).to_dict("records")[0]
     return {
-        str(key).replace("._target_", ""): value if isinstance(value, int | float | str) else str(value)
+        str(key): value if isinstance(value, int | float | str) else str(value)
         for key, value in flat.items()
-        if not str(key).endswith("._convert_")
+        if not str(key).endswith("_")  # _target_ and _convert_ are Hydra's
     }
 
 
