@@ -11,6 +11,7 @@ import pandas as pd
 from lightning.pytorch.utilities import rank_zero_warn
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from torch.utils.data import DataLoader
 
 from vidcls.data.dataset import Clip, VideoDataset, VideoSampler
@@ -90,7 +91,7 @@ class VideoDataModule(L.LightningDataModule):
 
     def _choose_store(self, sampling: str, num_frames: int | None = None, resolution: int | None = None) -> Store:
         frames = stored_frames(self.num_frames, num_frames, sampling)
-        pixels = check_integer("data.store.resolution", resolution or self.resolution)
+        pixels = check_integer("data.store.resolution", self.resolution if resolution is None else resolution)
         for wanted, held, name in ((frames, num_frames, "num_frames"), (self.resolution, resolution, "resolution")):
             if held is not None and held < wanted:
                 print(f"data.store.{name}={held} is less than this run asks for: storing {wanted} instead")
@@ -112,9 +113,8 @@ class VideoDataModule(L.LightningDataModule):
             **self.zip,
         )
         ignored = ", ".join(f"{count} {kind}" for kind, count in sorted(listing.ignored.items()))
-        console.print(
-            f"Found {len(listing.videos)} videos in {self.source}" + (f" (ignored {ignored})" * bool(ignored))
-        )
+        found = f"Found {len(listing.videos)} videos in {self.source}"
+        console.print(f"{found} (ignored {ignored})" if ignored else found, markup=False, soft_wrap=True)
         self.classes = class_order(list(listing.videos["label"]), self.requested_classes)
         manifest, self.ingest_seconds = ingest(
             listing.videos, self.store, self.limits, self.cache_dir / "hashes.sqlite"
@@ -174,7 +174,7 @@ class VideoDataModule(L.LightningDataModule):
         for column in leaks.columns:
             table.add_column(column)
         for leak in leaks.head(20).itertuples(index=False):
-            table.add_row(*(str(value)[:60] for value in leak))
+            table.add_row(*(Text(str(value)[:60]) for value in leak))
         console.print(table)
         if len(leaks) > 20:
             console.print(f"... and {len(leaks) - 20} more")
@@ -198,7 +198,7 @@ class VideoDataModule(L.LightningDataModule):
             table.add_column(split, justify="right")
         for name in self.classes:
             counts = [str((self.rows(split)["label"] == name).sum()) for split in SPLITS]
-            table.add_row(name, *counts)
+            table.add_row(Text(name), *counts)
         console.print(table)
         lost = (self.manifest["status"] == "undecodable").sum()
         if lost:

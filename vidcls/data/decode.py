@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import av
+import av.filter
 import decord
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -83,14 +84,15 @@ def _decode_decord(path: Path, num_frames: int, resolution: int, sampling: str) 
     decord.logging.set_level(decord.logging.ERROR)
     with _captured_stderr() as complaints:
         try:
+            # It cannot copy frames of a few widths (8, 16, 24, 48, 72): PyAV then serves, at half the speed or less.
             # One thread each: the workers are the parallelism, and a decoder of its own threads starves the others.
             reader = decord.VideoReader(str(path), width=resolution, height=resolution, num_threads=1)
             shown = reader.get_frame_timestamp(range(len(reader)))  # [N, 2] start and end, seconds
             shown = shown.astype(np.float64)
-            if (
-                not (np.diff(shown[:, 0]) > 0).all() or (np.abs(shown) > 1e9).any()
-            ):  # as for B-frames in AVI: decord would repeat one frame
-                raise ValueError("timestamps are missing or out of order")
+            if not (np.diff(shown[:, 0]) > 0).all() or (np.abs(shown) > 1e9).any():
+                raise ValueError("timestamps are missing or out of order")  # B-frames in AVI: it would repeat one frame
+            if shown[0, 0] < 0:  # an edit list: decord counts frames that are not shown
+                raise ValueError("the first frames are not to be shown")
             indices = frame_indices(shown[:, 0], float(shown[-1, 1]), num_frames, sampling)
             frames = reader.get_batch(indices).asnumpy()
         except Exception as error:  # decord raises DECORDError, RuntimeError, IndexError and more for broken files
@@ -102,8 +104,8 @@ def _decode_decord(path: Path, num_frames: int, resolution: int, sampling: str) 
 
 
 def _decode_pyav(path: Path, num_frames: int, resolution: int, sampling: str) -> tuple[Frames, Reading]:
-    av.logging.restore_default_callback()  # FFmpeg's messages to stderr, where they are captured
-    av.logging.set_level(av.logging.ERROR)
+    av.logging.set_libav_level(av.logging.ERROR)
+    av.logging.restore_default_callback()  # FFmpeg's messages straight to stderr, where they are captured
     with _captured_stderr() as complaints:
         try:
             timeline = _timeline(path)
@@ -148,14 +150,17 @@ def _timeline(path: Path) -> _Timeline:
     with av.open(str(path)) as container:
         stream = _video_stream(container)
         step = float(1 / stream.average_rate) if stream.average_rate else 1 / 25
-        count, shown = 0, []  # (start, duration) of each packet, in seconds
+        count, hidden, shown = 0, 0, []  # (start, duration) of each packet, in seconds
         for packet in container.demux(stream):
+            if packet.is_discard:  # cut off by an edit list: decoded, not shown
+                hidden += 1
+                continue
             count += packet.size > 0  # the demuxer ends with an empty packet, which holds no frame
             if packet.size and packet.pts is not None:
                 shown.append((float(packet.pts * packet.time_base), float((packet.duration or 0) * packet.time_base)))
         if not count:
             raise ValueError("the video stream holds no frames")
-        declared = max(stream.frames, count)
+        declared = max(stream.frames - hidden, count)
         if len(shown) < count or container.format.name == "avi":  # whose B-frames come with shuffled timestamps
             return _Timeline(np.arange(count) * step, count * step, declared, step)
         last_start, last_duration = max(shown)
@@ -199,6 +204,8 @@ def _decoded_frames(path: Path, frame_seconds: float | None) -> Iterator[tuple[f
         for packet in container.demux(stream):
             try:
                 decoded = packet.decode()
+            except av.MemoryError:
+                raise
             except av.FFmpegError:
                 whole = False
                 continue
@@ -219,9 +226,21 @@ def _video_stream(container: av.container.InputContainer) -> av.VideoStream:
     return streams[0]
 
 
+# What ffmpeg puts before its scaler for so many quarter turns anticlockwise; turned after it, colours would differ.
+_TURNS = {1: (("transpose", "cclock"),), 2: (("hflip", None), ("vflip", None)), 3: (("transpose", "clock"),)}
+
+
 def _upright(frame: av.VideoFrame, resolution: int) -> UInt8[np.ndarray, "R R 3"]:
-    pixels = frame.reformat(resolution, resolution, "rgb24", interpolation="BILINEAR").to_ndarray()
-    return np.ascontiguousarray(np.rot90(pixels, k=round(frame.rotation / 90)))  # both count anticlockwise
+    turns = round(frame.rotation / 90) % 4
+    if turns == 0:
+        return frame.reformat(resolution, resolution, "rgb24", interpolation="BILINEAR").to_ndarray()
+    graph = av.filter.Graph()
+    source = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base)
+    scale = graph.add("scale", f"{resolution}:{resolution}:flags=bilinear")
+    filters = [graph.add(name, argument) for name, argument in _TURNS[turns]]
+    graph.link_nodes(source, *filters, scale, graph.add("format", "rgb24"), graph.add("buffersink")).configure()
+    graph.push(frame)
+    return graph.pull().to_ndarray()
 
 
 @contextmanager

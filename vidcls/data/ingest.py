@@ -6,14 +6,11 @@ it was. A video that hangs a decoder, crashes it or eats memory takes one worker
 
 from __future__ import annotations
 
-import hashlib
 import os
-import resource
-import signal
 import sqlite3
 import time
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -24,8 +21,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from vidcls.data.decode import DECODERS, Reading, UndecodableError, decode
+from vidcls.data.decode import DECODERS
 from vidcls.data.store import Store
+from vidcls.data.worker import ingest_one, start_worker, undecodable
 from vidcls.errors import UserError, check_integer, check_number
 
 MANIFEST_COLUMNS = ["path", "label", "split", "creator", "sha256", "status", "reason", "decoder", "seconds", "coverage"]
@@ -42,8 +40,8 @@ class DecodeLimits:
     """
 
     workers: int | None = None
-    timeout_seconds: float = 60.0
-    memory_gigabytes: float = 8.0
+    timeout_seconds: float | int = 60.0
+    memory_gigabytes: float | int = 8.0
 
     def __post_init__(self) -> None:
         if self.workers is not None:
@@ -76,7 +74,7 @@ def ingest(videos: pd.DataFrame, store: Store, limits: DecodeLimits, hashes_path
         # spawn: a forked child would inherit the threads' locks of the training process
         max_workers=workers,
         context=get_context("spawn"),
-        initializer=_start_worker,
+        initializer=start_worker,
         initargs=[limits.memory_gigabytes],
     )
     try:
@@ -84,7 +82,7 @@ def ingest(videos: pd.DataFrame, store: Store, limits: DecodeLimits, hashes_path
 
         def submit(row: int, file: Path, decoders: tuple[str, ...]) -> None:
             arguments = [file, hashes.get(file), store, decoders]
-            pending.append((row, file, decoders, pool.schedule(_ingest_one, arguments, timeout=limits.timeout_seconds)))
+            pending.append((row, file, decoders, pool.schedule(ingest_one, arguments, timeout=limits.timeout_seconds)))
 
         for row, file in enumerate(videos["file"]):
             submit(row, Path(file), DECODERS)
@@ -100,7 +98,7 @@ def ingest(videos: pd.DataFrame, store: Store, limits: DecodeLimits, hashes_path
                     if len(decoders) > 1:  # the decoder is gone with its worker: the next one gets its own chance
                         submit(row, file, decoders[1:])
                     earlier = results[row].get("reason")
-                    results[row] = _undecodable("", f"{earlier}; {reason}" if earlier else reason)
+                    results[row] = undecodable("", f"{earlier}; {reason}" if earlier else reason)
         pool.close()
     finally:
         pool.stop()
@@ -114,33 +112,9 @@ def report_bad(manifest: pd.DataFrame, console: Console, most: int = 20) -> None
     """Prints the videos that are partial or undecodable, with their reasons."""
     bad = manifest[manifest["status"].isin(["partial", "undecodable"])]
     for row in bad.head(most).itertuples():
-        console.print(f"[yellow]{row.status}[/yellow] {row.path}: {row.reason}", highlight=False, soft_wrap=True)
+        console.print(Text(row.status, "yellow") + Text(f" {row.path}: {row.reason}"), highlight=False, soft_wrap=True)
     if len(bad) > most:
         console.print(f"... and {len(bad) - most} more: see the column status of manifest.csv")
-
-
-def _ingest_one(file: Path, sha256: str | None, store: Store, decoders: tuple[str, ...]) -> dict[str, Any]:
-    try:
-        sha256 = sha256 or hash_file(file)
-        reading = store.find(sha256)
-        if reading is None:
-            frames, reading = decode(file, store.num_frames, store.resolution, store.sampling, decoders)
-            store.write(sha256, frames, reading)
-        return {"sha256": sha256, **asdict(reading)}
-    except UndecodableError as error:
-        return _undecodable(sha256 or "", str(error))
-    except OSError as error:
-        return _undecodable(sha256 or "", f"the file cannot be read: {error.strerror or error}")
-
-
-def hash_file(file: Path) -> str:
-    """The SHA-256 of a file's content, in hexadecimal."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _undecodable(sha256: str, reason: str) -> dict[str, Any]:
-    return {"sha256": sha256, **asdict(Reading("undecodable", reason, decoder="", seconds=0.0, coverage=0.0))}
 
 
 def _why(error: BaseException, limits: DecodeLimits) -> str:
@@ -149,12 +123,6 @@ def _why(error: BaseException, limits: DecodeLimits) -> str:
     if isinstance(error, MemoryError):
         return f"needs more than {limits.memory_gigabytes:g} GB (data.decode.memory_gigabytes)"
     return f"the decoding process died ({error})"
-
-
-def _start_worker(memory_gigabytes: float) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    limit = int(memory_gigabytes * 2**30)
-    resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
 
 
 class _Rate(ProgressColumn):

@@ -58,8 +58,9 @@ class Store:
         Raises:
             UserError: the disk is full; nothing is left behind.
         """
-        checksums = np.array([zlib.crc32(frame) for frame in frames], np.uint32)
-        content = save({"frames": frames, "checksums": checksums}, {"reading": json.dumps(asdict(reading))})
+        text = json.dumps(asdict(reading))
+        checksums = np.array([zlib.crc32(part) for part in [*frames, text.encode()]], np.uint32)
+        content = save({"frames": frames, "checksums": checksums}, {"reading": text})
         write_atomically(self.path(sha256), content)
 
     def find(self, sha256: str) -> Reading | None:
@@ -67,8 +68,11 @@ class Store:
         try:
             self.read(sha256, np.arange(self.num_frames))
             with safe_open(self.path(sha256), "numpy") as file:
-                return Reading(**json.loads(file.metadata()["reading"]))
-        except (BrokenEntryError, KeyError, TypeError, ValueError):
+                text = file.metadata()["reading"]
+                if zlib.crc32(text.encode()) != file.get_tensor("checksums")[self.num_frames]:
+                    return None
+                return Reading(**json.loads(text))
+        except (BrokenEntryError, KeyError, IndexError, TypeError, ValueError):
             return None
 
     def read(self, sha256: str, indices: Int[np.ndarray, " T"]) -> UInt8[np.ndarray, "T R R 3"]:
@@ -100,16 +104,18 @@ def write_atomically(path: Path, content: bytes) -> None:
     Raises:
         UserError: the disk is full; the part written is removed.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    part = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
     except BaseException as error:
-        Path(part).unlink(missing_ok=True)
+        if part is not None:
+            Path(part).unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise UserError(
                 f"room for {len(content) / 1e6:.1f} MB in {path.parent}",
