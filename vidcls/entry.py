@@ -53,8 +53,10 @@ def clear_errors(main: Callable[[DictConfig], None]) -> Callable[[DictConfig], N
         except KeyboardInterrupt:
             if cfg.debug:
                 raise
-            folder = shlex.quote(str(run_folder()))
-            print(f"interrupted; go on with: python {sys.argv[0]} resume={folder}", file=sys.stderr)
+            hint = (
+                f"; go on with: python {sys.argv[0]} resume={shlex.quote(str(run_folder()))}" if "resume" in cfg else ""
+            )
+            print(f"interrupted{hint}", file=sys.stderr)
             sys.exit(130)
 
     return guarded
@@ -74,5 +76,5 @@ def _message(error: BaseException | None) -> str | None:
 
 def _remove_if_empty(folder: Path) -> None:
     """Hydra makes a folder for whatever ``resume`` names."""
-    if folder.is_dir() and not any(folder.iterdir()):
+    if folder.is_dir() and folder != Path.cwd() and not any(folder.iterdir()):
         folder.rmdir()
