@@ -79,6 +79,7 @@ def test_videos_are_h264_and_vary(drawn: Path) -> None:
             assert stream.codec_context.pix_fmt == "yuv420p"
             shapes.add(int(np.sign(stream.width - stream.height)))
             rates.add(round(float(stream.guessed_rate or 0)))
+            assert stream.duration is not None and stream.time_base is not None
             seconds.append(float(stream.duration * stream.time_base))
     assert shapes == {-1, 0, 1}  # portrait, square, landscape
     assert len(rates) >= 3

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from vidcls.errors import UserError
 
@@ -67,9 +67,6 @@ def _message(error: BaseException | None) -> str | None:
     while error is not None:
         if isinstance(error, UserError):
             return str(error)
-        if isinstance(error, MissingMandatoryValue):
-            knob = error.full_key
-            return str(UserError(f"a value for {knob}", "none", f"Give {knob}=... on the command line."))
         error = error.__cause__
     return None
 

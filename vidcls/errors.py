@@ -36,7 +36,8 @@ def check_integer(knob: str, value: Any, minimum: int = 1) -> int:
 
 def check_number(knob: str, value: Any, minimum: float = 0.0, maximum: float = math.inf) -> float:
     """``value`` where it is a number in [``minimum``, ``maximum``]; raises `UserError` otherwise."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not minimum <= value <= maximum:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not number or not minimum <= value <= maximum:
         raise UserError(f"{knob} to be a number from {minimum:g} to {maximum:g}", repr(value), f"Change {knob}.")
     return float(value)
 

@@ -10,6 +10,7 @@ import lightning as L
 import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -150,3 +151,9 @@ class VideoModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what rebuilds the model and repeats the decoding."""
         checkpoint["vidcls"] = self.settings
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Tells the checkpoint callbacks that a run folder which has moved is still the same."""
+        for callback in self.trainer.checkpoint_callbacks if self._trainer is not None else []:
+            if isinstance(callback, ModelCheckpoint) and callback.state_key in checkpoint["callbacks"]:
+                checkpoint["callbacks"][callback.state_key]["dirpath"] = callback.dirpath

@@ -12,6 +12,7 @@ import time
 import warnings
 from collections.abc import Sequence
 from importlib import metadata
+from inspect import isfunction
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from vidcls.data.ingest import MANIFEST_COLUMNS
 from vidcls.data.store import write_atomically
 from vidcls.entry import run_folder
 from vidcls.errors import UserError, check_choice, check_integer
+from vidcls.models import classifiers
 from vidcls.module import Predictions, VideoModule
 
 CHECKPOINT_FORMAT = 1
@@ -42,9 +44,12 @@ def begin(cfg: DictConfig) -> DictConfig:
     """Claims the run folder and fixes all that is random; gives back the configuration that holds.
 
     Raises:
-        UserError: the folder is another run's, holds nothing to resume, or there is no GPU where one is asked for.
+        UserError: a setting is missing or out of range, the folder is another run's or holds nothing to resume, or
+            there is no GPU where one is asked for.
     """
     _quieten()
+    for knob in sorted(OmegaConf.missing_keys(cfg)):
+        raise UserError(f"a value for {knob}", "none", f"Give {knob}=... on the command line.")
     folder = run_folder().resolve()
     if cfg.resume is not None:
         cfg = _resumed(folder, debug=cfg.debug)
@@ -54,6 +59,7 @@ def begin(cfg: DictConfig) -> DictConfig:
         if cfg.resume is None:
             _claim(folder, cfg)
         write_atomically(folder / "environment.json", json.dumps(_environment(), indent=2).encode())
+    check_integer("seed", cfg.seed, minimum=0)
     if cfg.trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
         raise UserError("a CUDA GPU, as the trainer asks", "none that torch can see", "Leave trainer=gpu out.")
     L.seed_everything(cfg.seed, workers=True, verbose=False)
@@ -88,7 +94,10 @@ def _resumed(folder: Path, debug: bool) -> DictConfig:
         )
     if not (folder / "config.yaml").is_file():
         raise UserError("a run folder to resume", f"{folder}, which holds no config.yaml", "Check resume=.")
-    cfg = OmegaConf.load(folder / "config.yaml")
+    text = (folder / "config.yaml").read_text()
+    cfg = OmegaConf.create(text)
+    assert isinstance(cfg, DictConfig)
+    cfg = OmegaConf.create(text.replace(cfg.run_dir, str(folder)))  # resolved paths, in a folder that may have moved
     assert isinstance(cfg, DictConfig)
     cfg.resume, cfg.debug = str(folder), debug
     return cfg
@@ -152,12 +161,13 @@ def build_network(settings: Settings, augment: Augment) -> tuple[nn.Module, Prep
     Raises:
         UserError: the settings name something that is not a model of this package.
     """
-    if not str(settings["model"].get("_target_")).startswith(
-        "vidcls.models."
-    ):  # a checkpoint must not run just anything
-        raise UserError("a model of vidcls.models", str(settings["model"].get("_target_")), "Do not trust this file.")
+    target, knobs = settings["model"]["_target_"], settings["model"].items()
+    build = getattr(classifiers, str(target).removeprefix("vidcls.models.classifiers."), None)
+    if not isfunction(build) or build.__module__ != classifiers.__name__:  # a checkpoint must not call just anything
+        raise UserError("a model of vidcls.models.classifiers", str(target), "Do not trust this file.")
     resolution = settings["data"]["resolution"]
-    model = instantiate(settings["model"], num_classes=len(settings["classes"]), resolution=resolution)
+    arguments = {name: value for name, value in knobs if not name.startswith("_")}
+    model = build(num_classes=len(settings["classes"]), resolution=resolution, **arguments)
     return model, Preprocess(resolution, **settings["normalise"], augment=augment)
 
 
@@ -176,7 +186,7 @@ def load_checkpoint(path: Path, classes: list[str] | None = None) -> dict[str, A
         settings = checkpoint["vidcls"]
         if settings["format"] != CHECKPOINT_FORMAT:
             raise ValueError(f"format {settings['format']}")
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, KeyError, TypeError, ValueError) as error:
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, LookupError, TypeError, ValueError) as error:
         why = (str(error).splitlines() or [type(error).__name__])[0][:120]
         raise UserError("a checkpoint of vidcls", f"{path}: {why}", "Check the path, or train again.") from error
     if classes is not None and list(settings["classes"]) != list(classes):

@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning as L
 import pandas as pd
+import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from rich.console import Console
 from rich.table import Table
@@ -226,6 +227,8 @@ class VideoDataModule(L.LightningDataModule):
             num_workers=self.num_workers,
             pin_memory=self.pin_memory,
             persistent_workers=self.num_workers > 0,
+            # Its own, or starting a loader would draw from the global one, sooner in a resumed run than in a whole one.
+            generator=torch.Generator(),
         )
 
     def train_dataloader(self) -> DataLoader[Clip]:

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vidcls.errors import UserError
+from vidcls.errors import UserError, check_integer
 
 
 class ConvEncoder(nn.Module):
@@ -22,7 +22,7 @@ class ConvEncoder(nn.Module):
         resolution: R, in pixels; each pooling halves it, rounding down.
 
     Raises:
-        UserError: the frames are too small for that many poolings.
+        UserError: no channels, fewer than one, or frames too small for that many poolings.
 
     Example:
         >>> ConvEncoder([32, 64, 128], resolution=64).num_features
@@ -31,6 +31,10 @@ class ConvEncoder(nn.Module):
 
     def __init__(self, channels: Sequence[int], resolution: int) -> None:
         super().__init__()
+        if not channels:
+            raise UserError("one or more numbers in model.encoder.channels", "none", "Give [32,64,128], say.")
+        for number in channels:
+            check_integer("model.encoder.channels", number)
         side = resolution // 2 ** len(channels)
         if side == 0:
             least = 2 ** len(channels)
