@@ -20,8 +20,9 @@ from videos import ffmpeg, write_video
 
 import vidcls
 from vidcls.data.decode import decode
-from vidcls.data.ingest import MANIFEST_COLUMNS, DecodeLimits, hash_file, ingest, report_bad
+from vidcls.data.ingest import MANIFEST_COLUMNS, DecodeLimits, ingest, report_bad
 from vidcls.data.store import Store
+from vidcls.data.worker import hash_file
 from vidcls.errors import UserError
 
 LIMITS = DecodeLimits(workers=2)

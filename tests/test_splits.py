@@ -281,9 +281,9 @@ def test_conflicting_labels_go_from_train_only() -> None:
 
 
 def test_dropping_keeps_what_was_wrong_before() -> None:
-    table = manifest(("train", "ann", "1", "safe", "undecodable"), ("test", "ann", "2"))
-    table.loc[0, "reason"] = "no frames"
-    assert drop_leaks(table)["reason"][0] == "same creator as 1.mp4 in test; no frames"
+    table = manifest(("train", "ann", "1", "safe", "partial"), ("test", "ann", "2"))
+    table.loc[0, "reason"] = "1 frame"
+    assert drop_leaks(table)["reason"][0] == "same creator as 1.mp4 in test; 1 frame"
 
 
 ROWS = st.lists(

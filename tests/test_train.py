@@ -251,7 +251,7 @@ def scalars(folder: Path) -> dict[str, list[float]]:
 def test_the_dashboard_shows_the_run(finished: Path) -> None:
     log = events(finished)
     curves = scalars(finished)
-    for tag in ("train/loss_epoch", "train/accuracy", "val/loss", "val/accuracy", "val/macro_f1"):
+    for tag in ("train/loss", "train/accuracy", "val/loss", "val/accuracy", "val/macro_f1"):
         assert len(curves[tag]) == 3, tag
     assert curves["lr-AdamW"] == pytest.approx([1e-3] * 6)
     metrics = metrics_of(finished)

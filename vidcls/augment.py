@@ -56,7 +56,7 @@ class Preprocess(nn.Module):
         augment: applied in training mode only.
 
     Example:
-        >>> preprocess = Preprocess(64, mean=[0.5, 0.5, 0.5], std=[0.5, 0.5, 0.5], augment=Augment(0, 1, 0))
+        >>> preprocess = Preprocess(64, mean=[0.5, 0.5, 0.5], std=[0.5, 0.5, 0.5], augment=Augment(0.0, 1.0, 0.0))
         >>> preprocess(torch.full((1, 2, 64, 64, 3), 255, dtype=torch.uint8)).unique().tolist()
         [1.0]
     """

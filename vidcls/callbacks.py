@@ -100,16 +100,16 @@ class History(L.Callback):
         self.curves: dict[str, list[tuple[int, float]]] = {}
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Reads what the epoch logged."""
-        for curve, logged in (
-            ("train/loss", "train/loss_epoch"),
-            ("train/accuracy", "train/accuracy"),
-            ("val/loss", "val/loss"),
-            ("val/accuracy", "val/accuracy"),
-        ):
-            value = trainer.callback_metrics.get(logged)
-            if value is not None:
-                self.curves.setdefault(curve, []).append((trainer.current_epoch + 1, float(value)))
+        """Keeps what the epoch has measured, and sends its training figures to the logger."""
+        for curve in ("train/loss", "train/accuracy", "val/loss", "val/accuracy"):
+            self.curves.setdefault(curve, []).append(
+                (trainer.current_epoch + 1, float(trainer.callback_metrics[curve]))
+            )
+        if isinstance(trainer.logger, TensorBoardLogger):
+            # On disk before the checkpoint: a run killed right after it would otherwise resume with a hole in its curves.
+            epoch = {name: self.curves[name][-1][1] for name in ("train/loss", "train/accuracy")}
+            trainer.logger.log_metrics(epoch, step=trainer.global_step - 1)
+            trainer.logger.save()
 
     def table(self) -> pd.DataFrame:
         """One row per epoch, one column per curve."""

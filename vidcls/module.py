@@ -99,9 +99,11 @@ class VideoModule(L.LightningModule):
         weights = self.class_weights
         loss = F.cross_entropy(logits, clip.label, weight=weights, label_smoothing=self.label_smoothing)
         right = (logits.argmax(dim=1) == clip.label).float().mean()
-        # Averaged over the epoch's batches in training mode (dropout and augmentation on), as Keras reports it.
-        self.log("train/loss", loss, on_step=True, on_epoch=True, batch_size=len(clip.label), prog_bar=True)
-        self.log("train/accuracy", right, on_step=False, on_epoch=True, batch_size=len(clip.label))
+        self.log("train/loss_step", loss, on_step=True, on_epoch=False, prog_bar=True)
+        # Averaged over the epoch's batches in training mode (dropout and augmentation on), as Keras reports it. The
+        # callback History sends these to the logger, before the epoch's checkpoint rather than after it.
+        for name, value in (("loss", loss.detach()), ("accuracy", right)):
+            self.log(f"train/{name}", value, on_step=False, on_epoch=True, logger=False, batch_size=len(clip.label))
         return loss
 
     def validation_step(self, clip: Clip, _: int) -> None:

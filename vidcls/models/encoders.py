@@ -32,7 +32,7 @@ class ConvEncoder(nn.Module):
     def __init__(self, channels: Sequence[int], resolution: int) -> None:
         super().__init__()
         if not channels:
-            raise UserError("one or more numbers in model.encoder.channels", "none", "Give [32,64,128], say.")
+            raise UserError("model.encoder.channels to be one or more integers", "none", "Give [32,64,128], say.")
         for number in channels:
             check_integer("model.encoder.channels", number)
         side = resolution // 2 ** len(channels)
