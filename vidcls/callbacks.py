@@ -106,7 +106,7 @@ class History(L.Callback):
                 (trainer.current_epoch + 1, float(trainer.callback_metrics[curve]))
             )
         if isinstance(trainer.logger, TensorBoardLogger):
-            # On disk before the checkpoint: a run killed right after it would otherwise resume with a hole in its curves.
+            # On disk before the checkpoint: a run killed right after it would otherwise resume with a hole in them.
             epoch = {name: self.curves[name][-1][1] for name in ("train/loss", "train/accuracy")}
             trainer.logger.log_metrics(epoch, step=trainer.global_step - 1)
             trainer.logger.save()

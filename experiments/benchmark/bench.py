@@ -14,7 +14,6 @@ import time
 from pathlib import Path
 from statistics import median
 
-import decord
 import lightning as L
 import torch
 from rich.console import Console
@@ -25,13 +24,9 @@ from experiments.tools import ROOT, compose_train, machine, real_clips, training
 from vidcls import run
 from vidcls.callbacks import Timing, find_callback
 from vidcls.data.datamodule import VideoDataModule
-from vidcls.data.ingest import DecodeLimits, ingest
-from vidcls.data.sampling import frame_indices
-from vidcls.data.store import Store
 from vidcls.module import VideoModule
 
 EPOCHS = 6
-ROUNDS = 3
 MEMORY_VIDEOS = (250, 4000)
 
 
@@ -73,40 +68,17 @@ def bench_training(folder: Path, source: list[str]) -> dict[str, object]:
     }
 
 
-def bench_ingest(folder: Path, datamodule: VideoDataModule) -> dict[str, object]:
-    """Ingest with two workers, from nothing, over a bare single-process decord loop on the same files."""
-    videos = datamodule.manifest[["path", "file", "label", "split", "creator"]]
-    ours: list[float] = []
-    bare: dict[int, list[float]] = {1: [], 0: []}
-    for number in range(ROUNDS):
-        store = Store(folder / f"store{number}", datamodule.num_frames, datamodule.resolution, "uniform")
-        ours.append(ingest(videos, store, DecodeLimits(workers=2), folder / f"hashes{number}.sqlite")[1])
-        for threads, seconds in bare.items():
-            started = time.perf_counter()
-            for file in videos["file"]:
-                reader = decord.VideoReader(file, width=store.resolution, height=store.resolution, num_threads=threads)
-                shown = reader.get_frame_timestamp(range(len(reader)))
-                reader.get_batch(frame_indices(shown[:, 0].astype(float), shown[-1, 1], store.num_frames, "uniform"))
-            seconds.append(time.perf_counter() - started)
-    return {
-        "videos": len(videos),
-        "ingest_seconds": [round(s, 2) for s in ours],
-        "bare_seconds_one_thread": [round(s, 2) for s in bare[1]],
-        "bare_seconds_decord_threads": [round(s, 2) for s in bare[0]],
-        "ratio": round(median(b / o for b, o in zip(bare[1], ours, strict=True)), 2),
-        "ratio_to_decord_threads": round(median(b / o for b, o in zip(bare[0], ours, strict=True)), 2),
-    }
+def call(script: str, *arguments: object) -> str:
+    """What a script beside this one prints last, run in a process of its own."""
+    command = [sys.executable, str(Path(__file__).with_name(script)), *map(str, arguments)]
+    return subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout.splitlines()[-1]
 
 
 def bench_memory(folder: Path) -> dict[str, object]:
-    """Peak memory of a training epoch over stores of very different sizes, each in a process of its own."""
-    peaks = {}
-    for videos in MEMORY_VIDEOS:
-        command = [sys.executable, str(Path(__file__).with_name("peak_memory.py")), str(folder / "memory"), str(videos)]
-        output = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout
-        peaks[videos] = int(output.split()[-1])
-    few, many = (peaks[videos] for videos in MEMORY_VIDEOS)
-    return {"peak_megabytes": {str(videos): peak for videos, peak in peaks.items()}, "ratio": round(many / few, 3)}
+    """Peak memory of a training epoch over stores of very different sizes."""
+    few, many = (int(call("peak_memory.py", folder / "memory", videos)) for videos in MEMORY_VIDEOS)
+    peaks = dict(zip(map(str, MEMORY_VIDEOS), (few, many), strict=True))
+    return {"peak_megabytes": peaks, "ratio": round(many / few, 3)}
 
 
 def main() -> None:
@@ -116,8 +88,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         training = bench_training(folder, source)
-        cfg = compose_train(folder / "again", *source, f"cache_dir={folder / 'cache'}")
-        ingesting = bench_ingest(folder, run.prepare_data(cfg, Console()))
+        ingesting = json.loads(call("ingest_rate.py", clips or ROOT / "data" / "demo"))
         memory = bench_memory(folder)
     results = {
         "machine": machine(),

@@ -84,8 +84,10 @@ def ingest(videos: pd.DataFrame, store: Store, limits: DecodeLimits, hashes_path
             arguments = [file, hashes.get(file), store, decoders]
             pending.append((row, file, decoders, pool.schedule(ingest_one, arguments, timeout=limits.timeout_seconds)))
 
-        for row, file in enumerate(videos["file"]):
-            submit(row, Path(file), DECODERS)
+        files = [Path(file) for file in videos["file"]]
+        # Large files first: one that comes last would keep a single worker busy while the others are done.
+        for row in sorted(range(len(files)), key=lambda row: -_size(files[row])):
+            submit(row, files[row], DECODERS)
         with Progress(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn()
         ) as progress:
@@ -115,6 +117,13 @@ def report_bad(manifest: pd.DataFrame, console: Console, most: int = 20) -> None
         console.print(Text(row.status, "yellow") + Text(f" {row.path}: {row.reason}"), highlight=False, soft_wrap=True)
     if len(bad) > most:
         console.print(f"... and {len(bad) - most} more: see the column status of manifest.csv")
+
+
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except OSError:  # its worker will say what is wrong with it
+        return 0
 
 
 def _why(error: BaseException, limits: DecodeLimits) -> str:
