@@ -35,20 +35,22 @@ def compute_only(module: VideoModule, batch_size: int, seconds: float) -> float:
     side, frames = settings["data"]["resolution"], settings["data"]["num_frames"]
     clips = torch.rand(batch_size, frames, side, side, 3, device=device).movedim(-1, 2)
     labels = torch.zeros(batch_size, dtype=torch.long, device=device)
-    steps, started = 0, 0.0
-    while steps < 20 or time.perf_counter() - started < seconds:
-        if steps == 20:  # the first ones choose kernels
-            torch.cuda.synchronize()
-            started = time.perf_counter()
-        optimizer.zero_grad()
-        with torch.autocast("cuda", torch.bfloat16):
-            loss = F.cross_entropy(model(clips), labels)
-        loss.backward()
-        optimizer.step()
-        steps += 1
-        if steps % 20 == 0:
-            torch.cuda.synchronize()
-    return (steps - 20) * batch_size / (time.perf_counter() - started)
+
+    def twenty_steps() -> None:
+        for _ in range(20):
+            optimizer.zero_grad()
+            with torch.autocast("cuda", torch.bfloat16):
+                loss = F.cross_entropy(model(clips), labels)
+            loss.backward()
+            optimizer.step()
+        torch.cuda.synchronize()
+
+    twenty_steps()  # the first ones choose kernels
+    rounds, started = 0, time.perf_counter()
+    while time.perf_counter() - started < seconds:
+        twenty_steps()
+        rounds += 1
+    return 20 * rounds * batch_size / (time.perf_counter() - started)
 
 
 def bench(folder: Path, source: Path | None, videos: int, batch_size: int, compile_network: bool) -> dict[str, object]:
