@@ -114,11 +114,14 @@ def test_kill_9_in_ingest(finished: Path, tiny: list[str], tmp_path: Path) -> No
 
 
 def test_ctrl_c_in_training(uninterrupted: Path, tiny: list[str], tmp_path: Path) -> None:
-    run = tmp_path / "a run"
-    process = start_train(*tiny, *RANDOM, f"run_dir='{run}'", cwd=tmp_path)
-    wait_until((run / "checkpoints" / "last.ckpt").exists, process)
-    process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
+    for attempt in range(3):  # on a busy machine the signal may come when the run is over
+        run = tmp_path / f"a run {attempt}"
+        process = start_train(*tiny, *RANDOM, f"run_dir='{run}'", cwd=tmp_path)
+        wait_until((run / "checkpoints" / "last.ckpt").exists, process)
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=60)
+        if process.returncode != 0:
+            break
     assert process.returncode == 130
     assert "Traceback" not in stderr
     assert stderr.strip().splitlines()[-1].endswith(f"train.py resume='{run}'")
