@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from experiments.tools import ROOT
+from experiments.tools import ROOT, machine
 
 
 def run_seeds(name: str, folder: Path, seeds: range, *overrides: str) -> pd.DataFrame:
@@ -43,6 +43,10 @@ def run_seeds(name: str, folder: Path, seeds: range, *overrides: str) -> pd.Data
     return pd.DataFrame(rows)
 
 
-def mean_and_spread(table: pd.DataFrame) -> pd.DataFrame:
-    """Per name: n, and mean and standard deviation (n - 1) of each figure over the seeds."""
-    return table.drop(columns="seed").groupby("name", sort=False).agg(["mean", "std"]).round(3)
+def write_tables(folder: Path, tables: list[pd.DataFrame]) -> None:
+    """Writes results.csv (every run) and summary.csv (mean and standard deviation over the seeds), and prints both."""
+    table = pd.concat(tables, ignore_index=True)
+    summary = table.drop(columns="seed").groupby("name", sort=False).agg(["mean", "std"]).round(3)
+    table.to_csv(folder / "results.csv", index=False)
+    summary.to_csv(folder / "summary.csv")
+    print(machine(), table.to_string(index=False), summary.to_string(), sep="\n")

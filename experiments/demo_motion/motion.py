@@ -8,11 +8,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import pandas as pd
-
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from experiments.seeds import mean_and_spread, run_seeds
-from experiments.tools import ROOT, machine
+from experiments.seeds import run_seeds, write_tables
+from experiments.tools import ROOT
 
 SEEDS = range(3)
 
@@ -20,15 +18,8 @@ SEEDS = range(3)
 def main() -> None:
     """Runs all and writes results.csv and summary.csv."""
     scratch = ROOT / "runs" / "demo_motion"
-    table = pd.concat(
-        [run_seeds(model, scratch, SEEDS, f"model={model}") for model in ("cnn_lstm", "cnn_mean")], ignore_index=True
-    )
-    here = Path(__file__).parent
-    table.to_csv(here / "results.csv", index=False)
-    mean_and_spread(table).to_csv(here / "summary.csv")
-    print(machine())
-    print(table.to_string(index=False))
-    print(mean_and_spread(table).to_string())
+    tables = [run_seeds(model, scratch, SEEDS, f"model={model}") for model in ("cnn_lstm", "cnn_mean")]
+    write_tables(Path(__file__).parent, tables)
 
 
 if __name__ == "__main__":

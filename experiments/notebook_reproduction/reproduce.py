@@ -9,11 +9,9 @@ import shutil
 import sys
 from pathlib import Path
 
-import pandas as pd
-
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from experiments.seeds import mean_and_spread, run_seeds
-from experiments.tools import ROOT, machine, real_clips
+from experiments.seeds import run_seeds, write_tables
+from experiments.tools import ROOT, real_clips
 
 SEEDS = range(5)
 
@@ -46,13 +44,7 @@ def main() -> None:
         run_seeds("zip", scratch, range(1), *settings, f"data.source={wrapper}"),
         run_seeds("sixty", scratch, SEEDS, *settings, f"data.source={sixty}"),
     ]
-    table = pd.concat(tables, ignore_index=True)
-    here = Path(__file__).parent
-    table.to_csv(here / "results.csv", index=False)
-    mean_and_spread(table).to_csv(here / "summary.csv")
-    print(machine())
-    print(table.to_string(index=False))
-    print(mean_and_spread(table).to_string())
+    write_tables(Path(__file__).parent, tables)
 
 
 if __name__ == "__main__":
