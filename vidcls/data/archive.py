@@ -24,6 +24,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+from vidcls.data.store import write_atomically
 from vidcls.errors import UserError, check_number
 
 _CHUNK_BYTES = 1 << 20
@@ -65,7 +66,7 @@ def extract(archive: Path, cache_dir: Path, max_gigabytes: float | int, max_rati
             folder = home / _sha256(archive)[:16]
             if not folder.is_dir():
                 _write_folder(archive, zipped, members, folder)
-        _write_atomically(seen, folder.name)
+        write_atomically(seen, folder.name.encode("ascii"))
         return folder
     except _DAMAGE as damage:
         raise UserError("an intact zip", f"{archive}: {damage or type(damage).__name__}", _NEW_COPY) from damage
@@ -235,13 +236,6 @@ def _progress() -> Progress:
         TimeRemainingColumn(),
     )
     return Progress(*columns)
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial-{socket.gethostname()}-{os.getpid()}")
-    partial.write_text(text, encoding="ascii")
-    os.replace(partial, path)
 
 
 def _os_error(archive: Path, cache_dir: Path, failure: OSError) -> UserError:
