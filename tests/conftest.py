@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from filelock import FileLock
+from runs import TINY, once, train
 
 # Several workers run side by side; more threads than cores would only slow each other down.
 torch.set_num_threads(1)
@@ -26,17 +26,35 @@ def real_data() -> Path:
 
 
 @pytest.fixture(scope="session")
-def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all workers share: under xdist each has its own base folder, in one that is common to all."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session")
+def demo_folder(shared: Path) -> Path:
     """A small demo set, drawn once and read by all workers: copy it before changing anything in it."""
     # Imported here, not above: the jaxtyping hook must be in place before vidcls is imported.
     from vidcls.data.demo import draw_demo
 
-    # Under xdist each worker has its own base folder; their parent is common to all of them.
-    base = tmp_path_factory.getbasetemp()
-    root = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    folder, drawn = root / "demo", root / "demo.drawn"
-    with FileLock(root / "demo.lock"):
-        if not drawn.exists():
-            draw_demo(folder, seed=0, creators=4, videos_per_creator=3)
-            drawn.touch()
-    return folder
+    return once(shared, "demo", lambda folder: draw_demo(folder, seed=0, creators=4, videos_per_creator=3))
+
+
+@pytest.fixture(scope="session")
+def tiny(shared: Path, demo_folder: Path) -> list[str]:
+    """The overrides of a short run on the small demo set, decoded once for all."""
+    data = [f"data.source={demo_folder}", f"cache_dir={shared / 'cache'}"]
+    return [*TINY, *data, "trainer.max_epochs=3", "trainer.log_every_n_steps=1"]
+
+
+@pytest.fixture(scope="session")
+def finished(shared: Path, tiny: list[str]) -> Path:
+    """The folder of a finished run, to be read only; what it printed lies in printed.txt beside its files."""
+
+    def run(folder: Path) -> None:
+        result = train(*tiny, f"run_dir={folder}")
+        assert result.code == 0, result.stderr
+        folder.with_suffix(".txt").write_text(result.stdout)
+
+    return once(shared, "finished", run)

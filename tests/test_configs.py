@@ -14,7 +14,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import get_method, instantiate
 from omegaconf import DictConfig, OmegaConf
-from test_train import train
+from runs import train
 
 import vidcls.entry  # noqa: F401  # registers the resolvers that the files use
 from vidcls.augment import Augment

@@ -1,7 +1,5 @@
 """Two devices, here two processes on the CPU: one run, every video counted once."""
 
-# The fixtures of test_train are imported by name, and so are the arguments that ask for them.
-# ruff: noqa: F401, F811
 from __future__ import annotations
 
 import shutil
@@ -9,20 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch.distributed
-from test_train import (
-    CLASSES,
-    csv_source,
-    metrics_of,
-    once,
-    same_weights,
-    scalars,
-    shared,
-    start_train,
-    table,
-    tiny,
-    train,
-    weights,
-)
+from runs import once, start_train, train
+from test_train import CLASSES, csv_source, metrics_of, same_weights, scalars, table, weights
 
 pytestmark = pytest.mark.skipif(
     not (torch.distributed.is_available() and torch.distributed.is_gloo_available()),

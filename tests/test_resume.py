@@ -1,7 +1,5 @@
 """kill -9, Ctrl-C, and what resume= makes of it: the same result as if nothing had happened."""
 
-# The fixtures of test_train are imported by name, and so are the arguments that ask for them.
-# ruff: noqa: F401, F811
 from __future__ import annotations
 
 import json
@@ -13,19 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from test_train import (
-    finished,
-    metrics_of,
-    once,
-    refused,
-    same_weights,
-    scalars,
-    shared,
-    start_train,
-    tiny,
-    train,
-    weights,
-)
+from runs import once, start_train, train
+from test_train import metrics_of, refused, same_weights, scalars, weights
 
 # All that is random in training is on: what resumes here resumes anywhere.
 RANDOM = [

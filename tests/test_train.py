@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
-import io
 import json
-import os
 import re
-import runpy
-import subprocess
-import sys
-import warnings
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +16,10 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from filelock import FileLock
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from runs import TINY, Result, start_train, train
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from vidcls.augment import Augment
@@ -38,84 +30,7 @@ from vidcls.errors import UserError
 from vidcls.module import VideoModule
 from vidcls.run import build_module, build_network, load_checkpoint
 
-TRAIN = Path(__file__).parents[1] / "train.py"
-TINY = [
-    "data=folder",
-    "data.num_frames=4",
-    "data.resolution=16",
-    "data.decode.workers=1",
-    "model.encoder.channels=[4,8]",
-    "model.lstm.hidden_size=8",
-    "trainer.accelerator=cpu",
-]
 CLASSES = ["adult", "harmful", "safe"]
-
-
-@dataclass(frozen=True)
-class Result:
-    """What one call of train.py ended with."""
-
-    code: int
-    stdout: str
-    stderr: str
-
-
-def train(*overrides: str) -> Result:
-    """`python train.py OVERRIDES` in this process, which spares the seconds that importing torch takes."""
-    argv, stdout, stderr, code = sys.argv, io.StringIO(), io.StringIO(), 0
-    sys.argv = [str(TRAIN), *overrides]
-    try:
-        with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr), warnings.catch_warnings():
-            runpy.run_path(str(TRAIN), run_name="__main__")
-    except SystemExit as error:
-        code = error.code if isinstance(error.code, int) else 1
-    finally:
-        sys.argv = argv
-        torch.use_deterministic_algorithms(False)  # as it was
-    return Result(code, stdout.getvalue(), stderr.getvalue())
-
-
-def start_train(*overrides: str, cwd: Path) -> subprocess.Popen[str]:
-    """`python train.py OVERRIDES` in a process of its own."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen([sys.executable, str(TRAIN), *overrides], cwd=cwd, env=environment, text=True, **pipes)
-
-
-def once(root: Path, name: str, make: Callable[[Path], object]) -> Path:
-    """The folder ``name``, which the first worker to ask for it has ``make`` fill."""
-    folder = root / name
-    with FileLock(root / f"{name}.lock"):
-        if not (root / f"{name}.made").exists():
-            make(folder)
-            (root / f"{name}.made").touch()
-    return folder
-
-
-@pytest.fixture(scope="session")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that all workers share."""
-    base = tmp_path_factory.getbasetemp()
-    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-
-
-@pytest.fixture(scope="session")
-def tiny(shared: Path, demo_folder: Path) -> list[str]:
-    """The overrides of a short run on the small demo set, decoded once for all."""
-    data = [f"data.source={demo_folder}", f"cache_dir={shared / 'cache'}"]
-    return [*TINY, *data, "trainer.max_epochs=3", "trainer.log_every_n_steps=1"]
-
-
-@pytest.fixture(scope="session")
-def finished(shared: Path, tiny: list[str]) -> Path:
-    """The folder of a finished run, to be read only; what it printed lies in printed.txt beside its files."""
-
-    def run(folder: Path) -> None:
-        result = train(*tiny, f"run_dir={folder}")
-        assert result.code == 0, result.stderr
-        folder.with_suffix(".txt").write_text(result.stdout)
-
-    return once(shared, "finished", run)
 
 
 def weights(folder: Path, name: str = "last") -> dict[str, torch.Tensor]:
