@@ -20,12 +20,12 @@ from vidcls.data.dataset import Clip
 from vidcls.errors import UserError
 from vidcls.module import Predictions, VideoModule
 from vidcls.optim import Adam
-from vidcls.run import build_network, load_checkpoint
+from vidcls.run import CHECKPOINT_FORMAT, build_network, load_checkpoint
 
 OFF = Augment(0.0, 1.0, 0.0)
 CLASSES = ["harmful", "safe", "adult"]  # not in alphabetical order
 SETTINGS: dict[str, Any] = {
-    "format": 1,
+    "format": CHECKPOINT_FORMAT,
     "classes": CLASSES,
     "model": {
         "_target_": "vidcls.models.classifiers.cnn_lstm",
@@ -35,7 +35,14 @@ SETTINGS: dict[str, Any] = {
         "dropout": 0.5,
     },
     "normalise": {"mean": [0.5, 0.4, 0.3], "std": [0.5, 0.25, 1.0]},
-    "data": {"num_frames": 3, "resolution": 8, "sampling": "uniform", "store_num_frames": 3, "store_resolution": 8},
+    "data": {
+        "num_frames": 3,
+        "resolution": 8,
+        "batch_size": 4,
+        "sampling": "uniform",
+        "store_num_frames": 3,
+        "store_resolution": 8,
+    },
 }
 
 
@@ -276,3 +283,13 @@ def test_a_checkpoint_that_runs_code_is_refused(tmp_path: Path) -> None:
 def test_a_missing_checkpoint_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"expected a checkpoint of vidcls; got .*nowhere.ckpt: .*No such file"):
         load_checkpoint(tmp_path / "nowhere.ckpt")
+
+
+def test_a_video_is_judged_alike_whoever_comes_with_it() -> None:
+    module = build().eval()
+    frames = torch.randint(256, (8, 3, 8, 8, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        full = torch.cat([module(frames[:4]), module(frames[4:])])
+        assert torch.equal(torch.cat([module(frame[None]) for frame in frames]), full)
+        assert torch.equal(torch.cat([module(frames[:3]), module(frames[3:7]), module(frames[7:])]), full)
+        assert torch.equal(module(frames.flip(0)[:4]), full.flip(0)[:4])

@@ -33,6 +33,19 @@ def run_folder() -> Path:
     return Path(HydraConfig.get().runtime.output_dir)
 
 
+def allow_new_keys(group: str) -> None:
+    """Lets the command line say ``group.name=value`` for names that the configuration cannot know, such as classes.
+
+    Hydra would ask for ``++group.name=value``.
+    """
+    sys.argv[1:] = [f"++{text}" if text.startswith((f"{group}.", f"{group}=")) else text for text in sys.argv[1:]]
+
+
+def overridden(group: str) -> bool:
+    """Whether the command line names any knob of a group."""
+    return any(text.lstrip("+~").startswith(f"{group}.") for text in HydraConfig.get().overrides.task)
+
+
 def clear_errors(main: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]:
     """Ends a process in one clear line instead of a traceback: exit code 2 for what the user can mend, 130 for Ctrl-C.
 
@@ -42,6 +55,8 @@ def clear_errors(main: Callable[[DictConfig], None]) -> Callable[[DictConfig], N
     @functools.wraps(main)
     def guarded(cfg: DictConfig) -> None:
         try:
+            for knob in sorted(OmegaConf.missing_keys(cfg)):
+                raise UserError(f"a value for {knob}", "none", f"Give {knob}=... on the command line.")
             main(cfg)
         except Exception as error:
             message = _message(error)

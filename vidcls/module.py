@@ -85,8 +85,14 @@ class VideoModule(L.LightningModule):
         return sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)
 
     def forward(self, frames: UInt8[Tensor, "B T H W 3"]) -> Float[Tensor, "B K"]:
-        """Logits of raw stored frames."""
-        return self.model(self.preprocess(frames))
+        """Logits of raw stored frames.
+
+        Outside training a batch that is not full is filled up with black clips: a matrix product of another shape may
+        round otherwise, and what is said of a video must not hang on how many others came with it.
+        """
+        missing = 0 if self.training else max(self.settings["data"]["batch_size"] - len(frames), 0)
+        filled = torch.cat([frames, frames.new_zeros(missing, *frames.shape[1:])]) if missing else frames
+        return self.model(self.preprocess(filled))[: len(frames)]
 
     def on_train_epoch_start(self) -> None:
         """Makes the epoch's random draws a function of seed, epoch and device alone."""

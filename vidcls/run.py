@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import pandas as pd
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
@@ -28,14 +27,14 @@ from torch import nn
 
 from vidcls.augment import Augment, Preprocess
 from vidcls.data.datamodule import SPLITS, VideoDataModule
-from vidcls.data.ingest import MANIFEST_COLUMNS
+from vidcls.data.ingest import MANIFEST_COLUMNS, read_manifest
 from vidcls.data.store import write_atomically
 from vidcls.entry import run_folder
 from vidcls.errors import UserError, check_choice, check_integer
 from vidcls.models import classifiers
 from vidcls.module import Predictions, VideoModule
 
-CHECKPOINT_FORMAT = 1
+CHECKPOINT_FORMAT = 2
 Settings = dict[str, Any]
 """Plain values that rebuild a network and its decoding: classes, model, normalise, data, and the format's number."""
 
@@ -47,9 +46,7 @@ def begin(cfg: DictConfig) -> DictConfig:
         UserError: a setting is missing or out of range, the folder is another run's or holds nothing to resume, or
             there is no GPU where one is asked for.
     """
-    _quieten()
-    for knob in sorted(OmegaConf.missing_keys(cfg)):
-        raise UserError(f"a value for {knob}", "none", f"Give {knob}=... on the command line.")
+    quieten()
     folder = run_folder().resolve()
     if cfg.resume is not None:
         cfg = _resumed(folder, debug=cfg.debug)
@@ -94,12 +91,18 @@ def _resumed(folder: Path, debug: bool) -> DictConfig:
         )
     if not (folder / "config.yaml").is_file():
         raise UserError("a run folder to resume", f"{folder}, which holds no config.yaml", "Check resume=.")
+    cfg = read_config(folder)
+    cfg.resume, cfg.debug = str(folder), debug
+    return cfg
+
+
+def read_config(folder: Path) -> DictConfig:
+    """The config.yaml of a run folder, whose paths lead into the folder also where it has moved."""
     text = (folder / "config.yaml").read_text()
     cfg = OmegaConf.create(text)
     assert isinstance(cfg, DictConfig)
-    cfg = OmegaConf.create(text.replace(cfg.run_dir, str(folder)))  # resolved paths, in a folder that may have moved
+    cfg = OmegaConf.create(text.replace(cfg.run_dir, str(folder)))
     assert isinstance(cfg, DictConfig)
-    cfg.resume, cfg.debug = str(folder), debug
     return cfg
 
 
@@ -117,7 +120,7 @@ def prepare_data(cfg: DictConfig, console: Console) -> VideoDataModule:
     else:  # the first device does the work, and the others take its word
         while not path.exists():
             time.sleep(0.2)
-        datamodule.adopt(pd.read_csv(path, keep_default_na=False))
+        datamodule.adopt(read_manifest(path))
     return datamodule
 
 
@@ -135,6 +138,7 @@ def build_module(cfg: DictConfig, datamodule: VideoDataModule) -> VideoModule:
         "data": {
             "num_frames": datamodule.num_frames,
             "resolution": datamodule.resolution,
+            "batch_size": datamodule.batch_size,
             "sampling": datamodule.store.sampling,
             "store_num_frames": datamodule.store.num_frames,
             "store_resolution": datamodule.store.resolution,
@@ -231,10 +235,12 @@ def fit(
     return trainer
 
 
-def test(trainer: L.Trainer, module: VideoModule, datamodule: VideoDataModule) -> dict[str, Predictions]:
+def test(
+    trainer: L.Trainer, module: VideoModule, datamodule: VideoDataModule, splits: Sequence[str] = SPLITS
+) -> dict[str, Predictions]:
     """Predicts each video of each split once, with the weights that ``module`` holds; leaves out empty splits."""
     predictions = {}
-    for split in SPLITS:
+    for split in splits:
         if not datamodule.rows(split).empty:
             trainer.test(module, dataloaders=datamodule.loader(split, train=False), verbose=False)
             assert module.predictions is not None
@@ -257,7 +263,7 @@ def _environment() -> dict[str, Any]:
     }
 
 
-def _quieten() -> None:
+def quieten() -> None:
     """Silences what Lightning says at every start and no user needs."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*does not have many workers.*")

@@ -110,6 +110,12 @@ def ingest(videos: pd.DataFrame, store: Store, limits: DecodeLimits, hashes_path
     return manifest[[*MANIFEST_COLUMNS, "file"]], time.monotonic() - started
 
 
+def read_manifest(path: Path) -> pd.DataFrame:
+    """A manifest.csv as it was written: a creator called 007 stays a text."""
+    texts = dict.fromkeys(set(MANIFEST_COLUMNS) - {"seconds", "coverage"}, str)
+    return pd.read_csv(path, keep_default_na=False, dtype=texts)
+
+
 def report_bad(manifest: pd.DataFrame, console: Console, most: int = 20) -> None:
     """Prints the videos that are partial or undecodable, with their reasons."""
     bad = manifest[manifest["status"].isin(["partial", "undecodable"])]
