@@ -25,6 +25,7 @@ from vidcls.policy import (
     decide,
     fit_policy,
     fit_temperature,
+    harmful_scores,
     load_policy,
     policy_report,
     review_threshold,
@@ -32,10 +33,12 @@ from vidcls.policy import (
 )
 
 CLASSES = ("safe", "harmful", "adult")
+MODEL = "0123456789ab"
 
 
 def policy(**changes: Any) -> Policy:
     content: dict[str, Any] = {
+        "model": MODEL,
         "classes": CLASSES,
         "harmless": "safe",
         "temperature": 1.0,
@@ -264,7 +267,7 @@ def test_precision_is_kept_about_as_often_as_documented(n: int, separation: floa
 def test_thresholds_of_a_fit() -> None:
     probabilities, labels = draw(3000, 6.0, seed=2, k=3)
     targets = {"harmful": {"recall": 0.9}, "adult": {"precision": 0.9}}
-    found = fit_policy(probabilities, labels, CLASSES, "safe", targets, 0.2)
+    found = fit_policy(probabilities, labels, CLASSES, "safe", targets, 0.2, "m")
     calibrated = calibrate(probabilities, found.temperature)
     low = review_threshold(calibrated[:, 1], labels == 1, 0.9, name="harmful")
     high = block_threshold(calibrated[:, 2], labels == 2, 0.9, name="adult")
@@ -282,12 +285,12 @@ def test_thresholds_of_a_fit() -> None:
 
 def test_a_fit_with_both_targets() -> None:
     probabilities, labels = draw(3000, 3.0, seed=2)
-    hard = fit_policy(probabilities, labels, ["a", "b"], "a", {"b": {"recall": 0.95, "precision": 0.95}}, 0.2)
+    hard = fit_policy(probabilities, labels, ["a", "b"], "a", {"b": {"recall": 0.95, "precision": 0.95}}, 0.2, "m")
     assert hard.review["b"] < hard.block["b"]  # what neither wish settles is for a person
     scores = calibrate(probabilities, hard.temperature)[:, 1]
     assert hard.review["b"] == review_threshold(scores, labels == 1, 0.95, name="b")
     assert hard.block["b"] == block_threshold(scores, labels == 1, 0.95, name="b")
-    easy = fit_policy(probabilities, labels, ["a", "b"], "a", {"b": {"recall": 0.6, "precision": 0.6}}, 0.2)
+    easy = fit_policy(probabilities, labels, ["a", "b"], "a", {"b": {"recall": 0.6, "precision": 0.6}}, 0.2, "m")
     scores = calibrate(probabilities, easy.temperature)[:, 1]
     assert easy.review["b"] == easy.block["b"] == block_threshold(scores, labels == 1, 0.6, name="b")
     assert easy.block["b"] < review_threshold(scores, labels == 1, 0.6, name="b")  # room to spare
@@ -298,19 +301,19 @@ def test_a_fit_with_both_targets() -> None:
 
 def test_a_fit_without_targets_and_at_the_ends() -> None:
     probabilities, labels = draw(300, 3.0, seed=4)
-    plain = fit_policy(probabilities, labels, ["a", "b"], "a", {}, 0.5)
+    plain = fit_policy(probabilities, labels, ["a", "b"], "a", {}, 0.5, "m")
     assert plain.review == {"b": 0.25} and plain.block == {"b": 0.75}
-    assert fit_policy(probabilities, labels, ["a", "b"], "a", {"b": {}}, 0.5).review == {"b": 0.25}
-    wide = fit_policy(probabilities, labels, ["a", "b"], "a", {"b": {"recall": 0.3}}, 0.99)
+    assert fit_policy(probabilities, labels, ["a", "b"], "a", {"b": {}}, 0.5, "m").review == {"b": 0.25}
+    wide = fit_policy(probabilities, labels, ["a", "b"], "a", {"b": {"recall": 0.3}}, 0.99, "m")
     assert wide.block == {"b": 1.0}
-    wide = fit_policy(probabilities, labels, ["a", "b"], "a", {"b": {"precision": 0.9}}, 0.99)
+    wide = fit_policy(probabilities, labels, ["a", "b"], "a", {"b": {"precision": 0.9}}, 0.99, "m")
     assert wide.review == {"b": 0.0}
 
 
 def test_a_fit_reports_calibration_before_and_after() -> None:
     honest, labels = draw(3000, 2.0, seed=6)
     sure = softmax(np.log(honest) * 3, axis=1)
-    found = fit_policy(sure, labels, ["a", "b"], "a", {}, 0.2)
+    found = fit_policy(sure, labels, ["a", "b"], "a", {}, 0.2, "m")
     assert found.calibration_error["before"] == summarise(sure, labels, np.zeros(3000), ["a", "b"])["calibration_error"]
     assert found.calibration_error["before"] > 0.1
     assert found.calibration_error["after"] < 0.03
@@ -339,7 +342,7 @@ def test_a_fit_reports_calibration_before_and_after() -> None:
 )
 def test_wishes_that_make_no_sense(changes: dict[str, Any], message: str) -> None:
     probabilities, labels = draw(60, 2.0, seed=0, k=3)
-    wishes: dict[str, Any] = {"harmless": "safe", "targets": {}, "doubt": 0.2, **changes}
+    wishes: dict[str, Any] = {"harmless": "safe", "targets": {}, "doubt": 0.2, "model": "m", **changes}
     with pytest.raises(UserError, match=message):
         fit_policy(probabilities, labels, CLASSES, **wishes)
 
@@ -417,6 +420,22 @@ def test_decide_reasons_and_misuse() -> None:
         decide(policy(), np.array([0.5, 0.5]), "ok", "")
 
 
+def test_many_windows_are_one_score() -> None:
+    windows = np.array([[0.9, 0.1, 0.0], [0.2, 0.8, 0.0], [0.6, 0.4, 0.0]])  # T = 1: calibrated as they are
+    assert harmful_scores(policy(), windows, "max") == pytest.approx({"harmful": 0.8, "adult": 0.0}, abs=1e-9)
+    assert decide(policy(), windows, "ok", "") == ("block", "harmful 0.800 >= 0.750")
+    assert decide(policy(), windows, "ok", "", "top-k mean", 2) == ("review", "harmful 0.600 >= 0.250")
+    assert decide(policy(), windows, "ok", "", "mean").decision == "review"
+    assert decide(policy(), windows[[0, 0]], "ok", "").decision == "allow"
+    sick = np.vstack([windows[0], [np.nan, 0.0, 1.0]])  # one window without probabilities is enough
+    assert decide(policy(), sick, "ok", "").decision == "review"
+
+
+def test_each_window_is_calibrated_by_itself() -> None:
+    windows, soft = np.array([[0.8, 0.2, 0.0], [0.99, 0.01, 0.0]]), policy(temperature=4.0)
+    assert harmful_scores(soft, windows)["harmful"] == float(calibrate(windows[0], 4.0)[1])
+
+
 # Report
 
 
@@ -460,7 +479,7 @@ def test_a_policy_reads_back_as_it_was(
     path = tmp_path_factory.mktemp("run") / "policy.json"
     saved = policy(temperature=temperature, review={"harmful": one, "adult": other})
     save_policy(saved, path)
-    loaded = load_policy(path, CLASSES)
+    loaded = load_policy(path, CLASSES, MODEL)
     assert loaded == saved and loaded.identity == saved.identity == json.loads(path.read_text())["identity"]
 
 
@@ -473,7 +492,7 @@ def test_identity_is_of_the_content() -> None:
 def test_load_refuses_what_is_no_policy_for_this_network(tmp_path: Path) -> None:
     path = tmp_path / "policy.json"
     with pytest.raises(UserError, match=r"policy.json, which cannot be read .*No such file"):
-        load_policy(path, CLASSES)
+        load_policy(path, CLASSES, MODEL)
     for content, message in [
         (b"\xff\xfe", "which cannot be read .*utf-8"),
         (b"{", "which cannot be read .Expecting"),
@@ -482,12 +501,16 @@ def test_load_refuses_what_is_no_policy_for_this_network(tmp_path: Path) -> None
     ]:
         path.write_bytes(content)
         with pytest.raises(UserError, match=message):
-            load_policy(path, CLASSES)
+            load_policy(path, CLASSES, MODEL)
     save_policy(policy(), path)
     with pytest.raises(UserError, match=r"a policy for the classes a, b; got one for safe, harmful, adult\. Fit"):
-        load_policy(path, ["a", "b"])
+        load_policy(path, ["a", "b"], MODEL)
     with pytest.raises(UserError, match="for the classes harmful, safe, adult"):  # the order is that of the columns
-        load_policy(path, ["harmful", "safe", "adult"])
+        load_policy(path, ["harmful", "safe", "adult"], MODEL)
+    with pytest.raises(
+        UserError, match=r"a policy for the network ffff; got .*policy.json, one for 0123456789ab\. Fit"
+    ):
+        load_policy(path, CLASSES, "ffff")
     path.write_text(path.read_text().replace("0.75", "0.95"))
     with pytest.raises(UserError, match=f"as it was fitted .{policy().identity}.; got .*which was changed since"):
-        load_policy(path, CLASSES)
+        load_policy(path, CLASSES, MODEL)

@@ -30,6 +30,7 @@ from scipy.stats import beta, binomtest
 from vidcls.data.store import write_atomically
 from vidcls.errors import UserError
 from vidcls.metrics import summarise
+from vidcls.timeline import video_score
 
 ALLOW, REVIEW, BLOCK = DECISIONS = ("allow", "review", "block")
 CONFIDENCE = 0.95  # of every lower bound, one-sided
@@ -45,6 +46,7 @@ class Policy:
     on the videos that the temperature was fitted on, so ``after`` flatters: see test for the truth.
     """
 
+    model: str  # the identity of the network it was fitted for
     classes: tuple[str, ...]  # in the order of the probabilities
     harmless: str
     temperature: float
@@ -186,6 +188,7 @@ def fit_policy(
     harmless: str,
     targets: Mapping[str, Any],
     doubt: float,
+    model: str,
 ) -> Policy:
     """The policy that meets the ``targets`` on the given (val) videos; see `Policy`.
 
@@ -202,7 +205,7 @@ def fit_policy(
     and so costs the bounds nothing; with more, the one number it takes from the data is neglected.
 
     ``probabilities`` are the network's own, ``labels`` in [0, K), and ``classes`` names the columns. ``targets`` is
-    ``{class: {"recall": r, "precision": p}}``, either or both, for any harmful class.
+    ``{class: {"recall": r, "precision": p}}``, either or both, for any harmful class. ``model`` names the network.
 
     Raises:
         UserError: unknown or harmless classes among the targets, values outside (0, 1), wishes that the videos cannot
@@ -224,18 +227,33 @@ def fit_policy(
         review[name], block[name] = _band(low, high, doubt)
     support = {name: int((labels == column).sum()) for column, name in enumerate(classes)}
     error = {"before": before, "after": _calibration_error(calibrated, labels, classes)}
-    return Policy(tuple(classes), harmless, temperature, review, block, wishes, support, error)
+    return Policy(model, tuple(classes), harmless, temperature, review, block, wishes, support, error)
 
 
-def decide(policy: Policy, probabilities: Float[np.ndarray, "K"], status: str, reason: str) -> Decision:
-    """What to do with one video, from the network's own (uncalibrated) probabilities.
+def harmful_scores(
+    policy: Policy, probabilities: Float[np.ndarray, "W K"], how: str = "max", k: int = 3
+) -> dict[str, float]:
+    """The calibrated score of each harmful class, from the network's own probabilities in a video's W windows.
+
+    Each window is calibrated by itself, then `vidcls.timeline.video_score` makes one score of them, by ``how`` and
+    ``k``. The thresholds were fitted on videos of one window; where a video has many, ``max`` gives a class as many
+    chances to be found, and to be found wrongly.
+    """
+    found = video_score(calibrate(probabilities, policy.temperature), how, k).tolist()
+    return {name: score for name, score in zip(policy.classes, found, strict=True) if name != policy.harmless}
+
+
+def decide(
+    policy: Policy, probabilities: Float[np.ndarray, "*W K"], status: str, reason: str, how: str = "max", k: int = 3
+) -> Decision:
+    """What to do with one video, from the network's own (uncalibrated) probabilities, in one window or in W.
 
     A ``status`` other than ``ok`` is for a person to see, with its ``reason``; ``probabilities`` may then be anything.
-    So are probabilities that are none, such as NaN.
+    So are probabilities that are none, such as NaN. ``how`` and ``k`` are those of `harmful_scores`.
 
     Example:
         >>> nothing = {"targets": {}, "support": {}, "calibration_error": {}}
-        >>> policy = Policy(("safe", "bad"), "safe", 1.0, review={"bad": 0.4}, block={"bad": 0.8}, **nothing)
+        >>> policy = Policy("m", ("safe", "bad"), "safe", 1.0, review={"bad": 0.4}, block={"bad": 0.8}, **nothing)
         >>> decide(policy, np.array([0.1, 0.9]), "ok", "")
         Decision(decision='block', reason='bad 0.900 >= 0.800')
         >>> decide(policy, np.array([0.9, 0.1]), "partial", "the file ends early").decision
@@ -243,12 +261,14 @@ def decide(policy: Policy, probabilities: Float[np.ndarray, "K"], status: str, r
     """
     if status != "ok":
         return Decision(REVIEW, f"{status}: {reason}" if reason else status)
-    if len(probabilities) != len(policy.classes):
-        raise ValueError(f"expected one probability for each of {policy.classes}; got {len(probabilities)}")
+    windows = np.atleast_2d(probabilities)
+    if windows.shape[1] != len(policy.classes):
+        raise ValueError(f"expected one probability for each of {policy.classes}; got {windows.shape[1]}")
     # 1e-2 leaves room for a softmax in bfloat16. Written so that NaN fails it.
-    if not (probabilities.min() >= 0 and abs(probabilities.sum(dtype=np.float64) - 1) <= 1e-2):
-        return Decision(REVIEW, f"the network gave no probabilities: {probabilities.tolist()}")
-    found = dict(zip(policy.classes, calibrate(probabilities, policy.temperature).tolist(), strict=True))
+    sound = (windows.min(axis=1) >= 0) & (np.abs(windows.sum(axis=1, dtype=np.float64) - 1) <= 1e-2)
+    if not sound.all():
+        return Decision(REVIEW, f"the network gave no probabilities: {windows[~sound][0].tolist()}")
+    found = harmful_scores(policy, windows, how, k)
     for decision, thresholds in ((BLOCK, policy.block), (REVIEW, policy.review)):
         over = [f"{name} {found[name]:.3f} >= {at:.3f}" for name, at in thresholds.items() if found[name] >= at]
         if over:
@@ -287,13 +307,13 @@ def save_policy(policy: Policy, path: Path) -> None:
     write_atomically(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
 
 
-def load_policy(path: Path, classes: Sequence[str]) -> Policy:
-    """The policy at ``path``, for a network with these ``classes``.
+def load_policy(path: Path, classes: Sequence[str], model: str) -> Policy:
+    """The policy at ``path``, for the network ``model`` with these ``classes``.
 
     Raises:
-        UserError: no such file, a file that is no policy, one that was changed since, or one for other classes.
+        UserError: no such file, a file that is no policy, one that was changed since, or one for another network.
     """
-    again = "Fit the policy again on the val split."
+    again = "Fit it again: python evaluate.py run=DIR policy.harmless=CLASS."
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:  # no file, not UTF-8, not JSON
@@ -306,6 +326,8 @@ def load_policy(path: Path, classes: Sequence[str]) -> Policy:
     policy = Policy(**{**content, "classes": tuple(content["classes"])})
     if policy.classes != tuple(classes):
         raise UserError(f"a policy for the classes {', '.join(classes)}", f"one for {', '.join(policy.classes)}", again)
+    if policy.model != model:
+        raise UserError(f"a policy for the network {model}", f"{path}, one for {policy.model}", again)
     return policy
 
 
