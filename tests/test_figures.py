@@ -13,7 +13,16 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from vidcls.figures import confusion_figure, learning_curves_figure, save_figure, strips_figure
+from vidcls.curves import precision_recall_curves, reliability, roc_curves
+from vidcls.figures import (
+    confusion_figure,
+    learning_curves_figure,
+    precision_recall_figure,
+    reliability_figure,
+    roc_figure,
+    save_figure,
+    strips_figure,
+)
 
 
 def texts(figure: Figure) -> list[str]:
@@ -144,6 +153,105 @@ def test_learning_curves_of_one_epoch_and_of_a_run_that_diverged(tmp_path: Path)
 def test_learning_curves_refuse_nothing() -> None:
     with pytest.raises(ValueError, match="expected curves named"):
         learning_curves_figure({}, None)
+
+
+def judged(n: int, k: int, absent: bool = False, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities of a network that knows something, and labels; the last class may have no video."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, k - absent, size=n)
+    odds = np.exp(rng.normal(size=(n, k)) + 2 * np.eye(k)[labels])
+    return odds / odds.sum(axis=1, keepdims=True), labels
+
+
+def test_reliability_plots_each_bin_that_holds_videos_and_its_share() -> None:
+    # Of four, one in the bin of 0.6 and right, three in that of 0.9 and one of them wrong.
+    found = reliability(np.array([[0.62, 0.38], *[[0.9, 0.1]] * 3]), np.array([0, 0, 0, 1]))
+    figure = reliability_figure(found, None, "test")
+    above, below = figure.axes
+    points, areas = above.collections[0].get_offsets().data, above.collections[0].get_sizes()
+    np.testing.assert_allclose(points, [[0.62, 1.0], [0.9, 2 / 3]])
+    assert (areas - 15)[1] == pytest.approx(3 * (areas - 15)[0])
+    assert [line.get_xydata().tolist() for line in above.lines][0] == [[0, 0], [1, 1]]
+    (bars,) = below.patches
+    assert bars.get_data().values.tolist() == [0] * 9 + [0.25, 0, 0, 0, 0.75, 0]
+    assert bars.get_data().edges.tolist() == pytest.approx([edge / 15 for edge in range(16)])
+    names = [text.get_text() for text in above.get_legend().get_texts()]
+    assert names == ["as often right as sure", f"network (ECE {found.error:.3f})"]
+
+
+def test_reliability_before_and_after_are_told_apart() -> None:
+    probabilities, labels = judged(200, 3)
+    sure = probabilities**3 / (probabilities**3).sum(axis=1, keepdims=True)
+    before, after = reliability(probabilities, labels), reliability(sure, labels)  # which doubts too much
+    assert before.error > after.error + 0.05
+    above, below = reliability_figure(before, after, "test").axes
+    names = [text.get_text() for text in above.get_legend().get_texts()][1:]
+    assert names == [f"before calibration (ECE {before.error:.3f})", f"after calibration (ECE {after.error:.3f})"]
+    first, second = (tuple(points.get_facecolor()[0][:3]) for points in above.collections)
+    assert first != second
+    assert [bars.get_data().values.sum() for bars in below.patches] == pytest.approx([1, 1])
+
+
+def test_precision_recall_steps_over_the_area_it_names_and_marks_the_prevalence() -> None:
+    probabilities, labels = judged(40, 3)
+    curves = precision_recall_curves(probabilities, labels, ["safe", "harmful", "adult"])
+    panels = precision_recall_figure(curves, "test").axes
+    for number, (axes, (name, curve)) in enumerate(zip(panels, curves.items(), strict=True)):
+        assert curve is not None
+        assert axes.get_title(loc="left") == f"{name}\nAP {curve.area:.3f}, {(labels == number).sum()} videos"
+        own = max(axes.lines, key=lambda line: line.get_linewidth())
+        assert own.get_drawstyle() == "steps-pre"  # y holds from the point before on: that area is AP
+        x, y = own.get_xydata().T
+        assert float((np.diff(x) * y[1:]).sum()) == pytest.approx(curve.area, abs=2e-6)
+        (baseline,) = [line for line in axes.lines if line.get_linestyle() == ":"]
+        assert set(baseline.get_ydata()) == {(labels == number).mean()}
+
+
+def test_roc_joins_its_points_and_marks_the_diagonal() -> None:
+    probabilities, labels = judged(40, 2)
+    curves = roc_curves(probabilities, labels, ["safe", "harmful"])
+    for axes, (name, curve) in zip(roc_figure(curves, "test").axes, curves.items(), strict=True):
+        assert curve is not None
+        assert axes.get_title(loc="left").startswith(f"{name}\nAUROC {curve.area:.3f}, ")
+        own = max(axes.lines, key=lambda line: line.get_linewidth())
+        assert own.get_drawstyle() == "default"
+        assert np.trapezoid(own.get_ydata(), own.get_xdata()) == pytest.approx(curve.area, abs=2e-6)
+        (diagonal,) = [line for line in axes.lines if line.get_linestyle() == ":"]
+        assert diagonal.get_xydata().tolist() == [[0, 0], [1, 1]]
+
+
+def test_a_class_without_videos_has_a_panel_that_says_so() -> None:
+    probabilities, labels = judged(40, 3, absent=True)
+    names = ["safe", "harmful", "adult"]
+    for figure in (
+        precision_recall_figure(precision_recall_curves(probabilities, labels, names), "test"),
+        roc_figure(roc_curves(probabilities, labels, names), "test"),
+    ):
+        assert [len(axes.texts) for axes in figure.axes] == [0, 0, 1]
+        assert texts(figure) == ["not defined"]
+        assert figure.axes[2].get_title(loc="left") == "adult"
+
+
+@pytest.mark.parametrize(("k", "panels"), [(2, (1, 2)), (3, (1, 3)), (5, (2, 3)), (12, (3, 4)), (20, (4, 5))])
+@pytest.mark.parametrize("n", [1, 40])
+def test_curves_of_all_classes_fit_their_picture(k: int, panels: tuple[int, int], n: int, tmp_path: Path) -> None:
+    probabilities, labels = judged(n, k, absent=True)
+    names = [f"a class with quite a long name and $ {i}" for i in range(k)]
+    drawn = {
+        "reliability": reliability_figure(reliability(probabilities, labels), None, "test"),
+        "pr": precision_recall_figure(precision_recall_curves(probabilities, labels, names), "test"),
+        "roc": roc_figure(roc_curves(probabilities, labels, names), "test"),
+    }
+    for name, figure in drawn.items():
+        picture = pixels(figure, tmp_path / f"{name}.png")
+        assert picture.shape[1] == 1000 and picture.shape[0] <= 1100
+        assert blank_border(picture)
+    for figure in (drawn["pr"], drawn["roc"]):
+        assert figure.axes[0].get_subplotspec().get_gridspec().get_geometry() == panels
+        boxes = [axes.get_window_extent() for axes in figure.axes[:k]]
+        assert all(box.width == pytest.approx(box.height, rel=0.01) and box.width > 120 for box in boxes)
+        titled = [axes.get_tightbbox() for axes in figure.axes[:k]]
+        assert not any(a.overlaps(b) for i, a in enumerate(titled) for b in titled[i + 1 :])
 
 
 def test_a_saved_figure_replaces_the_old_one_and_leaves_nothing_else(tmp_path: Path) -> None:

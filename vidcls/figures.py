@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from jaxtyping import UInt8
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from vidcls.curves import Curve, Reliability
 
 WIDTH, DPI = 10.0, 100  # inches, pixels per inch: PNGs 1000 pixels wide
 INK, QUIET = "#222222", "#8a8a8a"
 # Okabe & Ito, "Color universal design" (2008): told apart by colour-blind readers too.
-PALETTE = {"train": "#0072B2", "val": "#D55E00", "test": "#009E73", "best": INK}
+BLUE, VERMILION, GREEN = "#0072B2", "#D55E00", "#009E73"
+PALETTE = {"train": BLUE, "val": VERMILION, "test": GREEN, "best": INK}
 MAX_FRAMES = 8  # of one strip
 GUTTER = 0.04  # between the frames of a strip, in frame widths
 
@@ -144,6 +150,71 @@ def learning_curves_figure(history: dict[str, list[tuple[int, float]]], best_epo
     return figure
 
 
+def reliability_figure(before: Reliability, after: Reliability | None, title: str) -> Figure:
+    """How often the network is right against how sure it is, and below that how often it is how sure.
+
+    Points on the dotted diagonal are honest, points below it too sure. Their area grows with their videos: a small one
+    says little.
+
+    Args:
+        before: of the network's own probabilities.
+        after: of the calibrated ones; None draws the first alone.
+        title: one line.
+    """
+    figure = _figure(6.8, title)
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    above.plot([0, 1], [0, 1], color=QUIET, linestyle=":", linewidth=1.5, label="as often right as sure")
+    network = "network" if after is None else "before calibration"
+    for name, found, colour in ((network, before, VERMILION), ("after calibration", after, BLUE)):
+        if found is None:
+            continue
+        shares, held = found.count / found.count.sum(), found.count > 0
+        x, y = found.confidence[held], found.accuracy[held]
+        above.plot(x, y, color=colour, linewidth=1.5, alpha=0.5)
+        above.scatter(x, y, s=15 + 600 * shares[held], color=colour, alpha=0.75, linewidths=0)
+        above.plot([], [], color=colour, marker="o", label=f"{name} (ECE {found.error:.3f})")  # for the legend
+        bins, filled = np.linspace(0, 1, len(shares) + 1), found is before
+        below.stairs(shares, bins, color=colour, linewidth=2, fill=filled, alpha=0.4 if filled else 1.0)
+    above.set(ylabel="accuracy", ylim=(-0.04, 1.04))
+    below.set(xlabel="probability of the predicted class", ylabel="videos", xlim=(-0.01, 1.01))
+    below.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    above.legend(frameon=False)
+    for axes in (above, below):
+        _soften(axes)
+    return figure
+
+
+def precision_recall_figure(curves: Mapping[str, Curve | None], title: str) -> Figure:
+    """Precision against recall, a panel per class; dotted, the precision of calling any videos by its name.
+
+    Args:
+        curves: as `vidcls.curves.precision_recall_curves` gives them, drawn for 2 to 20 classes.
+        title: one line.
+    """
+    figure, panels = _class_panels(curves, title, "AP", "steps-pre")
+    figure.supxlabel("recall")
+    figure.supylabel("precision (dotted: by guessing)")
+    for axes, curve in zip(panels, curves.values(), strict=True):
+        if curve is not None:
+            axes.axhline(curve.prevalence, color=INK, linestyle=":", linewidth=1.2, zorder=2)
+    return figure
+
+
+def roc_figure(curves: Mapping[str, Curve | None], title: str) -> Figure:
+    """The true against the false positive rate, a panel per class; dotted, those of guessing.
+
+    Args:
+        curves: as `vidcls.curves.roc_curves` gives them, drawn for 2 to 20 classes.
+        title: one line.
+    """
+    figure, panels = _class_panels(curves, title, "AUROC", "default")
+    figure.supxlabel("false positive rate")
+    figure.supylabel("true positive rate (dotted: by guessing)")
+    for axes in panels:
+        axes.plot([0, 1], [0, 1], color=INK, linestyle=":", linewidth=1.2, zorder=2)
+    return figure
+
+
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a PNG; whoever reads ``path`` meanwhile sees the old file or the new one, never half of one."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -153,6 +224,39 @@ def save_figure(figure: Figure, path: Path) -> None:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _class_panels(
+    curves: Mapping[str, Curve | None], title: str, area: str, drawstyle: Literal["default", "steps-pre"]
+) -> tuple[Figure, list[Axes]]:
+    """A square for each class: its curve, and those of the others in grey, by position rather than by colour."""
+    k = len(curves)
+    columns = k if k <= 4 else math.ceil(math.sqrt(k))
+    rows = math.ceil(k / columns)
+    figure = _figure(1.1 + rows * (9.0 / columns + 0.35), title)
+    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
+    for axes in grid[k:]:
+        axes.set_axis_off()
+    for place, (axes, (name, curve)) in enumerate(zip(grid, curves.items(), strict=False)):
+        for other in curves.values():
+            if other is not None and other is not curve:
+                axes.plot(other.x, other.y, drawstyle=drawstyle, color="#d5d5d5", linewidth=1, zorder=1)
+        if curve is not None:
+            axes.plot(curve.x, curve.y, drawstyle=drawstyle, color=BLUE, linewidth=2, zorder=3)
+        if curve is None:
+            axes.text(0.5, 0.5, "not defined", ha="center", va="center", color=QUIET, backgroundcolor="white")
+        text = "" if curve is None else f"\n{area} {curve.area:.3f}, {curve.support} videos"
+        axes.set_title(_printable(name, round(100 / columns)) + text, loc="left", color=INK, fontsize=10)
+        axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), aspect="equal", xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
+        axes.tick_params(labelbottom=place + columns >= k)  # also where the last row does not reach
+        _soften(axes)
+    return figure, list(grid[:k])
+
+
+def _soften(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="#e5e5e5", linewidth=0.8)
+    axes.set_axisbelow(True)
 
 
 def _strip(video: UInt8[np.ndarray, "T H W 3"], columns: int) -> UInt8[np.ndarray, "H S 3"]:

@@ -10,13 +10,9 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from scipy.stats import binomtest
-from torchmetrics.functional.classification import (
-    binary_auroc,
-    multiclass_calibration_error,
-    multiclass_confusion_matrix,
-)
+from torchmetrics.functional.classification import binary_auroc, multiclass_confusion_matrix
 
-CALIBRATION_BINS = 15  # as in Guo et al. 2017
+from vidcls.curves import reliability
 
 
 def summarise(
@@ -57,7 +53,7 @@ def summarise(
         >>> figures["accuracy"], figures["confusion"]
         (0.5, [[1, 0], [1, 0]])
     """
-    _check(probabilities, labels, losses, classes)
+    check_predictions(probabilities, labels, losses, classes)
     probabilities = np.clip(
         probabilities.astype(np.float64), 0.0, 1.0
     )  # outside [0, 1] torchmetrics takes them as logits
@@ -75,11 +71,26 @@ def summarise(
         "accuracy_ci95": [float(interval.low), float(interval.high)],
         "confusion": counts.tolist(),
         "auroc": _auroc(probabilities, labels),
-        "calibration_error": _calibration_error(probabilities, labels),
+        "calibration_error": calibration_error(probabilities, labels),
     }
 
 
-def _check(probabilities: np.ndarray, labels: np.ndarray, losses: np.ndarray, classes: Sequence[str]) -> None:
+def calibration_error(probabilities: Float[np.ndarray, "N K"], labels: Int[np.ndarray, "N"]) -> float:
+    """The expected calibration error, as in `summarise`."""
+    return reliability(probabilities, labels).error
+
+
+def check_predictions(
+    probabilities: Float[np.ndarray, "_ _"],
+    labels: Int[np.ndarray, "_"],
+    losses: Float[np.ndarray, "_"],
+    classes: Sequence[str],
+) -> None:
+    """Refuses arrays that do not fit together, and rows that are not probabilities; arguments as for `summarise`.
+
+    Raises:
+        ValueError: see `summarise`.
+    """
     n, k = len(labels), len(classes)
     if n == 0:
         raise ValueError("expected at least one video; got none, for which no figure is defined")
@@ -128,14 +139,6 @@ def _auroc(probabilities: Float[np.ndarray, "N K"], labels: Int[np.ndarray, "N"]
     defined = [k for k in range(probabilities.shape[1]) if 0 < (labels == k).sum() < len(labels)]
     areas = [float(binary_auroc(_tensor(probabilities[:, k]), _tensor(labels == k).int())) for k in defined]
     return round(math.fsum(areas) / len(areas), 6) if areas else None  # float32 inside: more digits are noise
-
-
-def _calibration_error(probabilities: Float[np.ndarray, "N K"], labels: Int[np.ndarray, "N"]) -> float:
-    # torchmetrics' bins are [low, high), which leaves 1.0 exactly in a bin of its own: just below it falls in the last.
-    below_one = float(np.nextafter(np.float32(1), np.float32(0)))
-    rows = _tensor(np.minimum(probabilities, below_one))
-    error = multiclass_calibration_error(rows, _tensor(labels), num_classes=rows.shape[1], n_bins=CALIBRATION_BINS)
-    return round(float(error), 6)  # float32 inside: more digits are noise
 
 
 def _tensor(array: np.ndarray) -> torch.Tensor:
