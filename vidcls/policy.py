@@ -187,7 +187,7 @@ def fit_policy(
     classes: Sequence[str],
     harmless: str,
     targets: Mapping[str, Any],
-    doubt: float,
+    doubt: float | int,
     model: str,
 ) -> Policy:
     """The policy that meets the ``targets`` on the given (val) videos; see `Policy`.

@@ -106,28 +106,8 @@ class VideoDataModule(L.LightningDataModule):
         """
         if self.demo is not None:
             draw_demo(self.source, **self.demo)
-        listing = list_videos(
-            self.source,
-            classes=self.requested_classes,
-            creator_pattern=self.creator_pattern,
-            cache_dir=self.cache_dir,
-            **self.zip,
-        )
-        ignored = ", ".join(f"{count} {kind}" for kind, count in sorted(listing.ignored.items()))
-        found = f"Found {len(listing.videos)} videos in {self.source}"
-        console.print(f"{found} (ignored {ignored})" if ignored else found, markup=False, soft_wrap=True)
-        self.classes = class_order(list(listing.videos["label"]), self.requested_classes)
-        manifest, self.ingest_seconds = ingest(
-            listing.videos, self.store, self.limits, self.cache_dir / "hashes.sqlite"
-        )
-        report_bad(manifest, console)
-        if self.on_bad == "error" and (manifest["status"] != "ok").any():
-            row = manifest[manifest["status"] != "ok"].iloc[0]
-            raise UserError(
-                "every video to be decoded whole, as data.on_bad=error asks",
-                f"{(manifest['status'] != 'ok').sum()} that are not, the first {row.path}: {row.reason}",
-                "Mend or remove them, or give data.on_bad=skip.",
-            )
+        manifest = self._read(self._list(self.requested_classes, console), console)
+        self.classes = class_order(list(manifest["label"]), self.requested_classes)
         manifest["split"] = assign_splits(
             list(manifest["label"]),
             group_videos(list(manifest["creator"]), list(manifest["sha256"])),
@@ -147,10 +127,103 @@ class VideoDataModule(L.LightningDataModule):
                     "Add videos, or see the statuses and reasons above.",
                 )
 
+    def prepare_foreign(self, split: str, trained_on: pd.DataFrame, console: Console) -> None:
+        """Lists and decodes other data of the classes ``data.classes`` to evaluate a trained network on.
+
+        Where the source has split folders (or a csv a split column) those of ``split`` are used; else all are.
+
+        Args:
+            split: under which the videos are found afterwards.
+            trained_on: the manifest of the network's own videos. What it shares with these is reported as leakage.
+            console: for what is wrong with them.
+
+        Raises:
+            UserError: unknown classes, none of the wanted split, no video that can be decoded, or what ``data.on_bad``
+                or ``data.leakage`` forbid.
+        """
+        assert self.requested_classes is not None
+        self.classes = list(self.requested_classes)
+        listing = self._list(self.classes, console, refuse_others=True)
+        if (listing["split"] != "").any():
+            listing = listing[listing["split"] == split]
+            if listing.empty:
+                raise UserError(f"a {split} folder in {self.source}", "splits without it", "Give another split=.")
+        self.manifest = self._read(listing, console).assign(split=split)
+        seen = trained_on[trained_on["split"].isin(["train", "val"])].assign(split="trained on")
+        leaks = find_leaks(pd.concat([seen, self.manifest.assign(split="evaluated")], ignore_index=True))
+        leaks = leaks[leaks["splits"].str.contains("evaluated")]
+        if not leaks.empty:
+            self._show_leaks(leaks, console)
+        if self.leakage == "drop":  # from what is evaluated: the network has been trained on the rest already
+            shared = [self.manifest[key].isin(set(seen[key]) - {""}) for key in ("sha256", "creator")]
+            self.manifest.loc[shared[0] | shared[1], ["status", "reason"]] = [
+                "dropped",
+                "the network was trained on it",
+            ]
+            console.print(f"Dropped {(self.manifest['status'] == 'dropped').sum()} leaking videos")
+        if self.rows(split).empty:
+            raise UserError(
+                "at least one video to evaluate", f"none of {len(listing)}", "See the statuses and reasons above."
+            )
+
+    def restore(self, manifest: pd.DataFrame, splits: Sequence[str], console: Console) -> None:
+        """Takes a run's manifest, and decodes again those videos of ``splits`` that the store has lost.
+
+        Raises:
+            UserError: such a video is not in the source any more, or is another one.
+        """
+        self.adopt(manifest)
+        rows = pd.concat([self.rows(split) for split in splits])
+        lost = rows[[self.store.find(sha256) is None for sha256 in rows["sha256"]]]
+        if lost.empty:
+            return
+        console.print(f"{len(lost)} of {len(rows)} videos are not in {self.store.folder}: decoding them again")
+        if self.demo is not None:
+            draw_demo(self.source, **self.demo)
+        listing = self._list(self.classes, console)
+        found, _ = ingest(
+            listing[listing["path"].isin(lost["path"])], self.store, self.limits, self.cache_dir / "hashes.sqlite"
+        )
+        now = dict(zip(found["path"], found["sha256"], strict=True))
+        changed = [row.path for row in lost.itertuples() if now.get(row.path) != row.sha256]
+        if changed:
+            raise UserError(
+                f"the videos of manifest.csv in {self.source}",
+                f"{len(changed)} that are gone or have changed, the first {changed[0]}",
+                "Bring them back, or name other data with data.source=PATH.",
+            )
+
     def adopt(self, manifest: pd.DataFrame) -> None:
         """Takes a manifest that another process has prepared."""
         self.manifest = manifest
         self.classes = class_order(list(manifest["label"]), self.requested_classes)
+
+    def _list(self, classes: Sequence[str] | None, console: Console, refuse_others: bool = False) -> pd.DataFrame:
+        listing = list_videos(
+            self.source,
+            classes=classes,
+            creator_pattern=self.creator_pattern,
+            cache_dir=self.cache_dir,
+            refuse_others=refuse_others,
+            **self.zip,
+        )
+        ignored = ", ".join(f"{count} {kind}" for kind, count in sorted(listing.ignored.items()))
+        found = f"Found {len(listing.videos)} videos in {self.source}"
+        console.print(f"{found} (ignored {ignored})" if ignored else found, markup=False, soft_wrap=True)
+        return listing.videos
+
+    def _read(self, listing: pd.DataFrame, console: Console) -> pd.DataFrame:
+        """Decodes a listing into the store; gives the manifest."""
+        manifest, self.ingest_seconds = ingest(listing, self.store, self.limits, self.cache_dir / "hashes.sqlite")
+        report_bad(manifest, console)
+        if self.on_bad == "error" and (manifest["status"] != "ok").any():
+            row = manifest[manifest["status"] != "ok"].iloc[0]
+            raise UserError(
+                "every video to be decoded whole, as data.on_bad=error asks",
+                f"{(manifest['status'] != 'ok').sum()} that are not, the first {row.path}: {row.reason}",
+                "Mend or remove them, or give data.on_bad=skip.",
+            )
+        return manifest
 
     def balanced_class_weights(self) -> list[float]:
         """N / (K n_k) for each class k of the training split, so that each class weighs alike.
@@ -171,6 +244,14 @@ class VideoDataModule(L.LightningDataModule):
         leaks = find_leaks(manifest)
         if leaks.empty:
             return manifest
+        self._show_leaks(leaks, console)
+        if self.leakage == "warn":
+            return manifest
+        dropped = drop_leaks(manifest)
+        console.print(f"Dropped {(dropped['status'] == 'dropped').sum()} leaking videos")
+        return dropped
+
+    def _show_leaks(self, leaks: pd.DataFrame, console: Console) -> None:
         table = Table(title=f"Leakage between splits (data.leakage={self.leakage})", title_justify="left")
         for column in leaks.columns:
             table.add_column(column)
@@ -183,14 +264,10 @@ class VideoDataModule(L.LightningDataModule):
             raise UserError(
                 "no video and no creator in two splits, as data.leakage=error asks",
                 f"{len(leaks)} leaks, in the table above",
-                "Mend the splits, or give data.leakage=drop (drops them from training) or warn.",
+                "Mend the splits, or give data.leakage=drop or warn.",
             )
         if self.leakage == "warn":
             rank_zero_warn("Held-out figures will look better than they are: see the leakage table above.")
-            return manifest
-        dropped = drop_leaks(manifest)
-        console.print(f"Dropped {(dropped['status'] == 'dropped').sum()} leaking videos")
-        return dropped
 
     def _report_splits(self, console: Console) -> None:
         table = Table(title="Videos", title_justify="left")

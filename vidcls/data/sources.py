@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import glob
 import os
 import re
 from collections import Counter
@@ -57,6 +58,7 @@ def list_videos(
     cache_dir: Path,
     max_gigabytes: float | int,
     max_ratio: float | int,
+    refuse_others: bool = False,
 ) -> Listing:
     """Lists the labelled videos of ``source``.
 
@@ -73,9 +75,11 @@ def list_videos(
         cache_dir: where a zip is extracted to, see `vidcls.data.archive.extract`.
         max_gigabytes: as in `vidcls.data.archive.extract`.
         max_ratio: as in `vidcls.data.archive.extract`.
+        refuse_others: for data that a trained network meets: videos of classes other than ``classes`` are an error
+            rather than ignored, and not every class must have videos.
 
     Raises:
-        UserError: the source, the pattern or the classes cannot be used, or fewer than two classes have videos.
+        UserError: the source, the pattern or the classes cannot be used, or classes lack videos that must have some.
     """
     pattern = _compile(creator_pattern)
     _check_classes(classes)
@@ -100,15 +104,55 @@ def list_videos(
         raise UserError(
             "a data.source that can be read", f"{error.strerror}: {error.filename or source}", "Check its permissions."
         ) from error
-    kept = []
+    kept, others = [], Counter[str]()
     for video in videos:
         if classes is None or video.label in classes:
             kept.append(video)
         else:
-            ignored[f"videos of class {video.label!r}, which is not in data.classes"] += 1
-    _check_found(source, kept, classes, ignored)
+            others[video.label] += 1
+    if refuse_others and others:
+        found = ", ".join(f"{label!r} ({count} videos)" for label, count in sorted(others.items()))
+        raise UserError(
+            f"videos of the classes {', '.join(classes or ())} alone in {source}",
+            f"also {found}",
+            "Rename or remove those folders, or list the videos in a .csv with the right labels.",
+        )
+    for label, count in others.items():
+        ignored[f"videos of class {label!r}, which is not in data.classes"] += count
+    _check_found(source, kept, None if refuse_others else classes, ignored, fewest=1 if refuse_others else 2)
     table = pd.DataFrame(sorted(kept), columns=list(_Video._fields), dtype=str)
     return Listing(table, dict(sorted(ignored.items())))
+
+
+def find_videos(pattern: str) -> tuple[list[str], list[Path], dict[str, int]]:
+    """The videos at a file's path, below a folder, or matched by a glob (``**`` goes through folders).
+
+    Returns:
+        Their names, sorted (below the folder, or as the pattern gives them), their files, and what was ignored, by
+        kind. A file that is named itself is taken whatever its extension.
+
+    Raises:
+        UserError: there are none.
+    """
+    ignored: Counter[str] = Counter()
+    if os.path.isdir(pattern):
+        absolute = os.path.abspath(pattern)
+        names = sorted(path for path in _walk(absolute, ignored) if _is_video(path, ignored))
+        files = [Path(absolute, name) for name in names]
+    elif os.path.isfile(pattern):
+        names, files = [os.path.basename(pattern)], [Path(pattern).absolute()]
+    else:
+        matched = sorted(path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path))
+        names = [path for path in matched if _is_video(os.path.basename(path), ignored)]
+        files = [Path(name).absolute() for name in names]
+    if not names:
+        what = f"only {_counts(ignored)}" if ignored else "nothing"
+        raise UserError(
+            "a video, a folder of videos or a glob that matches some in input=",
+            f"{pattern}: {what}",
+            "Check input=; quote a glob, so that the shell leaves it alone.",
+        )
+    return names, files, dict(ignored)
 
 
 def class_order(labels: Sequence[str], classes: Sequence[str] | None) -> list[str]:
@@ -309,7 +353,9 @@ def _check_classes(classes: Sequence[str] | None) -> None:
         raise UserError(expected, f"{', '.join(twice)} more than once", "Name each class once.")
 
 
-def _check_found(source: Path, videos: Sequence[_Video], classes: Sequence[str] | None, ignored: Counter[str]) -> None:
+def _check_found(
+    source: Path, videos: Sequence[_Video], classes: Sequence[str] | None, ignored: Counter[str], fewest: int
+) -> None:
     found = sorted({video.label for video in videos})
     strays = {kind: count for kind, count in ignored.items() if kind.endswith("class folder")}
     if not videos and strays:
@@ -327,7 +373,7 @@ def _check_found(source: Path, videos: Sequence[_Video], classes: Sequence[str] 
         raise UserError(
             f"videos of each of data.classes in {source}", f"none of {_some(empty)}{others}", "Correct data.classes."
         )
-    if len(found) < 2:
+    if len(found) < fewest:
         others = f" (ignored: {_counts(ignored)})" if ignored else ""
         raise UserError(
             f"two or more classes in {source}",

@@ -1,0 +1,39 @@
+"""Judges a trained run on its held-out videos or on others, and fits what to do about a video.
+
+python evaluate.py run=DIR split=test                   figures, intervals, curves, the worst errors
+python evaluate.py run=DIR data.source=PATH             the same on other videos of the same classes
+python evaluate.py run=DIR policy.harmless=safe policy.target.harmful.recall=0.95       and a policy.json, from val
+"""
+
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+
+from vidcls.entry import allow_new_keys, clear_errors
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
+@clear_errors
+def main(cfg: DictConfig) -> None:
+    """From a run folder to what it is worth."""
+    # Imported here: decoding processes import this file again, and should not pay for torch.
+    from rich.console import Console
+
+    from vidcls import evaluation, run
+    from vidcls.trained import build_tester, load_trained
+
+    console = Console()
+    run.quieten()
+    trained = load_trained(Path(str(cfg.run)))
+    splits = evaluation.splits_needed(cfg, trained)
+    datamodule = evaluation.prepare_data(cfg, trained, splits, console)
+    trainer = build_tester(trained, cfg.accelerator)
+    predictions = run.test(trainer, trained.module, datamodule, splits)
+    policy = evaluation.choose_policy(cfg, trained, datamodule, predictions)
+    evaluation.write_evaluation(cfg, trained, datamodule, predictions, policy, console)
+
+
+if __name__ == "__main__":
+    allow_new_keys("policy.target")
+    main()
