@@ -54,9 +54,12 @@ def reliability(
     edges = np.linspace(0, 1, bins + 1, dtype=np.float32)
     index = np.clip(np.searchsorted(edges, confidence.astype(np.float32), side="right") - 1, 0, bins - 1)
     count = np.bincount(index, minlength=bins)
-    sums = [np.bincount(index, weights=values, minlength=bins) for values in (confidence, right)]
-    means = [np.divide(total, count, out=np.full(bins, np.nan), where=count > 0) for total in sums]
-    return Reliability(*means, count)
+
+    def mean(values: np.ndarray) -> np.ndarray:
+        totals = np.bincount(index, weights=values, minlength=bins)
+        return np.divide(totals, count, out=np.full(bins, np.nan), where=count > 0)
+
+    return Reliability(mean(confidence), mean(right), count)
 
 
 @dataclass(frozen=True)

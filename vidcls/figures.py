@@ -229,7 +229,7 @@ def save_figure(figure: Figure, path: Path) -> None:
 def _class_panels(
     curves: Mapping[str, Curve | None], title: str, area: str, drawstyle: Literal["default", "steps-pre"]
 ) -> tuple[Figure, list[Axes]]:
-    """A square for each class: its curve, and those of the others in grey, by position rather than by colour."""
+    """A square for each class: its curve, and in grey those of the others. Twenty colours nobody could tell apart."""
     k = len(curves)
     columns = k if k <= 4 else math.ceil(math.sqrt(k))
     rows = math.ceil(k / columns)
@@ -241,12 +241,13 @@ def _class_panels(
         for other in curves.values():
             if other is not None and other is not curve:
                 axes.plot(other.x, other.y, drawstyle=drawstyle, color="#d5d5d5", linewidth=1, zorder=1)
-        if curve is not None:
-            axes.plot(curve.x, curve.y, drawstyle=drawstyle, color=BLUE, linewidth=2, zorder=3)
+        head = _printable(name, round(100 / columns))
         if curve is None:
             axes.text(0.5, 0.5, "not defined", ha="center", va="center", color=QUIET, backgroundcolor="white")
-        text = "" if curve is None else f"\n{area} {curve.area:.3f}, {curve.support} videos"
-        axes.set_title(_printable(name, round(100 / columns)) + text, loc="left", color=INK, fontsize=10)
+        else:
+            axes.plot(curve.x, curve.y, drawstyle=drawstyle, color=BLUE, linewidth=2, zorder=3)
+            head += f"\n{area} {curve.area:.3f}, {curve.support} videos"
+        axes.set_title(head, loc="left", color=INK, fontsize=10)
         axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), aspect="equal", xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
         axes.tick_params(labelbottom=place + columns >= k)  # also where the last row does not reach
         _soften(axes)

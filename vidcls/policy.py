@@ -29,7 +29,7 @@ from scipy.stats import beta, binomtest
 
 from vidcls.data.store import write_atomically
 from vidcls.errors import UserError
-from vidcls.metrics import summarise
+from vidcls.metrics import calibration_error, check_predictions
 from vidcls.timeline import video_score
 
 ALLOW, REVIEW, BLOCK = DECISIONS = ("allow", "review", "block")
@@ -214,7 +214,8 @@ def fit_policy(
     """
     wishes = _check(classes, harmless, targets)
     _check_share("policy.doubt", doubt)
-    before = _calibration_error(probabilities, labels, classes)  # first, for it checks the arrays
+    check_predictions(probabilities, labels, np.zeros(len(labels)), classes)
+    before = calibration_error(probabilities, labels)
     temperature = fit_temperature(probabilities, labels)
     calibrated = calibrate(probabilities, temperature)
     review, block = {}, {}
@@ -226,7 +227,7 @@ def fit_policy(
         high = block_threshold(scores, positives, wish["precision"], name=name) if "precision" in wish else None
         review[name], block[name] = _band(low, high, doubt)
     support = {name: int((labels == column).sum()) for column, name in enumerate(classes)}
-    error = {"before": before, "after": _calibration_error(calibrated, labels, classes)}
+    error = {"before": before, "after": calibration_error(calibrated, labels)}
     return Policy(model, tuple(classes), harmless, temperature, review, block, wishes, support, error)
 
 
@@ -381,10 +382,6 @@ def _check(classes: Sequence[str], harmless: str, targets: Mapping[str, Any]) ->
 def _check_share(knob: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1:
         raise UserError(f"{knob} to be a number between 0 and 1, both excluded", repr(value), f"Change {knob}.")
-
-
-def _calibration_error(probabilities: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> float:
-    return float(summarise(probabilities, labels, np.zeros(len(labels)), classes)["calibration_error"])
 
 
 def _rate(events: list[bool]) -> dict[str, Any]:
