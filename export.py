@@ -1,0 +1,36 @@
+"""Writes a run's network into one file that runs without this package: uint8 frames in, probabilities out.
+
+python export.py run=DIR                                for onnxruntime: DIR/export/model.onnx
+python export.py run=DIR format=torch_export            for torch alone: DIR/export/model.pt2
+"""
+
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+
+from vidcls.entry import clear_errors
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="export")
+@clear_errors
+def main(cfg: DictConfig) -> None:
+    """One file, kept only if it says what the network says."""
+    from rich.console import Console
+
+    from vidcls import export
+    from vidcls.errors import check_choice
+    from vidcls.trained import load_trained
+
+    check_choice("format", cfg.format, tuple(export.FILES))
+    trained = load_trained(Path(str(cfg.run)))
+    output = Path(str(cfg.output)) if cfg.output is not None else Path(str(cfg.run), "export", export.FILES[cfg.format])
+    cache_dir = None if cfg.cache_dir is None else str(cfg.cache_dir)
+    difference, clips = export.export_trained(trained, cfg.format, output, cache_dir)
+    console = Console()
+    console.print(f"Parity: max abs difference {difference:.2g} over {clips} clips", soft_wrap=True)
+    console.print(f"Wrote {output}", markup=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main()
