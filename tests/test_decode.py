@@ -10,6 +10,7 @@ import pytest
 from videos import ffmpeg, write_video
 
 from vidcls.data.decode import DECODERS, Reading, UndecodableError, decode
+from vidcls.data.sampling import frame_indices
 from vidcls.errors import UserError
 
 SIDE = 32
@@ -139,6 +140,16 @@ def test_what_was_cut_off_without_encoding_again_is_not_shown(tmp_path: Path, de
     frames, reading = read(cut, 5, *decoders)
     assert (numbers(frames), reading.status) == ([26, 29, 32, 35, 38], "ok")
     assert reading.seconds == pytest.approx(0.6, abs=0.01)
+
+
+def test_frames_that_nobody_wants_are_left_out_without_a_trace(tmp_path: Path) -> None:
+    """PyAV skips those that no other frame refers to."""
+    path = write_video(tmp_path / "a.mp4", moving(60), options={"crf": "20", "bf": "3", "g": "30"})
+    everything, _ = read(path, 60, "pyav", sampling="first")
+    for num_frames in (1, 7, 20):
+        frames, reading = read(path, num_frames, "pyav")
+        assert np.array_equal(frames, everything[frame_indices(np.arange(60.0), 60.0, num_frames, "uniform")])
+        assert reading.status == "ok"
 
 
 def test_settings_out_of_range_are_the_users_to_mend(tmp_path: Path) -> None:

@@ -2,10 +2,17 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vidcls.data.sampling import SAMPLINGS, frame_indices, segment_middles, select_frames, stored_frames
+from vidcls.data.sampling import (
+    SAMPLINGS,
+    frame_indices,
+    segment_middles,
+    select_frames,
+    stored_frames,
+    window_starts,
+)
 from vidcls.errors import UserError
 
 COUNTS = st.integers(1, 64)
@@ -135,6 +142,60 @@ def test_an_unknown_sampling_is_refused_with_the_known_ones() -> None:
 def test_a_video_without_frames_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one timestamp"):
         frame_indices(np.zeros(0), 1.0, 2, "uniform")
+
+
+# ---- the windows of a long video
+
+
+@pytest.mark.parametrize(
+    ("seconds", "window", "stride", "expected"),
+    [
+        (10.0, 4.0, 2.0, [0, 2, 4, 6]),
+        (10.5, 4.0, 2.0, [0, 2, 4, 6, 6.5]),
+        (12.0, 4.0, 3.0, [0, 3, 6, 8]),
+        (8.0, 4.0, 4.0, [0, 4]),
+        (4.0, 4.0, 2.0, [0]),
+        (0.0, 4.0, 2.0, [0]),
+        (4.5, 4.0, 2.0, [0, 0.5]),
+        (0.3, 0.1, 0.1, [0, 0.1, 0.2]),  # in floating point (0.3 - 0.1) / 0.1 is not 2
+        (0.7, 0.1, 0.1, [0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6]),
+    ],
+)
+def test_window_starts(seconds: float, window: float, stride: float, expected: list[float]) -> None:
+    assert window_starts(seconds, window, stride) == pytest.approx(expected)
+
+
+@settings(deadline=None)
+@given(st.floats(0.0, 200.0), st.floats(0.5, 60.0), st.floats(0.05, 1.0))
+def test_windows_cover_the_video_and_nothing_else(seconds: float, window: float, part: float) -> None:
+    stride = window * part
+    starts = window_starts(seconds, window, stride)
+    steps = np.diff(starts)
+    assert starts[0] == 0
+    assert (steps > 0).all()
+    assert steps.max(initial=0) <= stride * (1 + 1e-5)  # so no gap, for the stride is at most the window
+    if seconds <= window:
+        assert len(starts) == 1
+    else:
+        assert starts[-1] + window == pytest.approx(seconds)
+        assert len(starts) <= np.ceil((seconds - window) / stride) + 1
+        assert np.allclose(steps[:-1], stride)
+
+
+@pytest.mark.parametrize(
+    ("window", "stride", "message"),
+    [
+        (0.0, 1.0, r"predict\.window_seconds to be a length of time above 0; got 0"),
+        (-1.0, 1.0, r"predict\.window_seconds"),
+        (float("inf"), 1.0, r"predict\.window_seconds"),
+        (float("nan"), 1.0, r"predict\.window_seconds"),
+        (1.0, 0.0, r"predict\.stride_seconds to be a length of time above 0; got 0"),
+        (3.0, 3.5, r"predict\.stride_seconds to be at most predict\.window_seconds=3; got 3\.5"),
+    ],
+)
+def test_windows_out_of_range_are_refused(window: float, stride: float, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        window_starts(10.0, window, stride)
 
 
 # ---- how many to store, and which of them to use

@@ -1,8 +1,8 @@
 """From windows of a long video to when something was shown and what the video is: pure functions, seconds in and out.
 
 A window is a half-open range of time, [start, start + window_seconds), that the network judges as one clip. Windows
-overlap where the stride is shorter than they are. What follows turns their probabilities into segments (from when to
-when) and into one score per class.
+overlap where the stride is shorter than they are, see `vidcls.data.sampling.window_starts`. What follows turns their
+probabilities into segments (from when to when) and into one score per class.
 """
 
 from __future__ import annotations
@@ -12,49 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
+from vidcls.data.sampling import ROUNDING_SECONDS
 from vidcls.errors import UserError, check_choice, check_integer, check_number
 
 SCORES = ("max", "mean", "top-k mean")
-ROUNDING_SECONDS = 1e-6  # sums of strides are not exact in floating point
-
-
-def window_starts(seconds: float, window_seconds: float, stride_seconds: float) -> Float[np.ndarray, " W"]:
-    """When the windows that cover the video [0, ``seconds``) start, ascending, the first one at 0.
-
-    They lie a stride apart; the last one is moved back to end with the video where it would stick out. A video that is
-    not longer than a window has exactly one, which is the whole video.
-
-    Raises:
-        UserError: a window or a stride that is not positive, or a stride longer than the window (which would leave
-            parts of the video unseen).
-
-    Example, a window of 4 s each 3 s in a video of 12 s (the last window would have started at 9)::
-
-        [0    4)
-              [3    7)
-                 [6    10)
-                      [8   12)
-
-        >>> window_starts(12.0, 4.0, 3.0).tolist()
-        [0.0, 3.0, 6.0, 8.0]
-        >>> window_starts(2.5, 4.0, 3.0).tolist()
-        [0.0]
-    """
-    for knob, value in (("predict.window_seconds", window_seconds), ("predict.stride_seconds", stride_seconds)):
-        if check_number(knob, value) <= 0 or not np.isfinite(value):
-            raise UserError(f"{knob} to be a length of time above 0", f"{value:g}", f"Change {knob}.")
-    if stride_seconds > window_seconds:
-        raise UserError(
-            f"predict.stride_seconds to be at most predict.window_seconds={window_seconds:g}",
-            f"{stride_seconds:g}",
-            "Shorten the stride or lengthen the window: what lies between two windows would never be seen.",
-        )
-    if seconds <= window_seconds:
-        return np.zeros(1)
-    last = seconds - window_seconds
-    # 0.3 s in steps of 0.1 must not get a window more because (0.3 - 0.1) / 0.1 is a hair above 2.
-    before = max(int(np.ceil(last / stride_seconds - ROUNDING_SECONDS)), 1)
-    return np.append(np.arange(before) * float(stride_seconds), last)
 
 
 @dataclass(frozen=True)
@@ -90,7 +51,7 @@ def segments(
     of them lies a window below ``leave``.
 
     Args:
-        starts: of the W windows, ascending, as `window_starts` gives them.
+        starts: of the W windows, ascending, as `vidcls.data.sampling.window_starts` gives them.
         window_seconds: how long they are.
         end_seconds: when the video ends.
         probabilities: of the class, window by window.
@@ -112,6 +73,7 @@ def segments(
         p        | 0.1 |0.9|0.6|0.3| 0.6  |      0.6 goes on with what 0.9 began; alone, at the end, it begins nothing
                        [ shown )
 
+        >>> from vidcls.data.sampling import window_starts
         >>> p = np.array([0.1, 0.9, 0.6, 0.3, 0.6])
         >>> segments(window_starts(12.0, 4.0, 2.0), 4.0, 12.0, p, enter=0.8, leave=0.5, min_seconds=0.0)
         [Segment(start_seconds=3.0, end_seconds=7.0, peak=0.9, peak_seconds=4.0)]

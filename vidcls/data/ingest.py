@@ -86,7 +86,7 @@ def ingest(videos: pd.DataFrame, store: Store, limits: DecodeLimits, hashes_path
 
         files = [Path(file) for file in videos["file"]]
         # Large files first: one that comes last would keep a single worker busy while the others are done.
-        for row in sorted(range(len(files)), key=lambda row: -_size(files[row])):
+        for row in sorted(range(len(files)), key=lambda row: -file_size(files[row])):
             submit(row, files[row], DECODERS)
         with Progress(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn()
@@ -96,7 +96,7 @@ def ingest(videos: pd.DataFrame, store: Store, limits: DecodeLimits, hashes_path
                     results[row] = future.result()
                     hashes.put(file, results[row]["sha256"])
                 except (FutureTimeoutError, ProcessExpired, MemoryError) as error:
-                    reason = f"{decoders[0]}: {_why(error, limits)}"
+                    reason = f"{decoders[0]}: {why_lost(error, limits)}"
                     if len(decoders) > 1:  # the decoder is gone with its worker: the next one gets its own chance
                         submit(row, file, decoders[1:])
                     earlier = results[row].get("reason")
@@ -125,14 +125,16 @@ def report_bad(manifest: pd.DataFrame, console: Console, most: int = 20) -> None
         console.print(f"... and {len(bad) - most} more: see the column status of manifest.csv")
 
 
-def _size(file: Path) -> int:
+def file_size(file: Path) -> int:
+    """In bytes; 0 where it cannot be told."""
     try:
         return file.stat().st_size
     except OSError:  # its worker will say what is wrong with it
         return 0
 
 
-def _why(error: BaseException, limits: DecodeLimits) -> str:
+def why_lost(error: BaseException, limits: DecodeLimits) -> str:
+    """What became of a decoding process that gave no result, in words."""
     if isinstance(error, FutureTimeoutError):
         return f"timed out after {limits.timeout_seconds:g} s (data.decode.timeout_seconds)"
     if isinstance(error, MemoryError):

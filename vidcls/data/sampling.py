@@ -6,7 +6,8 @@ Ten frames at a steady rate, T = 4 (``x`` taken, ``.`` not; a bar is a segment's
     frame    0 1 2 3 4 5 6 7 8 9
              . x .|. x . . x|. x .     seconds 1.25 3.75 6.25 8.75 at 1 frame per second
 
-With a variable frame rate the same four instants fall on other frames: time decides, not the count.
+With a variable frame rate the same four instants fall on other frames: time decides, not the count. Of a long video
+each of several windows of time is sampled so.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float, Int
 
-from vidcls.errors import UserError, check_choice, check_integer
+from vidcls.errors import UserError, check_choice, check_integer, check_number
 
 SAMPLINGS = ("uniform", "first")
 # Timestamps pass through single precision in decord: two instants nearer than this are one, or a segment's middle that
 # falls exactly on a frame's start (40 frames, T = 20) would take that frame or the one before it by rounding error.
 TIE_SECONDS = 1e-4
+ROUNDING_SECONDS = 1e-6  # sums of strides are not exact in floating point
 
 
 def segment_middles(start_seconds: float, end_seconds: float, num_frames: int) -> Float[np.ndarray, " T"]:
@@ -66,6 +68,46 @@ def frame_indices(
         return np.minimum(np.arange(num_frames), last)
     middles = segment_middles(float(timestamps[0]), max(end_seconds, float(timestamps[-1])), num_frames)
     return np.clip(np.searchsorted(timestamps, middles + TIE_SECONDS, side="right") - 1, 0, last)
+
+
+def window_starts(seconds: float, window_seconds: float, stride_seconds: float) -> Float[np.ndarray, " W"]:
+    """When the windows that cover the video [0, ``seconds``) start, ascending, the first one at 0.
+
+    A window is a half-open range of time, [start, start + window_seconds). They lie a stride apart; the last one is
+    moved back to end with the video where it would stick out. A video that is not longer than a window has exactly one,
+    which is the whole video.
+
+    Raises:
+        UserError: a window or a stride that is not positive, or a stride longer than the window (which would leave
+            parts of the video unseen).
+
+    Example, a window of 4 s each 3 s in a video of 12 s (the last window would have started at 9)::
+
+        [0    4)
+              [3    7)
+                 [6    10)
+                      [8   12)
+
+        >>> window_starts(12.0, 4.0, 3.0).tolist()
+        [0.0, 3.0, 6.0, 8.0]
+        >>> window_starts(2.5, 4.0, 3.0).tolist()
+        [0.0]
+    """
+    for knob, value in (("predict.window_seconds", window_seconds), ("predict.stride_seconds", stride_seconds)):
+        if check_number(knob, value) <= 0 or not np.isfinite(value):
+            raise UserError(f"{knob} to be a length of time above 0", f"{value:g}", f"Change {knob}.")
+    if stride_seconds > window_seconds:
+        raise UserError(
+            f"predict.stride_seconds to be at most predict.window_seconds={window_seconds:g}",
+            f"{stride_seconds:g}",
+            "Shorten the stride or lengthen the window: what lies between two windows would never be seen.",
+        )
+    if seconds <= window_seconds:
+        return np.zeros(1)
+    last = seconds - window_seconds
+    # 0.3 s in steps of 0.1 must not get a window more because (0.3 - 0.1) / 0.1 is a hair above 2.
+    before = max(int(np.ceil(last / stride_seconds - ROUNDING_SECONDS)), 1)
+    return np.append(np.arange(before) * float(stride_seconds), last)
 
 
 def stored_frames(num_frames: int, store_num_frames: int | None, sampling: str) -> int:

@@ -25,7 +25,7 @@ from vidcls.data.sampling import SAMPLINGS
 from vidcls.errors import UserError, check_choice, check_integer
 
 # Raised whenever decoding changes what it gives for the same video and settings: old entries are then not found.
-DECODE_VERSION = 1
+DECODE_VERSION = 2
 
 
 class BrokenEntryError(Exception):

@@ -7,13 +7,16 @@ import os
 import resource
 import signal
 import threading
+from collections.abc import Callable
 from dataclasses import asdict
 from multiprocessing import parent_process
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from vidcls.data.decode import Reading, UndecodableError, decode
 from vidcls.data.store import Store
+from vidcls.data.stream import WindowPlan, stream_windows
 
 
 def ingest_one(file: Path, sha256: str | None, store: Store, decoders: tuple[str, ...]) -> dict[str, Any]:
@@ -38,18 +41,70 @@ def ingest_one(file: Path, sha256: str | None, store: Store, decoders: tuple[str
     except UndecodableError as error:
         return undecodable(sha256 or "", str(error))
     except OSError as error:
-        return undecodable(sha256 or "", f"the file cannot be read: {error.strerror or error}")
+        return undecodable(sha256 or "", _unreadable(error))
 
 
-def hash_file(file: Path) -> str:
-    """The SHA-256 of a file's content, in hexadecimal."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def hash_file(file: Path, alive: Callable[[], object] = lambda: None) -> str:
+    """The SHA-256 of a file's content, in hexadecimal; ``alive`` is called each MiB."""
+    digest = hashlib.sha256()
+    with file.open("rb", buffering=0) as stream:
+        while chunk := stream.read(2**20):
+            digest.update(chunk)
+            alive()
+    return digest.hexdigest()
 
 
 def undecodable(sha256: str, reason: str) -> dict[str, Any]:
     """The same columns for a video that gave no frames."""
-    return {"sha256": sha256, **asdict(Reading("undecodable", reason, decoder="", seconds=0.0, coverage=0.0))}
+    return {"sha256": sha256, **asdict(no_reading(reason))}
+
+
+def no_reading(reason: str) -> Reading:
+    """What is said of a video that gave no frames."""
+    return Reading("undecodable", reason, decoder="", seconds=0.0, coverage=0.0)
+
+
+def _unreadable(error: OSError) -> str:
+    return f"the file cannot be read: {error.strerror or error}"
+
+
+def serve_windows(connection: Connection, plan: WindowPlan, threads: int, memory_gigabytes: float | int) -> None:
+    """Reads videos window by window for `vidcls.data.reader`, until it is killed.
+
+    Sends None when it is ready. Then it gets (file, sha256, decoders), one video after the other, and sends
+
+    - unless ``sha256`` is known: None each MiB that it hashes, then the SHA-256. It gets True, or False: not wanted.
+    - (seconds, number of windows) of the video, then each `Window`;
+    - last the `Reading`, or a MemoryError.
+    """
+    start_worker(memory_gigabytes)
+    try:
+        connection.send(None)
+        while True:
+            _serve_video(connection, plan, threads, *connection.recv())
+    except (EOFError, BrokenPipeError, ConnectionResetError):  # the reader is gone
+        return
+
+
+def _serve_video(
+    connection: Connection, plan: WindowPlan, threads: int, file: Path, sha256: str, decoders: tuple[str, ...]
+) -> None:
+    try:
+        if not sha256:
+            connection.send(hash_file(file, alive=lambda: connection.send(None)))
+            if not connection.recv():
+                return
+        video = stream_windows(file, plan, decoders, threads)
+        connection.send((video.seconds, len(video)))
+        for window in video:
+            connection.send(window)
+        connection.send(video.reading)
+    except UndecodableError as error:
+        connection.send(no_reading(str(error)))
+    except MemoryError:
+        connection.send(MemoryError())
+    except OSError as error:
+        connection.send(no_reading(_unreadable(error)))
 
 
 def start_worker(memory_gigabytes: float | int) -> None:

@@ -1,0 +1,218 @@
+"""Windows of a long video in one sequential pass: each frame is decoded at most once and memory does not grow.
+
+A short video is left to `vidcls.data.decode`, whole, so that it is read exactly as for training. A longer one is read
+with PyAV, whatever the order of decoders. decord, read to the end, holds on to memory (72 MiB after 2 minutes of
+640x360, 209 MiB after 60) and takes twice the time by then; it works ahead in a thread of its own, so that its
+complaints cannot be tied to frames; and its clock is single precision, too coarse after an hour.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+
+from vidcls.data.decode import Reading, UndecodableError, decode, sum_up
+from vidcls.data.pyav_frames import BROKEN, ChosenFrames, Track, captured_stderr, first_line, read_track
+from vidcls.data.sampling import SAMPLINGS, TIE_SECONDS, frame_indices, window_starts
+from vidcls.errors import check_choice, check_integer, check_number
+
+
+@dataclass(frozen=True)
+class WindowPlan:
+    """How videos are cut into windows and what is read of each window.
+
+    Attributes:
+        num_frames: F.
+        resolution: R, in pixels.
+        sampling: see `vidcls.data.sampling.frame_indices`; applied within each window.
+        window_seconds: see `vidcls.data.sampling.window_starts`.
+        stride_seconds: likewise.
+        whole_seconds: a video up to this long is one window, as is one that is no longer than ``window_seconds``.
+    """
+
+    num_frames: int
+    resolution: int
+    sampling: str
+    window_seconds: float
+    stride_seconds: float
+    whole_seconds: float
+
+    def __post_init__(self) -> None:
+        check_integer("data.num_frames", self.num_frames)
+        check_integer("data.resolution", self.resolution)
+        check_choice("data.sampling", self.sampling, SAMPLINGS)
+        window_starts(0.0, self.window_seconds, self.stride_seconds)
+        check_number("predict.whole_seconds", self.whole_seconds)
+
+
+@dataclass(frozen=True)
+class Window:
+    """The frames of the half-open range of time [start, end).
+
+    Attributes:
+        start_seconds: from the appearance of the video's first frame.
+        end_seconds: likewise.
+        frames: as `vidcls.data.decode.decode` gives them.
+        coverage: the fraction of them that is intact, 0..1; stand-ins take the place of the others.
+    """
+
+    start_seconds: float
+    end_seconds: float
+    frames: UInt8[np.ndarray, "F R R 3"]
+    coverage: float
+
+
+def window_indices(
+    timestamps: Float[np.ndarray, " N"], start_seconds: float, end_seconds: float, num_frames: int, sampling: str
+) -> Int[np.ndarray, " F"]:
+    """Chooses F of a video's N frames for its window [start, end), as `frame_indices` would for a video of its own.
+
+    The window's first frame is the one on screen when it starts, which may have appeared earlier.
+
+    Example, 10 frames at 1 per second, F = 2 (``x`` taken): middles at 4 and 6 of the window [3, 7)::
+
+        . . . . x . x . . .
+              [       )
+
+        >>> window_indices(np.arange(10.0), 3.0, 7.0, 2, "uniform").tolist()
+        [4, 6]
+        >>> window_indices(np.array([0.0, 1.0, 9.0]), 3.0, 7.0, 2, "uniform").tolist()  # frame 1 is on screen
+        [1, 1]
+        >>> window_indices(np.arange(10.0), 3.5, 7.0, 2, "first").tolist()
+        [3, 4]
+    """
+    first = max(int(np.searchsorted(timestamps, start_seconds + TIE_SECONDS, side="right")) - 1, 0)
+    stop = max(int(np.searchsorted(timestamps, end_seconds - TIE_SECONDS, side="left")), first + 1)
+    shown = np.maximum(timestamps[first:stop], start_seconds)
+    return first + frame_indices(shown, end_seconds, num_frames, sampling)
+
+
+def stream_windows(path: Path, plan: WindowPlan, decoders: tuple[str, ...], threads: int = 1) -> WindowStream:
+    """The windows of the video at ``path``, to be iterated over.
+
+    Args:
+        path: the video file.
+        plan: how it is cut.
+        decoders: which `decode` tries for a video that is read whole.
+        threads: with which others are decoded.
+
+    Raises:
+        UndecodableError: there is no video, or a short one has no intact frame.
+    """
+    _keep_no_freed_memory()
+    with captured_stderr() as complaints:
+        try:
+            track, starts = read_track(path)
+            complaint = complaints()
+        except BROKEN as error:
+            track, complaint = None, first_line(str(error), path)
+    longest = max(plan.whole_seconds, plan.window_seconds) + TIE_SECONDS
+    if track is None or track.seconds <= longest:
+        frames, reading = decode(path, plan.num_frames, plan.resolution, plan.sampling, decoders)
+        if track is None and reading.seconds > longest:
+            raise UndecodableError(f"pyav: {complaint}")  # decord alone can read it, but not window by window
+        return _Whole(frames, reading)
+    return _Windows(path, plan, track, starts, complaint, threads)
+
+
+class WindowStream:
+    """Iterates over the windows of one video, in order of time; made by `stream_windows`.
+
+    Each iteration decodes anew. It raises `UndecodableError` where not one of the frames asked for is intact, which may
+    be known at the end only. Until it ends, or is closed, stderr (file descriptor 2) is captured, as in `decode`: so
+    one at a time.
+
+    Attributes:
+        seconds: the video's duration.
+        starts: when its W windows start, in seconds; ``len(stream)`` is W.
+        reading: what became of the video as a whole; None until an iteration has run to its end. Its coverage is that
+            of the distinct frames the windows ask for, times the fraction of the declared frames that are there.
+        frames_decoded: how many frames the decoder has given in this iteration; 0 for a video that is read whole.
+    """
+
+    def __init__(self, seconds: float, starts: Float[np.ndarray, " W"]) -> None:
+        self.seconds, self.starts = seconds, starts
+        self.reading: Reading | None = None
+        self.frames_decoded = 0
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __iter__(self) -> Iterator[Window]:
+        raise NotImplementedError
+
+
+class _Whole(WindowStream):
+    """A video of one window, as `decode` gave it."""
+
+    def __init__(self, frames: UInt8[np.ndarray, "F R R 3"], reading: Reading) -> None:
+        super().__init__(reading.seconds, np.zeros(1))
+        self._frames, self._reading = frames, reading
+
+    def __iter__(self) -> Iterator[Window]:
+        yield Window(0.0, self.seconds, self._frames, self._reading.coverage)
+        self.reading = self._reading
+
+
+class _Windows(WindowStream):
+    """A video of several windows. Of its N frames nothing is kept but when the M wanted ones appear."""
+
+    def __init__(
+        self, path: Path, plan: WindowPlan, track: Track, starts: Float[np.ndarray, " N"], complaint: str, threads: int
+    ) -> None:
+        super().__init__(track.seconds, window_starts(track.seconds, plan.window_seconds, plan.stride_seconds))
+        self._path, self._plan, self._track = path, plan, track
+        self._complaint, self._threads = complaint, threads
+        indices = np.empty((len(self.starts), plan.num_frames), np.int32)
+        for window, start in enumerate(self.starts):
+            bounds = track.start_seconds + start, track.start_seconds + self._end_of(start)
+            indices[window] = window_indices(starts, *bounds, plan.num_frames, plan.sampling)
+        chosen = np.zeros(len(starts), bool)  # not np.unique, which takes 10 MiB more than this array
+        chosen[indices] = True
+        wanted = np.flatnonzero(chosen)  # [M]
+        self._times = starts[wanted]
+        self._places = np.searchsorted(wanted, indices).astype(np.int32)  # [W, F] into M
+
+    def _end_of(self, start: float) -> float:
+        return min(start + self._plan.window_seconds, self.seconds)
+
+    def __iter__(self) -> Iterator[Window]:
+        self.reading, self.frames_decoded = None, 0
+        chosen = ChosenFrames(self._path, self._track, self._times, self._plan.resolution, self._threads)
+        frames = enumerate(chosen)
+        kept: dict[int, tuple[UInt8[np.ndarray, "R R 3"], bool]] = {}  # what this window and later ones may use
+        newest, good = -1, 0
+        with captured_stderr() as complaints:
+            try:
+                for start, places in zip(self.starts.tolist(), self._places, strict=True):
+                    kept = {place: frame for place, frame in kept.items() if place >= places[0]}
+                    while newest < places[-1]:
+                        newest, kept[newest] = next(frames)
+                        good += kept[newest][1]
+                    self.frames_decoded = chosen.decoded
+                    window = np.empty((len(places), self._plan.resolution, self._plan.resolution, 3), np.uint8)
+                    for index, place in enumerate(places):  # np.stack loses 200 bytes each time, in NumPy 2.4
+                        window[index] = kept[place][0]
+                    coverage = float(np.mean([kept[place][1] for place in places]))
+                    yield Window(start, self._end_of(start), window, coverage)
+                self.reading = sum_up(self._path, self._track, good, len(self._times), self._complaint or complaints())
+            except BROKEN as error:
+                raise UndecodableError(f"pyav: {first_line(str(error), self._path)}") from error
+            except UndecodableError as error:
+                raise UndecodableError(f"pyav: {error}") from error
+
+
+def _keep_no_freed_memory() -> None:
+    """Has glibc give each large block back when it is freed.
+
+    It would soon stop to, by itself, and reuse freed blocks badly: FFmpeg's index of an hour of video is built twice,
+    first to read its timestamps, and then takes 5 MiB instead of 3.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
+    if mallopt is not None:
+        mallopt(-3, 64 * 1024)  # M_MMAP_THRESHOLD, in bytes
