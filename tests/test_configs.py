@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 import torch
+from commands import train
 from hydra import compose, initialize_config_dir
 from hydra.utils import get_method, instantiate
 from omegaconf import DictConfig, OmegaConf
-from runs import train
 
 import vidcls.entry  # noqa: F401  # registers the resolvers that the files use
 from vidcls.augment import Augment

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch.distributed
-from runs import once, start_train, train
+from commands import once, start_train, train
 from test_train import CLASSES, csv_source, metrics_of, same_weights, scalars, table, weights
 
 pytestmark = pytest.mark.skipif(

@@ -12,7 +12,7 @@ import matplotlib.image
 import numpy as np
 import pandas as pd
 import pytest
-from runs import call, once, train
+from commands import call, once, train
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_train import CLASSES, csv_source, metrics_of, refused, table
 

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from runs import ROOT, call, once, train
+from commands import ROOT, call, once, train
 from test_train import CLASSES
 from torch import nn
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from runs import once, start_train, train
+from commands import once, start_train, train
 from test_train import metrics_of, refused, same_weights, scalars, weights
 
 # All that is random in training is on: what resumes here resumes anywhere.

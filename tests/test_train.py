@@ -16,10 +16,10 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from commands import TINY, Result, start_train, train
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from runs import TINY, Result, start_train, train
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from vidcls.augment import Augment

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
@@ -212,6 +212,42 @@ def roc_figure(curves: Mapping[str, Curve | None], title: str) -> Figure:
     figure.supylabel("true positive rate (dotted: by guessing)")
     for axes in panels:
         axes.plot([0, 1], [0, 1], color=INK, linestyle=":", linewidth=1.2, zorder=2)
+    return figure
+
+
+def timeline_figure(
+    starts: Float[np.ndarray, " W"],
+    ends: Float[np.ndarray, " W"],
+    probabilities: Float[np.ndarray, " W"],
+    shown: Sequence[tuple[float, float]],
+    found: Sequence[tuple[float, float]],
+    title: str,
+) -> Figure:
+    """The probability of one class over a long video, each window a step around its middle.
+
+    Args:
+        starts: of the W windows, in seconds.
+        ends: likewise.
+        probabilities: of the class.
+        shown: (start, end) of the passages that are of the class, shaded.
+        found: (start, end) of the segments that were found, bars on top.
+        title: one line.
+    """
+    figure = _figure(3.4, title)
+    axes = figure.subplots()
+    for number, (start, end) in enumerate(shown):
+        axes.axvspan(start, end, color=VERMILION, alpha=0.3, linewidth=0, label=None if number else "shown")
+    axes.step((starts + ends) / 2, probabilities, where="mid", color=BLUE, linewidth=1.2, label="probability")
+    for number, (start, end) in enumerate(found):
+        axes.plot(
+            [start, end], [1.06, 1.06], color=INK, linewidth=5, solid_capstyle="butt", label=None if number else "found"
+        )
+    axes.set(xlabel="minutes:seconds", xlim=(0, float(ends.max())), ylim=(-0.03, 1.12), ylabel="probability")
+    axes.xaxis.set_major_formatter(lambda seconds, _: f"{int(seconds // 60)}:{int(seconds % 60):02}")
+    axes.legend(frameon=False, ncols=3, loc="upper left", bbox_to_anchor=(0, 1.16))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="#e5e5e5", linewidth=0.8)
+    axes.set_axisbelow(True)
     return figure
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import av  # noqa: F401 (before decord, which makes its own, older libvpx and FFmpeg the ones that PyAV would find)
 import decord
 import numpy as np
 from jaxtyping import UInt8

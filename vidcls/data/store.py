@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import json
 import os
-import tempfile
+import secrets
 import zlib
 from dataclasses import asdict
 from pathlib import Path
@@ -104,18 +104,16 @@ def write_atomically(path: Path, content: bytes) -> None:
     Raises:
         UserError: the disk is full; the part written is removed.
     """
-    part = None
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(descriptor, "wb") as file:
+        with part.open("xb") as file:  # with the rights that other new files have, unlike those of tempfile
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
     except BaseException as error:
-        if part is not None:
-            Path(part).unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise UserError(
                 f"room for {len(content) / 1e6:.1f} MB in {path.parent}",
