@@ -135,14 +135,25 @@ class PredictionFolder:
                         yield json.loads(line)
 
     def write(self, row: Row, segments: Sequence[Row], details: dict[str, Any] | None) -> None:
-        """Adds one video. ``details`` is None where they are there already, or where the video has none."""
-        if details is not None:
-            self._details.write(json.dumps(details) + "\n")
-        self._segments.write(_csv_lines(SEGMENT_COLUMNS, segments))
-        for file in (self._details, self._segments):
-            file.flush()
-        self._predictions.write(_csv_lines(self.columns, [row]))
-        self._predictions.flush()
+        """Adds one video. ``details`` is None where they are there already, or where the video has none.
+
+        Raises:
+            UserError: the disk is full, or gone.
+        """
+        try:
+            if details is not None:
+                self._details.write(json.dumps(details) + "\n")
+            self._segments.write(_csv_lines(SEGMENT_COLUMNS, segments))
+            for file in (self._details, self._segments):
+                file.flush()
+            self._predictions.write(_csv_lines(self.columns, [row]))
+            self._predictions.flush()
+        except OSError as error:
+            raise UserError(
+                f"room for results in {self.folder}",
+                str(error.strerror),
+                "Make some, then give the same command: what is done is kept.",
+            ) from error
         self.rows[row["path"]] = row
         self.segments[row["path"]] = list(segments)
 

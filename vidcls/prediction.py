@@ -142,7 +142,7 @@ class Peaks:
     def add(self, window: Window, probabilities: Float[np.ndarray, " K"]) -> None:
         """Looks at the next window."""
         seconds = (window.start_seconds + window.end_seconds) / 2
-        picture = window.frames[len(window.frames) // 2]
+        picture = window.frames[len(window.frames) // 2].copy()  # a view would keep all frames of the window
         for k, p in enumerate(probabilities.tolist()):
             peak, running = _Peak(p, seconds, picture), self._running[k]
             self._best[k] = _higher(self._best[k], peak)
@@ -225,8 +225,14 @@ class Prediction:
         self._done = {row["sha256"]: row for row in self.folder.rows.values() if row["sha256"]}
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"))
         with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
-            task = progress.add_task("Predicting", total=len(files), note="")
-            started = time.monotonic()
+            task, started = progress.add_task("Predicting", total=len(files), note=""), time.monotonic()
+
+            def show() -> None:
+                speed = self.seconds / (time.monotonic() - started)
+                done = self._finished + sum(len(video.starts) / video.windows for video in self._open.values())
+                note = f"{self._finished}/{len(files)} videos, {speed:.0f} s of video per second"
+                progress.update(task, completed=done, note=note)
+
             events = read_videos(files, self.settings.plan, limits, self._wanted, ahead=2 * self.judge.batch_size)
             try:
                 for event in events:
@@ -234,11 +240,10 @@ class Prediction:
                     if len(self._pending) == self.judge.batch_size:
                         self._judge()
                     self._write_copies()
-                    speed = self.seconds / (time.monotonic() - started)
-                    done = self._finished + sum(len(video.starts) / video.windows for video in self._open.values())
-                    progress.update(task, completed=done, note=f"{self._finished}/{len(files)} videos, {speed:.0f} x")
+                    show()
                 self._judge()
                 self._write_copies()
+                show()
             finally:
                 events.close()
 
@@ -384,5 +389,7 @@ def print_summary(folder: PredictionFolder, paths: Sequence[str], console: Conso
         of = [row["decision"] for row in rows if status in (row["status"], "all")]
         table.add_row(status, *(str(of.count(decision)) for decision in DECISIONS), str(len(of)))
     console.print(table)
+    if len(rows) < len(paths):
+        console.print("The same command goes on with the others.")
     console.print(f"Results: {folder.folder}", soft_wrap=True)
     console.print("  predictions.csv  segments.csv  timelines.parquet  report.html")
