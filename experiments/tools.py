@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 import platform
+from bisect import bisect_right
+from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pandas as pd
 import torch
@@ -64,3 +68,28 @@ def machine() -> str:
     """The machine, in words."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     return f"{os.cpu_count()} cores, {platform.machine()}, {device}, torch {torch.__version__}"
+
+
+def join(clips: Sequence[Path], target: Path, width: int, height: int, fps: int = 25) -> list[tuple[float, float]]:
+    """Encodes ``clips`` one after the other as one H.264 video; gives the (start, end) of each, in seconds."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    spans, count = [], 0
+    with av.open(str(target), "w") as joined:
+        out = joined.add_stream("libx264", rate=fps, options={"preset": "veryfast", "crf": "23"})
+        out.width, out.height, out.pix_fmt = width, height, "yuv420p"
+        for clip in clips:
+            start = count
+            with av.open(str(clip)) as container:
+                frames = [
+                    (float(frame.time), frame.reformat(width, height, "yuv420p")) for frame in container.decode(video=0)
+                ]
+            step = frames[1][0] - frames[0][0]
+            times = [time - frames[0][0] for time, _ in frames]
+            for n in range(round((times[-1] + step) * fps)):
+                frame = frames[bisect_right(times, n / fps + 1e-6) - 1][1]  # what is on screen then
+                frame.pts, frame.time_base = count, Fraction(1, fps)
+                joined.mux(out.encode(frame))
+                count += 1
+            spans.append((start / fps, count / fps))
+        joined.mux(out.encode())
+    return spans

@@ -26,6 +26,7 @@ from torchvision.io import encode_jpeg
 
 from vidcls.data.decode import Reading
 from vidcls.data.ingest import DecodeLimits
+from vidcls.data.memory import return_freed_blocks
 from vidcls.data.reader import Finished, Started, WindowRead, read_videos
 from vidcls.data.stream import Window, WindowPlan
 from vidcls.errors import check_choice, check_integer, check_number
@@ -221,6 +222,7 @@ class Prediction:
 
     def run(self, paths: Sequence[str], files: Sequence[Path], limits: DecodeLimits, console: Console) -> None:
         """Judges each video that the folder does not hold yet; a row is written as soon as its last batch is judged."""
+        return_freed_blocks(2**20)
         self._paths = paths
         self._done = {row["sha256"]: row for row in self.folder.rows.values() if row["sha256"]}
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"))

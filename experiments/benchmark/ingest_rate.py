@@ -35,9 +35,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         creator = "(?P<creator>.+)_[^_]+"
-        limits = {"max_gigabytes": 100, "max_ratio": 100}
         videos = list_videos(
-            Path(sys.argv[1]), classes=None, creator_pattern=creator, cache_dir=folder, **limits
+            Path(sys.argv[1]), classes=None, creator_pattern=creator, cache_dir=folder, max_gigabytes=100, max_ratio=100
         ).videos
         for number in range(ROUNDS):
             store = Store(folder / f"store{number}", num_frames=20, resolution=64, sampling="uniform")

@@ -8,7 +8,6 @@ complaints cannot be tied to frames; and its clock is single precision, too coar
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from vidcls.data.decode import Reading, UndecodableError, decode, sum_up
+from vidcls.data.memory import return_freed_blocks
 from vidcls.data.pyav_frames import BROKEN, ChosenFrames, Track, captured_stderr, first_line, read_track
 from vidcls.data.sampling import SAMPLINGS, TIE_SECONDS, frame_indices, window_starts
 from vidcls.errors import check_choice, check_integer, check_number
@@ -104,7 +104,7 @@ def stream_windows(path: Path, plan: WindowPlan, decoders: tuple[str, ...], thre
     Raises:
         UndecodableError: there is no video, or a short one has no intact frame.
     """
-    _keep_no_freed_memory()
+    return_freed_blocks(64 * 1024)  # FFmpeg's index of an hour is built twice: first to read its timestamps
     with captured_stderr() as complaints:
         try:
             track, starts = read_track(path)
@@ -205,14 +205,3 @@ class _Windows(WindowStream):
                 raise UndecodableError(f"pyav: {first_line(str(error), self._path)}") from error
             except UndecodableError as error:
                 raise UndecodableError(f"pyav: {error}") from error
-
-
-def _keep_no_freed_memory() -> None:
-    """Has glibc give each large block back when it is freed.
-
-    It would soon stop to, by itself, and reuse freed blocks badly: FFmpeg's index of an hour of video is built twice,
-    first to read its timestamps, and then takes 5 MiB instead of 3.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
-    if mallopt is not None:
-        mallopt(-3, 64 * 1024)  # M_MMAP_THRESHOLD, in bytes
