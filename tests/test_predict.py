@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import json
 import os
 import shutil
@@ -368,6 +369,18 @@ def test_another_runs_output_is_refused(bright: Path, finished: Path, tmp_path: 
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("precious")
     refused(call("predict.py", f"run={bright}", knobs[0], f"output={tmp_path / 'mine'}"), "which holds other files")
+
+
+def test_two_at_once_in_one_folder_are_refused(bright: Path, tmp_path: Path) -> None:
+    video = write_video(tmp_path / "a.mp4", lit(2))
+    predict(bright, video, tmp_path / "out")
+    with (tmp_path / "out" / "predict.json").open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        before = (tmp_path / "out" / "predictions.csv").read_bytes()
+        result = call("predict.py", f"run={bright}", f"input={video}", f"output={tmp_path / 'out'}")
+        refused(result, "an output folder that no other process writes to")
+        assert (tmp_path / "out" / "predictions.csv").read_bytes() == before
+    predict(bright, video, tmp_path / "out")
 
 
 @pytest.mark.parametrize(

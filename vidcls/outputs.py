@@ -8,6 +8,7 @@ timelines.parquet and report.html cannot grow and are made from them at the end,
 from __future__ import annotations
 
 import csv
+import fcntl
 import io
 import itertools
 import json
@@ -70,6 +71,15 @@ class PredictionFolder:
         self.columns = prediction_columns(classes)
         self.classes = list(classes)
         self._check_identity(identity)
+        self._lock = (folder / "predict.json").open()
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel lets go of it when the process ends
+        except OSError:
+            raise UserError(
+                "an output folder that no other process writes to",
+                str(folder),
+                "Wait for it, or give another output=DIR.",
+            ) from None
         self.rows: dict[str, Row] = {}
         self.segments: dict[str, list[Row]] = {}
         self._recover()
@@ -168,6 +178,7 @@ class PredictionFolder:
             file.close()
         self._recover()
         self._write_timelines()
+        self._lock.close()
 
     def _write_timelines(self) -> None:
         """timelines.parquet: path, sha256, start_seconds, end_seconds and one column per class; one row per window."""

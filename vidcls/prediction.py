@@ -7,6 +7,7 @@ segments. What to do with a video is the policy's to say, and a person's where t
 from __future__ import annotations
 
 import base64
+import io
 import math
 import threading
 import time
@@ -16,13 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float, UInt8
 from omegaconf import DictConfig
+from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from torchvision.io import encode_jpeg
 
 from vidcls.data.decode import Reading
 from vidcls.data.ingest import DecodeLimits
@@ -160,13 +160,14 @@ class Peaks:
             peaks = [peak for peak in (*self._ended[k], self._running[k]) if peak] or [p for p in [self._best[k]] if p]
             if name != skip:
                 for peak in sorted(peaks, key=lambda one: one.seconds):
-                    jpeg = encode_jpeg(torch.from_numpy(peak.picture).movedim(-1, 0).contiguous(), quality=85)
+                    jpeg = io.BytesIO()
+                    Image.fromarray(peak.picture).save(jpeg, "JPEG", quality=85)
                     found.append(
                         {
                             "class": name,
                             "seconds": peak.seconds,
                             "probability": peak.probability,
-                            "jpeg": base64.b64encode(jpeg.numpy().tobytes()).decode(),
+                            "jpeg": base64.b64encode(jpeg.getvalue()).decode(),
                         }
                     )
         return found
