@@ -447,12 +447,11 @@ class Browser:
     def open(self, url: str, width: int = 1280, height: int = 900) -> None:
         metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
         self.do("Emulation.setDeviceMetricsOverride", **metrics)
-        self.do("Page.navigate", url="about:blank")  # so that another #hash alone loads the page again
-        self._events.clear()
-        self.do("Page.navigate", url=url)
-        loaded = "Page.loadEventFired"
-        while not any(event["method"] == loaded for event in self._events):
-            self._events.append(self._read())
+        for place in ("about:blank", url):  # first away, so that another #hash alone loads the page again
+            self._events.clear()
+            self.do("Page.navigate", url=place)
+            while not any(event["method"] == "Page.loadEventFired" for event in self._events):
+                self._events.append(self._read())
 
     def run(self, script: str) -> Any:
         """The value of a JavaScript expression, after what it set off has been drawn."""
