@@ -10,7 +10,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from vidcls.entry import allow_new_keys, clear_errors
+from vidcls.entry import allow_new_keys, clear_errors, take_literally
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
@@ -35,5 +35,6 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
+    take_literally("run", "data.source", "cache_dir")
     allow_new_keys("policy.target")
     main()

@@ -9,7 +9,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from vidcls.entry import clear_errors
+from vidcls.entry import clear_errors, take_literally
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="export")
@@ -33,4 +33,5 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
+    take_literally("run", "output", "cache_dir")
     main()

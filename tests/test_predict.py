@@ -136,7 +136,7 @@ def test_timelines_hold_the_same_probabilities(judged: Path) -> None:
 
 def test_a_glob_and_a_single_file(finished: Path, judged: Path, demo_folder: Path, tmp_path: Path) -> None:
     pattern = f"{demo_folder}/rtp/test/**/*.mp4"
-    predict(finished, f"'{pattern}'", tmp_path / "glob")
+    predict(finished, pattern, tmp_path / "glob")
     found, before = rows_of(tmp_path / "glob"), rows_of(judged)
     assert len(found) == 3 and all(Path(path).is_file() for path in found.index)
     one = demo_folder / "rtp" / "test" / "safe" / "drawn.creator_003_0002.mp4"
@@ -144,6 +144,14 @@ def test_a_glob_and_a_single_file(finished: Path, judged: Path, demo_folder: Pat
     shutil.copy(one, tmp_path / "no_extension")
     predict(finished, tmp_path / "no_extension", tmp_path / "one")
     assert rows_of(tmp_path / "one").loc["no_extension", "status"] == "ok"
+
+
+@pytest.mark.parametrize("name", ["my clips (1)", "a,b=c", "it's [here] {now}", "100 % #1 @home!"])
+def test_paths_are_given_as_they_are(bright: Path, tmp_path: Path, name: str) -> None:
+    write_video(tmp_path / name / "a.mp4", lit(2))
+    run = shutil.copytree(bright, tmp_path / f"run {name}")
+    predict(run, tmp_path / name, tmp_path / f"out {name}")
+    assert rows_of(tmp_path / f"out {name}").loc["a.mp4", "decision"] == "allow"
 
 
 # ---- long videos

@@ -41,6 +41,15 @@ def allow_new_keys(group: str) -> None:
     sys.argv[1:] = [f"++{text}" if text.startswith((f"{group}.", f"{group}=")) else text for text in sys.argv[1:]]
 
 
+def take_literally(*knobs: str) -> None:
+    """Lets the command line give paths as they are: Hydra would ask for quotes around commas, brackets and the like."""
+    for place, text in enumerate(sys.argv):
+        knob, _, value = text.partition("=")
+        if place and knob in knobs and value not in ("", "null") and value[0] not in "'\"":
+            escaped = value.replace("'", "\\'")
+            sys.argv[place] = f"{knob}='{escaped}'"
+
+
 def overridden(group: str) -> bool:
     """Whether the command line names any knob of a group."""
     return any(text.lstrip("+~").startswith(f"{group}.") for text in HydraConfig.get().overrides.task)
