@@ -37,10 +37,11 @@ def main(cfg: DictConfig) -> None:
     trained = load_trained(Path(str(cfg.run)))
     settings = prediction.choose_settings(cfg.predict, trained)
     policy = prediction.choose_policy(trained, console)
+    judge = Judge(trained, cfg.accelerator)
     identity = prediction.identity(trained, settings, policy)
     prediction.print_plan(settings, paths, ignored, console)
     folder = PredictionFolder(Path(str(cfg.output)), trained.classes, identity)
-    work = prediction.Prediction(trained, Judge(trained, cfg.accelerator), settings, policy, folder)
+    work = prediction.Prediction(trained, judge, settings, policy, folder)
     try:
         work.run(paths, files, limits, console)
     finally:  # after Ctrl-C too: what is done is there to be used

@@ -431,6 +431,12 @@ def test_many_windows_are_one_score() -> None:
     assert decide(policy(), sick, "ok", "").decision == "review"
 
 
+def test_a_calibration_that_fails_is_reviewed() -> None:
+    with np.errstate(all="ignore"):
+        found = decide(policy(temperature=0.0), np.array([0.2, 0.5, 0.3]), "ok", "")
+    assert found.decision == "review" and "calibration gave no probabilities" in found.reason
+
+
 def test_each_window_is_calibrated_by_itself() -> None:
     windows, soft = np.array([[0.8, 0.2, 0.0], [0.99, 0.01, 0.0]]), policy(temperature=4.0)
     assert harmful_scores(soft, windows)["harmful"] == float(calibrate(windows[0], 4.0)[1])

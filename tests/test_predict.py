@@ -307,6 +307,31 @@ def test_the_same_command_again_adds_what_is_new_alone(bright: Path, tmp_path: P
     assert sorted(pd.read_parquet(tmp_path / "out" / "timelines.parquet")["path"]) == ["a.mp4", "b.mp4", "c.mp4"]
 
 
+def test_swapped_files_get_their_own_segments(bright: Path, tmp_path: Path) -> None:
+    one, other = (
+        write_video(tmp_path / "in" / f"{name}.mp4", lit(2, *on)) for name, on in (("a", [(0, 2)]), ("b", []))
+    )
+    predict(bright, tmp_path / "in", tmp_path / "out")
+    content = one.read_bytes(), other.read_bytes()
+    one.write_bytes(content[1])
+    other.write_bytes(content[0])
+    for _ in range(2):
+        predict(bright, tmp_path / "in", tmp_path / "out")
+        assert rows_of(tmp_path / "out")["decision"].to_dict() == {"a.mp4": "allow", "b.mp4": "block"}
+        assert table(tmp_path / "out" / "segments.csv")["path"].tolist() == ["b.mp4"]
+
+
+def test_results_that_somebody_removed_are_made_again(bright: Path, tmp_path: Path) -> None:
+    write_video(tmp_path / "in" / "a.mp4", lit(2, (0, 2)))
+    predict(bright, tmp_path / "in", tmp_path / "out")
+    before = rows_of(tmp_path / "out")
+    for lost in ("", "not json\n"):
+        (tmp_path / "out" / "details.jsonl").write_text(lost)
+        predict(bright, tmp_path / "in", tmp_path / "out")
+        pd.testing.assert_frame_equal(rows_of(tmp_path / "out"), before)
+        assert len(pd.read_parquet(tmp_path / "out" / "timelines.parquet")) == 1
+
+
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
     deadline = time.monotonic() + 120
     while not condition():
@@ -374,6 +399,8 @@ def test_another_runs_output_is_refused(bright: Path, finished: Path, tmp_path: 
     knobs = [f"input={video}", f"output={tmp_path / 'out'}"]
     refused(call("predict.py", f"run={finished}", *knobs), "made with the same model, policy", "another output=DIR")
     refused(call("predict.py", f"run={bright}", *knobs, "predict.score=mean"), "made with the same score")
+    result = call("predict.py", f"run={bright}", knobs[0], f"output={video}")
+    refused(result, "output= to be a folder that can be written")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("precious")
     refused(call("predict.py", f"run={bright}", knobs[0], f"output={tmp_path / 'mine'}"), "which holds other files")
@@ -402,6 +429,7 @@ def test_two_at_once_in_one_folder_are_refused(bright: Path, tmp_path: Path) -> 
         ("predict.leave=0.9", "predict.leave"),
         ("data.decode.workers=0", "data.decode.workers"),
         ("report.most=0", "report.most"),
+        ("accelerator=gpux", "accelerator to be one of auto, cpu"),
     ],
 )
 def test_what_makes_no_sense_is_refused_in_one_line(bright: Path, tmp_path: Path, override: str, words: str) -> None:

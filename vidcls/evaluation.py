@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,8 @@ def splits_needed(cfg: DictConfig, trained: Trained) -> list[str]:
         UserError: no such split, or a policy to be fitted on other data than the run's own val split.
     """
     check_choice("split", cfg.split, SPLITS)
+    if not os.access(trained.folder, os.W_OK):  # results go there
+        raise UserError("a run folder that can be written", str(trained.folder), "Copy it to where you may write.")
     if cfg.data.source is not None:
         if overridden("policy"):
             raise UserError(

@@ -10,7 +10,6 @@ from __future__ import annotations
 import csv
 import fcntl
 import io
-import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ import pyarrow.parquet as pq
 from vidcls.data.store import write_atomically
 from vidcls.errors import UserError
 
-SEGMENT_COLUMNS = ("path", "class", "start_seconds", "end_seconds", "peak", "peak_seconds")
+SEGMENT_COLUMNS = ("path", "sha256", "class", "start_seconds", "end_seconds", "peak", "peak_seconds")
 ROW_GROUP = 10_000  # windows, at least, that are written to timelines.parquet at once
 Row = dict[str, str]
 
@@ -60,7 +59,7 @@ class PredictionFolder:
 
     Attributes:
         rows: of predictions.csv, by path.
-        segments: of segments.csv, likewise.
+        segments: of segments.csv, by the content's SHA-256; without the path.
 
     Raises:
         UserError: the folder holds something else, or predictions made otherwise.
@@ -70,7 +69,12 @@ class PredictionFolder:
         self.folder = folder
         self.columns = prediction_columns(classes)
         self.classes = list(classes)
-        self._check_identity(identity)
+        try:
+            self._check_identity(identity)
+        except (OSError, ValueError) as error:
+            raise UserError(
+                "output= to be a folder that can be written", f"{folder}: {error}", "Give another."
+            ) from error
         self._lock = (folder / "predict.json").open()
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel lets go of it when the process ends
@@ -111,12 +115,18 @@ class PredictionFolder:
     def _recover(self) -> None:
         """Reads what is done, and cuts off what an interrupted run left unfinished."""
         self.rows = {row["path"]: row for row in self._read("predictions.csv", self.columns)}
-        self.segments = {}
+        self.segments, speakers = {}, dict[str, str]()
         for segment in self._read("segments.csv", SEGMENT_COLUMNS):
-            if segment["path"] in self.rows:
-                self.segments.setdefault(segment["path"], []).append(segment)
+            path, sha256 = segment.pop("path"), segment["sha256"]
+            # What is left of a file's earlier content does not count, and one of several copies speaks for all.
+            if path in self.rows and self.rows[path]["sha256"] == sha256 and speakers.setdefault(sha256, path) == path:
+                self.segments.setdefault(sha256, []).append(segment)
+        detailed = {details["sha256"] for details in self.details()}
+        for path, row in list(self.rows.items()):
+            if row["windows"] != "0" and row["sha256"] not in detailed:  # somebody has removed them: judge it again
+                del self.rows[path]
         _write_csv(self.folder / "predictions.csv", self.columns, self.rows.values())
-        _write_csv(self.folder / "segments.csv", SEGMENT_COLUMNS, itertools.chain(*self.segments.values()))
+        _write_csv(self.folder / "segments.csv", SEGMENT_COLUMNS, self._all_segments(self.rows.values()))
         hashes = {row["sha256"] for row in self.rows.values()}
         part = self.folder / ".details.jsonl"
         with part.open("w", encoding="utf-8") as file:
@@ -135,17 +145,26 @@ class PredictionFolder:
                 if set(row) == set(columns) and None not in row.values():
                     yield row
 
+    def _all_segments(self, rows: Iterable[Row]) -> Iterator[Row]:
+        for row in rows:
+            for segment in self.segments.get(row["sha256"], []):
+                yield {**segment, "path": row["path"], "sha256": row["sha256"]}
+
     def details(self) -> Iterator[dict[str, Any]]:
         """The lines of details.jsonl, one at a time: they may be many, and hold pictures."""
         path = self.folder / "details.jsonl"
         if path.exists():
             with path.open(encoding="utf-8") as file:
                 for line in file:
-                    if line.endswith("\n"):
+                    try:
                         yield json.loads(line)
+                    except ValueError:  # half a line, or a damaged one
+                        continue
 
     def write(self, row: Row, segments: Sequence[Row], details: dict[str, Any] | None) -> None:
-        """Adds one video. ``details`` is None where they are there already, or where the video has none.
+        """Adds one video, in place of what its path had before.
+
+        ``details`` is None where they are there already, or where the video has none.
 
         Raises:
             UserError: the disk is full, or gone.
@@ -153,7 +172,8 @@ class PredictionFolder:
         try:
             if details is not None:
                 self._details.write(json.dumps(details) + "\n")
-            self._segments.write(_csv_lines(SEGMENT_COLUMNS, segments))
+            self.segments[row["sha256"]] = list(segments)
+            self._segments.write(_csv_lines(SEGMENT_COLUMNS, self._all_segments([row])))
             for file in (self._details, self._segments):
                 file.flush()
             self._predictions.write(_csv_lines(self.columns, [row]))
@@ -165,12 +185,10 @@ class PredictionFolder:
                 "Make some, then give the same command: what is done is kept.",
             ) from error
         self.rows[row["path"]] = row
-        self.segments[row["path"]] = list(segments)
 
     def copy(self, row: Row, path: str) -> None:
         """Adds a video that has the content of another one, whose ``row`` is given."""
-        segments = [{**segment, "path": path} for segment in self.segments.get(row["path"], [])]
-        self.write({**row, "path": path}, segments, None)
+        self.write({**row, "path": path}, self.segments.get(row["sha256"], []), None)
 
     def close(self) -> None:
         """Leaves every file whole: one row per path, and timelines.parquet."""

@@ -270,6 +270,8 @@ def decide(
     if not sound.all():
         return Decision(REVIEW, f"the network gave no probabilities: {windows[~sound][0].tolist()}")
     found = harmful_scores(policy, windows, how, k)
+    if not all(map(math.isfinite, found.values())):
+        return Decision(REVIEW, f"calibration gave no probabilities: {found}")
     for decision, thresholds in ((BLOCK, policy.block), (REVIEW, policy.review)):
         over = [f"{name} {found[name]:.3f} >= {at:.3f}" for name, at in thresholds.items() if found[name] >= at]
         if over:

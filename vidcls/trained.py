@@ -27,10 +27,12 @@ from vidcls.data.datamodule import VideoDataModule
 from vidcls.data.ingest import read_manifest
 from vidcls.data.sampling import select_frames
 from vidcls.data.worker import hash_file
-from vidcls.errors import UserError
+from vidcls.errors import UserError, check_choice
 from vidcls.module import VideoModule
 from vidcls.optim import Adam
 from vidcls.run import Settings, build_network, load_checkpoint, read_config
+
+ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ def device_settings(trained: Trained, accelerator: str | None) -> dict[str, Any]
     Raises:
         UserError: it was trained on a GPU and there is none.
     """
-    accelerator = accelerator or str(trained.cfg.trainer.accelerator)
+    accelerator = check_choice("accelerator", accelerator or str(trained.cfg.trainer.accelerator), ACCELERATORS)
     if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
         raise UserError("a CUDA GPU, on which this run was trained", "none that torch can see", "Give accelerator=cpu.")
     return {"accelerator": accelerator, "devices": 1, "precision": trained.cfg.trainer.precision}

@@ -137,7 +137,14 @@ def find_videos(pattern: str) -> tuple[list[str], list[Path], dict[str, int]]:
     ignored: Counter[str] = Counter()
     if os.path.isdir(pattern):
         absolute = os.path.abspath(pattern)
-        names = sorted(path for path in _walk(absolute, ignored) if _is_video(path, ignored))
+        try:
+            names = sorted(path for path in _walk(absolute, ignored) if _is_video(path, ignored))
+        except OSError as error:
+            raise UserError(
+                "an input whose folders can all be read",
+                f"{error.strerror}: {error.filename}",
+                "Check its permissions.",
+            ) from error
         files = [Path(absolute, name) for name in names]
     elif os.path.isfile(pattern):
         names, files = [os.path.basename(pattern)], [Path(pattern).absolute()]
