@@ -8,7 +8,7 @@ python train.py resume=DIR                              continue an interrupted 
 import hydra
 from omegaconf import DictConfig
 
-from vidcls.entry import clear_errors, take_literally
+from vidcls.entry import clear_errors
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
@@ -32,5 +32,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    take_literally("run_dir", "resume")
     main()
