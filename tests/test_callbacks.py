@@ -10,13 +10,16 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from vidcls.callbacks import History, StayStopped, Timing
+from vidcls.callbacks import History, StayStopped, Timing, peak_memory, reset_peak_memory
 from vidcls.data.dataset import Clip
 
 CURVES = ["train/loss", "train/accuracy", "val/loss", "val/accuracy"]
+MEGABYTE = 1_000_000
 
 
 class Scripted(L.LightningModule):
@@ -46,16 +49,17 @@ class Scripted(L.LightningModule):
 
 
 class SlowVideos(torch.utils.data.Dataset[Clip]):
-    """Six videos that take ``seconds`` each to read."""
+    """Six videos that take ``seconds`` and, for a moment, ``memory_bytes`` each to read."""
 
-    def __init__(self, seconds: float = 0.0) -> None:
-        self.seconds = seconds
+    def __init__(self, seconds: float = 0.0, memory_bytes: int = 0) -> None:
+        self.seconds, self.memory_bytes = seconds, memory_bytes
 
     def __len__(self) -> int:
         return 6
 
     def __getitem__(self, row: int) -> Clip:
         time.sleep(self.seconds)
+        torch.ones(self.memory_bytes, dtype=torch.uint8)
         return Clip(torch.zeros(1, 2, 2, 3, dtype=torch.uint8), torch.tensor(0), torch.tensor(row))
 
 
@@ -66,12 +70,13 @@ def fit(
     epochs: int,
     videos: SlowVideos | None = None,
     resume: Path | None = None,
+    logger: TensorBoardLogger | bool = False,
 ) -> L.Trainer:
     trainer = L.Trainer(
         accelerator="cpu",
         default_root_dir=folder,
         max_epochs=epochs,
-        logger=False,
+        logger=logger,
         callbacks=callbacks,
         enable_checkpointing=any(isinstance(c, ModelCheckpoint) for c in callbacks),
         enable_progress_bar=False,
@@ -105,11 +110,11 @@ def test_timing_knows_work_from_waiting(tmp_path: Path) -> None:
     assert 0 < summary["data_wait_fraction"] < 1
 
 
-def timed(epochs: list[float], waits: list[float], clips: list[int]) -> dict[str, float]:
+def timed(epochs: list[float], waits: list[float], clips: list[int]) -> dict[str, Any]:
     timing = Timing()
     state = {"epoch_seconds": epochs, "wait_seconds": waits, "clips": clips, "fit_seconds": 99.0}
     timing.load_state_dict(state)
-    assert timing.state_dict() == state
+    assert timing.state_dict() == state | {"peak_memory_bytes": None}
     return timing.summary()
 
 
@@ -119,6 +124,7 @@ def test_the_first_epoch_does_not_count() -> None:
         "epoch_seconds": 4.0,
         "clips_per_second": 10.0,
         "data_wait_fraction": 0.25,
+        "peak_memory_bytes": None,
     }
 
 
@@ -127,11 +133,30 @@ def test_unless_it_is_alone() -> None:
     assert (summary["epoch_seconds"], summary["clips_per_second"], summary["data_wait_fraction"]) == (5.0, 2.0, 0.2)
 
 
+@pytest.mark.skipif(not reset_peak_memory(torch.device("cpu")), reason="this system does not tell its peak memory")
+def test_peak_memory_is_that_of_the_fit(tmp_path: Path) -> None:
+    timings = [Timing() for _ in range(2)]
+    for timing, size in zip(timings, (300 * MEGABYTE, 0), strict=True):
+        fit(tmp_path, Scripted([1.0]), [timing], epochs=1, videos=SlowVideos(memory_bytes=size))
+    high, low = (timing.summary()["peak_memory_bytes"] for timing in timings)
+    assert isinstance(high, int) and isinstance(low, int)
+    assert 250 * MEGABYTE < high - low < 350 * MEGABYTE  # although it came first, in the same process
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_peak_memory_of_a_gpu() -> None:
+    device = torch.device("cuda")
+    before = torch.cuda.memory_allocated(device)
+    assert torch.ones(300 * MEGABYTE, dtype=torch.uint8, device=device).all()
+    assert peak_memory(device) >= before + 300 * MEGABYTE
+    assert reset_peak_memory(device) and peak_memory(device) < before + 300 * MEGABYTE
+
+
 # ---- history
 
 
 def test_history_keeps_every_curve(tmp_path: Path) -> None:
-    history = History()
+    history = History(tmp_path / "history.csv")
     fit(tmp_path, Scripted([3.0, 1.0, 2.0]), [history], epochs=3)
     assert history.curves == {
         "train/loss": [(1, 0.0), (2, 1.0), (3, 2.0)],
@@ -145,8 +170,24 @@ def test_history_keeps_every_curve(tmp_path: Path) -> None:
     assert table["val/loss"].tolist() == [3.0, 1.0, 2.0]
 
 
+def test_an_unfinished_run_has_its_history(tmp_path: Path) -> None:
+    class Crash(L.Callback):
+        def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+            if trainer.current_epoch == 2:
+                raise KeyError("in the third epoch")
+
+    with pytest.raises(KeyError):
+        fit(tmp_path, Scripted([3.0, 1.0, 2.0]), [History(tmp_path / "history.csv"), Crash()], epochs=3)
+    assert (tmp_path / "history.csv").read_text().splitlines() == [
+        f"epoch,{','.join(CURVES)}",
+        "1,0.0,0.5,3.0,0.25",
+        "2,1.0,0.5,1.0,0.25",
+    ]
+    assert [path.name for path in tmp_path.iterdir()] == ["history.csv"]
+
+
 def test_the_first_of_equal_epochs_is_best(tmp_path: Path) -> None:
-    history = History()
+    history = History(tmp_path / "history.csv")
     history.load_state_dict({"curves": {"val/loss": [(1, 2.0), (2, 1.0), (3, 1.0)]}})
     assert history.best_epoch == 2  # as ModelCheckpoint has it
 
@@ -157,9 +198,9 @@ def test_the_first_of_equal_epochs_is_best(tmp_path: Path) -> None:
 @pytest.mark.parametrize("order", [["last", "history", "timing"], ["history", "timing", "last"]])
 def test_states_survive_an_interruption(tmp_path: Path, order: list[str]) -> None:
     losses = [4.0, 3.0, 2.0, 5.0]
-    first: dict[str, Any] = {"last": last(tmp_path), "history": History(), "timing": Timing()}
-    fit(tmp_path, Scripted(losses), [first[name] for name in order], epochs=2)
-    again: dict[str, Any] = {"last": last(tmp_path), "history": History(), "timing": Timing()}
+    first: dict[str, Any] = {"last": last(tmp_path), "history": History(tmp_path / "history.csv"), "timing": Timing()}
+    fit(tmp_path, Scripted(losses), [first[name] for name in order], epochs=2, videos=SlowVideos(memory_bytes=10**8))
+    again: dict[str, Any] = {"last": last(tmp_path), "history": History(tmp_path / "history.csv"), "timing": Timing()}
     module = Scripted(losses)
     fit(tmp_path, module, [again[name] for name in order], epochs=4, resume=tmp_path / "last.ckpt")
     assert module.epochs_trained == 2
@@ -168,6 +209,23 @@ def test_states_survive_an_interruption(tmp_path: Path, order: list[str]) -> Non
     assert again["timing"].clips == [6] * 4
     assert again["timing"].epoch_seconds[:2] == first["timing"].epoch_seconds
     assert again["timing"].fit_seconds > first["timing"].fit_seconds
+    assert again["timing"].peak_memory_bytes == first["timing"].peak_memory_bytes  # the first part needed more
+    fit(tmp_path, Scripted(losses), [History(tmp_path / "at_once.csv")], epochs=4)
+    assert (tmp_path / "history.csv").read_bytes() == (tmp_path / "at_once.csv").read_bytes()
+
+
+def test_a_resumed_run_is_laid_out_once(tmp_path: Path) -> None:
+    def fit_to(epochs: int, resume: Path | None) -> None:
+        logger = TensorBoardLogger(tmp_path, name="tensorboard", version="", default_hp_metric=False)
+        callbacks = [last(tmp_path), History(tmp_path / "history.csv")]
+        fit(tmp_path, Scripted([4.0, 3.0, 2.0, 5.0]), callbacks, epochs, resume=resume, logger=logger)
+
+    fit_to(2, None)
+    fit_to(4, tmp_path / "last.ckpt")
+    log = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    (layout,) = log.Tensors("custom_scalars__config__")
+    for tag in (b"^train/loss$", b"^val/loss$", b"^train/accuracy$", b"^val/accuracy$"):
+        assert tag in layout.tensor_proto.string_val[0]
 
 
 @pytest.mark.parametrize(("stay", "trained_on"), [(True, 0), (False, 1)])

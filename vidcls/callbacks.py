@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+import json
+import os
 import time
+from pathlib import Path
 from statistics import median
 from typing import Any, TypeVar
 
 import lightning as L
 import pandas as pd
+import torch
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from vidcls.data.store import write_atomically
 from vidcls.figures import confusion_figure
 from vidcls.module import VideoModule
+
+CURVES = ("train/loss", "train/accuracy", "val/loss", "val/accuracy")
+LAYOUT = {
+    "Curves": {
+        name.capitalize(): ["Multiline", [f"^{curve}$" for curve in CURVES if curve.endswith(f"/{name}")]]
+        for name in ("loss", "accuracy")
+    }
+}
+"""Of the tab Custom Scalars: training and validation in one chart. Tags are patterns there."""
 
 Kind = TypeVar("Kind", bound=L.Callback)
 
@@ -25,13 +39,17 @@ def find_callback(trainer: L.Trainer, kind: type[Kind]) -> Kind:
 
 
 class Timing(L.Callback):
-    """How long training epochs take, and how much of that is waiting for data. Validation does not count.
+    """How long training epochs take, how much of that is waiting for data, and how much memory the fit needs.
+
+    Of the seconds, validation does not count.
 
     Attributes:
         epoch_seconds: one entry per epoch; a resumed run keeps those from before.
         wait_seconds: likewise, spent between the end of one step and the start of the next.
         clips: trained on, per epoch.
         fit_seconds: in the trainer, validation and checkpoints included, up to the last finished epoch.
+        peak_memory_bytes: likewise; what the first device allocated on a GPU, else what was resident of its process
+            (loader processes do not count). None where the system does not tell.
     """
 
     def __init__(self) -> None:
@@ -39,10 +57,12 @@ class Timing(L.Callback):
         self.epoch_seconds: list[float] = []
         self.wait_seconds: list[float] = []
         self.clips: list[int] = []
+        self.peak_memory_bytes: int | None = None
 
     def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Starts the clock of the whole."""
+        """Starts the clock of the whole, and forgets the memory that came before."""
         self._since = time.perf_counter()
+        self._measures_memory = reset_peak_memory(trainer.strategy.root_device)
 
     def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Starts an epoch's clock."""
@@ -68,8 +88,11 @@ class Timing(L.Callback):
         now = time.perf_counter()
         self.fit_seconds += now - self._since
         self._since = now
+        if self._measures_memory:
+            # Of a resumed run, the higher of its parts.
+            self.peak_memory_bytes = max(self.peak_memory_bytes or 0, peak_memory(trainer.strategy.root_device))
 
-    def summary(self) -> dict[str, float]:
+    def summary(self) -> dict[str, Any]:
         """Medians over the epochs after the first, which pays for start-up (over the first where it is alone)."""
         steady = slice(1, None) if len(self.epoch_seconds) > 1 else slice(None)
         seconds = median(self.epoch_seconds[steady])
@@ -78,30 +101,62 @@ class Timing(L.Callback):
             "epoch_seconds": seconds,
             "clips_per_second": median(self.clips[steady]) / seconds,
             "data_wait_fraction": sum(self.wait_seconds[steady]) / sum(self.epoch_seconds[steady]),
+            "peak_memory_bytes": self.peak_memory_bytes,
         }
 
     def state_dict(self) -> dict[str, Any]:
         """For checkpoints."""
-        return {name: getattr(self, name) for name in ("epoch_seconds", "wait_seconds", "clips", "fit_seconds")}
+        names = ("epoch_seconds", "wait_seconds", "clips", "fit_seconds", "peak_memory_bytes")
+        return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """From a checkpoint."""
         self.__dict__.update(state_dict)
 
 
+def reset_peak_memory(device: torch.device) -> bool:
+    """Starts measuring anew; whether this system can measure at all."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return True
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # man 5 proc: sets VmHWM to what is resident now
+        return peak_memory(device) > 0
+    except (OSError, StopIteration):  # not Linux, or a sandbox without these files
+        return False
+
+
+def peak_memory(device: torch.device) -> int:
+    """The highest since the reset: bytes allocated on a GPU, or resident bytes of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith("VmHWM:")).split()[1])  # the kernel counts in KiB
+
+
 class History(L.Callback):
     """Keeps each epoch's figures for the learning curves, and shows the confusion matrix after each epoch.
+
+    Args:
+        path: a .csv, written after each epoch: `table` so far.
 
     Attributes:
         curves: ``{"train/loss": [(epoch, value), ...], ...}``, epochs counted from 1.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
         self.curves: dict[str, list[tuple[int, float]]] = {}
+
+    @rank_zero_only
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Lays out the dashboard's own charts, unless the run is a resumed one, which has them."""
+        if isinstance(trainer.logger, TensorBoardLogger) and trainer.global_step == 0:
+            trainer.logger.experiment.add_custom_scalars(LAYOUT)
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Keeps what the epoch has measured, and sends its training figures to the logger."""
-        for curve in ("train/loss", "train/accuracy", "val/loss", "val/accuracy"):
+        for curve in CURVES:
             self.curves.setdefault(curve, []).append(
                 (trainer.current_epoch + 1, float(trainer.callback_metrics[curve]))
             )
@@ -110,6 +165,8 @@ class History(L.Callback):
             epoch = {name: self.curves[name][-1][1] for name in ("train/loss", "train/accuracy")}
             trainer.logger.log_metrics(epoch, step=trainer.global_step - 1)
             trainer.logger.save()
+        if trainer.is_global_zero:
+            write_atomically(self.path, self.table().to_csv(index_label="epoch").encode())
 
     def table(self) -> pd.DataFrame:
         """One row per epoch, one column per curve."""
@@ -145,3 +202,36 @@ class StayStopped(L.Callback):
         """Looks at the restored early stopping."""
         if any(isinstance(c, EarlyStopping) and c.wait_count >= c.patience for c in trainer.early_stopping_callbacks):
             trainer.should_stop = True
+
+
+class Pruning(L.Callback):
+    """Ends a job of a search (``hydra/sweeper=optuna``) early where it falls behind the jobs before it.
+
+    It ends as with early stopping: the figures are those of its best epoch so far. Outside a search nothing is behind.
+
+    Args:
+        pruner: of optuna.pruners.
+        objective: the val figure that is searched by.
+    """
+
+    def __init__(self, pruner: Any, objective: str) -> None:
+        self.pruner, self.objective = pruner, objective
+
+    def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Reports the epoch; all devices stop together."""
+        searching = "OPTUNA_TRIAL" in os.environ
+        behind = searching and trainer.is_global_zero and self._is_behind(trainer.current_epoch, module)
+        if trainer.strategy.broadcast(behind):
+            trainer.should_stop = True
+
+    def _is_behind(self, epoch: int, module: L.LightningModule) -> bool:
+        import optuna  # late: only searches need it
+
+        assert isinstance(module, VideoModule) and module.predictions is not None
+        value = module.predictions.summary(module.settings["classes"])[self.objective]
+        address = json.loads(os.environ["OPTUNA_TRIAL"])
+        study = optuna.load_study(study_name=address["study_name"], storage=address["storage"], pruner=self.pruner)
+        trial = optuna.Trial(study, address["trial"])
+        if value is not None:
+            trial.report(value, epoch)
+        return trial.should_prune()
