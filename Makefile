@@ -49,7 +49,7 @@ test: setup ## run the whole test suite; ARGS go to pytest
 lint: setup ## ruff (lint, format) and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy vidcls experiments $(wildcard *.py)
+	$(BIN)/mypy vidcls experiments hydra_plugins/vidcls_sweeps $(wildcard *.py)
 
 .PHONY: tensorboard
 tensorboard: setup ## serve the dashboards of all runs
@@ -59,6 +59,15 @@ tensorboard: setup ## serve the dashboards of all runs
 .PHONY: sweep
 sweep: setup ## a small sweep: frames x resolution x LSTM size, 8 runs
 	$(BIN)/python train.py -m data.num_frames=8,16 data.resolution=64,112 model.lstm.hidden_size=32,64 $(ARGS)
+
+.PHONY: experiments
+experiments: setup ## the studies anew: sizes, leakage, order, motion (an hour on 2 cores); VIDCLS_REAL_DATA names real clips
+	$(BIN)/python experiments/size_grid/size_grid.py
+	$(BIN)/python experiments/order/order.py
+	$(BIN)/python experiments/demo_motion/motion.py
+	@if [ -n "$$VIDCLS_REAL_DATA" ]; then \
+		$(BIN)/python experiments/leakage/leakage.py && $(BIN)/python experiments/notebook_reproduction/reproduce.py; \
+	else echo "leakage and notebook_reproduction need real clips: VIDCLS_REAL_DATA names none, skipped"; fi
 
 .PHONY: bench
 bench: setup ## measure training and ingest against plain loops (CPU)
@@ -74,7 +83,7 @@ bench-gpu: setup ## measure training against a compute-only loop (CUDA)
 .PHONY: lock
 lock: | .venv/bin/uv ## pin the requirements again (ARGS=--upgrade takes newer versions)
 	echo uv | $(COMPILE) --output-file requirements-uv.txt -
-	$(COMPILE) --extra dev --output-file requirements.txt pyproject.toml
+	$(COMPILE) --extra sweeps --extra notebooks --extra dev --output-file requirements.txt pyproject.toml
 
 .PHONY: clean
 clean: ## remove caches, never data or runs

@@ -3,22 +3,26 @@
 python train.py model=cnn_lstm                          the demo videos
 python train.py data=folder data.source=PATH            your own: a folder, a .zip or a .csv
 python train.py resume=DIR                              continue an interrupted run
+python train.py -m data.num_frames=8,16 seed=0,1        a sweep; with sweep.resume=DIR, continue one
 """
 
 import hydra
 from omegaconf import DictConfig
 
 from vidcls.entry import clear_errors
+from vidcls.sweep import job
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 @clear_errors
-def main(cfg: DictConfig) -> None:
-    """One run, from its configuration to its folder."""
+@job
+def main(cfg: DictConfig) -> float | None:
+    """One run, from its configuration to its folder; gives its objective, for sweeps that search."""
     # Imported here: decoding processes import this file again, and should not pay for torch.
     from rich.console import Console
 
     from vidcls import run
+    from vidcls.data.datamodule import SPLITS
     from vidcls.results import write_results
 
     console = Console()
@@ -27,8 +31,8 @@ def main(cfg: DictConfig) -> None:
     module = run.build_module(cfg, datamodule)
     console.print(f"Training {module.num_trainable:,} parameters; results go to {cfg.run_dir}", soft_wrap=True)
     trainer = run.fit(cfg, module, datamodule)
-    predictions = run.test(trainer, module, datamodule)
-    write_results(cfg, trainer, datamodule, predictions, console)
+    predictions = run.test(trainer, module, datamodule, SPLITS if cfg.test else ("val",))
+    return write_results(cfg, trainer, datamodule, predictions, console)
 
 
 if __name__ == "__main__":

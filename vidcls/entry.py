@@ -12,11 +12,15 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from vidcls.errors import UserError
+from vidcls.errors import UserError, user_message
+
+Result = TypeVar("Result")
 
 
 def _new_run_dir(kind: str, resume: str | None) -> str:
@@ -31,6 +35,11 @@ OmegaConf.register_new_resolver("new_run_dir", _new_run_dir, use_cache=True, rep
 def run_folder() -> Path:
     """The folder of the run that this process works for."""
     return Path(HydraConfig.get().runtime.output_dir)
+
+
+def in_sweep() -> bool:
+    """Whether this process works for a job of a multirun."""
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 def allow_new_keys(group: str) -> None:
@@ -55,20 +64,20 @@ def overridden(group: str) -> bool:
     return any(text.lstrip("+~").startswith(f"{group}.") for text in HydraConfig.get().overrides.task)
 
 
-def clear_errors(main: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]:
+def clear_errors(main: Callable[[DictConfig], Result]) -> Callable[[DictConfig], Result]:
     """Ends a process in one clear line instead of a traceback: exit code 2 for what the user can mend, 130 for Ctrl-C.
 
     With ``debug=true`` the traceback is shown.
     """
 
     @functools.wraps(main)
-    def guarded(cfg: DictConfig) -> None:
+    def guarded(cfg: DictConfig) -> Result:
         try:
             for knob in sorted(OmegaConf.missing_keys(cfg)):
                 raise UserError(f"a value for {knob}", "none", f"Give {knob}=... on the command line.")
-            main(cfg)
+            return main(cfg)
         except Exception as error:
-            message = _message(error)
+            message = user_message(error)
             if message is None or cfg.debug:
                 raise
             _remove_if_empty(run_folder())
@@ -77,22 +86,17 @@ def clear_errors(main: Callable[[DictConfig], None]) -> Callable[[DictConfig], N
         except KeyboardInterrupt:
             if cfg.debug:
                 raise
-            hint = (
-                f"; go on with: python {sys.argv[0]} resume={shlex.quote(str(run_folder()))}" if "resume" in cfg else ""
-            )
+            hint = f"; go on with: {_continuation()}" if "resume" in cfg else ""
             print(f"interrupted{hint}", file=sys.stderr)
             sys.exit(130)
 
     return guarded
 
 
-def _message(error: BaseException | None) -> str | None:
-    """What the user can mend, also where Hydra wrapped it while building an object; None for bugs."""
-    while error is not None:
-        if isinstance(error, UserError):
-            return str(error)
-        error = error.__cause__
-    return None
+def _continuation() -> str:
+    if in_sweep():
+        return f"the same command and sweep.resume={shlex.quote(str(HydraConfig.get().sweep.dir))}"
+    return f"python {sys.argv[0]} resume={shlex.quote(str(run_folder()))}"
 
 
 def _remove_if_empty(folder: Path) -> None:

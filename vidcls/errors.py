@@ -27,6 +27,15 @@ class UserError(Exception):
         return f"expected {expected}; got {got}. {remedy}"
 
 
+def user_message(error: BaseException | None) -> str | None:
+    """What the user can mend, also where Hydra wrapped it while building an object; None for bugs."""
+    while error is not None:
+        if isinstance(error, UserError):
+            return str(error)
+        error = error.__cause__
+    return None
+
+
 def check_integer(knob: str, value: Any, minimum: int = 1) -> int:
     """``value`` where it is an integer >= ``minimum``; raises `UserError` naming the ``knob`` otherwise."""
     if isinstance(value, bool) or not isinstance(value, int) or value < minimum:

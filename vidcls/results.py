@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
+from tensorboard.plugins.hparams.summary_v2 import hparams_pb
 
 from vidcls.callbacks import History, Timing, find_callback
 from vidcls.data.datamodule import SPLITS, VideoDataModule
@@ -32,14 +34,18 @@ def write_results(
     datamodule: VideoDataModule,
     predictions: dict[str, Predictions],
     console: Console,
-) -> None:
-    """Writes everything that a finished run holds beyond its checkpoints, metrics.json last, and prints a summary."""
+) -> float:
+    """Writes everything that a finished run holds beyond its checkpoints, metrics.json last, and prints a summary.
+
+    Gives the val figure that ``cfg.objective`` names; NaN where it is not defined.
+    """
     folder, classes = Path(cfg.run_dir), datamodule.classes
     history, timing = find_callback(trainer, History), find_callback(trainer, Timing)
     metrics: dict[str, Any] = {
         split: predictions[split].summary(classes) if split in predictions else None for split in SPLITS
     }
-    metrics["timing"] = {"ingest_seconds": datamodule.ingest_seconds, **timing.summary()}
+    cost = {"ingest_seconds": datamodule.cost.seconds, "videos_decoded": datamodule.cost.decoded}
+    metrics["timing"] = {**cost, **timing.summary()}
 
     figures = {"learning_curves": learning_curves_figure(history.curves, history.best_epoch)}
     for split in ("val", "test"):
@@ -48,12 +54,16 @@ def write_results(
             title = f"{split}: accuracy {metrics[split]['accuracy']:.3f} of {metrics[split]['n']} videos"
             figures[f"{split}_confusion"] = confusion_figure(metrics[split]["confusion"], classes, title)
             figures[f"{split}_worst"] = worst_figure(datamodule, split, predictions[split])
-    write_atomically(folder / "history.csv", history.table().to_csv(index_label="epoch").encode())
     for name, figure in figures.items():
         save_figure(figure, folder / "figures" / f"{name}.png")
     _log(trainer, cfg, metrics, figures)
     write_atomically(folder / "metrics.json", json.dumps(metrics, indent=2).encode())
-    print_summary(metrics, folder, console)
+    objective = metrics["val"][cfg.objective]
+    if cfg.test:
+        print_summary(metrics, folder, console)
+    else:
+        console.print(f"val {cfg.objective} {objective}: {folder}", highlight=False, soft_wrap=True)
+    return math.nan if objective is None else float(objective)
 
 
 def write_predictions(path: Path, rows: pd.DataFrame, predictions: Predictions, classes: list[str]) -> None:
@@ -87,35 +97,38 @@ def worst_figure(datamodule: VideoDataModule, split: str, predictions: Predictio
     return strips_figure([dataset.frames(row) for row in worst], captions, title)
 
 
-def hyperparameters(cfg: DictConfig) -> dict[str, int | float | str]:
-    """What TensorBoard's HParams tab compares runs by, as flat ``group.knob`` names."""
-    knobs: dict[str, Any] = {
-        "seed": cfg.seed,
-        "data": {name: cfg.data[name] for name in ("source", "num_frames", "resolution", "batch_size", "sampling")},
-        "trainer": {name: cfg.trainer[name] for name in ("max_epochs", "precision")},
-        **{name: OmegaConf.to_container(cfg[name], resolve=True) for name in ("model", "augment", "optim", "loss")},
-    }
-    knobs["model"]["name"] = knobs["model"]["_target_"].rsplit(".", 1)[-1]
-    flat = pd.json_normalize(knobs).to_dict("records")[0]
-    return {
-        str(key): value if isinstance(value, int | float | str) else str(value)
-        for key, value in flat.items()
-        if not str(key).endswith("_")  # _target_ and _convert_ are Hydra's
-    }
+def hyperparameters(cfg: DictConfig) -> dict[str, bool | int | float | str]:
+    """What TensorBoard's HParams tab compares runs by, as flat ``group.knob`` names; in a sweep, what it varies."""
+    job = Path(cfg.run_dir, "job.json")
+    if job.exists():  # columns that are the same for all jobs would push the figures out of sight
+        knobs: dict[str, Any] = json.loads(job.read_text())["knobs"]
+    else:
+        tree = {
+            "seed": cfg.seed,
+            "data": {name: cfg.data[name] for name in ("source", "num_frames", "resolution", "batch_size", "sampling")},
+            "trainer": {name: cfg.trainer[name] for name in ("max_epochs", "precision")},
+            **{name: OmegaConf.to_container(cfg[name], resolve=True) for name in ("model", "augment", "optim", "loss")},
+        }
+        flat = pd.json_normalize(tree).to_dict("records")[0]
+        knobs = {str(key): value for key, value in flat.items() if not str(key).endswith("_")}  # those are Hydra's
+        knobs["model"] = cfg.model["_target_"].rsplit(".", 1)[-1]
+    return {key: value if isinstance(value, bool | int | float | str) else str(value) for key, value in knobs.items()}
 
 
 def _log(trainer: L.Trainer, cfg: DictConfig, metrics: dict[str, Any], figures: dict[str, Figure]) -> None:
     if not isinstance(trainer.logger, TensorBoardLogger):
         return
+    writer = trainer.logger.experiment
     for name, figure in figures.items():
-        trainer.logger.experiment.add_figure(f"final/{name}", figure, trainer.global_step)
-    final = {
-        f"final/{split}_{name}": metrics[split][name]
-        for split in ("val", "test")
-        for name in ("accuracy", "macro_f1", "loss")
-        if metrics[split] is not None
-    }
-    trainer.logger.log_hyperparams(hyperparameters(cfg), final)
+        writer.add_figure(f"final/{name}", figure, trainer.global_step)
+    # The tab shows five metrics at first, by name: of a sweep's job, which has no test figures, these and not "epoch".
+    for split in ("val", "test"):
+        for name in ("accuracy", "auroc", "calibration_error", "loss", "macro_f1"):
+            if metrics[split] is not None and metrics[split][name] is not None:
+                writer.add_scalar(f"best/{split}_{name}", metrics[split][name], trainer.global_step)
+    # Not log_hyperparams, which says what columns there are: TensorBoard would take the first run's word for all runs.
+    # Left alone, it shows the knobs of all of them, those that differ first. Without a trial id, rows are named by run.
+    writer._get_file_writer().add_summary(hparams_pb(hyperparameters(cfg), trial_id=""), trainer.global_step)
     trainer.logger.save()
 
 

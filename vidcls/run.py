@@ -29,10 +29,11 @@ from vidcls.augment import Augment, Preprocess
 from vidcls.data.datamodule import SPLITS, VideoDataModule
 from vidcls.data.ingest import MANIFEST_COLUMNS, read_manifest
 from vidcls.data.store import write_atomically
-from vidcls.entry import run_folder
+from vidcls.entry import in_sweep, run_folder
 from vidcls.errors import UserError, check_choice, check_integer
 from vidcls.models import classifiers
 from vidcls.module import Predictions, VideoModule
+from vidcls.sweep import LOWER
 
 CHECKPOINT_FORMAT = 2
 Settings = dict[str, Any]
@@ -57,6 +58,7 @@ def begin(cfg: DictConfig) -> DictConfig:
             _claim(folder, cfg)
         write_atomically(folder / "environment.json", json.dumps(_environment(), indent=2).encode())
     check_integer("seed", cfg.seed, minimum=0)
+    check_choice("objective", cfg.objective, tuple(LOWER))
     if cfg.trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
         raise UserError("a CUDA GPU, as the trainer asks", "none that torch can see", "Leave trainer=gpu out.")
     L.seed_everything(cfg.seed, workers=True, verbose=False)
@@ -82,7 +84,10 @@ def _claim(folder: Path, cfg: DictConfig) -> None:
 
 
 def _resumed(folder: Path, debug: bool) -> DictConfig:
-    others = [text for text in HydraConfig.get().overrides.task if text.split("=")[0] not in ("resume", "debug")]
+    told = HydraConfig.get().overrides.task
+    others = [text for text in told if text.split("=")[0] not in ("resume", "debug")]
+    if in_sweep():  # which tells its jobs again what it told them at first
+        others = []
     if others:
         raise UserError(
             "resume=DIR alone, as the run's own config.yaml says everything else",

@@ -40,7 +40,8 @@ def main() -> None:
         ).videos
         for number in range(ROUNDS):
             store = Store(folder / f"store{number}", num_frames=20, resolution=64, sampling="uniform")
-            ours.append(ingest(videos, store, DecodeLimits(workers=2), folder / f"hashes{number}.sqlite")[1])
+            _, cost = ingest(videos, store, DecodeLimits(workers=2), folder / f"hashes{number}.sqlite")
+            ours.append(cost.seconds)
             for threads, seconds in theirs.items():
                 started = time.perf_counter()
                 for file in videos["file"]:

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from vidcls.data.dataset import Clip, VideoDataset, VideoSampler
 from vidcls.data.demo import draw_demo
-from vidcls.data.ingest import MANIFEST_COLUMNS, DecodeLimits, ingest, report_bad
+from vidcls.data.ingest import MANIFEST_COLUMNS, Cost, DecodeLimits, ingest, report_bad
 from vidcls.data.sampling import stored_frames
 from vidcls.data.sources import class_order, list_videos
 from vidcls.data.splits import assign_splits, drop_leaks, find_leaks, group_videos
@@ -30,7 +30,7 @@ SPLITS = ("train", "val", "test")
 class VideoDataModule(L.LightningDataModule):
     """The videos of one source.
 
-    Call `prepare` once (it does the slow work and fills ``manifest``, ``classes`` and ``ingest_seconds``), then hand it
+    Call `prepare` once (it does the slow work and fills ``manifest``, ``classes`` and ``cost``), then hand it
     to a trainer. Every knob is described beside its default in ``conf/data/``.
 
     Raises:
@@ -88,7 +88,7 @@ class VideoDataModule(L.LightningDataModule):
             )
         self.classes: list[str] = []
         self.manifest = pd.DataFrame(columns=MANIFEST_COLUMNS)
-        self.ingest_seconds = 0.0
+        self.cost = Cost()
 
     def _choose_store(self, sampling: str, num_frames: int | None = None, resolution: int | None = None) -> Store:
         frames = stored_frames(self.num_frames, num_frames, sampling)
@@ -214,7 +214,7 @@ class VideoDataModule(L.LightningDataModule):
 
     def _read(self, listing: pd.DataFrame, console: Console) -> pd.DataFrame:
         """Decodes a listing into the store; gives the manifest."""
-        manifest, self.ingest_seconds = ingest(listing, self.store, self.limits, self.cache_dir / "hashes.sqlite")
+        manifest, self.cost = ingest(listing, self.store, self.limits, self.cache_dir / "hashes.sqlite")
         report_bad(manifest, console)
         if self.on_bad == "error" and (manifest["status"] != "ok").any():
             row = manifest[manifest["status"] != "ok"].iloc[0]

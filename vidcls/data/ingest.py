@@ -9,13 +9,15 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
+from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from filelock import FileLock
 from pebble import ProcessExpired, ProcessFuture, ProcessPool
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
@@ -50,8 +52,21 @@ class DecodeLimits:
         check_number("data.decode.memory_gigabytes", self.memory_gigabytes, minimum=1.0)
 
 
-def ingest(videos: pd.DataFrame, store: Store, limits: DecodeLimits, hashes_path: Path) -> tuple[pd.DataFrame, float]:
-    """Brings every video of a listing into the store.
+@dataclass(frozen=True)
+class Cost:
+    """What an ingest has cost.
+
+    Attributes:
+        seconds: from start to end.
+        decoded: videos that were not in the store and are now.
+    """
+
+    seconds: float = 0.0
+    decoded: int = 0
+
+
+def ingest(videos: pd.DataFrame, store: Store, limits: DecodeLimits, hashes_path: Path) -> tuple[pd.DataFrame, Cost]:
+    """Brings every video of a listing into the store; of several runs that want the same, one decodes.
 
     Args:
         videos: a listing with the columns path, file, label, split and creator, see `vidcls.data.sources`.
@@ -60,19 +75,48 @@ def ingest(videos: pd.DataFrame, store: Store, limits: DecodeLimits, hashes_path
         hashes_path: an SQLite file that remembers the SHA-256 of files that have not changed since.
 
     Returns:
-        The manifest (`MANIFEST_COLUMNS` and ``file``, one row per video, in the listing's order) and the seconds taken.
+        The manifest (`MANIFEST_COLUMNS` and ``file``, one row per video, in the listing's order) and what it cost.
         ``status`` is ``ok``, ``partial`` (some frames damaged; used) or ``undecodable`` (none; ``reason`` says why).
 
     Raises:
         UserError: the disk is full. What was stored until then is kept.
     """
     started = time.monotonic()
+    files = [Path(file) for file in videos["file"]]
     hashes = _Hashes(hashes_path)
-    results: list[dict[str, Any]] = [{} for _ in range(len(videos))]
-    workers = min(limits.workers or os.cpu_count() or 1, max(len(videos), 1))
+    try:
+        results = _stored(files, store, hashes)
+        missing = [row for row, result in enumerate(results) if result is None]
+        if missing:
+            store.folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(store.folder / ".ingest.lock"):
+                found = _read([files[row] for row in missing], store, limits, hashes)
+            for row, result in zip(missing, found, strict=True):
+                results[row] = result
+    finally:
+        hashes.close()
+    decoded = sum(bool(result.pop("decoded", False)) for result in results if result is not None)
+    manifest = pd.concat([videos.reset_index(drop=True), pd.DataFrame(results, index=range(len(videos)))], axis=1)
+    return manifest[[*MANIFEST_COLUMNS, "file"]], Cost(time.monotonic() - started, decoded)
+
+
+def _stored(files: list[Path], store: Store, hashes: _Hashes) -> list[dict[str, Any] | None]:
+    """What is known of the files whose content is hashed and stored: no process has to start for these."""
+    known = [hashes.get(file) for file in files]
+    with ThreadPoolExecutor() as pool:  # reading and checksums leave other threads alone
+        readings = list(pool.map(lambda sha256: store.find(sha256) if sha256 else None, known))
+    return [
+        None if reading is None else {"sha256": sha256, **asdict(reading)}
+        for sha256, reading in zip(known, readings, strict=True)
+    ]
+
+
+def _read(files: list[Path], store: Store, limits: DecodeLimits, hashes: _Hashes) -> list[dict[str, Any]]:
+    """Hashes the files, and decodes those whose content is not stored, in processes that can be killed."""
+    results: list[dict[str, Any]] = [{} for _ in files]
     pool = ProcessPool(
         # spawn: a forked child would inherit the threads' locks of the training process
-        max_workers=workers,
+        max_workers=min(limits.workers or os.cpu_count() or 1, len(files)),
         context=get_context("spawn"),
         initializer=start_worker,
         initargs=[limits.memory_gigabytes],
@@ -84,7 +128,6 @@ def ingest(videos: pd.DataFrame, store: Store, limits: DecodeLimits, hashes_path
             arguments = [file, hashes.get(file), store, decoders]
             pending.append((row, file, decoders, pool.schedule(ingest_one, arguments, timeout=limits.timeout_seconds)))
 
-        files = [Path(file) for file in videos["file"]]
         # Large files first: one that comes last would keep a single worker busy while the others are done.
         for row in sorted(range(len(files)), key=lambda row: -file_size(files[row])):
             submit(row, files[row], DECODERS)
@@ -105,9 +148,7 @@ def ingest(videos: pd.DataFrame, store: Store, limits: DecodeLimits, hashes_path
     finally:
         pool.stop()
         pool.join()
-        hashes.close()
-    manifest = pd.concat([videos.reset_index(drop=True), pd.DataFrame(results, index=range(len(videos)))], axis=1)
-    return manifest[[*MANIFEST_COLUMNS, "file"]], time.monotonic() - started
+    return results
 
 
 def read_manifest(path: Path) -> pd.DataFrame:

@@ -20,7 +20,7 @@ from vidcls.data.stream import WindowPlan, stream_windows
 
 
 def ingest_one(file: Path, sha256: str | None, store: Store, decoders: tuple[str, ...]) -> dict[str, Any]:
-    """Brings one video into the store; gives the manifest's columns from sha256 to coverage.
+    """Brings one video into the store; gives the manifest's columns from sha256 to coverage, and ``decoded``.
 
     Args:
         file: the video.
@@ -33,11 +33,13 @@ def ingest_one(file: Path, sha256: str | None, store: Store, decoders: tuple[str
     """
     try:
         sha256 = sha256 or hash_file(file)
-        reading = store.find(sha256)
-        if reading is None:
+        found = store.find(sha256)
+        if found is not None:
+            reading = found
+        else:
             frames, reading = decode(file, store.num_frames, store.resolution, store.sampling, decoders)
             store.write(sha256, frames, reading)
-        return {"sha256": sha256, **asdict(reading)}
+        return {"sha256": sha256, **asdict(reading), "decoded": found is None}
     except UndecodableError as error:
         return undecodable(sha256 or "", str(error))
     except OSError as error:

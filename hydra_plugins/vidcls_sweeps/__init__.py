@@ -1,0 +1,1 @@
+"""Plugins of Hydra, which looks for packages of this name."""
