@@ -29,7 +29,8 @@ from vidcls.run import build_trainer
 
 CONF = Path(__file__).parents[1] / "conf"
 ENTRIES = sorted(path.stem for path in CONF.glob("*.yaml"))
-OPTIONS = sorted(path.relative_to(CONF).with_suffix("").as_posix() for path in CONF.glob("*/**/*.yaml"))
+FILES = [path for path in CONF.glob("*/**/*.yaml") if path.parent.name != "report"]  # which is an entry of its own
+OPTIONS = sorted(path.relative_to(CONF).with_suffix("").as_posix() for path in FILES)
 GROUPS = ("data", "model", "augment", "optim", "trainer", "callbacks", "logger", "hydra", "experiment")
 
 
@@ -51,6 +52,12 @@ def test_all_groups_are_known_here() -> None:
 @pytest.mark.parametrize("entry", ENTRIES)
 def test_each_entry_composes(entry: str) -> None:
     assert composed(entry=entry)
+
+
+def test_the_report_of_a_sweep_composes_on_its_own() -> None:
+    """Not in conf/, where sweep=NAME is a preset: there it would take sweep=DIR for one."""
+    cfg = composed("sweep=runs/sweep/one", conf=CONF / "report", entry="report", hydra=True)
+    assert cfg.sweep == "runs/sweep/one" and cfg.hydra.run.dir == "." and cfg.hydra.output_subdir is None
 
 
 @pytest.mark.parametrize("name", OPTIONS)

@@ -171,8 +171,8 @@ def test_the_dashboard_shows_the_run(finished: Path) -> None:
     assert curves["lr-AdamW"] == pytest.approx([1e-3] * 6)
     metrics = metrics_of(finished)
     for split in ("val", "test"):
-        for figure in ("accuracy", "macro_f1", "loss"):
-            assert curves[f"final/{split}_{figure}"][-1] == pytest.approx(metrics[split][figure], rel=1e-5)
+        for figure in ("accuracy", "macro_f1", "loss", "auroc", "calibration_error"):
+            assert curves[f"best/{split}_{figure}"][-1] == pytest.approx(metrics[split][figure], rel=1e-5)
     assert len(log.Images("val/confusion")) == 3
     assert {"final/test_confusion", "final/test_worst", "final/learning_curves"} <= set(log.Tags()["images"])
     plugin = log.SummaryMetadata("_hparams_/session_start_info").plugin_data
