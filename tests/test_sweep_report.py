@@ -65,7 +65,9 @@ class Writer:
         figures = {"accuracy": value, "macro_f1": value, "loss": value, "n": 50, "auroc": None}
         val = figures | {"calibration_error": 0.1, "accuracy_ci95": [0.4, 0.9]} | more
         timing = {"fit_seconds": 7.0, "clips_per_second": speed, "peak_memory_bytes": None}
-        write_json(folder / "metrics.json", {"train": None, "val": val, "test": None, "timing": timing})
+        write_json(
+            folder / "metrics.json", {"train": None, "val": val, "test": None, "timing": timing, "parameters": 1234}
+        )
         return folder
 
     def failed(self, knobs: dict[str, Any], reason: str) -> Path:
@@ -133,6 +135,7 @@ def test_ranking_is_by_the_mean_over_seeds_and_ties_keep_their_order(grid: Write
     assert ranking["objective_mean"].to_list() == pytest.approx([0.7, 0.6, 0.6, 0.5])
     assert ranking["objective_std"].to_list() == pytest.approx([math.sqrt(0.02)] * 4)  # of two: |a - b| / sqrt(2)
     assert ranking["clips_per_second"].to_list() == [62.5, 125.0, 62.5, 125.0]
+    assert ranking["parameters"].to_list() == [1234] * 4
     assert ranking["rank"].to_list() == [1, 2, 3, 4] and ranking["seeds"].to_list() == [2] * 4
 
 

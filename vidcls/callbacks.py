@@ -234,4 +234,4 @@ class Pruning(L.Callback):
         trial = optuna.Trial(study, address["trial"])
         if value is not None:
             trial.report(value, epoch)
-        return trial.should_prune()
+        return bool(trial.should_prune())

@@ -245,9 +245,7 @@ def timeline_figure(
     axes.set(xlabel="minutes:seconds", xlim=(0, float(ends.max())), ylim=(-0.03, 1.12), ylabel="probability")
     axes.xaxis.set_major_formatter(lambda seconds, _: f"{int(seconds // 60)}:{int(seconds % 60):02}")
     axes.legend(frameon=False, ncols=3, loc="upper left", bbox_to_anchor=(0, 1.16))
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(color="#e5e5e5", linewidth=0.8)
-    axes.set_axisbelow(True)
+    _soften(axes)
     return figure
 
 

@@ -22,7 +22,7 @@ from vidcls.callbacks import History, Timing, find_callback
 from vidcls.data.datamodule import SPLITS, VideoDataModule
 from vidcls.data.store import write_atomically
 from vidcls.figures import confusion_figure, learning_curves_figure, save_figure, strips_figure
-from vidcls.module import Predictions
+from vidcls.module import Predictions, VideoModule
 
 WORST_SHOWN = 6
 
@@ -46,6 +46,8 @@ def write_results(
     }
     cost = {"ingest_seconds": datamodule.cost.seconds, "videos_decoded": datamodule.cost.decoded}
     metrics["timing"] = {**cost, **timing.summary()}
+    assert isinstance(trainer.lightning_module, VideoModule)
+    metrics["parameters"] = trainer.lightning_module.num_trainable
 
     figures = {"learning_curves": learning_curves_figure(history.curves, history.best_epoch)}
     for split in ("val", "test"):

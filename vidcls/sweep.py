@@ -98,8 +98,7 @@ class Sweep(Callback):
         }
         if config.sweep.resume is not None:
             _check_same(folder, record, {knob: str(o.input_line) for knob, o in given.items() if knob not in swept})
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "sweep.json").write_text(json.dumps(record, indent=2) + "\n")
+        _claim(folder, json.dumps(record, indent=2) + "\n", again=config.sweep.resume is not None)
 
         shared = _shared_store(config, given)
         task += [*shared, "test=false", "run_dir=${hydra:sweep.dir}/${hydra:sweep.subdir}"]
@@ -142,6 +141,24 @@ def _planned(config: DictConfig, swept: dict[str, Override]) -> int | None:
     if not config.hydra.sweeper._target_.endswith("BasicSweeper"):
         return None
     return math.prod(len(list(override.sweep_string_iterator())) for override in swept.values())
+
+
+def _claim(folder: Path, text: str, again: bool) -> None:
+    """Makes the folder this sweep's."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if again:
+        (folder / ".sweep.json").write_text(text)
+        (folder / ".sweep.json").replace(folder / "sweep.json")  # whole or not at all
+        return
+    try:
+        with (folder / "sweep.json").open("x") as file:  # fails where the file exists, whoever came first
+            file.write(text)
+    except FileExistsError:
+        raise UserError(
+            "a folder that no other sweep has used",
+            f"{folder}, which holds a sweep.json",
+            f"Choose another one, or continue that sweep with sweep.resume={folder}.",
+        ) from None
 
 
 def _check_same(folder: Path, record: dict[str, Any], fixed: dict[str, str]) -> None:

@@ -34,6 +34,7 @@ from vidcls.sweep_winner import read_test, tested_words
 
 MOST_ROWS = 50  # of the table in report.md; ranking.csv holds all
 MOST_PRINTED = 10
+COSTS = ("parameters", "clips/s", "peak memory")
 PICTURES = {
     "effects": "Each knob on its own",
     "heatmap": "Two knobs at a time",
@@ -218,10 +219,10 @@ def _ranking_table(sweep: Sweep, ranking: pd.DataFrame) -> str:
     rows = [
         [str(row["rank"]), *(short_value(row[knob]) or "-" for knob in knobs), _seeds(row), _mean(row, "objective")]
         + [_mean(row, name) for name in figures]
-        + [_cost(row["clips_per_second"]), _memory(row["peak_memory_bytes"])]
+        + _costs(row)
         for _, row in ranking.head(MOST_ROWS).iterrows()
     ]
-    text = _table([*heads, "clips/s", "peak memory"], rows)
+    text = _table([*heads, *COSTS], rows)
     if len(ranking) > MOST_ROWS:
         text += f"\n\nThe best {MOST_ROWS} of {len(ranking)}; the others are in [ranking.csv](ranking.csv)."
     return f"{text}\n\nMean ± standard deviation over seeds; clips/s as trained, slower where jobs ran side by side."
@@ -268,8 +269,10 @@ def _mean(row: pd.Series, name: str) -> str:
     return f"{mean:.3f}" if math.isnan(std) else f"{mean:.3f} ± {std:.3f}"
 
 
-def _cost(clips_per_second: float) -> str:
-    return "-" if math.isnan(clips_per_second) else f"{clips_per_second:.1f}"
+def _costs(row: pd.Series) -> list[str]:
+    parameters = "-" if pd.isna(row["parameters"]) else f"{row['parameters']:,}"
+    speed = "-" if math.isnan(row["clips_per_second"]) else f"{row['clips_per_second']:.1f}"
+    return [parameters, speed, _memory(row["peak_memory_bytes"])]
 
 
 def _memory(size: Any) -> str:
@@ -309,12 +312,12 @@ def _print(sweep: Sweep, ranking: pd.DataFrame, tested: dict[str, Any] | None, c
         say(_nothing(sweep))
     else:
         table = Table(title=f"Ranked by mean {objective_name(sweep)}", title_justify="left")
-        for head in ("", "configuration", "seeds", f"val {sweep.objective}", "clips/s", "peak memory"):
+        for head in ("", "configuration", "seeds", f"val {sweep.objective}", *COSTS):
             name = head == "configuration"
             table.add_column(head, justify="left" if name else "right", no_wrap=not name, overflow="fold")
         for _, row in ranking.head(MOST_PRINTED).iterrows():
             cells = [str(row["rank"]), label(row, sweep), _seeds(row), _mean(row, "objective")]
-            table.add_row(*map(Text, [*cells, _cost(row["clips_per_second"]), _memory(row["peak_memory_bytes"])]))
+            table.add_row(*map(Text, [*cells, *_costs(row)]))
         console.print(table)
         if len(ranking) > MOST_PRINTED:
             say(f"The best {MOST_PRINTED} of {len(ranking)} configurations.")

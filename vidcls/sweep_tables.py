@@ -22,7 +22,7 @@ from vidcls.sweep import FORMAT, LOWER
 
 SEED = "seed"
 FIGURES = ("val_accuracy", "val_macro_f1", "val_loss")
-COUNTS = ("val_n", "best_epoch", "peak_memory_bytes")  # whole numbers, where known
+COUNTS = ("val_n", "best_epoch", "parameters", "peak_memory_bytes")  # whole numbers, where known
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class Sweep:
         objective: a key of `LOWER`.
         planned: how many jobs there will be; None where a sampler decides.
         jobs: a row per job, ordered by its knobs' values: job (its folder's name), configuration, state (done, failed,
-            unfinished), a column per knob, objective, val_*, best_epoch, clips_per_second, fit_seconds,
-            peak_memory_bytes, reason. NaN is unknown.
+            unfinished), a column per knob, objective, val_*, best_epoch, parameters (trainable), clips_per_second,
+            fit_seconds, peak_memory_bytes, reason. NaN is unknown.
         job_overrides: the command line of each job.
         histories: its figures after each epoch, where there are any: a row per epoch.
     """
@@ -110,7 +110,7 @@ def read_sweep(folder: Path) -> Sweep:
     histories = {path.name: _read_history(path / "history.csv") for path in paths}
     rows = [_job(path, plans[path.name]["knobs"], knobs, objective, histories[path.name]) for path in paths]
     columns = ["job", "configuration", "state", *knobs, "objective", *FIGURES, "val_accuracy_low", "val_accuracy_high"]
-    columns += ["val_n", "best_epoch", "clips_per_second", "fit_seconds", "peak_memory_bytes", "reason"]
+    columns += ["val_n", "best_epoch", "parameters", "clips_per_second", "fit_seconds", "peak_memory_bytes", "reason"]
     jobs = pd.DataFrame(rows, columns=columns)
     numbers = [name for name in columns if name not in ("job", "configuration", "state", *knobs, "reason")]
     jobs = jobs.astype({name: "Int64" if name in COUNTS else "float64" for name in numbers})
@@ -142,6 +142,7 @@ def _job(
         row |= {"state": "done", "objective": val.get(objective)}
         row |= {f"val_{name}": val.get(name) for name in ("accuracy", "macro_f1", "loss", "n")}
         row["val_accuracy_low"], row["val_accuracy_high"] = val.get("accuracy_ci95") or (None, None)
+        row["parameters"] = metrics.get("parameters")
         row |= {name: timing.get(name) for name in ("clips_per_second", "fit_seconds", "peak_memory_bytes")}
     elif (folder / "error.txt").is_file():
         lines = (folder / "error.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
@@ -251,8 +252,8 @@ def label(row: pd.Series, sweep: Sweep) -> str:
 def rank(sweep: Sweep) -> pd.DataFrame:
     """The configurations with finished jobs, best mean objective first; equals stay in the order of their values.
 
-    Columns: rank, the knobs, seeds (finished jobs), failed, unfinished, mean and std of objective and val_*, the mean
-    clips_per_second, the highest peak_memory_bytes; configuration, as in ``sweep.jobs``. The standard deviation is the
+    Columns: rank, the knobs, seeds (finished jobs), failed, unfinished, mean and std of objective and val_*,
+    parameters, the mean clips_per_second, the highest peak_memory_bytes; configuration, as in ``sweep.jobs``. The standard deviation is the
     sample's (n - 1), NaN for one job. A mean is NaN where one of the jobs has none, as where its loss is infinite:
     leaving that job out would flatter. Such configurations come last.
     """
@@ -265,14 +266,17 @@ def rank(sweep: Sweep) -> pd.DataFrame:
             # Rounded: equal figures of seeds in another order must be a tie.
             row[f"{name}_mean"] = round(group[name].mean(skipna=False), 12)
             row[f"{name}_std"] = group[name].std(skipna=False)
+        row["parameters"] = group["parameters"].max()  # the same for all seeds
         row["clips_per_second"] = group["clips_per_second"].mean()
         row["peak_memory_bytes"] = group["peak_memory_bytes"].max()
         rows.append(row | {"configuration": configuration})
     figures = [f"{name}_{what}" for name in ("objective", *FIGURES) for what in ("mean", "std")]
     columns = [*sweep.settings, "seeds", "failed", "unfinished", *figures]
-    table = pd.DataFrame(rows, columns=[*columns, "clips_per_second", "peak_memory_bytes", "configuration"])
+    table = pd.DataFrame(
+        rows, columns=[*columns, "parameters", "clips_per_second", "peak_memory_bytes", "configuration"]
+    )
     table = table.sort_values("objective_mean", ascending=sweep.lower, kind="stable", ignore_index=True)
-    table["peak_memory_bytes"] = table["peak_memory_bytes"].astype("Int64")
+    table = table.astype({"parameters": "Int64", "peak_memory_bytes": "Int64"})
     table.insert(0, "rank", range(1, len(table) + 1))
     return table
 
