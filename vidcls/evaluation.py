@@ -72,7 +72,10 @@ def splits_needed(cfg: DictConfig, trained: Trained) -> list[str]:
             "none",
             f"Give split={'test' if 'test' in held else 'val'}, or other videos with data.source=PATH.",
         )
-    wanted = {cfg.split, "val", "test"} if fits_policy(cfg.policy, trained) else {cfg.split}
+    wanted = {cfg.split}
+    if fits_policy(cfg.policy, trained):
+        # What a policy would do is shown on test, too, but for jobs of a sweep, which must not choose by it.
+        wanted |= {"val", "test"} if trained.cfg.test else {"val"}
     return [split for split in SPLITS if split in wanted & held]
 
 
