@@ -77,6 +77,10 @@ bench: setup ## measure training and ingest against plain loops (CPU)
 bench-gpu: setup ## measure training against a compute-only loop (CUDA)
 	$(BIN)/python experiments/benchmark_gpu/bench_gpu.py $(ARGS)
 
+.PHONY: notebooks
+notebooks: setup ## run the guided tours anew and keep their outputs
+	$(BIN)/python notebooks/execute.py $(ARGS)
+
 .venv/bin/uv:
 	$(new_venv)
 

@@ -16,7 +16,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import get_method, instantiate
 from omegaconf import DictConfig, OmegaConf
 
-import vidcls.entry  # noqa: F401  # registers the resolvers that the files use
+import vidcls.sweep  # noqa: F401  # registers the resolvers that the files use
 from vidcls.augment import Augment
 from vidcls.data.demo import draw_demo
 from vidcls.data.ingest import DecodeLimits
@@ -31,7 +31,7 @@ CONF = Path(__file__).parents[1] / "conf"
 ENTRIES = sorted(path.stem for path in CONF.glob("*.yaml"))
 FILES = [path for path in CONF.glob("*/**/*.yaml") if path.parent.name != "report"]  # which is an entry of its own
 OPTIONS = sorted(path.relative_to(CONF).with_suffix("").as_posix() for path in FILES)
-GROUPS = ("data", "model", "augment", "optim", "trainer", "callbacks", "logger", "hydra", "experiment")
+GROUPS = ("data", "model", "augment", "optim", "trainer", "callbacks", "logger", "hydra", "experiment", "sweep")
 
 
 def composed(*overrides: str, conf: Path = CONF, entry: str = "train", hydra: bool = False) -> DictConfig:
@@ -40,8 +40,9 @@ def composed(*overrides: str, conf: Path = CONF, entry: str = "train", hydra: bo
 
 
 def option(name: str) -> DictConfig:
-    group, _, value = name.partition("/")
-    return composed(f"{group if group in GROUPS else f'+{group}'}={value}", "data.source=videos", "run_dir=run")
+    group, _, value = name.rpartition("/")
+    known = group.partition("/")[0] in GROUPS
+    return composed(f"{group if known else f'+{group}'}={value}", "data.source=videos", "run_dir=run")
 
 
 def test_all_groups_are_known_here() -> None:

@@ -87,7 +87,7 @@ def test_the_splits_of_the_source_are_kept(prepared: tuple[VideoDataModule, str]
     for split, classes in LAYOUT.items():
         assert Counter(data.rows(split)["label"]) == classes
         assert data.rows(split)["path"].str.startswith(f"rtp/{split}/").all()
-    assert data.ingest_seconds > 0
+    assert data.cost.seconds > 0
 
 
 def test_what_was_found_and_ignored_is_said(prepared: tuple[VideoDataModule, str]) -> None:

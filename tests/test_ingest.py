@@ -71,8 +71,8 @@ def test_each_video_is_stored_and_listed(tmp_path: Path) -> None:
     videos = listing(*files, twin)
     videos.index = pd.Index([7, 3, 5, 1])  # as of a table that was filtered: only the order counts
     store = Store(tmp_path / "store", FRAMES, SIDE, "uniform")
-    manifest, seconds = ingest(videos, store, LIMITS, tmp_path / "new" / "hashes.sqlite")
-    assert seconds > 0
+    manifest, cost = ingest(videos, store, LIMITS, tmp_path / "new" / "hashes.sqlite")
+    assert cost.seconds > 0 and cost.decoded in (3, 4)  # or both workers have one of the twins at once
     assert list(manifest.columns) == [*MANIFEST_COLUMNS, "file"]
     assert list(manifest["path"]) == [f"safe/{name}.mp4" for name in ("b", "c", "a", "twin")]
     for column in ("label", "split", "creator", "file"):
@@ -118,6 +118,28 @@ def test_only_what_is_new_or_broken_is_decoded_again(tmp_path: Path) -> None:
     for sha256, file in zip(mended["sha256"], files, strict=True):
         frames, _ = decode(file, FRAMES, SIDE, "uniform", ("decord",))
         np.testing.assert_array_equal(store.read(sha256, np.arange(FRAMES)), frames)
+
+
+def test_of_several_that_want_the_same_one_decodes(tmp_path: Path) -> None:
+    """Jobs of a sweep start together: those that come later wait, and find everything there."""
+    files = [draw(tmp_path / f"{number}.mp4", 30 * number) for number in range(4)]
+    store = Store(tmp_path / "store", FRAMES, SIDE, "uniform")
+    with ThreadPoolExecutor() as pool:
+        jobs = [pool.submit(ingest, listing(*files), store, LIMITS, tmp_path / "hashes.sqlite") for _ in range(3)]
+    manifests, costs = zip(*(job.result() for job in jobs), strict=True)
+    assert sorted(cost.decoded for cost in costs) == [0, 0, 4]
+    for manifest in manifests[1:]:
+        pd.testing.assert_frame_equal(manifest, manifests[0])
+
+
+def test_nothing_starts_where_everything_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every job of a sweep ingests, all but the first for nothing: seconds of starting processes would add up."""
+    files = [draw(tmp_path / f"{number}.mp4", 30 * number) for number in range(2)]
+    first, store = run(tmp_path, *files)
+    monkeypatch.delattr("vidcls.data.ingest.ProcessPool")  # whoever asks for one fails
+    again, cost = ingest(listing(*files), store, LIMITS, tmp_path / "hashes.sqlite")
+    pd.testing.assert_frame_equal(again, first)
+    assert cost.decoded == 0
 
 
 # ---- videos that are not
@@ -276,7 +298,7 @@ def test_a_full_disk_stops_the_ingest_and_keeps_what_is_stored(many: Path, tmp_p
     assert full.returncode == 1, complaint
     message = complaint.strip().splitlines()[-1]
     assert message.startswith("UserError: expected room for 0.5 MB in ") and "cache_dir" in message
-    assert [path for path in (tmp_path / "store").rglob("*") if path.is_file()] == []
+    assert [path.name for path in (tmp_path / "store").rglob("*") if path.is_file()] == [".ingest.lock"]
 
 
 # ---- settings and reports

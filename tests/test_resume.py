@@ -52,7 +52,7 @@ def assert_same_result(run: Path, reference: Path) -> None:
     one, two = metrics_of(run), metrics_of(reference)
     assert one.pop("timing").keys() == two.pop("timing").keys()
     assert one == two
-    for name in ("predictions_val.csv", "predictions_test.csv", "manifest.csv"):
+    for name in ("predictions_val.csv", "predictions_test.csv", "manifest.csv", "history.csv"):
         assert (run / name).read_bytes() == (reference / name).read_bytes(), name
 
 

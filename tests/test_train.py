@@ -58,7 +58,7 @@ def test_a_run_folder_holds_what_the_contract_says(finished: Path) -> None:
     expected |= {"predictions_val.csv", "predictions_test.csv", "checkpoints/best.ckpt", "checkpoints/last.ckpt"}
     assert expected <= files
     top = {path.name for path in finished.iterdir()}
-    assert top - {"history.csv"} == {name.partition("/")[0] for name in expected} | {"tensorboard", "figures"}
+    assert top == {"history.csv"} | {name.partition("/")[0] for name in expected} | {"tensorboard", "figures"}
     assert not [name for name in files if Path(name).name.startswith(".")]
 
 
@@ -89,7 +89,7 @@ def test_the_manifest_lists_every_video(finished: Path, demo_folder: Path) -> No
 
 def test_metrics_have_every_figure(finished: Path) -> None:
     metrics = metrics_of(finished)
-    assert list(metrics) == ["train", "val", "test", "timing"]
+    assert list(metrics) == ["train", "val", "test", "timing", "parameters"]
     manifest = table(finished / "manifest.csv")
     for split in ("train", "val", "test"):
         figures = metrics[split]
@@ -99,8 +99,12 @@ def test_metrics_have_every_figure(finished: Path) -> None:
         assert all(set(values) == {"precision", "recall", "f1", "support"} for values in figures["per_class"].values())
         low, high = figures["accuracy_ci95"]
         assert 0 <= low <= figures["accuracy"] <= high <= 1
-    timing = {"ingest_seconds", "fit_seconds", "epoch_seconds", "clips_per_second", "data_wait_fraction"}
-    assert timing <= set(metrics["timing"]) and all(metrics["timing"][name] >= 0 for name in timing)
+    timing = {"ingest_seconds", "videos_decoded", "fit_seconds", "epoch_seconds", "clips_per_second"}
+    timing |= {"data_wait_fraction"}
+    assert set(metrics["timing"]) == timing | {"peak_memory_bytes"}
+    assert all(metrics["timing"][name] >= 0 for name in timing)
+    assert metrics["timing"]["peak_memory_bytes"] in (None, pytest.approx(10e9, abs=9.9e9))  # None: no telling here
+    assert metrics["parameters"] > 0
 
 
 @pytest.mark.parametrize("split", ["val", "test"])
@@ -206,12 +210,13 @@ def test_a_sweep_over_seeds_repeats_one_and_differs_in_the_other(
     monkeypatch.chdir(tmp_path)
     result = train("-m", *tiny, "seed=0,1", "hydra.sweep.dir=sweep")
     assert result.code == 0, result.stderr
-    runs = [tmp_path / "sweep" / number for number in "01"]
+    runs = [tmp_path / "sweep" / name for name in ("seed=0", "seed=1")]
     assert [yaml.safe_load((run / "config.yaml").read_text())["seed"] for run in runs] == [0, 1]
     assert all((run / "metrics.json").exists() and (run / "checkpoints" / "best.ckpt").exists() for run in runs)
     # The same seed repeats everything to the last bit: a job of a sweep is the run it would be alone.
     assert all(same_weights(weights(runs[0], name), weights(finished, name)) for name in ("last", "best"))
-    assert (runs[0] / "predictions_test.csv").read_bytes() == (finished / "predictions_test.csv").read_bytes()
+    assert (runs[0] / "predictions_val.csv").read_bytes() == (finished / "predictions_val.csv").read_bytes()
+    assert (runs[0] / "history.csv").read_bytes() == (finished / "history.csv").read_bytes()
     assert not same_weights(weights(runs[0]), weights(runs[1]))
     assert {path.name for path in tmp_path.iterdir()} == {"sweep"}
 
