@@ -252,10 +252,10 @@ def label(row: pd.Series, sweep: Sweep) -> str:
 def rank(sweep: Sweep) -> pd.DataFrame:
     """The configurations with finished jobs, best mean objective first; equals stay in the order of their values.
 
-    Columns: rank, the knobs, seeds (finished jobs), failed, unfinished, mean and std of objective and val_*, parameters,
-    the mean clips_per_second, the highest peak_memory_bytes; configuration, as in ``sweep.jobs``. The standard deviation
-    is the sample's (n - 1), NaN for one job. A mean is NaN where one of the jobs has none, as where its loss is infinite:
-    leaving that job out would flatter. Such configurations come last.
+    Columns: rank, the knobs, seeds (finished jobs), failed, unfinished, mean and std of objective and val_*, trainable
+    parameters, the mean clips_per_second, the highest peak_memory_bytes; configuration, as in ``sweep.jobs``. The
+    standard deviation is the sample's (n - 1), NaN for one job. A mean is NaN where one of the jobs has none, as where
+    its loss is infinite: leaving that job out would flatter. Such configurations come last.
     """
     rows = []
     for configuration, group in sweep.done.groupby("configuration", sort=False):
