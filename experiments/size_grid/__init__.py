@@ -1,0 +1,1 @@
+"""How many frames, how large, how much memory."""
