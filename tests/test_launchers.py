@@ -16,12 +16,9 @@ import optuna
 import psutil
 import pytest
 import torch.distributed
-from commands import TRAIN
+from commands import ROOT, TRAIN
 from optuna.trial import TrialState
 from test_train import metrics_of, table
-
-TWO = ["model.lstm.hidden_size=4,8"]
-NAMES = ["hidden_size=4", "hidden_size=8"]
 
 
 @pytest.fixture
@@ -32,6 +29,7 @@ def environment(tmp_path: Path) -> Iterator[dict[str, str]]:
         yield os.environ | {
             "OMP_NUM_THREADS": "1",
             "HOME": str(tmp_path / "home"),
+            "PYTHONPATH": str(ROOT),  # as if installed: submitit's processes do not start in the repository
             "TMPDIR": short,
             "RAY_TMPDIR": short,
             "RAY_USAGE_STATS_ENABLED": "0",
@@ -86,9 +84,9 @@ def jobs(sweep: Path) -> dict[str, Any]:
 # ---- launchers
 
 LAUNCHERS = {
-    "parallel": ["hydra/launcher=parallel"],
-    "submitit": ["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=5"],
-    "ray": ["hydra/launcher=ray", "+hydra.launcher.init.num_cpus=2"],
+    "parallel": ["hydra/launcher=parallel", "model.lstm.hidden_size=4,8,-1"],
+    "submitit": ["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=5", "model.lstm.hidden_size=4,-1"],
+    "ray": ["hydra/launcher=ray", "+hydra.launcher.init.num_cpus=2", "model.lstm.hidden_size=4,-1"],
 }
 
 
@@ -96,24 +94,23 @@ LAUNCHERS = {
 def test_a_launcher_runs_all_jobs_and_records_what_failed(
     launcher: str, base: list[str], tmp_path: Path, environment: dict[str, str]
 ) -> None:
-    sizes = "model.lstm.hidden_size=4,-1"
-    printed = run(tmp_path, environment, "-m", *base, sizes, *LAUNCHERS[launcher], "hydra.sweep.dir=sweep", code=1)
+    if launcher == "parallel":  # two jobs that want the same at the same time
+        base = [
+            *(text for text in base if not text.startswith("cache_dir")),
+            f"cache_dir={tmp_path / 'home' / 'cache'}",
+        ]
+    printed = run(tmp_path, environment, "-m", *base, *LAUNCHERS[launcher], "hydra.sweep.dir=sweep", code=1)
     sweep = tmp_path / "sweep"
-    done = jobs(sweep)
-    assert list(done) == ["hidden_size=-1", "hidden_size=4"] and done["hidden_size=-1"] is None
-    assert done["hidden_size=4"]["val"]["n"] == 3 and done["hidden_size=4"]["test"] is None
-    assert done["hidden_size=4"]["timing"]["videos_decoded"] == 0
-    assert "1 of 2 jobs done" in printed and "failed: hidden_size=-1: expected model.lstm.hidden_size" in printed
-    ours = {"sweep.json", ".submitit"} if launcher == "submitit" else {"sweep.json"}
-    assert {path.name for path in sweep.iterdir()} == {*ours, *done}
-
-
-def test_jobs_that_run_together_share_one_decode(base: list[str], tmp_path: Path, environment: dict[str, str]) -> None:
-    cache = [*(text for text in base if not text.startswith("cache_dir")), f"cache_dir={tmp_path / 'home' / 'cache'}"]
-    run(tmp_path, environment, "-m", *cache, *TWO, "hydra/launcher=parallel", "hydra.sweep.dir=sweep")
-    done = jobs(tmp_path / "sweep")
-    assert list(done) == NAMES
-    assert sorted(metrics["timing"]["videos_decoded"] for metrics in done.values()) == [0, 12]
+    figures = jobs(sweep)
+    files = {"sweep.json", "multirun.yaml"} | ({".submitit"} if launcher == "submitit" else set())
+    assert {path.name for path in sweep.iterdir()} == {*files, *figures}
+    assert figures.pop("hidden_size=-1") is None
+    assert list(figures) == (["hidden_size=4", "hidden_size=8"] if launcher == "parallel" else ["hidden_size=4"])
+    assert all(metrics["val"]["n"] == 3 and metrics["test"] is None for metrics in figures.values())
+    decoded = sorted(metrics["timing"]["videos_decoded"] for metrics in figures.values())
+    assert decoded == ([0, 12] if launcher == "parallel" else [0])
+    assert f"{len(figures)} of {len(figures) + 1} jobs done" in printed
+    assert "failed: hidden_size=-1: expected model.lstm.hidden_size" in printed
 
 
 # ---- a search
@@ -174,9 +171,9 @@ def test_a_failed_job_does_not_end_a_search(base: list[str], tmp_path: Path, env
 )
 def test_two_devices_in_each_job(base: list[str], tmp_path: Path, environment: dict[str, str]) -> None:
     ddp = ["trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu", "hydra.sweep.dir=sweep"]
-    printed = run(tmp_path, environment, "-m", *base, *TWO, *ddp)
+    printed = run(tmp_path, environment, "-m", *base, "model.lstm.hidden_size=4,8", *ddp)
     done = jobs(tmp_path / "sweep")
-    assert list(done) == NAMES and "2 of 2 jobs done" in printed
+    assert list(done) == ["hidden_size=4", "hidden_size=8"] and "2 of 2 jobs done" in printed
     for name, metrics in done.items():
         assert metrics["val"]["n"] == 3 and metrics["test"] is None and metrics["train"] is None
         assert len(table(tmp_path / "sweep" / name / "predictions_val.csv")) == 3

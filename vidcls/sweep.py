@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override, RangeSweep
@@ -72,6 +73,9 @@ class Sweep(Callback):
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)
+        except Exception:  # of which Hydra would warn, and start jobs that may see the test set
+            traceback.print_exc()
+            sys.exit(1)
 
     def _begin(self, config: DictConfig) -> None:
         task = config.hydra.overrides.task
@@ -132,7 +136,8 @@ class Sweep(Callback):
 
 def _parse(overrides: list[str]) -> dict[str, Override]:
     """By knob: of two for one knob the last counts."""
-    parsed = OverridesParser.create().parse_overrides(overrides)
+    hydra = GlobalHydra.instance().hydra  # knows what model=glob(*) stands for; there is none where jobs run elsewhere
+    parsed = OverridesParser.create(hydra.config_loader if hydra else None).parse_overrides(overrides)
     return {override.key_or_group: override for override in parsed}
 
 
@@ -228,12 +233,20 @@ def job(main: Callable[[DictConfig], float | None]) -> Callable[[DictConfig], fl
                     return main(cfg)
             except Exception as error:
                 message = user_message(error)
-                text = message or "".join(traceback.format_exception(error))
-                (folder / "error.txt").write_text(text.rstrip() + "\n")
-                print(f"{folder.name}: failed: {text.rstrip().splitlines()[-1]}", file=sys.stderr, flush=True)
+                reason = message or _root(error)
+                trace = "" if message else "".join(traceback.format_exception(error))
+                (folder / "error.txt").write_text(f"{trace}{reason}\n")
+                print(f"{folder.name}: failed: {reason}", file=sys.stderr, flush=True)
                 return math.nan
 
     return as_job
+
+
+def _root(error: BaseException) -> str:
+    """What went wrong at first, in one line: Hydra wraps it in several of its own."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def _finished(folder: Path, objective: str) -> float | None:
