@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from experiments.sweeps import run_sweep
 from experiments.tools import ROOT, real_clips
 
-SEEDS = 10
+SEEDS = 6
 
 
 def main() -> None:
