@@ -4,6 +4,7 @@ Hydra's own Ray plugin needs the cloud libraries of AWS, an older cloudpickle th
 three times more.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,6 +50,7 @@ class RayLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Runs all, and gives what each gave."""
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # what is trained here is nobody else's business
         import ray  # late: Hydra imports every plugin at every start
 
         setup_globals()
