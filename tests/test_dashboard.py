@@ -52,7 +52,7 @@ def sweep(shared: Path, tiny: list[str], demo_folder: Path) -> Path:
             result = call("evaluate.py", f"run={job}", "split=val")
             assert result.code == 0, result.stderr
 
-    return once(shared, "sweep", run)
+    return once(shared, "dashboard_sweep", run)
 
 
 def table(cells: Locator) -> list[list[str]]:

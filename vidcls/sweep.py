@@ -49,7 +49,7 @@ def job_name(overrides: str) -> str:
         >>> job_name("data.num_frames=8,model.lstm.hidden_size=32")
         'num_frames=8,hidden_size=32'
         >>> job_name("data.source=/clips"), job_name("")
-        ('source=_clips-b4cb36', 'job')
+        ('source=_clips-0e3d53', 'job')
     """
     pairs = [text.partition("=")[::2] for text in re.split(r",(?=[\w.@/]+=)", overrides) if text]
     short = [knob.rpartition(".")[2] for knob, _ in pairs]
