@@ -22,7 +22,7 @@ from vidcls import run
 from vidcls.callbacks import History, find_callback
 
 SEEDS = 5
-VARIANTS = {"LSTM, ordered": "cnn_lstm", "LSTM, shuffled": "cnn_lstm", "mean": "cnn_mean"}
+VARIANTS = {"lstm_ordered": "cnn_lstm", "lstm_shuffled": "cnn_lstm", "mean": "cnn_mean"}
 
 
 class Shuffled(nn.Module):
@@ -49,7 +49,7 @@ def accuracy(folder: Path, variant: str, seed: int, *overrides: str) -> dict[str
         L.seed_everything(seed, verbose=False)
         datamodule = run.prepare_data(cfg, Console(quiet=True))
         module = run.build_module(cfg, datamodule)
-        if variant == "LSTM, shuffled":
+        if variant == "lstm_shuffled":
             module.model.head = Shuffled(module.model.head)  # type: ignore[arg-type]
         trainer = run.fit(cfg, module, datamodule)
         predictions = run.test(trainer, module, datamodule, ("val", "test"))
@@ -71,7 +71,7 @@ def main() -> None:
     for data, overrides in studies.items():
         for variant in VARIANTS:
             for seed in range(SEEDS):
-                folder = ROOT / "runs" / "studies" / "order" / f"{data} {variant} {seed}"
+                folder = ROOT / "runs" / "studies" / "order" / f"{data}_{variant}_seed{seed}"
                 rows.append({"data": data, **accuracy(folder, variant, seed, *overrides)})
                 print(rows[-1], flush=True)
     table = pd.DataFrame(rows)
