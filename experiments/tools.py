@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, open_dict
+from scipy import stats
 
 import vidcls.entry  # noqa: F401 (registers what the configuration refers to)
 from vidcls.data.datamodule import VideoDataModule
@@ -62,6 +63,24 @@ def real_clips() -> Path | None:
     """The folder of real clips that the environment variable VIDCLS_REAL_DATA names, if any."""
     folder = Path(os.environ.get("VIDCLS_REAL_DATA", "missing"), "fights")
     return folder if folder.is_dir() else None
+
+
+def needed_clips() -> Path:
+    """`real_clips`, or the end of the program, in one line."""
+    clips = real_clips()
+    if clips is None:
+        raise SystemExit("expected VIDCLS_REAL_DATA to name the folder of real clips; got nothing. Set it.")
+    return clips
+
+
+def mean_over_seeds(values: pd.Series) -> str:
+    """The mean with its 95 % interval (Student's t)."""
+    if values.isna().any():
+        return "-"
+    if values.nunique() == 1:
+        return f"{values.mean():.3f} (all {len(values)} alike)"
+    low, high = stats.t.interval(0.95, len(values) - 1, values.mean(), stats.sem(values))
+    return f"{values.mean():.3f} ({low:.3f} to {high:.3f})"
 
 
 def machine() -> str:

@@ -22,9 +22,10 @@ from vidcls.augment import Augment
 from vidcls.data.demo import draw_demo
 from vidcls.data.ingest import DecodeLimits
 from vidcls.data.sources import list_videos
-from vidcls.models.classifiers import FrameClassifier
+from vidcls.models.backbones import Backbone
+from vidcls.models.classifiers import Classifier
 from vidcls.models.encoders import ConvEncoder
-from vidcls.models.heads import LSTMHead
+from vidcls.models.heads import LSTMHead, PoolHead, RecurrentHead, TransformerHead
 from vidcls.module import VideoModule
 from vidcls.run import build_trainer
 
@@ -43,7 +44,9 @@ def composed(*overrides: str, conf: Path = CONF, entry: str = "train", hydra: bo
 def option(name: str) -> DictConfig:
     group, _, value = name.rpartition("/")
     known = group.partition("/")[0] in GROUPS
-    return composed(f"{group if known else f'+{group}'}={value}", "data.source=videos", "run_dir=run")
+    needed = {"model/video": ["model.name=r3d_18"]}.get(name, ["model=encoder_head"] if group.count("/") else [])
+    needed = needed if group.startswith("model") else []
+    return composed(f"{group if known else f'+{group}'}={value}", "data.source=videos", "run_dir=run", *needed)
 
 
 def test_all_groups_are_known_here() -> None:
@@ -82,7 +85,7 @@ def nodes(cfg: Any, name: str = "") -> Iterator[tuple[str, DictConfig]]:
                 yield from nodes(cfg[key], f"{name}.{key}" if name else str(key))
 
 
-AT_RUNTIME = {"num_classes", "resolution"}  # what the data says, not a configuration
+AT_RUNTIME = {"num_classes", "resolution", "num_frames"}  # what the data says, not a configuration
 
 
 @pytest.mark.parametrize("name", OPTIONS)
@@ -103,19 +106,26 @@ def test_nested_keys_are_keywords_too() -> None:
     assert set(data.demo) == set(inspect.signature(draw_demo).parameters) - {"folder"}
     assert set(data.zip) < set(inspect.signature(list_videos).parameters)
     model = composed("model=cnn_lstm").model
-    assert set(model.encoder) == set(inspect.signature(ConvEncoder).parameters) - {"resolution"}
+    assert set(model.encoder) == set(inspect.signature(ConvEncoder).parameters) - {"resolution", "in_channels"}
     assert set(model.lstm) == set(inspect.signature(LSTMHead).parameters) - {"num_features"}
+    encoder = option("model/encoder/backbone").model.encoder
+    assert set(encoder) == set(inspect.signature(Backbone).parameters) - {"resolution", "in_channels"}
+    for name, head in {"lstm": RecurrentHead, "pool": PoolHead, "transformer": TransformerHead}.items():
+        keywords = set(inspect.signature(head).parameters) - {"num_features", "num_frames", "cell"}
+        assert set(option(f"model/head/{name}").model.head) - {"name"} == keywords
     cfg = composed()
     assert {"label_smoothing", "class_weights"} == set(cfg.loss) < set(inspect.signature(VideoModule).parameters)
 
 
-MODELS = [name.partition("/")[2] for name in OPTIONS if name.startswith("model/")]
+# The networks of whole clips take more frames than these, see test_architectures.
+MODELS = ["cnn_lstm", "cnn_mean", "encoder_head"]
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_each_model_builds_and_classifies(name: str) -> None:
-    model = instantiate(composed(f"model={name}").model, num_classes=5, resolution=16)
-    assert isinstance(model, FrameClassifier)
+    frames = {"num_frames": 3} if name == "encoder_head" else {}
+    model = instantiate(composed(f"model={name}").model, num_classes=5, resolution=16, **frames)
+    assert isinstance(model, Classifier)
     assert model(torch.rand(2, 3, 3, 16, 16)).shape == (2, 5)
 
 
@@ -148,6 +158,7 @@ NOTEBOOK: dict[str, Any] = {
     "data.batch_size": 4,
     "data.sampling": "uniform",
     "data.temporal_jitter": False,
+    "data.sampler": "shuffle",
     "model.encoder.channels": [32, 64, 128],
     "model.lstm.hidden_size": 64,
     "model.dropout": 0.5,
@@ -155,6 +166,9 @@ NOTEBOOK: dict[str, Any] = {
     "optim.eps": 1e-7,
     "optim.weight_decay": 0.0,
     "optim.schedule": "constant",
+    "optim.warmup": 0.0,
+    "optim.encoder_lr_factor": 1.0,
+    "optim.unfreeze_epochs": 0,
     "trainer.max_epochs": 10,
     "trainer.precision": "32-true",
     "trainer.gradient_clip_val": None,
@@ -173,7 +187,8 @@ def selected(cfg: DictConfig) -> dict[str, Any]:
 
 @pytest.mark.parametrize("overrides", [[], ["experiment=notebook"], ["experiment=notebook", "data=folder"]])
 def test_the_notebooks_settings(overrides: list[str]) -> None:
-    assert selected(composed(*overrides)) == NOTEBOOK
+    follows_weights = {} if overrides else {"normalise.mean": None, "normalise.std": None}  # of which it has none
+    assert selected(composed(*overrides)) == NOTEBOOK | follows_weights
 
 
 def other_value(value: Any) -> Any:
@@ -207,7 +222,7 @@ def test_the_notebook_stays_pinned_when_defaults_change(tmp_path: Path) -> None:
     pinned = composed("experiment=notebook", conf=conf)
     assert selected(pinned) == NOTEBOOK
     assert pinned.model._target_ == "vidcls.models.classifiers.cnn_lstm"
-    assert (pinned.augment.flip, pinned.augment.crop_scale, pinned.augment.jitter) == (0.0, 1.0, 0.0)
+    assert instantiate(pinned.augment).changes_nothing
     assert "early_stopping" not in pinned.callbacks
 
 

@@ -289,6 +289,27 @@ def test_balanced_class_weights_need_every_class(
         data.balanced_class_weights()
 
 
+def test_balanced_sampling_draws_each_class_alike(source: Path, cache: Path) -> None:
+    """Of 8 videos: 2 adult, 2 harmful and 4 safe; validation stays as it is."""
+    data = module(source, cache, sampler="balanced")
+    prepare(data)
+    loader, drawn = data.train_dataloader(), []
+    for epoch in range(3):
+        loader.sampler.set_epoch(epoch)
+        drawn.append(torch.cat([batch.label for batch in loader]).tolist())
+        assert sorted(drawn[-1].count(label) for label in range(3)) == [2, 3, 3]
+    assert [sum(labels.count(label) for labels in drawn) for label in range(3)] == [8, 8, 8]
+    assert [batch.row.tolist() for batch in data.val_dataloader()] == [[0, 1, 2]]
+
+
+def test_balanced_sampling_needs_every_class(source: Path, cache: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(source, tmp_path / "source"))
+    shutil.rmtree(copy / "rtp" / "train" / "harmful")
+    with pytest.raises(UserError, match=r"training videos of every class, for data.sampler=balanced; got none of harm"):
+        prepare(module(copy, cache, sampler="balanced"))
+    prepare(module(copy, cache))
+
+
 # ---- settings
 
 
@@ -300,6 +321,7 @@ def test_balanced_class_weights_need_every_class(
         ({"batch_size": 0}, r"data\.batch_size to be an integer >= 1; got 0"),
         ({"num_workers": -1}, r"data\.num_workers to be an integer >= 0; got -1"),
         ({"sampling": "last"}, r"data\.sampling to be one of uniform, first; got 'last'"),
+        ({"sampler": "even"}, r"data\.sampler to be one of shuffle, balanced; got 'even'"),
         ({"leakage": "ignore"}, r"data\.leakage to be one of warn, error, drop; got 'ignore'"),
         ({"on_bad": "replace"}, r"data\.on_bad to be one of skip, error; got 'replace'"),
         ({"split": {"val_fraction": 1.5}}, r"data\.split\.val_fraction to be a number from 0 to 0\.9; got 1\.5"),

@@ -15,10 +15,13 @@ LENGTHS, WORLDS, SEEDS = st.integers(1, 60), st.integers(1, 5), st.integers(0, 2
 VIDEOS, STORED, USED, SIDE = 7, 12, 4, 8
 
 
-def shares(length: int, world_size: int, *, shuffle: bool, seed: int = 0, epoch: int = 0) -> list[list[Draw]]:
+def shares(
+    length: int, world_size: int, *, shuffle: bool, seed: int = 0, epoch: int = 0, balance: list[int] | None = None
+) -> list[list[Draw]]:
     """What each device is asked to read in one epoch."""
     samplers = [
-        VideoSampler(length, shuffle=shuffle, seed=seed, rank=r, world_size=world_size) for r in range(world_size)
+        VideoSampler(length, shuffle=shuffle, seed=seed, rank=r, world_size=world_size, balance=balance)
+        for r in range(world_size)
     ]
     for sampler in samplers:
         sampler.set_epoch(epoch)
@@ -96,6 +99,70 @@ def test_every_place_in_the_order_is_reached_alike() -> None:
     """600 epochs of 6 videos: each is first about 100 times (standard deviation 9)."""
     firsts = [rows(shares(6, 1, shuffle=True, epoch=epoch)[0])[0] for epoch in range(600)]
     assert all(60 < firsts.count(row) < 140 for row in range(6))
+
+
+def test_a_plain_epoch_written_out() -> None:
+    """The draws that runs so far have been trained with."""
+    generator = np.random.default_rng([3, 4])
+    seeds, order = generator.integers(2**31, size=9), np.arange(9)
+    generator.shuffle(order)
+    assert shares(9, 1, shuffle=True, seed=3, epoch=4)[0] == [Draw(int(row), int(seeds[row])) for row in order]
+
+
+# ---- balanced
+
+LABELS = st.lists(st.integers(0, 3), min_size=1, max_size=40)
+
+
+def balanced(labels: list[int], world_size: int = 1, seed: int = 0, epoch: int = 0) -> list[list[Draw]]:
+    return shares(len(labels), world_size, shuffle=True, seed=seed, epoch=epoch, balance=labels)
+
+
+@given(LABELS, SEEDS, st.integers(0, 100))
+def test_balanced_each_class_has_an_equal_share(labels: list[int], seed: int, epoch: int) -> None:
+    drawn = rows(balanced(labels, seed=seed, epoch=epoch)[0])
+    assert len(drawn) == len(labels)
+    of_class = [sum(labels[row] == label for row in drawn) for label in set(labels)]
+    assert sum(of_class) == len(drawn) and max(of_class) - min(of_class) <= 1
+    for label in set(labels):  # and within it, each video
+        times = [drawn.count(row) for row in range(len(labels)) if labels[row] == label]
+        assert max(times) - min(times) <= 2  # the end of one round and the start of the next but one, in one epoch
+    again = rows(balanced(labels, seed=seed, epoch=epoch)[0])
+    assert drawn == again
+
+
+@given(LABELS, SEEDS, st.integers(1, 12))
+def test_balanced_the_videos_of_a_class_take_turns_over_the_epochs(labels: list[int], seed: int, epochs: int) -> None:
+    drawn = [row for epoch in range(epochs) for row in rows(balanced(labels, seed=seed, epoch=epoch)[0])]
+    of_class = [sum(labels[row] == label for row in drawn) for label in set(labels)]
+    assert max(of_class) - min(of_class) <= 1
+    for label in set(labels):
+        times = [drawn.count(row) for row in range(len(labels)) if labels[row] == label]
+        assert max(times) - min(times) <= 1
+
+
+@given(LABELS, st.integers(2, 5), SEEDS, st.integers(0, 100))
+def test_balanced_the_devices_share_one_order(labels: list[int], world_size: int, seed: int, epoch: int) -> None:
+    whole = balanced(labels, seed=seed, epoch=epoch)[0]
+    parts = balanced(labels, world_size, seed=seed, epoch=epoch)
+    dealt = [part[place] for place in range(len(parts[0])) for part in parts]
+    assert dealt[: len(whole)] == whole
+    filled = dealt[len(whole) :]  # with the first ones again, as without balance
+    assert len(filled) < world_size and filled == (whole * world_size)[: len(filled)]
+
+
+def test_balanced_a_small_class_comes_again_and_is_read_anew() -> None:
+    """Of nine draws, four or five are the one video's, each with a seed of its own for the jitter."""
+    draws = [draw for draw in balanced([0] * 8 + [1])[0] if draw.row == 8]
+    assert len(draws) in (4, 5) and len({draw.seed for draw in draws}) == len(draws)
+
+
+def test_balanced_another_epoch_or_seed_is_another_order() -> None:
+    labels = [0] * 30 + [1] * 20
+    orders = [tuple(rows(balanced(labels, seed=seed, epoch=epoch)[0])) for seed in range(3) for epoch in range(4)]
+    assert len(set(orders)) == len(orders)
+    rounds = [tuple(row for row in order if row >= 30) for order in orders[:4]]  # of the smaller class: 25 draws each
+    assert len({part[:20] for part in rounds}) == 4
 
 
 # ---- the dataset

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import numpy as np
@@ -11,26 +12,26 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vidcls.errors import UserError
-from vidcls.models.classifiers import FrameClassifier, cnn_lstm, cnn_mean
+from vidcls.models.classifiers import Classifier, cnn_lstm, cnn_mean
 from vidcls.models.encoders import ConvEncoder
 from vidcls.models.heads import LSTMHead
 
 
 def small(
     num_classes: int = 3, resolution: int = 16, channels: tuple[int, ...] = (4, 8), hidden_size: int = 5
-) -> FrameClassifier:
+) -> Classifier:
     torch.manual_seed(0)
     return cnn_lstm(num_classes, resolution, {"channels": channels}, {"hidden_size": hidden_size}, dropout=0.5)
 
 
 @pytest.fixture(scope="module")
-def notebook() -> FrameClassifier:
+def notebook() -> Classifier:
     """The notebook's network at its own size."""
     torch.manual_seed(0)
     return cnn_lstm(3, 64, {"channels": [32, 64, 128]}, {"hidden_size": 64}, dropout=0.5)
 
 
-def layers(model: FrameClassifier) -> tuple[list[nn.Conv2d], nn.LSTM, nn.Linear]:
+def layers(model: Classifier) -> tuple[list[nn.Conv2d], nn.LSTM, nn.Linear]:
     (lstm,) = (m for m in model.modules() if isinstance(m, nn.LSTM))
     (dense,) = (m for m in model.modules() if isinstance(m, nn.Linear))
     return [m for m in model.modules() if isinstance(m, nn.Conv2d)], lstm, dense
@@ -39,7 +40,7 @@ def layers(model: FrameClassifier) -> tuple[list[nn.Conv2d], nn.LSTM, nn.Linear]
 # ---- parameters and their first values
 
 
-def test_keras_counts_2207235_parameters(notebook: FrameClassifier) -> None:
+def test_keras_counts_2207235_parameters(notebook: Classifier) -> None:
     trainable = [p.numel() for p in notebook.parameters() if p.requires_grad]
     fixed = [p for p in notebook.parameters() if not p.requires_grad]
     assert sum(trainable) == 2_207_235
@@ -48,7 +49,7 @@ def test_keras_counts_2207235_parameters(notebook: FrameClassifier) -> None:
     assert sum(trainable) == convolutions + 4 * 64 * (8192 + 64 + 1) + (64 + 1) * 3
 
 
-def test_kernels_fill_the_glorot_range(notebook: FrameClassifier) -> None:
+def test_kernels_fill_the_glorot_range(notebook: Classifier) -> None:
     convs, lstm, dense = layers(notebook)
     fans = [(conv.weight, 9 * conv.in_channels, 9 * conv.out_channels) for conv in convs]
     fans += [(lstm.weight_ih_l0, 8192, 4 * 64), (dense.weight, 64, 3)]  # Keras: one kernel for the four gates
@@ -61,13 +62,13 @@ def test_kernels_fill_the_glorot_range(notebook: FrameClassifier) -> None:
         assert kernel.std() == pytest.approx(bound / math.sqrt(3), rel=0.15)
 
 
-def test_recurrent_kernel_is_orthogonal(notebook: FrameClassifier) -> None:
+def test_recurrent_kernel_is_orthogonal(notebook: Classifier) -> None:
     recurrent = layers(notebook)[1].weight_hh_l0  # [4 E, E]; Keras' is the transpose, orthonormal rows
     assert recurrent.shape == (256, 64)
     torch.testing.assert_close(recurrent.T @ recurrent, torch.eye(64), atol=1e-5, rtol=0)
 
 
-def test_biases_are_zero_but_the_forget_gates(notebook: FrameClassifier) -> None:
+def test_biases_are_zero_but_the_forget_gates(notebook: Classifier) -> None:
     convs, lstm, dense = layers(notebook)
     assert not any(layer.bias.any() for layer in [*convs, dense])
     gates = lstm.bias_ih_l0.view(4, 64)  # torch's order: input, forget, cell, output
@@ -81,6 +82,35 @@ def test_initial_values_follow_the_seed() -> None:
     first, again = small(), small()
     assert all(torch.equal(one, two) for one, two in zip(first.parameters(), again.parameters(), strict=True))
     assert not torch.equal(layers(first)[1].weight_ih_l0, layers(other)[1].weight_ih_l0)
+
+
+def test_the_notebooks_network_is_what_it_has_always_been(notebook: Classifier) -> None:
+    """Names, values and logits of seed 0, as the first version of this network gave them: old runs go on as before."""
+    expected = {
+        "encoder.layers.0.weight": 0.07714249938726425,
+        "encoder.layers.0.bias": 0.0,
+        "encoder.layers.3.weight": -0.035890690982341766,
+        "encoder.layers.3.bias": 0.0,
+        "encoder.layers.6.weight": -0.021690145134925842,
+        "encoder.layers.6.bias": 0.0,
+        "head.lstm.weight_ih_l0": 0.0077204653061926365,
+        "head.lstm.weight_hh_l0": 0.03599090129137039,
+        "head.lstm.bias_ih_l0": 0.0,
+        "head.lstm.bias_hh_l0": 0.0,
+        "output.weight": -0.123400017619133,
+        "output.bias": 0.0,
+    }
+    last = {name: float(value.flatten()[-1]) for name, value in notebook.state_dict().items()}
+    assert list(last) == list(expected)  # in this order: optimisers know parameters by their place
+    assert last == pytest.approx(expected, abs=1e-7)
+    clips = torch.rand(2, 4, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        logits = copy.deepcopy(notebook).eval()(clips)
+    told = [
+        [0.10537421703338623, 0.028630860149860382, -0.03463182598352432],
+        [0.1067061722278595, 0.019381821155548096, -0.03576892614364615],
+    ]
+    torch.testing.assert_close(logits, torch.tensor(told), atol=1e-6, rtol=0)
 
 
 # ---- the function they compute
@@ -106,7 +136,7 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-x))
 
 
-def by_hand(model: FrameClassifier, clip: np.ndarray) -> np.ndarray:
+def by_hand(model: Classifier, clip: np.ndarray) -> np.ndarray:
     """The notebook's network for one clip [T, 3, R, R], written out: logits [K]."""
     convs, lstm, dense = layers(model)
     kernel, recurrent, bias = (p.detach().double().numpy() for p in list(lstm.parameters())[:3])
@@ -195,7 +225,7 @@ def test_gradients_reach_all_that_is_trainable_and_nothing_else() -> None:
     assert [name for name, p in model.named_parameters() if not p.requires_grad] == ["head.lstm.bias_hh_l0"]
 
 
-def fit(model: FrameClassifier, clips: Tensor, labels: Tensor, steps: int) -> float:
+def fit(model: Classifier, clips: Tensor, labels: Tensor, steps: int) -> float:
     """Accuracy on the training clips after so many full-batch steps."""
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=0.01)
     for _ in range(steps):

@@ -19,10 +19,10 @@ from vidcls.augment import Augment
 from vidcls.data.dataset import Clip
 from vidcls.errors import UserError
 from vidcls.module import Predictions, VideoModule
-from vidcls.optim import Adam
+from vidcls.optim import AdamW
 from vidcls.run import CHECKPOINT_FORMAT, build_network, load_checkpoint
 
-OFF = Augment(0.0, 1.0, 0.0)
+OFF = Augment()
 CLASSES = ["harmful", "safe", "adult"]  # not in alphabetical order
 SETTINGS: dict[str, Any] = {
     "format": CHECKPOINT_FORMAT,
@@ -46,11 +46,11 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def build(**changes: Any) -> VideoModule:
+def build(settings: dict[str, Any] = SETTINGS, **changes: Any) -> VideoModule:
     torch.manual_seed(0)
-    model, preprocess = build_network(SETTINGS, OFF)
-    optim = Adam(lr=0.01, eps=1e-7, weight_decay=0.0, schedule="cosine")
-    arguments = {"optim": optim, "seed": 0, "label_smoothing": 0.0, "class_weights": None, "settings": SETTINGS}
+    model, preprocess = build_network(settings, Augment())
+    optim = AdamW(lr=0.01, eps=1e-7, weight_decay=0.0, schedule="cosine")
+    arguments = {"optim": optim, "seed": 0, "label_smoothing": 0.0, "class_weights": None, "settings": settings}
     return VideoModule(model, preprocess, **(arguments | changes))
 
 
@@ -61,7 +61,7 @@ def clips(count: int, seed: int = 0) -> list[Clip]:
 
 
 def loader(videos: list[Clip], batch_size: int = 4) -> DataLoader[Clip]:
-    return DataLoader(videos, batch_size=batch_size)  # type: ignore[arg-type]
+    return DataLoader(videos, batch_size=batch_size, generator=torch.Generator())  # type: ignore[arg-type]
 
 
 class Logged(L.Callback):
@@ -74,19 +74,20 @@ class Logged(L.Callback):
         self.epochs.append({name: float(value) for name, value in trainer.callback_metrics.items()})
 
 
-def trainer(folder: Path, *callbacks: L.Callback, epochs: int = 1) -> L.Trainer:
-    return L.Trainer(
-        accelerator="cpu",
-        default_root_dir=folder,
-        max_epochs=epochs,
-        logger=False,
-        callbacks=list(callbacks),
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-    )
+def trainer(folder: Path, *callbacks: L.Callback, epochs: int = 1, **knobs: Any) -> L.Trainer:
+    plain: dict[str, Any] = {
+        "accelerator": "cpu",
+        "default_root_dir": folder,
+        "max_epochs": epochs,
+        "logger": False,
+        "callbacks": list(callbacks),
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+        "use_distributed_sampler": False,
+    }
+    return L.Trainer(**(plain | knobs))
 
 
 @pytest.fixture(scope="module")

@@ -78,7 +78,7 @@ def bright(shared: Path, finished: Path) -> Path:
             "encoder": {"channels": [1]},
             "dropout": 0.0,
         }
-        model, _ = build_network(settings, Augment(0.0, 1.0, 0.0))
+        model, _ = build_network(settings, Augment())
         weights = {name: torch.zeros_like(value) for name, value in model.state_dict().items()}
         weights["encoder.layers.0.weight"][0, :, 1, 1] = 1 / 3
         weights["output.weight"][CLASSES.index("harmful")] = 16 / weights["output.weight"].shape[1]

@@ -17,7 +17,10 @@ from test_train import metrics_of, refused, same_weights, scalars, weights
 # All that is random in training is on: what resumes here resumes anywhere.
 RANDOM = [
     "trainer.max_epochs=25",
-    "augment=standard",
+    "augment=strong",
+    "augment.cutmix=1.0",
+    "data.sampler=balanced",
+    "callbacks=ema",
     "data.store.num_frames=8",
     "data.temporal_jitter=true",
     "optim.schedule=cosine",

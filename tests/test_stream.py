@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from videos import ffmpeg, write_video
 
 from vidcls.data.decode import DECODERS, UndecodableError, decode
-from vidcls.data.sampling import frame_indices, window_starts
-from vidcls.data.stream import Window, WindowPlan, WindowStream, stream_windows, window_indices
+from vidcls.data.sampling import frame_indices, window_indices, window_starts
+from vidcls.data.stream import Window, WindowPlan, WindowStream, stream_windows
 from vidcls.errors import UserError
 
 SIDE = 32

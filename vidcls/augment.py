@@ -7,43 +7,112 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
+from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from vidcls.errors import UserError, check_number
+from vidcls.errors import UserError, check_integer, check_number
 
 
 class Augment(nn.Module):
     """Random changes to training clips, one draw per clip: all its frames change alike, so motion stays motion.
 
+    The defaults change nothing.
+
     Args:
         flip: the probability of mirroring left and right.
         crop_scale: the smallest share of the picture that a random crop keeps; 1 crops nothing.
         jitter: how far brightness, contrast and saturation may change, 0..1; 0 changes nothing.
+        randaugment: how many operations of RandAugment (Cubuk et al. 2020, https://arxiv.org/abs/1909.13719).
+        randaugment_magnitude: how strong they are, 0..30.
+        mixup: see `Mix`.
+        cutmix: see `Mix`.
+
+    Attributes:
+        mix: what blends clips with each other, to be applied to a whole batch after preprocessing.
 
     Raises:
         UserError: a setting is out of range.
     """
 
-    def __init__(self, flip: float, crop_scale: float, jitter: float) -> None:
+    def __init__(
+        self,
+        flip: float = 0.0,
+        crop_scale: float = 1.0,
+        jitter: float = 0.0,
+        randaugment: int = 0,
+        randaugment_magnitude: int = 9,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
+    ) -> None:
         super().__init__()
         self.flip = check_number("augment.flip", flip, 0.0, 1.0)
         self.crop_scale = check_number("augment.crop_scale", crop_scale, 0.01, 1.0)
         self.jitter = check_number("augment.jitter", jitter, 0.0, 1.0)
+        self.randaugment = check_integer("augment.randaugment", randaugment, minimum=0)
+        check_number("augment.randaugment_magnitude", randaugment_magnitude, 0.0, 30.0)
+        self.magnitude = check_integer("augment.randaugment_magnitude", randaugment_magnitude, minimum=0)
+        self.mix = Mix(mixup, cutmix)
 
-    def forward(self, clips: UInt8[Tensor, "B T 3 H W"]) -> UInt8[Tensor, "B T 3 H W"]:
-        """Augments each clip on its own."""
+    @property
+    def changes_nothing(self) -> bool:
+        """Whether a training clip looks the same in every epoch."""
+        return not self._transforms((1, 1)) and self.mix.changes_nothing
+
+    def _transforms(self, size: tuple[int, int]) -> list[nn.Module]:
         transforms: list[nn.Module] = []
         if self.flip > 0:
             transforms.append(v2.RandomHorizontalFlip(self.flip))
         if self.crop_scale < 1:
-            size = (clips.shape[-2], clips.shape[-1])
             transforms.append(v2.RandomResizedCrop(size, scale=(self.crop_scale, 1.0), antialias=True))
         if self.jitter > 0:
             transforms.append(v2.ColorJitter(self.jitter, self.jitter, self.jitter))
+        if self.randaugment > 0:
+            transforms.append(v2.RandAugment(self.randaugment, self.magnitude))
+        return transforms
+
+    def forward(self, clips: UInt8[Tensor, "B T 3 H W"]) -> UInt8[Tensor, "B T 3 H W"]:
+        """Augments each clip on its own."""
+        transforms = self._transforms((clips.shape[-2], clips.shape[-1]))
         if not transforms:
             return clips
         one_draw = v2.Compose(transforms)
         return torch.stack([one_draw(clip) for clip in clips])
+
+
+class Mix(nn.Module):
+    """Blends each clip of a batch with the one before it, and their labels in the same shares.
+
+    One share per batch: of all frames alike in mixup (Zhang et al. 2018, https://arxiv.org/abs/1710.09412), of the
+    picture's area in cutmix (Yun et al. 2019, https://arxiv.org/abs/1905.04899). Where both are on, each batch draws
+    one of the two.
+
+    Args:
+        mixup: the share is drawn from Beta(mixup, mixup); 0 turns it off.
+        cutmix: likewise.
+
+    Raises:
+        UserError: a setting is out of range.
+    """
+
+    def __init__(self, mixup: float, cutmix: float) -> None:
+        super().__init__()
+        alphas = ((v2.MixUp, check_number("augment.mixup", mixup)), (v2.CutMix, check_number("augment.cutmix", cutmix)))
+        self.kinds = [kind(alpha=alpha) for kind, alpha in alphas if alpha > 0]
+
+    @property
+    def changes_nothing(self) -> bool:
+        """Whether both are off."""
+        return not self.kinds
+
+    def forward(
+        self, clips: Float[Tensor, "B T 3 R R"], targets: Float[Tensor, "B K"]
+    ) -> tuple[Float[Tensor, "B T 3 R R"], Float[Tensor, "B K"]]:
+        """Mixed clips, and how much of each class is in them; ``targets`` are one-hot."""
+        if self.changes_nothing:
+            return clips, targets
+        mix = self.kinds[int(torch.randint(len(self.kinds), ()))]
+        videos, targets = mix(tv_tensors.Video(clips), targets)
+        return videos.as_subclass(Tensor), targets
 
 
 class Preprocess(nn.Module):
@@ -56,7 +125,7 @@ class Preprocess(nn.Module):
         augment: applied in training mode only.
 
     Example:
-        >>> preprocess = Preprocess(64, mean=[0.5, 0.5, 0.5], std=[0.5, 0.5, 0.5], augment=Augment(0.0, 1.0, 0.0))
+        >>> preprocess = Preprocess(64, mean=[0.5, 0.5, 0.5], std=[0.5, 0.5, 0.5], augment=Augment())
         >>> preprocess(torch.full((1, 2, 64, 64, 3), 255, dtype=torch.uint8)).unique().tolist()
         [1.0]
     """

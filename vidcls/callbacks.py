@@ -12,11 +12,13 @@ from typing import Any, TypeVar
 import lightning as L
 import pandas as pd
 import torch
-from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.callbacks import EarlyStopping, WeightAveraging
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
 
 from vidcls.data.store import write_atomically
+from vidcls.errors import check_number
 from vidcls.figures import confusion_figure
 from vidcls.module import VideoModule
 
@@ -59,10 +61,11 @@ class Timing(L.Callback):
         self.clips: list[int] = []
         self.peak_memory_bytes: int | None = None
 
-    def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+    def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
         """Starts the clock of the whole, and forgets the memory that came before."""
-        self._since = time.perf_counter()
-        self._measures_memory = reset_peak_memory(trainer.strategy.root_device)
+        if stage == "fit":
+            self._since = time.perf_counter()
+            self._measures_memory = reset_peak_memory(trainer.strategy.root_device)
 
     def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Starts an epoch's clock."""
@@ -202,6 +205,34 @@ class StayStopped(L.Callback):
         """Looks at the restored early stopping."""
         if any(isinstance(c, EarlyStopping) and c.wait_count >= c.patience for c in trainer.early_stopping_callbacks):
             trainer.should_stop = True
+
+
+class EMA(WeightAveraging):
+    """Keeps a moving average of the weights, which is what is validated, saved and tested; training goes on without it.
+
+    After n steps the average keeps min(decay, n / (9 + n)) of itself, so short runs forget their first steps too.
+    It covers the running figures of batch norms; what does not change, as a frozen encoder, it leaves alone to the bit.
+
+    Args:
+        decay: the share that a long run's average keeps of itself at each step.
+    """
+
+    def __init__(self, decay: float) -> None:
+        self.decay = check_number("callbacks.ema.decay", decay, 0.0, 1.0)
+        super().__init__(multi_avg_fn=self._update)
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Puts the average where the weights will be: the module has yet to be moved to its device."""
+        self._device = trainer.strategy.root_device
+        super().setup(trainer, pl_module, stage)
+
+    @torch.no_grad()
+    def _update(self, averages: list[Tensor], currents: list[Tensor], steps: Tensor) -> None:
+        if averages[0].is_floating_point():
+            kept = min(self.decay, int(steps) / (9 + int(steps)))
+            torch._foreach_lerp_(averages, currents, 1 - kept)  # unlike a weighted sum, exact between equals
+        else:
+            torch._foreach_copy_(averages, currents)
 
 
 class Pruning(L.Callback):

@@ -61,17 +61,20 @@ class ExportedClassifier(nn.Module):
 def describe(settings: Settings, checkpoint_sha256: str) -> dict[str, str]:
     """A file's metadata: all that is needed to feed it and to read its answer. ``classes`` is a JSON list.
 
+    Where ``num_clips`` is above 1 its user averages the probabilities of so many clips of ``clip_seconds``. Where that
+    is missing, a clip is a whole video.
+
     Example:
         >>> describe({"classes": ["a", "b"], "data": {"num_frames": 20, "batch_size": 4}}, "12ab")
         {'classes': '["a", "b"]', 'num_frames': '20', 'checkpoint_sha256': '12ab'}
     """
     # Batches of an exported network may be of any size.
-    data = {name: str(value) for name, value in settings["data"].items() if name != "batch_size"}
+    data = {name: str(value) for name, value in settings["data"].items() if name != "batch_size" and value is not None}
     return {"classes": json.dumps(settings["classes"]), **data, "checkpoint_sha256": checkpoint_sha256}
 
 
 def stored_clips(trained: Trained, cache_dir: str | None, most: int = CHECKED_CLIPS) -> UInt8[np.ndarray, "N T H W 3"]:
-    """The frames of up to ``most`` test and validation videos of a run, as its test saw them.
+    """A clip of each of up to ``most`` test and validation videos of a run, as its test saw them.
 
     Args:
         trained: the run.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import lightning as L
@@ -11,14 +13,27 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
 from lightning.pytorch.callbacks import ModelCheckpoint
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from vidcls.augment import Preprocess
 from vidcls.data.dataset import Clip
 from vidcls.errors import UserError, check_number
 from vidcls.metrics import summarise
-from vidcls.optim import Adam
+from vidcls.models.classifiers import Classifier
+from vidcls.optim import AdamW
+
+
+def average_clips(logits: Float[Tensor, "B M K"]) -> Float[Tensor, "B K"]:
+    """Probabilities of videos, from logits of their M clips: the mean of the clips' probabilities.
+
+    Summed one clip after the other, since a sum in another order, or along another axis, may round otherwise.
+
+    Example:
+        >>> average_clips(torch.tensor([[[0.0, 0.0], [50.0, 0.0]]]))
+        tensor([[0.7500, 0.2500]])
+    """
+    return reduce(torch.add, logits.softmax(dim=2).unbind(dim=1)) / logits.shape[1]
 
 
 @dataclass(frozen=True)
@@ -28,7 +43,7 @@ class Predictions:
     Attributes:
         labels: the true classes.
         probabilities: rows sum to 1.
-        losses: plain cross-entropy, in nats: no class weights, no smoothing, so that runs compare.
+        losses: plain cross-entropy of these, in nats: no class weights, no smoothing, so that runs compare.
     """
 
     labels: Int[np.ndarray, " N"]
@@ -59,9 +74,9 @@ class VideoModule(L.LightningModule):
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Classifier,
         preprocess: Preprocess,
-        optim: Adam,
+        optim: AdamW,
         seed: int,
         label_smoothing: float,
         class_weights: Sequence[float] | None,
@@ -84,15 +99,33 @@ class VideoModule(L.LightningModule):
         """How many parameters training changes."""
         return sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)
 
-    def forward(self, frames: UInt8[Tensor, "B T H W 3"]) -> Float[Tensor, "B K"]:
-        """Logits of raw stored frames.
+    def forward(self, frames: UInt8[Tensor, "B T H W 3"] | Float[Tensor, "B *features"]) -> Float[Tensor, "B K"]:
+        """Logits of raw stored frames, or of what the encoder has said of them (see `vidcls.features`).
 
         Outside training a batch that is not full is filled up with black clips: a matrix product of another shape may
         round otherwise, and what is said of a video must not hang on how many others came with it.
         """
-        missing = 0 if self.training else max(self.settings["data"]["batch_size"] - len(frames), 0)
-        filled = torch.cat([frames, frames.new_zeros(missing, *frames.shape[1:])]) if missing else frames
-        return self.model(self.preprocess(filled))[: len(frames)]
+        filled = frames if self.training else self._filled(frames)
+        logits = self.model.classify(filled) if filled.is_floating_point() else self.model(self.preprocess(filled))
+        return logits[: len(frames)]
+
+    def _clip_logits(self, frames: Tensor) -> Float[Tensor, "B M K"]:
+        """Logits of the clips of videos, uint8 [B, M, T, H, W, 3] where M > 1, in batches as those of single clips."""
+        clips = frames.unbind(dim=1) if frames.ndim == 6 else [frames]
+        return torch.stack([self(clip).float() for clip in clips], dim=1)
+
+    def encode(self, frames: UInt8[Tensor, "B T H W 3"]) -> Float[Tensor, "B *features"]:
+        """What the encoder says of raw stored frames, in a full batch as in `forward`."""
+        return self.model.encode(self.preprocess(self._filled(frames)))[: len(frames)]
+
+    def _filled(self, frames: Tensor) -> Tensor:
+        missing = max(self.settings["data"]["batch_size"] - len(frames), 0)
+        return torch.cat([frames, frames.new_zeros(missing, *frames.shape[1:])]) if missing else frames
+
+    @property
+    def is_repeatable(self) -> bool:
+        """Whether the encoder says the same of a clip in every epoch: it is frozen, and nothing is augmented."""
+        return self.model.encoder.is_frozen and self.preprocess.augment.changes_nothing
 
     def on_train_epoch_start(self) -> None:
         """Makes the epoch's random draws a function of seed, epoch and device alone."""
@@ -100,11 +133,18 @@ class VideoModule(L.LightningModule):
         torch.manual_seed(int(sequence.generate_state(1)[0]))
 
     def training_step(self, clip: Clip, _: int) -> Tensor:
-        """Cross-entropy of a batch."""
-        logits = self(clip.frames)
-        weights = self.class_weights
-        loss = F.cross_entropy(logits, clip.label, weight=weights, label_smoothing=self.label_smoothing)
-        right = (logits.argmax(dim=1) == clip.label).float().mean()
+        """Cross-entropy of a batch; of mixed clips, with as much of each class as is in them."""
+        weights, mix = self.class_weights, self.preprocess.augment.mix
+        if mix.changes_nothing:
+            logits, labels = self(clip.frames), clip.label
+            loss = F.cross_entropy(logits, labels, weight=weights, label_smoothing=self.label_smoothing)
+        else:
+            one_hot = F.one_hot(clip.label, len(self.settings["classes"])).float()
+            frames, shares = mix(self.preprocess(clip.frames), one_hot)
+            logits, labels = self.model(frames), shares.argmax(dim=1)
+            loss = F.cross_entropy(logits, shares, weights, label_smoothing=self.label_smoothing, reduction="sum")
+            loss = loss / (shares if weights is None else shares * weights).sum()  # as it is for whole labels
+        right = (logits.argmax(dim=1) == labels).float().mean()
         self.log("train/loss_step", loss, on_step=True, on_epoch=False, prog_bar=True)
         # Averaged over the epoch's batches in training mode (dropout and augmentation on), as Keras reports it. The
         # callback History sends these to the logger, before the epoch's checkpoint rather than after it.
@@ -114,9 +154,11 @@ class VideoModule(L.LightningModule):
 
     def validation_step(self, clip: Clip, _: int) -> None:
         """Keeps what is said of each video of the batch."""
-        logits = self(clip.frames).float()
-        losses = F.cross_entropy(logits, clip.label, reduction="none")
-        self._outputs.append((clip.row, clip.label, logits.softmax(dim=1), losses))
+        logits = self._clip_logits(clip.frames)
+        # The logarithm of the mean probability, finite where that is too small for a float.
+        log_p = logits.log_softmax(dim=2).logsumexp(dim=1) - math.log(logits.shape[1])
+        losses = F.nll_loss(log_p, clip.label, reduction="none")
+        self._outputs.append((clip.row, clip.label, average_clips(logits), losses))
 
     test_step = validation_step
 
@@ -153,7 +195,8 @@ class VideoModule(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The optimiser and its schedule, stepped after every batch."""
-        optimizer, schedule = self.optim.build(self.parameters(), int(self.trainer.estimated_stepping_batches))
+        total_steps, epochs = int(self.trainer.estimated_stepping_batches), self.trainer.max_epochs or 1
+        optimizer, schedule = self.optim.build(self.model.stages(), total_steps, epochs)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -28,7 +28,8 @@ from vidcls.data.decode import Reading
 from vidcls.data.ingest import DecodeLimits
 from vidcls.data.memory import return_freed_blocks
 from vidcls.data.reader import Finished, Started, WindowRead, read_videos
-from vidcls.data.stream import Window, WindowPlan
+from vidcls.data.sampling import Clips
+from vidcls.data.stream import Window, WindowPlan, middle_clip
 from vidcls.errors import check_choice, check_integer, check_number
 from vidcls.outputs import PredictionFolder, Row
 from vidcls.policy import DECISIONS, REVIEW, Decision, Policy, decide, harmful_scores, load_policy
@@ -57,15 +58,16 @@ def choose_settings(knobs: DictConfig, trained: Trained) -> Settings:
     Raises:
         UserError: a setting is out of range.
     """
+    data = trained.settings["data"]
+    clips = Clips(data["clip_seconds"], data["num_clips"])
     usable = trained.manifest[trained.manifest["status"].isin(["ok", "partial"])]
     seconds = usable["seconds"].astype(float)
-    window = knobs.window_seconds
+    window = clips.seconds if knobs.window_seconds is None else knobs.window_seconds
     if window is None:
         window = round(float(seconds[usable["split"] == "train"].median()), 3)
     stride = window / 2 if knobs.stride_seconds is None else knobs.stride_seconds
     # Half a second to spare, as containers disagree about when a video ends.
     whole = math.ceil(float(seconds.max()) + 0.5) if knobs.whole_seconds is None else knobs.whole_seconds
-    data = trained.settings["data"]
     return Settings(
         WindowPlan(
             num_frames=data["store_num_frames"],
@@ -74,6 +76,7 @@ def choose_settings(knobs: DictConfig, trained: Trained) -> Settings:
             window_seconds=check_number("predict.window_seconds", window),
             stride_seconds=check_number("predict.stride_seconds", stride),
             whole_seconds=check_number("predict.whole_seconds", whole),
+            clips=clips,
         ),
         score=check_choice("predict.score", knobs.score, SCORES),
         top_k=check_integer("predict.top_k", knobs.top_k),
@@ -110,9 +113,16 @@ def facts(trained: Trained, settings: Settings, policy: Policy | None) -> dict[s
         "Model": trained.identity,
         "Policy": f"{policy.identity}, harmless: {policy.harmless}" if policy else "none",
         "Frames": f"{trained.settings['data']['num_frames']} of {trained.settings['data']['resolution']} pixels",
-        "Judged whole": f"up to {plan.whole_seconds:g} s",
+        "Judged whole": f"up to {plan.whole_seconds:g} s{_in_clips(plan)}",
         "Windows of longer videos": f"{plan.window_seconds:g} s each {plan.stride_seconds:g} s, scored by their {by}",
     }
+
+
+def _in_clips(plan: WindowPlan) -> str:
+    count, seconds = plan.clips.count, plan.clips.seconds
+    if seconds is None:
+        return ""
+    return f" by the mean of {count} clips of {seconds:g} s" if count > 1 else f" by their middle {seconds:g} s"
 
 
 def print_plan(settings: Settings, paths: Sequence[str], ignored: dict[str, int], console: Console) -> None:
@@ -121,7 +131,7 @@ def print_plan(settings: Settings, paths: Sequence[str], ignored: dict[str, int]
     console.print(f"{len(paths)} videos{f' (ignored {others})' if others else ''}", markup=False, soft_wrap=True)
     plan = settings.plan
     console.print(
-        f"Judged whole up to {plan.whole_seconds:g} s, as in training; longer ones in windows of "
+        f"Judged whole up to {plan.whole_seconds:g} s{_in_clips(plan)}, as in training; longer ones in windows of "
         f"{plan.window_seconds:g} s each {plan.stride_seconds:g} s",
         soft_wrap=True,
     )
@@ -281,7 +291,7 @@ class Prediction:
             video.starts.append(window.start_seconds)
             video.ends.append(window.end_seconds)
             video.probabilities.append(probabilities)
-            video.peaks.add(window, probabilities)
+            video.peaks.add(middle_clip(window, self.settings.plan), probabilities)
             video.unjudged -= 1
             self.seconds += window.end_seconds - max([window.start_seconds, *video.ends[-2:-1]])
         numbers = dict.fromkeys(number for number, _ in self._pending)

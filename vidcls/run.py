@@ -12,7 +12,7 @@ import time
 import warnings
 from collections.abc import Sequence
 from importlib import metadata
-from inspect import isfunction
+from inspect import isfunction, signature
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,6 @@ from hydra.utils import instantiate
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf, open_dict
 from rich.console import Console
-from torch import nn
 
 from vidcls.augment import Augment, Preprocess
 from vidcls.data.datamodule import SPLITS, VideoDataModule
@@ -31,7 +30,9 @@ from vidcls.data.ingest import MANIFEST_COLUMNS, read_manifest
 from vidcls.data.store import write_atomically
 from vidcls.entry import in_sweep, run_folder
 from vidcls.errors import UserError, check_choice, check_integer
+from vidcls.features import compute_features
 from vidcls.models import classifiers
+from vidcls.models.classifiers import Classifier
 from vidcls.module import Predictions, VideoModule
 from vidcls.sweep import LOWER
 
@@ -135,21 +136,25 @@ def build_module(cfg: DictConfig, datamodule: VideoDataModule) -> VideoModule:
     Raises:
         UserError: a setting is out of range.
     """
-    settings = {
+    settings: Settings = {
         "format": CHECKPOINT_FORMAT,
         "classes": datamodule.classes,
         "model": OmegaConf.to_container(cfg.model, resolve=True),
-        "normalise": OmegaConf.to_container(cfg.normalise, resolve=True),
         "data": {
             "num_frames": datamodule.num_frames,
             "resolution": datamodule.resolution,
             "batch_size": datamodule.batch_size,
             "sampling": datamodule.store.sampling,
+            "clip_seconds": datamodule.store.clips.seconds,
+            "num_clips": datamodule.store.clips.count,
             "store_num_frames": datamodule.store.num_frames,
             "store_resolution": datamodule.store.resolution,
         },
     }
-    model, preprocess = build_network(settings, instantiate(cfg.augment))
+    model = build_model(settings)
+    model.encoder.load_weights()
+    settings["normalise"] = _normalisation(cfg, model)
+    preprocess = Preprocess(datamodule.resolution, **settings["normalise"], augment=instantiate(cfg.augment))
     if cfg.compile:
         model.compile()
     check_choice("loss.class_weights", cfg.loss.class_weights, ("none", "balanced"))
@@ -164,20 +169,38 @@ def build_module(cfg: DictConfig, datamodule: VideoDataModule) -> VideoModule:
     )
 
 
-def build_network(settings: Settings, augment: Augment) -> tuple[nn.Module, Preprocess]:
-    """The network and its preprocessing from the plain ``settings`` that a checkpoint holds.
+def _normalisation(cfg: DictConfig, model: Classifier) -> dict[str, list[float]]:
+    """What ``normalise`` says; where it says nothing, what the weights were trained with; without weights, none."""
+    trained_with = model.encoder.normalisation or {"mean": [0.0] * 3, "std": [1.0] * 3}
+    return {
+        name: trained_with[name] if cfg.normalise[name] is None else list(cfg.normalise[name]) for name in trained_with
+    }
+
+
+def build_network(settings: Settings, augment: Augment) -> tuple[Classifier, Preprocess]:
+    """The network and its preprocessing from the plain ``settings`` that a checkpoint holds, with random weights.
 
     Raises:
-        UserError: the settings name something that is not a model of this package.
+        UserError: see `build_model`.
+    """
+    return build_model(settings), Preprocess(settings["data"]["resolution"], **settings["normalise"], augment=augment)
+
+
+def build_model(settings: Settings) -> Classifier:
+    """The network that ``settings`` describe, with random weights.
+
+    Raises:
+        UserError: they name something that is not a model of this package, or have a value out of range.
     """
     target, knobs = settings["model"]["_target_"], settings["model"].items()
     build = getattr(classifiers, str(target).removeprefix("vidcls.models.classifiers."), None)
     if not isfunction(build) or build.__module__ != classifiers.__name__:  # a checkpoint must not call just anything
         raise UserError("a model of vidcls.models.classifiers", str(target), "Do not trust this file.")
-    resolution = settings["data"]["resolution"]
     arguments = {name: value for name, value in knobs if not name.startswith("_")}
-    model = build(num_classes=len(settings["classes"]), resolution=resolution, **arguments)
-    return model, Preprocess(resolution, **settings["normalise"], augment=augment)
+    data = settings["data"]
+    clip = {"num_classes": len(settings["classes"]), "resolution": data["resolution"], "num_frames": data["num_frames"]}
+    arguments |= {name: value for name, value in clip.items() if name in signature(build).parameters}
+    return build(**arguments)
 
 
 def load_checkpoint(path: Path, classes: list[str] | None = None) -> dict[str, Any]:
@@ -195,6 +218,8 @@ def load_checkpoint(path: Path, classes: list[str] | None = None) -> dict[str, A
         settings = checkpoint["vidcls"]
         if settings["format"] != CHECKPOINT_FORMAT:
             raise ValueError(f"format {settings['format']}")
+        # Those from before there were clips do not say so: one clip, the whole video.
+        settings["data"] = {"clip_seconds": None, "num_clips": 1} | settings["data"]
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, LookupError, TypeError, ValueError) as error:
         why = (str(error).splitlines() or [type(error).__name__])[0][:120]
         raise UserError("a checkpoint of vidcls", f"{path}: {why}", "Check the path, or train again.") from error
@@ -247,6 +272,8 @@ def test(
     predictions = {}
     for split in splits:
         if not datamodule.rows(split).empty:
+            if datamodule.features is not None:
+                compute_features(trainer, module, datamodule, [split])
             trainer.test(module, dataloaders=datamodule.loader(split, train=False), verbose=False)
             assert module.predictions is not None
             predictions[split] = module.predictions
@@ -274,4 +301,5 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")
     warnings.filterwarnings("ignore", ".*The number of training batches .* is smaller than the logging interval.*")
+    warnings.filterwarnings("ignore", r".*module\(s\) in eval mode at the start of training.*")  # what is frozen
     warnings.filterwarnings("ignore", ".*treespec, LeafSpec.*")

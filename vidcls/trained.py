@@ -28,8 +28,8 @@ from vidcls.data.ingest import read_manifest
 from vidcls.data.sampling import select_frames
 from vidcls.data.worker import hash_file
 from vidcls.errors import UserError, check_choice
-from vidcls.module import VideoModule
-from vidcls.optim import Adam
+from vidcls.module import VideoModule, average_clips
+from vidcls.optim import AdamW
 from vidcls.run import Settings, build_network, load_checkpoint, read_config
 
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
@@ -86,13 +86,13 @@ def load_trained(folder: Path) -> Trained:
         manifest = read_manifest(folder / "manifest.csv")
     except (OmegaConfBaseException, ValueError) as error:
         raise UserError("a run's config.yaml and manifest.csv", f"{folder}: {error}", "Check run=.") from error
-    model, preprocess = build_network(settings, Augment(flip=0.0, crop_scale=1.0, jitter=0.0))
+    model, preprocess = build_network(settings, Augment())
     if cfg.compile:
         model.compile()  # as it was tested
     module = VideoModule(
         model,
         preprocess,
-        optim=Adam(lr=0.0, eps=1e-7, weight_decay=0.0, schedule="constant"),  # never steps
+        optim=AdamW(lr=0.0, eps=1e-7, weight_decay=0.0, schedule="constant"),  # never steps
         seed=0,
         label_smoothing=0.0,
         class_weights=None,
@@ -150,7 +150,7 @@ def build_data(trained: Trained, source: str | None, cache_dir: str | None) -> V
 
 
 class Judge:
-    """The network over windows of new videos, in the arithmetic of the run's own test.
+    """The network over new videos, whole or in windows, in the arithmetic of the run's own test.
 
     Args:
         trained: the run.
@@ -164,12 +164,19 @@ class Judge:
             torch.use_deterministic_algorithms(True)
         data = trained.settings["data"]
         self.batch_size = int(data["batch_size"])
+        self._stored = int(data["store_num_frames"])
         self._indices = select_frames(data["store_num_frames"], data["num_frames"], data["sampling"])
         self._network = fabric.setup_module(trained.module)
         self._device = fabric.device
 
     @torch.inference_mode()
-    def __call__(self, stacks: Sequence[UInt8[np.ndarray, "F H W 3"]]) -> Float[np.ndarray, "B K"]:
-        """Probabilities of up to ``batch_size`` stacks of frames, as `vidcls.data.decode.decode` gives them."""
-        frames = torch.from_numpy(np.stack([stack[self._indices] for stack in stacks]))
-        return self._network(frames.to(self._device)).float().softmax(dim=1).cpu().numpy()
+    def __call__(self, stacks: Sequence[UInt8[np.ndarray, "_ H W 3"]]) -> Float[np.ndarray, "B K"]:
+        """Probabilities of stacks of frames, as `vidcls.data.decode.decode` gives them.
+
+        A stack of F frames is a clip; those of the M clips in one of M F frames are averaged.
+        """
+        counts = [len(stack) // self._stored for stack in stacks]
+        clips = [stack.reshape(-1, self._stored, *stack.shape[1:])[:, self._indices] for stack in stacks]
+        batches = torch.from_numpy(np.concatenate(clips)).split(self.batch_size)
+        logits = torch.cat([self._network(batch.to(self._device)).float() for batch in batches])
+        return np.concatenate([average_clips(part[None]).cpu().numpy() for part in logits.split(counts)])

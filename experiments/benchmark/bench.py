@@ -37,7 +37,7 @@ class PlainLoop(L.Callback):
         self.clips, self.labels = training_tensors(datamodule, module)
         self.batch_size = datamodule.batch_size
         self.model, _ = run.build_network(settings, module.preprocess.augment)
-        self.optimizer, _ = module.optim.build(self.model.parameters(), 1)
+        self.optimizer, _ = module.optim.build(self.model.stages(), 1, 1)
         self.epoch_seconds: list[float] = []
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:

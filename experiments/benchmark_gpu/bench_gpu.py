@@ -31,7 +31,7 @@ def compute_only(module: VideoModule, batch_size: int, seconds: float) -> float:
     settings, device = module.settings, torch.device("cuda")
     model, _ = run.build_network(settings, module.preprocess.augment)
     model.to(device).train()
-    optimizer, _ = module.optim.build(model.parameters(), 1)
+    optimizer, _ = module.optim.build(model.stages(), 1, 1)
     side, frames = settings["data"]["resolution"], settings["data"]["num_frames"]
     clips = torch.rand(batch_size, frames, side, side, 3, device=device).movedim(-1, 2)
     labels = torch.zeros(batch_size, dtype=torch.long, device=device)

@@ -14,16 +14,14 @@ from scipy import stats
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from experiments.sweeps import run_sweep
-from experiments.tools import ROOT, real_clips
+from experiments.tools import ROOT, needed_clips
 
 SEEDS = 6
 
 
 def main() -> None:
     """Runs both and writes results.csv (every run) and summary.csv."""
-    clips = real_clips()
-    if clips is None:
-        raise SystemExit("expected VIDCLS_REAL_DATA to name the folder of real clips; got nothing. Set it.")
+    clips = needed_clips()
     pooled = ROOT / "runs" / "studies" / "pooled.csv"
     pooled.parent.mkdir(parents=True, exist_ok=True)
     rows = [(path, path.parent.name) for path in sorted(clips.glob("*/*/*.mp4"))]

@@ -17,7 +17,7 @@ from pathlib import Path
 import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from experiments.tools import ROOT, machine, real_clips
+from experiments.tools import ROOT, machine, needed_clips
 
 GRID = ["data.num_frames=8,16,32", "data.resolution=64,112", "model.lstm.hidden_size=32,64", "trainer.max_epochs=2"]
 JOBS = 12
@@ -27,9 +27,7 @@ MEASURED = ["clips_per_second", "fit_seconds", "peak_memory_bytes"]
 
 def main() -> None:
     """Runs the sweep whole, then again with a kill -9 in its fifth job; writes results.json."""
-    clips = real_clips()
-    if clips is None:
-        raise SystemExit("expected VIDCLS_REAL_DATA to name the folder of real clips; got nothing. Set it.")
+    clips = needed_clips()
     scratch = ROOT / "runs" / "sweep_cost"
     shutil.rmtree(scratch, ignore_errors=True)
     command = [sys.executable, "train.py", "-m", *GRID, "data=folder", f"data.source={clips}"]

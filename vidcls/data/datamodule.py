@@ -17,8 +17,9 @@ from torch.utils.data import DataLoader
 
 from vidcls.data.dataset import Clip, VideoDataset, VideoSampler
 from vidcls.data.demo import draw_demo
+from vidcls.data.features import FeatureDataset, FeatureStore
 from vidcls.data.ingest import MANIFEST_COLUMNS, Cost, DecodeLimits, ingest, report_bad
-from vidcls.data.sampling import stored_frames
+from vidcls.data.sampling import Clips, stored_frames
 from vidcls.data.sources import class_order, list_videos
 from vidcls.data.splits import assign_splits, drop_leaks, find_leaks, group_videos
 from vidcls.data.store import Store
@@ -46,7 +47,10 @@ class VideoDataModule(L.LightningDataModule):
         resolution: int = 64,
         batch_size: int = 4,
         sampling: str = "uniform",
+        clip_seconds: float | int | None = None,
+        num_clips: int = 1,
         temporal_jitter: bool = False,
+        sampler: str = "shuffle",
         classes: Sequence[str] | None = None,
         creator_pattern: str = r"(?P<creator>.+)_[^_]+",
         leakage: str = "warn",
@@ -67,6 +71,7 @@ class VideoDataModule(L.LightningDataModule):
         self.resolution = check_integer("data.resolution", resolution)
         self.batch_size = check_integer("data.batch_size", batch_size)
         self.temporal_jitter = temporal_jitter
+        self.sampler = check_choice("data.sampler", sampler, ("shuffle", "balanced"))
         self.requested_classes = classes if classes is None or isinstance(classes, str) else [str(c) for c in classes]
         self.creator_pattern = creator_pattern
         self.leakage = check_choice("data.leakage", leakage, ("warn", "error", "drop"))
@@ -79,7 +84,7 @@ class VideoDataModule(L.LightningDataModule):
         self.num_workers = check_integer("data.num_workers", num_workers, minimum=0)
         self.pin_memory = pin_memory
         self.demo = demo
-        self.store = self._choose_store(sampling, **(store or {}))
+        self.store = self._choose_store(sampling, Clips(clip_seconds, num_clips), **(store or {}))
         if temporal_jitter and self.store.num_frames == num_frames:
             raise UserError(
                 "more stored frames than used ones, for data.temporal_jitter",
@@ -89,14 +94,17 @@ class VideoDataModule(L.LightningDataModule):
         self.classes: list[str] = []
         self.manifest = pd.DataFrame(columns=MANIFEST_COLUMNS)
         self.cost = Cost()
+        self.features: FeatureStore | None = None
 
-    def _choose_store(self, sampling: str, num_frames: int | None = None, resolution: int | None = None) -> Store:
+    def _choose_store(
+        self, sampling: str, clips: Clips, num_frames: int | None = None, resolution: int | None = None
+    ) -> Store:
         frames = stored_frames(self.num_frames, num_frames, sampling)
         pixels = check_integer("data.store.resolution", self.resolution if resolution is None else resolution)
         for wanted, held, name in ((frames, num_frames, "num_frames"), (self.resolution, resolution, "resolution")):
             if held is not None and held < wanted:
                 print(f"data.store.{name}={held} is less than this run asks for: storing {wanted} instead")
-        return Store(self.cache_dir / "store", frames, max(pixels, self.resolution), sampling)
+        return Store(self.cache_dir / "store", frames, max(pixels, self.resolution), sampling, clips)
 
     def prepare(self, console: Console) -> None:
         """Lists, decodes and splits the videos and reports what is wrong with them.
@@ -126,6 +134,8 @@ class VideoDataModule(L.LightningDataModule):
                     f"none of {len(self.manifest)} videos",
                     "Add videos, or see the statuses and reasons above.",
                 )
+        if self.sampler == "balanced":
+            self._training_counts("data.sampler=balanced", "data.sampler=shuffle")
 
     def prepare_foreign(self, split: str, trained_on: pd.DataFrame, console: Console) -> None:
         """Lists and decodes other data of the classes ``data.classes`` to evaluate a trained network on.
@@ -231,14 +241,19 @@ class VideoDataModule(L.LightningDataModule):
         Raises:
             UserError: a class has no training videos.
         """
+        counts = self._training_counts("loss.class_weights=balanced", "loss.class_weights=none")
+        return [sum(counts) / (len(counts) * count) for count in counts]
+
+    def _training_counts(self, asked: str, instead: str) -> list[int]:
+        """How many training videos each class has; refuses what is asked for where it is none."""
         counts = [int((self.rows("train")["label"] == name).sum()) for name in self.classes]
         if 0 in counts:
             raise UserError(
-                "training videos of every class, for loss.class_weights=balanced",
+                f"training videos of every class, for {asked}",
                 f"none of {self.classes[counts.index(0)]}",
-                "Add some, or give loss.class_weights=none.",
+                f"Add some, or give {instead}.",
             )
-        return [sum(counts) / (len(counts) * count) for count in counts]
+        return counts
 
     def _check_leaks(self, manifest: pd.DataFrame, console: Console) -> pd.DataFrame:
         leaks = find_leaks(manifest)
@@ -282,25 +297,39 @@ class VideoDataModule(L.LightningDataModule):
         if lost:
             console.print(f"[yellow]{lost} videos could not be decoded and are left out[/yellow]")
 
+    @property
+    def varies(self) -> bool:
+        """Whether training sees other frames of a video from epoch to epoch."""
+        return self.temporal_jitter or self.store.clips.count > 1
+
     def rows(self, split: str) -> pd.DataFrame:
         """The manifest's usable rows of one split, in the order of the split's dataset."""
         usable = self.manifest["status"].isin(["ok", "partial"]) & (self.manifest["split"] == split)
         return self.manifest[usable].reset_index(drop=True)
 
-    def dataset(self, split: str, temporal_jitter: bool = False) -> VideoDataset:
-        """The videos of one split."""
+    def dataset(self, split: str, *, train: bool = False) -> VideoDataset:
+        """The videos of one split: jittered and one clip of each for training, else all clips."""
         rows = self.rows(split)
         labels = [self.classes.index(label) for label in rows["label"]]
-        return VideoDataset(self.store, list(rows["sha256"]), labels, self.num_frames, temporal_jitter)
+        hashes, jitter = list(rows["sha256"]), self.temporal_jitter and train
+        return VideoDataset(self.store, hashes, labels, self.num_frames, jitter, every_clip=not train)
 
     def loader(self, split: str, *, train: bool) -> DataLoader[Clip]:
         """Batches of `Clip`: shuffled and jittered for training, else in order, each video once over all devices."""
-        dataset = self.dataset(split, self.temporal_jitter and train)
+        videos = self.dataset(split, train=train)
+        dataset = videos if self.features is None else FeatureDataset(videos, self.features)
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         return DataLoader(
             dataset,
             batch_size=self.batch_size,
-            sampler=VideoSampler(len(dataset), shuffle=train, seed=self.seed, rank=rank, world_size=world_size),
+            sampler=VideoSampler(
+                len(dataset),
+                shuffle=train,
+                seed=self.seed,
+                rank=rank,
+                world_size=world_size,
+                balance=videos.labels if train and self.sampler == "balanced" else None,
+            ),
             num_workers=self.num_workers,
             pin_memory=self.pin_memory,
             persistent_workers=self.num_workers > 0,

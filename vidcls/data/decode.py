@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from vidcls.data.pyav_frames import BROKEN, ChosenFrames, Track, captured_stderr, first_line, read_track
-from vidcls.data.sampling import frame_indices
+from vidcls.data.sampling import WHOLE, Clips, clip_indices
 
 DECODERS = ("decord", "pyav")
 
@@ -48,9 +48,9 @@ class UndecodableError(Exception):
 
 
 def decode(
-    path: Path, num_frames: int, resolution: int, sampling: str, decoders: tuple[str, ...]
+    path: Path, num_frames: int, resolution: int, sampling: str, decoders: tuple[str, ...], clips: Clips = WHOLE
 ) -> tuple[Frames, Reading]:
-    """Reads ``num_frames`` = F frames of the video at ``path`` as squares of ``resolution`` = R pixels.
+    """Reads ``num_frames`` = F frames of the video at ``path``, or of each of its clips, as squares of R pixels.
 
     The frames are RGB, upright, the whole picture squeezed to a square. They are scaled by
     FFmpeg's bilinear scaler (which averages when shrinking) and turned as the file's rotation metadata asks; the two
@@ -62,6 +62,7 @@ def decode(
         resolution: R, in pixels.
         sampling: see `vidcls.data.sampling.frame_indices`.
         decoders: which to try, in order, out of ``decord`` and ``pyav``.
+        clips: what stands for the video: of M clips all M F frames come, one clip after the other.
 
     Raises:
         UndecodableError: no decoder gave an intact frame.
@@ -70,13 +71,13 @@ def decode(
     complaints = []
     for name in decoders:
         try:
-            return readers[name](path, num_frames, resolution, sampling)
+            return readers[name](path, num_frames, resolution, sampling, clips)
         except UndecodableError as error:
             complaints.append(f"{name}: {error}")
     raise UndecodableError("; ".join(complaints))
 
 
-def _decode_decord(path: Path, num_frames: int, resolution: int, sampling: str) -> tuple[Frames, Reading]:
+def _decode_decord(path: Path, num_frames: int, resolution: int, sampling: str, clips: Clips) -> tuple[Frames, Reading]:
     decord.logging.set_level(decord.logging.ERROR)
     with captured_stderr() as complaints:
         try:
@@ -89,8 +90,9 @@ def _decode_decord(path: Path, num_frames: int, resolution: int, sampling: str) 
                 raise ValueError("timestamps are missing or out of order")  # B-frames in AVI: it would repeat one frame
             if shown[0, 0] < 0:  # an edit list: decord counts frames that are not shown
                 raise ValueError("the first frames are not to be shown")
-            indices = frame_indices(shown[:, 0], float(shown[-1, 1]), num_frames, sampling)
-            frames = reader.get_batch(indices).asnumpy()
+            indices = clip_indices(shown[:, 0], float(shown[-1, 1]), num_frames, sampling, clips)
+            wanted, places = np.unique(indices, return_inverse=True)  # going back, decord would seek and decode again
+            frames = reader.get_batch(wanted).asnumpy()[places]
         except Exception as error:  # decord raises DECORDError, RuntimeError, IndexError and more for broken files
             raise UndecodableError(first_line(str(error), path)) from error
         noise = complaints()
@@ -99,18 +101,19 @@ def _decode_decord(path: Path, num_frames: int, resolution: int, sampling: str) 
     return frames, Reading("ok", "", "decord", round(float(shown[-1, 1] - shown[0, 0]), 6), 1.0)
 
 
-def _decode_pyav(path: Path, num_frames: int, resolution: int, sampling: str) -> tuple[Frames, Reading]:
+def _decode_pyav(path: Path, num_frames: int, resolution: int, sampling: str, clips: Clips) -> tuple[Frames, Reading]:
     with captured_stderr() as complaints:
         try:
             track, starts = read_track(path)
-            times = starts[frame_indices(starts, track.end_seconds, num_frames, sampling)]
-            frames, intact = np.zeros((num_frames, resolution, resolution, 3), np.uint8), np.zeros(num_frames, bool)
-            for place, (pixels, whole) in enumerate(ChosenFrames(path, track, times, resolution)):
+            indices = clip_indices(starts, track.end_seconds, num_frames, sampling, clips)
+            wanted, places = np.unique(indices, return_inverse=True)
+            frames, intact = np.zeros((len(wanted), resolution, resolution, 3), np.uint8), np.zeros(len(wanted), bool)
+            for place, (pixels, whole) in enumerate(ChosenFrames(path, track, starts[wanted], resolution)):
                 frames[place], intact[place] = pixels, whole
         except BROKEN as error:
             raise UndecodableError(first_line(str(error), path)) from error
         noise = complaints()
-    return frames, sum_up(path, track, int(intact.sum()), num_frames, noise)
+    return frames[places], sum_up(path, track, int(intact[places].sum()), len(places), noise)
 
 
 def sum_up(path: Path, track: Track, intact: int, asked: int, noise: str) -> Reading:

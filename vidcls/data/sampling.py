@@ -6,11 +6,13 @@ Ten frames at a steady rate, T = 4 (``x`` taken, ``.`` not; a bar is a segment's
     frame    0 1 2 3 4 5 6 7 8 9
              . x .|. x . . x|. x .     seconds 1.25 3.75 6.25 8.75 at 1 frame per second
 
-With a variable frame rate the same four instants fall on other frames: time decides, not the count. Of a long video
-each of several windows of time is sampled so.
+With a variable frame rate the same four instants fall on other frames: time decides, not the count. Where clips stand
+for a video, and of a long video windows, each of these stretches of time is sampled so.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -22,6 +24,36 @@ SAMPLINGS = ("uniform", "first")
 # falls exactly on a frame's start (40 frames, T = 20) would take that frame or the one before it by rounding error.
 TIE_SECONDS = 1e-4
 ROUNDING_SECONDS = 1e-6  # sums of strides are not exact in floating point
+
+
+@dataclass(frozen=True)
+class Clips:
+    """What stands for a video: M clips, whose frames are stored one clip after the other.
+
+    Attributes:
+        seconds: how long a clip is; None: one clip, the whole video.
+        count: M; see `clip_starts` for where they lie.
+
+    Raises:
+        UserError: a value is out of range, or several clips of the whole video are asked for.
+    """
+
+    seconds: float | int | None = None
+    count: int = 1
+
+    def __post_init__(self) -> None:
+        check_integer("data.num_clips", self.count)
+        if self.seconds is not None and check_number("data.clip_seconds", self.seconds) == 0:
+            raise UserError("data.clip_seconds to be a length of time above 0", "0", "Change data.clip_seconds.")
+        if self.seconds is None and self.count > 1:
+            raise UserError(
+                f"data.clip_seconds, for data.num_clips={self.count} clips of a video",
+                "null, the whole video",
+                "Say how long a clip is, as data.clip_seconds=2, or give data.num_clips=1.",
+            )
+
+
+WHOLE = Clips()
 
 
 def segment_middles(start_seconds: float, end_seconds: float, num_frames: int) -> Float[np.ndarray, " T"]:
@@ -68,6 +100,81 @@ def frame_indices(
         return np.minimum(np.arange(num_frames), last)
     middles = segment_middles(float(timestamps[0]), max(end_seconds, float(timestamps[-1])), num_frames)
     return np.clip(np.searchsorted(timestamps, middles + TIE_SECONDS, side="right") - 1, 0, last)
+
+
+def window_indices(
+    timestamps: Float[np.ndarray, " N"], start_seconds: float, end_seconds: float, num_frames: int, sampling: str
+) -> Int[np.ndarray, " F"]:
+    """Chooses F of a video's N frames for its window [start, end), as `frame_indices` would for a video of its own.
+
+    The window's first frame is the one on screen when it starts, which may have appeared earlier.
+
+    Example, 10 frames at 1 per second, F = 2 (``x`` taken): middles at 4 and 6 of the window [3, 7)::
+
+        . . . . x . x . . .
+              [       )
+
+        >>> window_indices(np.arange(10.0), 3.0, 7.0, 2, "uniform").tolist()
+        [4, 6]
+        >>> window_indices(np.array([0.0, 1.0, 9.0]), 3.0, 7.0, 2, "uniform").tolist()  # frame 1 is on screen
+        [1, 1]
+        >>> window_indices(np.arange(10.0), 3.5, 7.0, 2, "first").tolist()
+        [3, 4]
+    """
+    first = max(int(np.searchsorted(timestamps, start_seconds + TIE_SECONDS, side="right")) - 1, 0)
+    stop = max(int(np.searchsorted(timestamps, end_seconds - TIE_SECONDS, side="left")), first + 1)
+    shown = np.maximum(timestamps[first:stop], start_seconds)
+    return first + frame_indices(shown, end_seconds, num_frames, sampling)
+
+
+def clip_starts(seconds: float, clip_seconds: float | int, num_clips: int) -> Float[np.ndarray, " M"]:
+    """When the M clips that stand for the video [0, ``seconds``) start, ascending.
+
+    They are evenly spaced, the first starts and the last ends with the video; a single one lies in its middle. Clips
+    overlap where they must. A video that is not longer than a clip has M times the same one, the whole video.
+
+    Example, clips of 4 s of a video of 10 s, M = 3 and M = 1::
+
+        [0    4)
+              [3    7)
+                    [6    10)
+              [3    7)
+
+        >>> clip_starts(10.0, 4.0, 3).tolist(), clip_starts(10.0, 4.0, 1).tolist()
+        ([0.0, 3.0, 6.0], [3.0])
+        >>> clip_starts(2.5, 4.0, 2).tolist()
+        [0.0, 0.0]
+    """
+    last = max(seconds - clip_seconds, 0.0)
+    return np.linspace(0.0, last, num_clips) if num_clips > 1 else np.array([last / 2])
+
+
+def clip_indices(
+    timestamps: Float[np.ndarray, " N"], end_seconds: float, num_frames: int, sampling: str, clips: Clips
+) -> Int[np.ndarray, " MF"]:
+    """Chooses F of a video's N frames for each of its M clips, one clip after the other; arguments as `frame_indices`.
+
+    Indices repeat, and go back from one clip to the next, where clips overlap.
+
+    Example, 10 frames at 1 per second, two clips of 6 s with two frames each (``x`` taken)::
+
+        . x . . x . . . . .
+        [           )
+        . . . . . x . . x .
+                [           )
+
+        >>> clip_indices(np.arange(10.0), 10.0, 2, "uniform", Clips(6.0, 2)).tolist()
+        [1, 4, 5, 8]
+        >>> clip_indices(np.arange(10.0), 10.0, 2, "uniform", Clips(8.0, 2)).tolist()
+        [2, 6, 4, 8]
+    """
+    if clips.seconds is None:
+        return frame_indices(timestamps, end_seconds, num_frames, sampling)
+    first, end = float(timestamps[0]), max(end_seconds, float(timestamps[-1]))
+    starts = (first + clip_starts(end - first, clips.seconds, clips.count)).tolist()
+    stops = [min(start + clips.seconds, end) for start in starts]
+    bounds = zip(starts, stops, strict=True)
+    return np.concatenate([window_indices(timestamps, *each, num_frames, sampling) for each in bounds])
 
 
 def window_starts(seconds: float, window_seconds: float, stride_seconds: float) -> Float[np.ndarray, " W"]:

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from vidcls.data.decode import Frames, Reading
-from vidcls.data.sampling import SAMPLINGS
+from vidcls.data.sampling import SAMPLINGS, WHOLE, Clips
 from vidcls.errors import UserError, check_choice, check_integer
 
 # Raised whenever decoding changes what it gives for the same video and settings: old entries are then not found.
@@ -33,20 +33,28 @@ class BrokenEntryError(Exception):
 
 
 class Store:
-    """The decoded videos of one choice of decode settings, as uint8 stacks [F, R, R, 3].
+    """The decoded videos of one choice of decode settings, as uint8 stacks [F, R, R, 3], or [M F, R, R, 3] of M clips.
 
     Args:
         root: the folder that all settings share.
-        num_frames: F, frames kept per video.
+        num_frames: F, frames kept per clip.
         resolution: R, in pixels.
         sampling: how the frames are chosen, see `vidcls.data.sampling.frame_indices`.
+        clips: what stands for a video.
     """
 
-    def __init__(self, root: Path, num_frames: int, resolution: int, sampling: str) -> None:
+    def __init__(self, root: Path, num_frames: int, resolution: int, sampling: str, clips: Clips = WHOLE) -> None:
         self.num_frames = check_integer("data.num_frames", num_frames)
         self.resolution = check_integer("data.resolution", resolution)
         self.sampling = check_choice("data.sampling", sampling, SAMPLINGS)
-        self.folder = root / f"{sampling}_{num_frames}x{resolution}px_v{DECODE_VERSION}"
+        self.clips = clips
+        of = "" if clips.seconds is None else f"_{clips.count}x{float(clips.seconds)}s"
+        self.folder = root / f"{sampling}_{num_frames}x{resolution}px{of}_v{DECODE_VERSION}"
+
+    @property
+    def frames_per_video(self) -> int:
+        """M F."""
+        return self.clips.count * self.num_frames
 
     def path(self, sha256: str) -> Path:
         """Where the entry of the video with this content lies, or would lie."""
@@ -66,10 +74,10 @@ class Store:
     def find(self, sha256: str) -> Reading | None:
         """What is known of a stored video, checked to the last byte; None where it is not stored or broken."""
         try:
-            self.read(sha256, np.arange(self.num_frames))
+            self.read(sha256, np.arange(self.frames_per_video))
             with safe_open(self.path(sha256), "numpy") as file:
                 text = file.metadata()["reading"]
-                if zlib.crc32(text.encode()) != file.get_tensor("checksums")[self.num_frames]:
+                if zlib.crc32(text.encode()) != file.get_tensor("checksums")[self.frames_per_video]:
                     return None
                 return Reading(**json.loads(text))
         except (BrokenEntryError, KeyError, IndexError, TypeError, ValueError):
@@ -85,9 +93,9 @@ class Store:
         try:
             with safe_open(path, "numpy") as file:
                 frames, checksums = file.get_slice("frames"), file.get_tensor("checksums")
-                if frames.get_shape() != [self.num_frames, self.resolution, self.resolution, 3]:
+                if frames.get_shape() != [self.frames_per_video, self.resolution, self.resolution, 3]:
                     raise BrokenEntryError(f"{path.name} has shape {frames.get_shape()}")
-                if len(indices) == self.num_frames and (np.diff(indices) == 1).all():
+                if len(indices) == self.frames_per_video and (np.diff(indices) == 1).all():
                     stack = frames[:]  # one copy instead of T
                 else:
                     stack = np.stack([frames[int(i)] for i in indices])

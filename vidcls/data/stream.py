@@ -9,16 +9,16 @@ complaints cannot be tied to frames; and its clock is single precision, too coar
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, UInt8
 
 from vidcls.data.decode import Reading, UndecodableError, decode, sum_up
 from vidcls.data.memory import return_freed_blocks
 from vidcls.data.pyav_frames import BROKEN, ChosenFrames, Track, captured_stderr, first_line, read_track
-from vidcls.data.sampling import SAMPLINGS, TIE_SECONDS, frame_indices, window_starts
+from vidcls.data.sampling import SAMPLINGS, TIE_SECONDS, WHOLE, Clips, clip_starts, window_indices, window_starts
 from vidcls.errors import check_choice, check_integer, check_number
 
 
@@ -33,6 +33,7 @@ class WindowPlan:
         window_seconds: see `vidcls.data.sampling.window_starts`.
         stride_seconds: likewise.
         whole_seconds: a video up to this long is one window, as is one that is no longer than ``window_seconds``.
+        clips: what stands for such a video; a window of a longer one is one clip.
     """
 
     num_frames: int
@@ -41,6 +42,7 @@ class WindowPlan:
     window_seconds: float
     stride_seconds: float
     whole_seconds: float
+    clips: Clips = WHOLE
 
     def __post_init__(self) -> None:
         check_integer("data.num_frames", self.num_frames)
@@ -57,7 +59,7 @@ class Window:
     Attributes:
         start_seconds: from the appearance of the video's first frame.
         end_seconds: likewise.
-        frames: as `vidcls.data.decode.decode` gives them.
+        frames: as `vidcls.data.decode.decode` gives them: F, or M F where M clips stand for a video.
         coverage: the fraction of them that is intact, 0..1; stand-ins take the place of the others.
     """
 
@@ -67,29 +69,15 @@ class Window:
     coverage: float
 
 
-def window_indices(
-    timestamps: Float[np.ndarray, " N"], start_seconds: float, end_seconds: float, num_frames: int, sampling: str
-) -> Int[np.ndarray, " F"]:
-    """Chooses F of a video's N frames for its window [start, end), as `frame_indices` would for a video of its own.
-
-    The window's first frame is the one on screen when it starts, which may have appeared earlier.
-
-    Example, 10 frames at 1 per second, F = 2 (``x`` taken): middles at 4 and 6 of the window [3, 7)::
-
-        . . . . x . x . . .
-              [       )
-
-        >>> window_indices(np.arange(10.0), 3.0, 7.0, 2, "uniform").tolist()
-        [4, 6]
-        >>> window_indices(np.array([0.0, 1.0, 9.0]), 3.0, 7.0, 2, "uniform").tolist()  # frame 1 is on screen
-        [1, 1]
-        >>> window_indices(np.arange(10.0), 3.5, 7.0, 2, "first").tolist()
-        [3, 4]
-    """
-    first = max(int(np.searchsorted(timestamps, start_seconds + TIE_SECONDS, side="right")) - 1, 0)
-    stop = max(int(np.searchsorted(timestamps, end_seconds - TIE_SECONDS, side="left")), first + 1)
-    shown = np.maximum(timestamps[first:stop], start_seconds)
-    return first + frame_indices(shown, end_seconds, num_frames, sampling)
+def middle_clip(window: Window, plan: WindowPlan) -> Window:
+    """The one clip that a window is; of M clips that stand for a video the middle one, as a window of its own."""
+    count, seconds = len(window.frames) // plan.num_frames, plan.clips.seconds
+    if count == 1 or seconds is None:
+        return window
+    middle = count // 2
+    start = window.start_seconds + float(clip_starts(window.end_seconds - window.start_seconds, seconds, count)[middle])
+    frames = window.frames[middle * plan.num_frames :][: plan.num_frames]
+    return replace(window, start_seconds=start, end_seconds=min(start + seconds, window.end_seconds), frames=frames)
 
 
 def stream_windows(path: Path, plan: WindowPlan, decoders: tuple[str, ...], threads: int = 1) -> WindowStream:
@@ -113,7 +101,7 @@ def stream_windows(path: Path, plan: WindowPlan, decoders: tuple[str, ...], thre
             track, complaint = None, first_line(str(error), path)
     longest = max(plan.whole_seconds, plan.window_seconds) + TIE_SECONDS
     if track is None or track.seconds <= longest:
-        frames, reading = decode(path, plan.num_frames, plan.resolution, plan.sampling, decoders)
+        frames, reading = decode(path, plan.num_frames, plan.resolution, plan.sampling, decoders, plan.clips)
         if track is None and reading.seconds > longest:
             raise UndecodableError(f"pyav: {complaint}")  # decord alone can read it, but not window by window
         return _Whole(frames, reading)

@@ -37,7 +37,7 @@ def ingest_one(file: Path, sha256: str | None, store: Store, decoders: tuple[str
         if found is not None:
             reading = found
         else:
-            frames, reading = decode(file, store.num_frames, store.resolution, store.sampling, decoders)
+            frames, reading = decode(file, store.num_frames, store.resolution, store.sampling, decoders, store.clips)
             store.write(sha256, frames, reading)
         return {"sha256": sha256, **asdict(reading), "decoded": found is None}
     except UndecodableError as error:

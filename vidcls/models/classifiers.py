@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import Parameter
 
 from vidcls.errors import check_number
-from vidcls.models.encoders import ConvEncoder
-from vidcls.models.heads import LSTMHead, MeanHead
+from vidcls.models.backbones import Backbone
+from vidcls.models.encoders import ConvEncoder, Encoder
+from vidcls.models.heads import LSTMHead, PoolHead, build_head
+from vidcls.models.streams import build_stream
+from vidcls.models.video import VideoNet
 
 
-class FrameClassifier(nn.Module):
-    """Encodes each frame, joins a clip's frames into one vector, and classifies that.
+class Classifier(nn.Module):
+    """Encodes a clip's frames, joins them into one vector, and classifies that.
 
     Args:
-        encoder: [B, T, 3, R, R] to [B, T, D].
-        head: [B, T, D] to [B, E].
+        encoder: [B, T, 3, R, R] to [B, T', D], or [B, D] where it has joined them itself.
+        head: that to [B, E].
         num_features: E.
         dropout: probability, before the last layer.
         num_classes: K.
     """
 
-    def __init__(
-        self, encoder: nn.Module, head: nn.Module, num_features: int, dropout: float, num_classes: int
-    ) -> None:
+    def __init__(self, encoder: Encoder, head: nn.Module, num_features: int, dropout: float, num_classes: int) -> None:
         super().__init__()
         self.encoder = encoder
         self.head = head
@@ -35,11 +37,24 @@ class FrameClassifier(nn.Module):
         nn.init.xavier_uniform_(self.output.weight)
         nn.init.zeros_(self.output.bias)
 
-    def forward(self, frames: Float[Tensor, "B T 3 R R"]) -> Float[Tensor, "B K"]:
-        """Classifies normalised clips."""
-        features = self.encoder(frames)  # [B, T, D]
+    def encode(self, frames: Float[Tensor, "B T 3 R R"]) -> Float[Tensor, "B *features"]:
+        """Features of normalised clips: all that a frozen encoder ever says of them."""
+        return self.encoder(frames)
+
+    def classify(self, features: Float[Tensor, "B *features"]) -> Float[Tensor, "B K"]:
+        """Logits from features."""
         clip = self.head(features)  # [B, E]
         return self.output(self.dropout(clip))  # [B, K]
+
+    def forward(self, frames: Float[Tensor, "B T 3 R R"]) -> Float[Tensor, "B K"]:
+        """Classifies normalised clips."""
+        return self.classify(self.encode(frames))
+
+    def stages(self) -> list[list[Parameter]]:
+        """The parameters in blocks from the input to the output; the last block is all that starts from scratch."""
+        pretrained = self.encoder.stages()
+        known = {id(parameter) for stage in pretrained for parameter in stage}
+        return [*pretrained, [parameter for parameter in self.parameters() if id(parameter) not in known]]
 
 
 class ConvSettings(TypedDict):
@@ -56,7 +71,7 @@ class LSTMSettings(TypedDict):
 
 def cnn_lstm(
     num_classes: int, resolution: int, encoder: ConvSettings, lstm: LSTMSettings, dropout: float
-) -> FrameClassifier:
+) -> Classifier:
     """The notebook's network: three convolutions per frame, an LSTM over the frames, its last state classified.
 
     With K = 3, R = 64, channels 32-64-128 and 64 units it has Keras' 2,207,235 trainable parameters (and 256 constant
@@ -69,11 +84,60 @@ def cnn_lstm(
     """
     frames = ConvEncoder(**encoder, resolution=resolution)
     head = LSTMHead(frames.num_features, **lstm)
-    return FrameClassifier(frames, head, head.num_features, dropout, num_classes)
+    return Classifier(frames, head, head.num_features, dropout, num_classes)
 
 
-def cnn_mean(num_classes: int, resolution: int, encoder: ConvSettings, dropout: float) -> FrameClassifier:
+def cnn_mean(num_classes: int, resolution: int, encoder: ConvSettings, dropout: float) -> Classifier:
     """`cnn_lstm` with the LSTM replaced by a mean over the frames: what can be told without their order."""
     frames = ConvEncoder(**encoder, resolution=resolution)
-    head = MeanHead(frames.num_features)
-    return FrameClassifier(frames, head, head.num_features, dropout, num_classes)
+    head = PoolHead(frames.num_features)
+    return Classifier(frames, head, head.num_features, dropout, num_classes)
+
+
+def encoder_head(
+    num_classes: int,
+    resolution: int,
+    num_frames: int,
+    encoder: dict[str, Any],
+    head: dict[str, Any],
+    stream: str,
+    dropout: float,
+) -> Classifier:
+    """Any encoder of frames under any head.
+
+    Args:
+        num_classes: K.
+        resolution: R, in pixels.
+        num_frames: T.
+        encoder: ``name: cnn`` and the keywords of `ConvEncoder`, or the keywords of `Backbone`.
+        head: see `build_head`.
+        stream: see `vidcls.models.streams`.
+        dropout: see `Classifier`.
+
+    Raises:
+        UserError: a setting is out of range.
+    """
+
+    def build(channels: int) -> Encoder:
+        if encoder["name"] != "cnn":
+            return Backbone(**encoder, resolution=resolution, in_channels=channels)
+        knobs = {name: value for name, value in encoder.items() if name != "name"}
+        return ConvEncoder(**knobs, resolution=resolution, in_channels=channels)
+
+    frames, length = build_stream(stream, num_frames, build)
+    join = build_head(frames.num_features, length, **head)
+    return Classifier(frames, join, join.num_features, dropout, num_classes)
+
+
+def video(
+    num_classes: int,
+    resolution: int,
+    num_frames: int,
+    name: str,
+    weights: str | None,
+    trainable_from: str,
+    dropout: float,
+) -> Classifier:
+    """A network of whole clips, see `VideoNet`: what encoders of single frames have to beat."""
+    clips = VideoNet(name, weights, trainable_from, resolution, num_frames)
+    return Classifier(clips, nn.Identity(), clips.num_features, dropout, num_classes)

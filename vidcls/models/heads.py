@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from vidcls.errors import check_integer
+from vidcls.errors import UserError, check_choice, check_integer
+
+POOLINGS = ("last", "mean", "max", "attention", "statistics")
+ATTENTION = 64
+"""Units between a frame's state and its attention score."""
 
 
-class LSTMHead(nn.Module):
+class Head(nn.Module):
+    """What a classifier asks of its head.
+
+    Attributes:
+        num_features: E.
+    """
+
+    num_features: int
+
+
+class LSTMHead(Head):
     """The last hidden state of an LSTM over the frames, built and initialised as Keras does.
 
     Keras has one bias per gate, torch two that are added. The second one is fixed at zero here: trained, the two would
@@ -37,17 +55,157 @@ class LSTMHead(nn.Module):
         return states[:, -1]
 
 
-class MeanHead(nn.Module):
-    """The mean over the frames: blind to their order, the honest baseline for every head that is not.
+class Pooling(nn.Module):
+    """The states of all frames to one vector.
+
+    ``attention`` weighs the frames by a learned score of each, softmax(u . tanh(W h + b)) as in Yang et al. 2016
+    (https://aclanthology.org/N16-1174); it starts as the mean, as u starts at zero. ``statistics`` puts four side by
+    side: mean, standard deviation (as the x-vectors of Snyder et al. 2018 do), maximum, and mean absolute change from
+    frame to frame.
 
     Args:
-        num_features: D, which is also E.
+        kind: ``last`` frame, ``mean``, ``max``, ``attention`` or ``statistics``.
+        size: D.
+
+    Attributes:
+        num_features: E, which is D, or 4 D for ``statistics``.
+
+    Raises:
+        UserError: another kind.
     """
 
-    def __init__(self, num_features: int) -> None:
+    def __init__(self, kind: str, size: int) -> None:
         super().__init__()
-        self.num_features = num_features
+        self.kind = check_choice("model.head.pooling", kind, POOLINGS)
+        self.num_features = 4 * size if kind == "statistics" else size
+        if kind == "attention":
+            last = nn.Linear(ATTENTION, 1, bias=False)
+            nn.init.zeros_(last.weight)
+            self.score = nn.Sequential(nn.Linear(size, ATTENTION), nn.Tanh(), last)
 
-    def forward(self, features: Float[Tensor, "B T D"]) -> Float[Tensor, "B D"]:
-        """Averages the frames."""
-        return features.mean(dim=1)
+    def forward(self, states: Float[Tensor, "B T D"]) -> Float[Tensor, "B E"]:
+        """Pools over time."""
+        if self.kind == "last":
+            return states[:, -1]
+        if self.kind == "mean":
+            return states.mean(dim=1)
+        if self.kind == "max":
+            return states.amax(dim=1)
+        if self.kind == "statistics":
+            change = F.pad(states.diff(dim=1).abs(), (0, 0, 1, 0)).mean(dim=1)  # none before the first frame
+            spread = states.std(dim=1, correction=0)
+            return torch.cat([states.mean(dim=1), spread, states.amax(dim=1), change], dim=-1)
+        weights = self.score(states).softmax(dim=1)  # [B, T, 1]
+        return (weights * states).sum(dim=1)
+
+
+class PoolHead(Head):
+    """Pools the frames' features. With ``mean`` blind to their order, the honest baseline for every head that is not.
+
+    Args:
+        num_features: D.
+        pooling: see `Pooling`.
+    """
+
+    def __init__(self, num_features: int, pooling: str = "mean") -> None:
+        super().__init__()
+        self.pooling = Pooling(pooling, num_features)
+        self.num_features = self.pooling.num_features
+
+    def forward(self, features: Float[Tensor, "B T D"]) -> Float[Tensor, "B E"]:
+        """Pools the frames."""
+        return self.pooling(features)
+
+
+class RecurrentHead(Head):
+    """LSTM or GRU layers over the frames, in one direction or both, then pooled; initialised as torch does.
+
+    Args:
+        num_features: D.
+        cell: ``lstm`` (Hochreiter & Schmidhuber 1997) or ``gru`` (Cho et al. 2014).
+        hidden_size: units per direction.
+        num_layers: stacked layers.
+        bidirectional: also from the last frame to the first (Schuster & Paliwal 1997).
+        pooling: see `Pooling`; ``last`` takes each direction's own last state.
+
+    Raises:
+        UserError: a setting is out of range.
+    """
+
+    def __init__(
+        self, num_features: int, cell: str, hidden_size: int, num_layers: int, bidirectional: bool, pooling: str
+    ) -> None:
+        super().__init__()
+        check_integer("model.head.hidden_size", hidden_size)
+        check_integer("model.head.num_layers", num_layers)
+        layers = {"lstm": nn.LSTM, "gru": nn.GRU}[cell]
+        self.layers = layers(num_features, hidden_size, num_layers, batch_first=True, bidirectional=bidirectional)
+        self.pooling = Pooling(pooling, hidden_size * (2 if bidirectional else 1))
+        self.num_features = self.pooling.num_features
+
+    def forward(self, features: Float[Tensor, "B T D"]) -> Float[Tensor, "B E"]:
+        """Reads the frames in order."""
+        states, _ = self.layers(features)  # [B, T, E]
+        if self.pooling.kind == "last" and self.layers.bidirectional:
+            half = self.layers.hidden_size
+            return torch.cat([states[:, -1, :half], states[:, 0, half:]], dim=-1)
+        return self.pooling(states)
+
+
+class TransformerHead(Head):
+    """A small transformer over the frames (Vaswani et al. 2017), with learned positions and normalisation first.
+
+    Args:
+        num_features: D.
+        num_frames: T', how many features a clip has.
+        hidden_size: of the states.
+        num_layers: blocks of attention and a network four times as wide.
+        num_heads: attention heads; divides ``hidden_size``.
+        pooling: see `Pooling`.
+
+    Raises:
+        UserError: a setting is out of range.
+    """
+
+    def __init__(
+        self, num_features: int, num_frames: int, hidden_size: int, num_layers: int, num_heads: int, pooling: str
+    ) -> None:
+        super().__init__()
+        check_integer("model.head.hidden_size", hidden_size)
+        check_integer("model.head.num_layers", num_layers)
+        if hidden_size % check_integer("model.head.num_heads", num_heads):
+            raise UserError(
+                f"model.head.num_heads to divide model.head.hidden_size={hidden_size}", str(num_heads), "Change one."
+            )
+        self.project = nn.Linear(num_features, hidden_size)
+        self.positions = nn.Parameter(0.02 * torch.randn(num_frames, hidden_size))
+        layer = nn.TransformerEncoderLayer(
+            hidden_size, num_heads, 4 * hidden_size, activation="gelu", batch_first=True, norm_first=True
+        )
+        self.layers = nn.TransformerEncoder(layer, num_layers, nn.LayerNorm(hidden_size), enable_nested_tensor=False)
+        self.pooling = Pooling(pooling, hidden_size)
+        self.num_features = self.pooling.num_features
+
+    def forward(self, features: Float[Tensor, "B T D"]) -> Float[Tensor, "B E"]:
+        """Lets each frame look at all others."""
+        return self.pooling(self.layers(self.project(features) + self.positions))
+
+
+def build_head(num_features: int, num_frames: int, name: str, **knobs: Any) -> Head:
+    """The head called ``name`` in conf/model/head/, with its ``knobs``.
+
+    Args:
+        num_features: D.
+        num_frames: T', how many features a clip has.
+        name: ``lstm``, ``gru``, ``pool`` or ``transformer``.
+        knobs: the keywords of `RecurrentHead`, `PoolHead` or `TransformerHead`.
+
+    Raises:
+        UserError: no such head, or a setting is out of range.
+    """
+    check_choice("model.head.name", name, ("lstm", "gru", "pool", "transformer"))
+    if name == "pool":
+        return PoolHead(num_features, **knobs)
+    if name == "transformer":
+        return TransformerHead(num_features, num_frames, **knobs)
+    return RecurrentHead(num_features, name, **knobs)
