@@ -13,11 +13,10 @@ import lightning as L
 import pandas as pd
 import torch
 from rich.console import Console
-from scipy import stats
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from experiments.tools import ROOT, compose_train, real_clips
+from experiments.tools import ROOT, compose_train, mean_over_seeds, real_clips
 from vidcls import run
 from vidcls.callbacks import History, find_callback
 
@@ -50,7 +49,7 @@ def accuracy(folder: Path, variant: str, seed: int, *overrides: str) -> dict[str
         datamodule = run.prepare_data(cfg, Console(quiet=True))
         module = run.build_module(cfg, datamodule)
         if variant == "lstm_shuffled":
-            module.model.head = Shuffled(module.model.head)  # type: ignore[arg-type]
+            module.model.head = Shuffled(module.model.head)
         trainer = run.fit(cfg, module, datamodule)
         predictions = run.test(trainer, module, datamodule, ("val", "test"))
         found = {f"{split}_accuracy": p.summary(datamodule.classes)["accuracy"] for split, p in predictions.items()}
@@ -76,19 +75,11 @@ def main() -> None:
                 print(rows[-1], flush=True)
     table = pd.DataFrame(rows)
     table.to_csv(Path(__file__).parent / "results.csv", index=False)
-    summary = table.groupby(["data", "variant"], sort=False)[["test_accuracy", "last_val_accuracy"]].agg(_mean)
+    summary = table.groupby(["data", "variant"], sort=False)[["test_accuracy", "last_val_accuracy"]].agg(
+        mean_over_seeds
+    )
     summary.to_csv(Path(__file__).parent / "summary.csv")
     print(summary.to_string())
-
-
-def _mean(values: pd.Series) -> str:
-    """With its 95 % interval over the seeds (Student's t)."""
-    if values.isna().any():
-        return "-"
-    if values.nunique() == 1:
-        return f"{values.mean():.3f} (all {len(values)} alike)"
-    low, high = stats.t.interval(0.95, len(values) - 1, values.mean(), stats.sem(values))
-    return f"{values.mean():.3f} ({low:.3f} to {high:.3f})"
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""Whether the order of the frames matters."""
