@@ -61,13 +61,14 @@ sweep: setup ## a small sweep: frames x resolution x LSTM size, 8 runs
 	$(BIN)/python train.py -m data.num_frames=8,16 data.resolution=64,112 model.lstm.hidden_size=32,64 $(ARGS)
 
 .PHONY: experiments
-experiments: setup ## the studies anew: sizes, leakage, order, motion (an hour on 2 cores); VIDCLS_REAL_DATA names real clips
+experiments: setup ## the studies anew: sizes, order, motion; with VIDCLS_REAL_DATA leakage and models too (two hours on 2 cores)
 	$(BIN)/python experiments/size_grid/size_grid.py
 	$(BIN)/python experiments/order/order.py
 	$(BIN)/python experiments/demo_motion/motion.py
 	@if [ -n "$$VIDCLS_REAL_DATA" ]; then \
-		$(BIN)/python experiments/leakage/leakage.py && $(BIN)/python experiments/notebook_reproduction/reproduce.py; \
-	else echo "leakage and notebook_reproduction need real clips: VIDCLS_REAL_DATA names none, skipped"; fi
+		$(BIN)/python experiments/leakage/leakage.py && $(BIN)/python experiments/notebook_reproduction/reproduce.py && \
+		$(BIN)/python experiments/models/choose.py && $(BIN)/python experiments/models/compare.py; \
+	else echo "leakage, models and notebook_reproduction need real clips: VIDCLS_REAL_DATA names none, skipped"; fi
 
 .PHONY: bench
 bench: setup ## measure training and ingest against plain loops (CPU)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vidcls.errors import UserError
-from vidcls.models.classifiers import Classifier, cnn_lstm, cnn_mean
+from vidcls.models.classifiers import Classifier, cnn_lstm, cnn_mean, encoder_head
 from vidcls.models.encoders import ConvEncoder
 from vidcls.models.heads import LSTMHead
 
@@ -278,3 +278,10 @@ def test_dropout_out_of_range(dropout: float) -> None:
 def test_channels_out_of_range(channels: list[int]) -> None:
     with pytest.raises(UserError, match=r"expected model.encoder.channels"):
         ConvEncoder(channels, 16)
+
+
+@pytest.mark.parametrize("group", ["encoder", "head"])
+def test_a_groups_name_is_not_its_knobs(group: str) -> None:
+    knobs = {"encoder": {"name": "cnn", "channels": [4]}, "head": {"name": "pool", "pooling": "mean"}, group: "gru"}
+    with pytest.raises(UserError, match=rf"model.{group} to hold knobs; got 'gru'. Choose .*model/{group}=gru"):
+        encoder_head(2, 16, 2, **knobs, stream="rgb", dropout=0.5)

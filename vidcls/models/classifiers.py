@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from vidcls.errors import check_number
+from vidcls.errors import UserError, check_number
 from vidcls.models.backbones import Backbone
 from vidcls.models.encoders import ConvEncoder, Encoder
 from vidcls.models.heads import LSTMHead, PoolHead, build_head
@@ -98,8 +98,8 @@ def encoder_head(
     num_classes: int,
     resolution: int,
     num_frames: int,
-    encoder: dict[str, Any],
-    head: dict[str, Any],
+    encoder: dict[str, Any] | str,
+    head: dict[str, Any] | str,
     stream: str,
     dropout: float,
 ) -> Classifier:
@@ -115,8 +115,11 @@ def encoder_head(
         dropout: see `Classifier`.
 
     Raises:
-        UserError: a setting is out of range.
+        UserError: a setting is out of range, or a group's name is where its knobs should be.
     """
+    if isinstance(encoder, str) or isinstance(head, str):
+        group, name = ("encoder", encoder) if isinstance(encoder, str) else ("head", head)
+        raise UserError(f"model.{group} to hold knobs", repr(name), f"Choose a group: model/{group}={name}.")
 
     def build(channels: int) -> Encoder:
         if encoder["name"] != "cnn":
