@@ -29,7 +29,6 @@ from vidcls.figures import (
     precision_recall_figure,
     reliability_figure,
     roc_figure,
-    save_figure,
 )
 from vidcls.metrics import calibration_error
 from vidcls.module import Predictions
@@ -42,7 +41,7 @@ from vidcls.policy import (
     policy_report,
     save_policy,
 )
-from vidcls.results import worst_figure, worst_rows, write_predictions
+from vidcls.results import log_picture, save_figures, worst_figure, worst_rows, write_predictions
 from vidcls.trained import Trained, build_data
 
 DEFAULT_HARMLESS = "safe"
@@ -146,9 +145,7 @@ def write_evaluation(
         drawn = _draw(datamodule, split, found, trained.classes, figures[split], policy)
         write_predictions(folder / "predictions.csv", datamodule.rows(split), found, trained.classes)
         _write_errors(folder / "errors.csv", datamodule.rows(split), found, trained.classes)
-        for name, figure in drawn.items():
-            save_figure(figure, folder / "figures" / f"{name}.png")
-        _log(trained, folder.name, found, drawn)
+        _log(trained, folder.name, found, save_figures(drawn, folder / "figures"))
         if policy is not None:
             reports[split] = _report(datamodule.manifest, split, found, policy)
             _write_json(folder / "policy_report.json", {"policy": policy.identity, split: reports[split]})
@@ -232,10 +229,10 @@ def _report(manifest: pd.DataFrame, split: str, predictions: Predictions, policy
     return policy_report(decided, labels, policy.harmless)
 
 
-def _log(trained: Trained, name: str, predictions: Predictions, figures: dict[str, Figure]) -> None:
+def _log(trained: Trained, name: str, predictions: Predictions, pictures: dict[str, Path]) -> None:
     with SummaryWriter(str(trained.folder / "tensorboard"), filename_suffix=".evaluate") as writer:
-        for kind, figure in figures.items():
-            writer.add_figure(f"evaluate_{name}/{kind}", figure, trained.step)
+        for kind, path in pictures.items():
+            log_picture(writer, f"evaluate_{name}/{kind}", path, trained.step)
         for k, label in enumerate(trained.classes):
             writer.add_pr_curve(
                 f"evaluate_{name}/{label}", predictions.labels == k, predictions.probabilities[:, k], trained.step

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,12 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
+from PIL import Image
 from rich.console import Console
 from rich.table import Table
+from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.hparams.summary_v2 import hparams_pb
+from torch.utils.tensorboard import SummaryWriter
 
 from vidcls.callbacks import History, Timing, find_callback
 from vidcls.data.datamodule import SPLITS, VideoDataModule
@@ -56,9 +60,8 @@ def write_results(
             title = f"{split}: accuracy {metrics[split]['accuracy']:.3f} of {metrics[split]['n']} videos"
             figures[f"{split}_confusion"] = confusion_figure(metrics[split]["confusion"], classes, title)
             figures[f"{split}_worst"] = worst_figure(datamodule, split, predictions[split])
-    for name, figure in figures.items():
-        save_figure(figure, folder / "figures" / f"{name}.png")
-    _log(trainer, cfg, metrics, figures)
+    pictures = save_figures(figures, folder / "figures")
+    _log(trainer, cfg, metrics, pictures)
     write_atomically(folder / "metrics.json", json.dumps(metrics, indent=2).encode())
     objective = metrics["val"][cfg.objective]
     if cfg.test:
@@ -66,6 +69,22 @@ def write_results(
     else:
         console.print(f"val {cfg.objective} {objective}: {folder}", highlight=False, soft_wrap=True)
     return math.nan if objective is None else float(objective)
+
+
+def save_figures(figures: Mapping[str, Figure], folder: Path) -> dict[str, Path]:
+    """Writes each as ``<name>.png``; gives their paths by name."""
+    pictures = {name: folder / f"{name}.png" for name in figures}
+    for name, path in pictures.items():
+        save_figure(figures[name], path)
+    return pictures
+
+
+def log_picture(writer: SummaryWriter, tag: str, path: Path, step: int) -> None:
+    """Shows a PNG in the dashboard as it is: ``add_figure`` would draw and compress it once more."""
+    with Image.open(path) as picture:
+        width, height = picture.size
+    shown = Summary.Image(height=height, width=width, colorspace=4, encoded_image_string=path.read_bytes())
+    writer._get_file_writer().add_summary(Summary(value=[Summary.Value(tag=tag, image=shown)]), step)
 
 
 def write_predictions(path: Path, rows: pd.DataFrame, predictions: Predictions, classes: list[str]) -> None:
@@ -117,12 +136,12 @@ def hyperparameters(cfg: DictConfig) -> dict[str, bool | int | float | str]:
     return {key: value if isinstance(value, bool | int | float | str) else str(value) for key, value in knobs.items()}
 
 
-def _log(trainer: L.Trainer, cfg: DictConfig, metrics: dict[str, Any], figures: dict[str, Figure]) -> None:
+def _log(trainer: L.Trainer, cfg: DictConfig, metrics: dict[str, Any], pictures: dict[str, Path]) -> None:
     if not isinstance(trainer.logger, TensorBoardLogger):
         return
     writer = trainer.logger.experiment
-    for name, figure in figures.items():
-        writer.add_figure(f"final/{name}", figure, trainer.global_step)
+    for name, path in pictures.items():
+        log_picture(writer, f"final/{name}", path, trainer.global_step)
     # The tab shows five metrics at first, by name: of a sweep's job, which has no test figures, these and not "epoch".
     for split in ("val", "test"):
         for name in ("accuracy", "auroc", "calibration_error", "loss", "macro_f1"):
