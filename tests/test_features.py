@@ -14,7 +14,7 @@ from commands import once, start_train, train
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from safetensors.numpy import save_file
 from test_evaluate import evaluate, results
-from test_train import CLASSES, metrics_of, table, weights
+from test_train import CLASSES, metrics_of, same_weights, table, weights
 from torchvision.models import get_model
 
 from vidcls.data.features import FeatureStore
@@ -236,6 +236,22 @@ def test_features_belong_to_weights_not_to_their_file(copied: Path, frozen: Over
     start(copied, *frozen, f"model.encoder.weights={other}", name="other")
     after = entries(copied)
     assert len(after) == 24 and {name: after[name] for name in before} == before
+
+
+def test_a_run_goes_on_without_the_file_of_its_weights(cached: Path, frozen: Overrides, tmp_path: Path) -> None:
+    """Also where features have to be computed again, which is before the trainer restores its checkpoint."""
+    (path,) = (text.partition("=")[2] for text in frozen if text.startswith("model.encoder.weights="))
+    borrowed = Path(shutil.copy(path, tmp_path / "borrowed.pth"))
+    run = start(tmp_path, *frozen, f"model.encoder.weights={borrowed}", "trainer.max_epochs=1")
+    borrowed.unlink()
+    shutil.rmtree(tmp_path / "cache" / "features")
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace("max_epochs: 1", "max_epochs: 2"))
+    result = train(f"resume={run}")
+    assert result.code == 0, result.stderr
+    assert entries(tmp_path).keys() == entries(cached).keys()
+    assert same_weights(weights(run, "last"), weights(cached / "run", "last"))
+    assert metrics_of(run)["val"] == metrics_of(cached / "run")["val"]
 
 
 @pytest.mark.parametrize(

@@ -131,10 +131,10 @@ def prepare_data(cfg: DictConfig, console: Console) -> VideoDataModule:
 
 
 def build_module(cfg: DictConfig, datamodule: VideoDataModule) -> VideoModule:
-    """The network and its training, as the configuration asks.
+    """The network and its training, as the configuration asks; a resumed run has its weights from its last checkpoint.
 
     Raises:
-        UserError: a setting is out of range.
+        UserError: a setting is out of range, or the checkpoint is not one or is of other classes.
     """
     settings: Settings = {
         "format": CHECKPOINT_FORMAT,
@@ -152,13 +152,15 @@ def build_module(cfg: DictConfig, datamodule: VideoDataModule) -> VideoModule:
         },
     }
     model = build_model(settings)
-    model.encoder.load_weights()
+    last = _last_checkpoint(cfg)
+    if not last.exists():
+        model.encoder.load_weights()
     settings["normalise"] = _normalisation(cfg, model)
     preprocess = Preprocess(datamodule.resolution, **settings["normalise"], augment=instantiate(cfg.augment))
     if cfg.compile:
         model.compile()
     check_choice("loss.class_weights", cfg.loss.class_weights, ("none", "balanced"))
-    return VideoModule(
+    module = VideoModule(
         model,
         preprocess,
         optim=instantiate(cfg.optim),
@@ -167,6 +169,14 @@ def build_module(cfg: DictConfig, datamodule: VideoDataModule) -> VideoModule:
         class_weights=datamodule.balanced_class_weights() if cfg.loss.class_weights == "balanced" else None,
         settings=settings,
     )
+    if last.exists():  # now, not when the trainer restores all else: features are computed before that
+        module.load_state_dict(load_checkpoint(last, datamodule.classes)["state_dict"])
+    return module
+
+
+def _last_checkpoint(cfg: DictConfig) -> Path:
+    """Where training goes on from; it does not exist before the end of the first epoch."""
+    return Path(cfg.run_dir, "checkpoints", "last.ckpt")
 
 
 def _normalisation(cfg: DictConfig, model: Classifier) -> dict[str, list[float]]:
@@ -251,7 +261,7 @@ def fit(
         UserError: the checkpoint to resume from is not one, or is of other classes.
     """
     check_integer("trainer.max_epochs", cfg.trainer.max_epochs)
-    last = Path(cfg.run_dir, "checkpoints", "last.ckpt")
+    last = _last_checkpoint(cfg)
     resume_step = load_checkpoint(last, datamodule.classes)["global_step"] if last.exists() else None
     trainer = build_trainer(cfg, resume_step, extra_callbacks)
     try:
