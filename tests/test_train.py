@@ -390,6 +390,8 @@ def test_sources_that_cannot_be_used(
         (["data.classes=[safe]"], ["two or more different class names in data.classes"]),
         (["data.creator_pattern=.*"], ["data.creator_pattern"]),
         (["seed=-1"], ["seed to be an integer >= 0; got -1"]),
+        (["trainer.max_epochs=0"], ["trainer.max_epochs to be an integer >= 1; got 0"]),
+        (["loss.class_weights=some"], ["loss.class_weights to be one of none, balanced; got 'some'"]),
     ],
     ids=lambda value: value[0].split("=")[0] if "=" in value[0] else "",
 )
@@ -406,7 +408,6 @@ def test_settings_that_cannot_be_used(overrides: list[str], words: list[str], ti
         (["augment.flip=2.0"], ["augment.flip", "got 2.0"]),
         (["optim.lr=-1.0"], ["optim.lr", "got -1.0"]),
         (["optim.schedule=step"], ["optim.schedule to be one of constant, cosine, one_cycle; got 'step'"]),
-        (["loss.class_weights=some"], ["loss.class_weights to be one of none, balanced; got 'some'"]),
         (["loss.label_smoothing=2.0"], ["loss.label_smoothing", "got 2.0"]),
         (["normalise.std=[0.0,1.0,1.0]"], ["three positive stds"]),
     ],
@@ -419,6 +420,13 @@ def test_settings_that_no_model_can_use(overrides: list[str], words: list[str], 
     while isinstance(error, InstantiationException):  # in which Hydra wraps it; the entry points unwrap it
         error = error.__cause__
     assert isinstance(error, UserError) and all(word in str(error) for word in words)
+
+
+@pytest.mark.parametrize("override", ["model.dropout=1.5", "optim.schedule=step", "augment.flip=2.0"])
+def test_settings_are_refused_before_anything_is_decoded(override: str, tiny: list[str], tmp_path: Path) -> None:
+    here = [f"cache_dir={tmp_path / 'cache'}", f"run_dir={tmp_path / 'run'}"]
+    refused(train(*tiny, *here, override), override.partition("=")[0])
+    assert not (tmp_path / "cache").exists()
 
 
 def test_a_source_must_be_given(tmp_path: Path) -> None:

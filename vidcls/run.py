@@ -60,6 +60,8 @@ def begin(cfg: DictConfig) -> DictConfig:
         write_atomically(folder / "environment.json", json.dumps(_environment(), indent=2).encode())
     check_integer("seed", cfg.seed, minimum=0)
     check_choice("objective", cfg.objective, tuple(LOWER))
+    check_integer("trainer.max_epochs", cfg.trainer.max_epochs)
+    check_choice("loss.class_weights", cfg.loss.class_weights, ("none", "balanced"))
     if cfg.trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
         raise UserError("a CUDA GPU, as the trainer asks", "none that torch can see", "Leave trainer=gpu out.")
     L.seed_everything(cfg.seed, workers=True, verbose=False)
@@ -116,11 +118,13 @@ def prepare_data(cfg: DictConfig, console: Console) -> VideoDataModule:
     """Lists, decodes and splits the videos; writes manifest.csv.
 
     Raises:
-        UserError: see `vidcls.data.datamodule.VideoDataModule`.
+        UserError: see `build_module` and `vidcls.data.datamodule.VideoDataModule`.
     """
     datamodule: VideoDataModule = instantiate(cfg.data)
     path = Path(cfg.run_dir, "manifest.csv")
     if _is_first():
+        with torch.random.fork_rng(devices=[]):  # a setting out of range is refused now, not after hours of decoding
+            _build(cfg, datamodule, ["a", "b"], None)
         datamodule.prepare(console)
         write_atomically(path, datamodule.manifest[MANIFEST_COLUMNS].to_csv(index=False).encode())
     else:  # the first device does the work, and the others take its word
@@ -136,9 +140,20 @@ def build_module(cfg: DictConfig, datamodule: VideoDataModule) -> VideoModule:
     Raises:
         UserError: a setting is out of range, or the checkpoint is not one or is of other classes.
     """
+    weights = datamodule.balanced_class_weights() if cfg.loss.class_weights == "balanced" else None
+    module = _build(cfg, datamodule, datamodule.classes, weights)
+    last = _last_checkpoint(cfg)
+    if last.exists():  # now, not when the trainer restores all else: features are computed before that
+        module.load_state_dict(load_checkpoint(last, datamodule.classes)["state_dict"])
+    return module
+
+
+def _build(
+    cfg: DictConfig, datamodule: VideoDataModule, classes: list[str], class_weights: list[float] | None
+) -> VideoModule:
     settings: Settings = {
         "format": CHECKPOINT_FORMAT,
-        "classes": datamodule.classes,
+        "classes": classes,
         "model": OmegaConf.to_container(cfg.model, resolve=True),
         "data": {
             "num_frames": datamodule.num_frames,
@@ -152,26 +167,21 @@ def build_module(cfg: DictConfig, datamodule: VideoDataModule) -> VideoModule:
         },
     }
     model = build_model(settings)
-    last = _last_checkpoint(cfg)
-    if not last.exists():
+    if not _last_checkpoint(cfg).exists():
         model.encoder.load_weights()
     settings["normalise"] = _normalisation(cfg, model)
     preprocess = Preprocess(datamodule.resolution, **settings["normalise"], augment=instantiate(cfg.augment))
     if cfg.compile:
         model.compile()
-    check_choice("loss.class_weights", cfg.loss.class_weights, ("none", "balanced"))
-    module = VideoModule(
+    return VideoModule(
         model,
         preprocess,
         optim=instantiate(cfg.optim),
         seed=cfg.seed,
         label_smoothing=cfg.loss.label_smoothing,
-        class_weights=datamodule.balanced_class_weights() if cfg.loss.class_weights == "balanced" else None,
+        class_weights=class_weights,
         settings=settings,
     )
-    if last.exists():  # now, not when the trainer restores all else: features are computed before that
-        module.load_state_dict(load_checkpoint(last, datamodule.classes)["state_dict"])
-    return module
 
 
 def _last_checkpoint(cfg: DictConfig) -> Path:
@@ -260,7 +270,6 @@ def fit(
         KeyboardInterrupt: Ctrl-C; the run can be resumed.
         UserError: the checkpoint to resume from is not one, or is of other classes.
     """
-    check_integer("trainer.max_epochs", cfg.trainer.max_epochs)
     last = _last_checkpoint(cfg)
     resume_step = load_checkpoint(last, datamodule.classes)["global_step"] if last.exists() else None
     trainer = build_trainer(cfg, resume_step, extra_callbacks)
