@@ -260,7 +260,6 @@ def test_a_run_goes_on_without_the_file_of_its_weights(cached: Path, frozen: Ove
         ["augment=standard"],
         ["augment.mixup=0.2"],
         ["data.temporal_jitter=true", "data.store.num_frames=8"],
-        ["data.clip_seconds=0.5", "data.num_clips=2"],
         ["model.encoder.trainable_from=layer4"],
         ["model.encoder.trainable_from=all"],
         ["~callbacks.features"],
@@ -278,6 +277,18 @@ def test_networks_of_clips_have_features_too(tmp_path: Path, frozen: Overrides) 
     run = start(tmp_path, *(text for text in frozen if not text.startswith("model")), *model, "trainer.max_epochs=1")
     (folder,) = (tmp_path / "cache" / "features").iterdir()
     assert {FeatureStore(folder).read(Path(name).stem).shape for name in entries(tmp_path)} == {(512,)}
+    evaluate(run, "split=val")
+    assert results(run / "evaluations" / "val")["val"]["loss"] == metrics_of(run)["val"]["loss"]
+
+
+def test_of_several_clips_training_draws_one_and_judging_averages_all(tmp_path: Path, frozen: Overrides) -> None:
+    clips = ["data.clip_seconds=0.5", "data.num_clips=2"]
+    run, without = start(tmp_path, *frozen, *clips), start(tmp_path, *frozen, *clips, "~callbacks.features", name="no")
+    (folder,) = (tmp_path / "cache" / "features").iterdir()
+    assert {FeatureStore(folder).read(Path(name).stem).shape for name in entries(tmp_path)} == {(2, 4, 512)}
+    one, two = (table(r / "predictions_val.csv")[CLASSES].to_numpy() for r in (run, without))
+    np.testing.assert_allclose(one, two, atol=1e-5)
+    assert metrics_of(without)["train"]["loss"] == pytest.approx(metrics_of(run)["train"]["loss"], rel=1e-4)
     evaluate(run, "split=val")
     assert results(run / "evaluations" / "val")["val"]["loss"] == metrics_of(run)["val"]["loss"]
 

@@ -42,6 +42,8 @@ SETTINGS: dict[str, Any] = {
         "sampling": "uniform",
         "store_num_frames": 3,
         "store_resolution": 8,
+        "clip_seconds": None,
+        "num_clips": 1,
     },
 }
 

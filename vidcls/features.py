@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import lightning as L
+import numpy as np
 import torch
 from rich.progress import track
 
@@ -19,7 +20,7 @@ from vidcls.module import VideoModule
 class CacheFeatures(L.Callback):
     """Before training, computes what a frozen encoder says of each video, and lets the loaders serve that.
 
-    It does nothing where the encoder trains or training clips change from epoch to epoch. Features are computed in
+    It does nothing where the encoder trains or frames change from epoch to epoch. Features are computed in
     batches of the shape that evaluation has, so the network over the frames gives the same figures to the last digit.
 
     Args:
@@ -33,7 +34,7 @@ class CacheFeatures(L.Callback):
         """Computes what is missing of train and val, before the optimiser asks how many batches the loaders have."""
         assert isinstance(module, VideoModule)
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
-        if stage == "fit" and module.is_repeatable and not datamodule.varies:
+        if stage == "fit" and module.is_repeatable and not datamodule.temporal_jitter:
             module.to(trainer.strategy.root_device)
             datamodule.features = FeatureStore(self.folder / _identity(module, trainer))
             compute_features(trainer, module, datamodule, ("train", "val"))
@@ -56,11 +57,14 @@ def compute_features(
         batches = [missing[i : i + datamodule.batch_size] for i in range(0, len(missing), datamodule.batch_size)]
         shown = trainer.is_global_zero and len(batches) > 1
         for rows in track(batches, f"Features of {split}", transient=True, disable=not shown):
-            frames = torch.stack([torch.from_numpy(dataset.frames(row)) for row in rows]).to(module.device)
-            with trainer.precision_plugin.forward_context():
-                features = module.encode(frames).float().cpu().numpy()
-            for row, feature in zip(rows, features, strict=True):
-                store.write(dataset.sha256s[row], feature)
+            clips = []
+            for clip in range(dataset.store.clips.count):
+                frames = torch.stack([torch.from_numpy(dataset.frames(row, clip)) for row in rows]).to(module.device)
+                with trainer.precision_plugin.forward_context():
+                    clips.append(module.encode(frames).float().cpu().numpy())
+            for place, row in enumerate(rows):
+                features = [clip[place] for clip in clips]
+                store.write(dataset.sha256s[row], np.stack(features) if len(features) > 1 else features[0])
     trainer.strategy.barrier()
     module.train(was_training)
 

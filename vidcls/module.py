@@ -110,8 +110,8 @@ class VideoModule(L.LightningModule):
         return logits[: len(frames)]
 
     def _clip_logits(self, frames: Tensor) -> Float[Tensor, "B M K"]:
-        """Logits of the clips of videos, uint8 [B, M, T, H, W, 3] where M > 1, in batches as those of single clips."""
-        clips = frames.unbind(dim=1) if frames.ndim == 6 else [frames]
+        """Logits of the clips of videos, [B, M, ...] where M > 1, in batches as those of single clips."""
+        clips = frames.unbind(dim=1) if self.settings["data"]["num_clips"] > 1 else [frames]
         return torch.stack([self(clip).float() for clip in clips], dim=1)
 
     def encode(self, frames: UInt8[Tensor, "B T H W 3"]) -> Float[Tensor, "B *features"]:

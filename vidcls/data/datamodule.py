@@ -297,11 +297,6 @@ class VideoDataModule(L.LightningDataModule):
         if lost:
             console.print(f"[yellow]{lost} videos could not be decoded and are left out[/yellow]")
 
-    @property
-    def varies(self) -> bool:
-        """Whether training sees other frames of a video from epoch to epoch."""
-        return self.temporal_jitter or self.store.clips.count > 1
-
     def rows(self, split: str) -> pd.DataFrame:
         """The manifest's usable rows of one split, in the order of the split's dataset."""
         usable = self.manifest["status"].isin(["ok", "partial"]) & (self.manifest["split"] == split)

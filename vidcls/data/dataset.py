@@ -19,8 +19,8 @@ class Clip(NamedTuple):
     """One video, or with a leading B a batch of them.
 
     Attributes:
-        frames: uint8 [T, H, W, 3], or [M, T, H, W, 3] where M > 1 clips are judged; or what a frozen encoder says of
-            them, float [T', D] or [D].
+        frames: uint8 [T, H, W, 3], or what a frozen encoder says of them, float [T', D] or [D]; before that M, where
+            M > 1 clips are judged.
         label: int64, the class's place in the class order.
         row: int64, the video's place in its split.
     """
@@ -35,6 +35,11 @@ class Draw(NamedTuple):
 
     row: int
     seed: int
+
+
+def drawn_clip(random: np.random.Generator, count: int) -> int:
+    """Which of the clips that stand for a video is trained on; of one clip, nothing is drawn."""
+    return int(random.integers(count)) if count > 1 else 0
 
 
 class VideoDataset(Dataset[Clip]):
@@ -73,8 +78,7 @@ class VideoDataset(Dataset[Clip]):
         if count > 1 and self.every_clip:
             frames = np.stack([self.frames(draw.row, clip) for clip in range(count)])
         else:
-            clip = int(random.integers(count)) if count > 1 else 0
-            frames = self.frames(draw.row, clip, random if self.temporal_jitter else None)
+            frames = self.frames(draw.row, drawn_clip(random, count), random if self.temporal_jitter else None)
         return Clip(torch.from_numpy(frames), torch.tensor(self.labels[draw.row]), torch.tensor(draw.row))
 
     def frames(

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from torch.utils.data import Dataset
 
-from vidcls.data.dataset import Clip, Draw, VideoDataset
+from vidcls.data.dataset import Clip, Draw, VideoDataset, drawn_clip
 from vidcls.data.store import BrokenEntryError, write_atomically
 
 
@@ -71,18 +71,19 @@ class FeatureDataset(Dataset[Clip]):
     """The videos of one split by their features.
 
     Args:
-        videos: the split.
-        store: holds the features of each of them.
+        videos: the split, which gives one clip of each video or all, as its own items would be.
+        store: holds the features of each of them; of M > 1 clips those of all, [M, *features].
     """
 
     def __init__(self, videos: VideoDataset, store: FeatureStore) -> None:
-        self.sha256s = videos.sha256s
-        self.labels = videos.labels
+        self.videos = videos
         self.store = store
 
     def __len__(self) -> int:
-        return len(self.sha256s)
+        return len(self.videos)
 
     def __getitem__(self, draw: Draw) -> Clip:
-        features = torch.from_numpy(self.store.read(self.sha256s[draw.row]))
-        return Clip(features, torch.tensor(self.labels[draw.row]), torch.tensor(draw.row))
+        features, count = self.store.read(self.videos.sha256s[draw.row]), self.videos.store.clips.count
+        if count > 1 and not self.videos.every_clip:
+            features = features[drawn_clip(np.random.default_rng(draw.seed), count)]
+        return Clip(torch.from_numpy(features), torch.tensor(self.videos.labels[draw.row]), torch.tensor(draw.row))
