@@ -34,7 +34,6 @@ from vidcls.sweep_winner import read_test, tested_words
 
 MOST_ROWS = 50  # of the table in report.md; ranking.csv holds all
 MOST_PRINTED = 10
-COSTS = ("parameters", "clips/s", "peak memory")
 PICTURES = {
     "effects": "Each knob on its own",
     "heatmap": "Two knobs at a time",
@@ -87,10 +86,11 @@ def count_words(sweep: Sweep) -> str:
 def caveats(sweep: Sweep, ranking: pd.DataFrame) -> list[str]:
     """How far to trust the ranking, a sentence or a few each."""
     jobs, objective = sweep.done, f"val {sweep.objective.replace('_', ' ')}"
-    said = [
-        f"All figures are of the val split, which also chose each job's epoch. The best of {len(ranking)} "
-        "configurations is partly the luckiest: on new videos it will look worse than here."
-    ]
+    said = ["All figures are of the val split, which also chose each job's epoch: they are optimistic."]
+    if len(ranking) > 1:
+        said.append(
+            f"The best of {len(ranking)} configurations is partly the luckiest: on new videos it will look worse."
+        )
     sizes = sorted(jobs["val_n"].dropna().unique())
     if len(sizes) > 1:
         said.append(
@@ -204,28 +204,31 @@ def _winner(sweep: Sweep, ranking: pd.DataFrame, winner: pd.Series, tested: dict
 
 
 def _ranking_table(sweep: Sweep, ranking: pd.DataFrame) -> str:
-    """The best configurations, without knobs that are the same for all."""
-    names = short_names(sweep.knobs)
-    knobs = [knob for knob in sweep.settings if ranking[knob].nunique() > 1]
     figures = ["val_accuracy", "val_macro_f1", "val_loss"]
     figures = [name for name in figures if name != f"val_{sweep.objective}"]
-    heads = [
-        "",
-        *(names[knob] for knob in knobs),
-        "seeds",
-        f"val {sweep.objective.replace('_', ' ')}",
-        *(name.replace("_", " ") for name in figures),
-    ]
-    rows = [
-        [str(row["rank"]), *(short_value(row[knob]) or "-" for knob in knobs), _seeds(row), _mean(row, "objective")]
-        + [_mean(row, name) for name in figures]
-        + _costs(row)
-        for _, row in ranking.head(MOST_ROWS).iterrows()
-    ]
-    text = _table([*heads, *COSTS], rows)
+    heads, rows = _best(sweep, ranking.head(MOST_ROWS))
+    for row, (_, found) in zip(rows, ranking.iterrows(), strict=False):
+        row += [*(_mean(found, name) for name in figures), *_costs(found)]
+    heads += [*(name.replace("_", " ") for name in figures), "parameters", "clips/s", "peak memory"]
+    text = _table(heads, rows)
     if len(ranking) > MOST_ROWS:
         text += f"\n\nThe best {MOST_ROWS} of {len(ranking)}; the others are in [ranking.csv](ranking.csv)."
-    return f"{text}\n\nMean ± standard deviation over seeds; clips/s as trained, slower where jobs ran side by side."
+    return (
+        f"{text}\n\nMean ± standard deviation over seeds; clips/s as trained, slower where jobs ran side by side. "
+        "Without a GPU, memory is that of the process, with what it still holds of the jobs before."
+    )
+
+
+def _best(sweep: Sweep, ranking: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
+    """Heads and rows of the ranking: place, knobs that are not the same for all, seeds, objective."""
+    names = short_names(sweep.knobs)
+    knobs = [knob for knob in sweep.settings if ranking[knob].nunique() > 1]
+    heads = ["", *(names[knob] for knob in knobs), "seeds", f"val {sweep.objective.replace('_', ' ')}"]
+    rows = [
+        [str(row["rank"]), *(short_value(row[knob]) or "-" for knob in knobs), _seeds(row), _mean(row, "objective")]
+        for _, row in ranking.iterrows()
+    ]
+    return heads, rows
 
 
 def _effects(sweep: Sweep) -> list[str]:
@@ -311,13 +314,13 @@ def _print(sweep: Sweep, ranking: pd.DataFrame, tested: dict[str, Any] | None, c
     if winner is None:
         say(_nothing(sweep))
     else:
-        table = Table(title=f"Ranked by mean {objective_name(sweep)}", title_justify="left")
-        for head in ("", "configuration", "seeds", f"val {sweep.objective}", *COSTS):
-            name = head == "configuration"
-            table.add_column(head, justify="left" if name else "right", no_wrap=not name, overflow="fold")
-        for _, row in ranking.head(MOST_PRINTED).iterrows():
-            cells = [str(row["rank"]), label(row, sweep), _seeds(row), _mean(row, "objective")]
-            table.add_row(*map(Text, [*cells, *_costs(row)]))
+        say(f"Ranked by mean {objective_name(sweep)}:")
+        table = Table()
+        heads, rows = _best(sweep, ranking.head(MOST_PRINTED))
+        for head in heads:
+            table.add_column(Text(head), justify="right", overflow="fold")
+        for row in rows:
+            table.add_row(*map(Text, row))
         console.print(table)
         if len(ranking) > MOST_PRINTED:
             say(f"The best {MOST_PRINTED} of {len(ranking)} configurations.")
