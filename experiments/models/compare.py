@@ -19,9 +19,8 @@ def main() -> None:
     """Trains all and writes seeds.csv and comparison.csv."""
     clips = begin()
     rows = []
-    settings = [(5, setting) for setting in FROZEN.items()] + [(3, setting) for setting in TRAINED.items()]
-    for place, (seeds, (name, overrides)) in enumerate(settings):
-        for seed in range(seeds):
+    for place, (name, overrides) in enumerate({**FROZEN, **TRAINED}.items()):
+        for seed in range(5):
             rows.append(last_epoch(name, overrides, clips, STUDY / f"compare_{place}_seed{seed}", seed))
         print(rows[-1], flush=True)
     table = pd.DataFrame(rows)

@@ -30,6 +30,7 @@ PRESETS: dict[str, tuple[str, ...]] = {
         "data.resolution=112",
     ),
     "experiment=strong": ("experiment=strong",),
+    "experiment=strong, smaller": ("experiment=strong", "data.num_frames=16", "data.resolution=112"),
     **{
         name: (f"model={name}", "data.num_frames=16", "data.resolution=112")
         for name in ("r3d_18", "mc3_18", "r2plus1d_18", "s3d", "mvit_v2_s", "swin3d_t")

@@ -52,7 +52,6 @@ TRAINED: dict[str, tuple[str, ...]] = {
         *SMALL,
         "model.encoder.trainable_from=blocks.5",
         "optim.encoder_lr_factor=0.03",
-        "trainer.max_epochs=6",
     ),
 }
 """Networks that train on frames, which takes minutes."""
