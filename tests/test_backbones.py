@@ -31,9 +31,10 @@ def build(
     temporal_shift: bool = False,
     resolution: int = 32,
     in_channels: int = 3,
+    norm_eval: bool = False,
 ) -> Backbone:
     torch.manual_seed(0)
-    return Backbone(name, weights, trainable_from, temporal_shift, resolution, in_channels)
+    return Backbone(name, weights, trainable_from, temporal_shift, resolution, in_channels, norm_eval)
 
 
 @pytest.fixture(scope="module")
@@ -281,6 +282,25 @@ def test_frozen_parts_rest_from_the_start() -> None:
     encoder = build(trainable_from="blocks.2")  # neither train() nor eval() has been called
     assert encoder.training and not encoder.net.bn1.training and not encoder.net.blocks[1].training
     assert encoder.net.blocks[2].training and encoder.net.bn2.training
+
+
+def test_batch_norms_may_keep_their_statistics_where_all_else_trains(weights: str) -> None:
+    encoder = build(weights=weights, norm_eval=True)
+    encoder.load_weights()
+    before = {name: value.clone() for name, value in encoder.net.state_dict().items()}
+    optimizer = torch.optim.SGD(encoder.parameters(), lr=0.1)
+    encoder.train()(torch.rand(2, 2, 3, 32, 32)).square().sum().backward()
+    optimizer.step()
+    changed = {name for name, value in encoder.net.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {
+        name for name, _ in encoder.net.named_parameters()
+    }  # their weights and biases, not their buffers
+
+
+def test_batch_norms_that_keep_their_statistics_must_have_some() -> None:
+    encoder = build(norm_eval=True)
+    with pytest.raises(UserError, match=r"as model.encoder.norm_eval=true keeps .*; got null: .*norm_eval=false\."):
+        encoder.load_weights()
 
 
 def test_stages_are_what_trains_from_the_input_to_the_output(weights: str) -> None:

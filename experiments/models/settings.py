@@ -18,6 +18,7 @@ from vidcls.callbacks import History
 STUDY = ROOT / "runs" / "studies" / "models"
 STRONG = ("experiment=strong",)
 SMALL = (*STRONG, "data.resolution=112", "data.num_frames=16")
+TUNED = (*SMALL, "model.encoder.trainable_from=blocks.5", "optim.encoder_lr_factor=0.03")
 
 FROZEN: dict[str, tuple[str, ...]] = {
     "strong": STRONG,
@@ -48,11 +49,8 @@ TRAINED: dict[str, tuple[str, ...]] = {
         "model.stream=difference",
     ),
     "strong at 16x112": SMALL,
-    "strong at 16x112, last blocks fine-tuned": (
-        *SMALL,
-        "model.encoder.trainable_from=blocks.5",
-        "optim.encoder_lr_factor=0.03",
-    ),
+    "strong at 16x112, last blocks fine-tuned": TUNED,
+    "strong at 16x112, last blocks fine-tuned, norm_eval": (*TUNED, "model.encoder.norm_eval=true"),
 }
 """Networks that train on frames, which takes minutes."""
 

@@ -26,6 +26,7 @@ class Backbone(Pretrained):
         temporal_shift: whether residual blocks see parts of the frames before and after, see `TemporalShift`.
         resolution: R, in pixels.
         in_channels: C, 3 or 6.
+        norm_eval: see `Pretrained`.
 
     Raises:
         UserError: no such network or stage, one that does not take frames of this size, or one without residual blocks
@@ -40,10 +41,11 @@ class Backbone(Pretrained):
         temporal_shift: bool,
         resolution: int,
         in_channels: int = 3,
+        norm_eval: bool = False,
     ) -> None:
         net = build_net(name, in_channels)
         num_features = count_features(net, name, resolution, in_channels)
-        super().__init__(net, name, weights, trainable_from)
+        super().__init__(net, name, weights, trainable_from, norm_eval)
         self.num_features = num_features  # D
         self.shift = None
         if temporal_shift:

@@ -140,7 +140,8 @@ def video(
     weights: str | None,
     trainable_from: str,
     dropout: float,
+    norm_eval: bool = False,
 ) -> Classifier:
     """A network of whole clips, see `VideoNet`: what encoders of single frames have to beat."""
-    clips = VideoNet(name, weights, trainable_from, resolution, num_frames)
+    clips = VideoNet(name, weights, trainable_from, resolution, num_frames, norm_eval)
     return Classifier(clips, nn.Identity(), clips.num_features, dropout, num_classes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 from torch.nn import Parameter
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from vidcls.errors import UserError
 from vidcls.models.encoders import Encoder
@@ -19,17 +20,19 @@ class Pretrained(Encoder):
         name: of the network, see `vidcls.models.weights.load_weights`.
         weights: ``default``, a path, or None: it starts from scratch.
         trainable_from: ``all``, ``none``, or the first stage that trains, see `vidcls.models.freezing`.
+        norm_eval: whether batch norms keep the statistics that they came with also where their stage trains.
 
     Raises:
         UserError: no such stage.
     """
 
-    def __init__(self, net: nn.Module, name: str, weights: str | None, trainable_from: str) -> None:
+    def __init__(self, net: nn.Module, name: str, weights: str | None, trainable_from: str, norm_eval: bool) -> None:
         super().__init__()
         self.net = net
         self.name = name
         self.weights = weights
         self.trainable_from = trainable_from
+        self.norm_eval = norm_eval
         self.normalisation = None if weights is None else normalisation(name)
         self.is_frozen = trainable_from == "none"
         freeze(net, trainable_from, knob(name, "trainable_from"))
@@ -43,13 +46,18 @@ class Pretrained(Encoder):
         """
         if self.weights is not None:
             load_weights(self.net, self.name, self.weights)
-        elif self.trainable_from != "all":
-            raise UserError(
-                f"{knob(self.name, 'weights')}, as {knob(self.name, 'trainable_from')}={self.trainable_from} keeps "
-                "what does not train as it is",
-                "null: random values",
-                f"Give {knob(self.name, 'weights')}=default or a path, or {knob(self.name, 'trainable_from')}=all.",
-            )
+            return
+        for setting, value, instead in (
+            ("trainable_from", self.trainable_from, "all"),
+            ("norm_eval", str(self.norm_eval).lower(), "false"),
+        ):
+            if value != instead:
+                raise UserError(
+                    f"{knob(self.name, 'weights')}, as {knob(self.name, setting)}={value} keeps what does not train as "
+                    "it is",
+                    "null: random values",
+                    f"Give {knob(self.name, 'weights')}=default or a path, or {knob(self.name, setting)}={instead}.",
+                )
 
     def stages(self) -> list[list[Parameter]]:
         """The pretrained parameters that train on; none where the network starts from scratch."""
@@ -62,6 +70,10 @@ class Pretrained(Encoder):
         """As for any module, but what is frozen stays in eval mode."""
         super().train(mode)
         rest_frozen(self.net, self.trainable_from)
+        if self.norm_eval:
+            for part in self.net.modules():
+                if isinstance(part, _BatchNorm):
+                    part.eval()
         return self
 
 

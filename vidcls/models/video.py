@@ -31,12 +31,21 @@ class VideoNet(Pretrained):
         trainable_from: see `Pretrained`.
         resolution: R, in pixels.
         num_frames: T.
+        norm_eval: see `Pretrained`.
 
     Raises:
         UserError: no such network or stage, or clips that are too small or short for it.
     """
 
-    def __init__(self, name: str, weights: str | None, trainable_from: str, resolution: int, num_frames: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        weights: str | None,
+        trainable_from: str,
+        resolution: int,
+        num_frames: int,
+        norm_eval: bool = False,
+    ) -> None:
         check_choice("model.name", name, NAMES)
         for data, value, least in (
             ("data.num_frames", num_frames, LEAST_FRAMES.get(name, 1)),
@@ -53,7 +62,7 @@ class VideoNet(Pretrained):
             # That stays as its weights have it, for 16 frames of 224 pixels; the network interpolates it for others.
             net.pos_encoding.temporal_size = math.ceil(num_frames / 2)
             net.pos_encoding.spatial_size = (math.ceil(resolution / 4), math.ceil(resolution / 4))
-        super().__init__(net, name, weights, trainable_from)
+        super().__init__(net, name, weights, trainable_from, norm_eval)
         self.num_features = num_features  # D
 
     def forward(self, clips: Float[Tensor, "B T 3 R R"]) -> Float[Tensor, "B D"]:
