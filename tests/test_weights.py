@@ -130,7 +130,7 @@ def test_no_such_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("file", ["a.pth", "a.safetensors"])
-@pytest.mark.parametrize("content", [b"", b"no tensors in here"])
+@pytest.mark.parametrize("content", [b"", b"no tensors in here", b"hello\n", bytes(range(256))])
 def test_a_file_that_cannot_be_read(tmp_path: Path, file: str, content: bytes) -> None:
     (tmp_path / file).write_bytes(content)
     with pytest.raises(UserError, match=rf"got .*{file}, which cannot be read: .*\. Save it again: torch.save"):
@@ -139,7 +139,7 @@ def test_a_file_that_cannot_be_read(tmp_path: Path, file: str, content: bytes) -
 
 def test_a_pickled_network_is_refused_not_run(tmp_path: Path) -> None:
     torch.save(trained(), tmp_path / "net.pth")
-    with pytest.raises(UserError, match=r"net.pth, which cannot be read: Weights only load failed"):
+    with pytest.raises(UserError, match=r"net.pth, which cannot be read: UnpicklingError: Weights only load failed"):
         load_weights(build_net(NAME, 3), NAME, str(tmp_path / "net.pth"))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models import get_model, get_model_weights
@@ -143,8 +141,8 @@ def _read(path: Path, name: str) -> State:
         raise UserError(expected, f"no such file: {path}", "Check the path.")
     try:
         state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        reason = (str(error).splitlines() or [""])[0]
+    except Exception as error:  # what is no such file makes the readers stumble in any way
+        reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
         raise UserError(
             expected, f"{path}, which cannot be read: {reason}", "Save it again: torch.save(net.state_dict(), PATH)."
         ) from error
