@@ -22,7 +22,6 @@ def main(cfg: DictConfig) -> float | None:
     from rich.console import Console
 
     from vidcls import run
-    from vidcls.data.datamodule import SPLITS
     from vidcls.results import write_results
 
     console = Console()
@@ -30,8 +29,10 @@ def main(cfg: DictConfig) -> float | None:
     datamodule = run.prepare_data(cfg, console)
     module = run.build_module(cfg, datamodule)
     console.print(f"Training {module.num_trainable:,} parameters; results go to {cfg.run_dir}", soft_wrap=True)
-    trainer = run.fit(cfg, module, datamodule)
-    predictions = run.test(trainer, module, datamodule, SPLITS if cfg.test else ("val",))
+    trainer, val = run.fit(cfg, module, datamodule)
+    predictions = {"val": val}
+    if cfg.test:
+        predictions |= run.test(trainer, module, datamodule, ("train", "test"))
     return write_results(cfg, trainer, datamodule, predictions, console)
 
 

@@ -127,7 +127,8 @@ def test_predictions_agree_with_metrics(finished: Path, split: str) -> None:
     assert figures["confusion"] == confusion.tolist()
 
 
-def test_predictions_are_those_of_the_best_checkpoint(finished: Path, shared: Path) -> None:
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_predictions_are_those_of_the_best_checkpoint(finished: Path, shared: Path, split: str) -> None:
     checkpoint = load_checkpoint(finished / "checkpoints" / "best.ckpt", CLASSES)
     settings = checkpoint["vidcls"]
     data = settings["data"]
@@ -136,10 +137,10 @@ def test_predictions_are_those_of_the_best_checkpoint(finished: Path, shared: Pa
     store = Store(shared / "cache" / "store", data["store_num_frames"], data["store_resolution"], data["sampling"])
     indices = select_frames(data["store_num_frames"], data["num_frames"], data["sampling"])
     manifest = table(finished / "manifest.csv")
-    hashes = manifest[manifest["split"] == "test"]["sha256"]
+    hashes = manifest[manifest["split"] == split]["sha256"]
     frames = torch.from_numpy(np.stack([store.read(sha256, indices) for sha256 in hashes]))
     probabilities = model.eval()(preprocess.eval()(frames)).softmax(1).detach().numpy()
-    written = table(finished / "predictions_test.csv")[CLASSES].to_numpy()
+    written = table(finished / f"predictions_{split}.csv")[CLASSES].to_numpy()
     np.testing.assert_allclose(probabilities, written, atol=1e-6)
 
 
@@ -391,6 +392,7 @@ def test_sources_that_cannot_be_used(
         (["data.creator_pattern=.*"], ["data.creator_pattern"]),
         (["seed=-1"], ["seed to be an integer >= 0; got -1"]),
         (["trainer.max_epochs=0"], ["trainer.max_epochs to be an integer >= 1; got 0"]),
+        (["+trainer.limit_val_batches=1"], ["all of val", "got trainer.limit_val_batches"]),
         (["loss.class_weights=some"], ["loss.class_weights to be one of none, balanced; got 'some'"]),
     ],
     ids=lambda value: value[0].split("=")[0] if "=" in value[0] else "",

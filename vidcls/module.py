@@ -54,11 +54,21 @@ class Predictions:
         """The split's figures, see `vidcls.metrics.summarise`."""
         return summarise(self.probabilities, self.labels, self.losses, classes)
 
+    def tensors(self) -> dict[str, Tensor]:
+        """The attributes as a checkpoint can hold them."""
+        return {name: torch.from_numpy(values) for name, values in vars(self).items()}
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, Tensor]) -> Predictions:
+        """The inverse of `tensors`."""
+        return cls(**{name: values.numpy() for name, values in tensors.items()})
+
 
 class VideoModule(L.LightningModule):
     """Trains a classifier of videos.
 
-    Validation and test leave their result in ``predictions``, the same on every device.
+    Validation and test leave their result in ``predictions``, the same on every device. A checkpoint holds those of its
+    epoch's validation.
 
     Args:
         model: [B, T, 3, R, R] to logits [B, K].
@@ -200,8 +210,9 @@ class VideoModule(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds what rebuilds the model and repeats the decoding."""
+        """Adds what rebuilds the model and repeats the decoding, and what its weights have said of val."""
         checkpoint["vidcls"] = self.settings
+        checkpoint["val_predictions"] = None if self.predictions is None else self.predictions.tensors()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Tells the checkpoint callbacks that a run folder which has moved is still the same."""

@@ -62,6 +62,8 @@ def begin(cfg: DictConfig) -> DictConfig:
     check_choice("objective", cfg.objective, tuple(LOWER))
     check_integer("trainer.max_epochs", cfg.trainer.max_epochs)
     check_choice("loss.class_weights", cfg.loss.class_weights, ("none", "balanced"))
+    if "limit_val_batches" in cfg.trainer:
+        raise UserError("all of val, as its figures are the run's", "trainer.limit_val_batches", "Leave it out.")
     if cfg.trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
         raise UserError("a CUDA GPU, as the trainer asks", "none that torch can see", "Leave trainer=gpu out.")
     L.seed_everything(cfg.seed, workers=True, verbose=False)
@@ -261,10 +263,10 @@ def build_trainer(cfg: DictConfig, resume_step: int | None, extra_callbacks: Seq
 
 def fit(
     cfg: DictConfig, module: VideoModule, datamodule: VideoDataModule, extra_callbacks: Sequence[L.Callback] = ()
-) -> L.Trainer:
+) -> tuple[L.Trainer, Predictions]:
     """Trains, from the last checkpoint where there is one, and loads the best weights into ``module``.
 
-    ``extra_callbacks`` come before the configured ones.
+    ``extra_callbacks`` come before the configured ones. Gives the trainer, and what the best weights have said of val.
 
     Raises:
         KeyboardInterrupt: Ctrl-C; the run can be resumed.
@@ -281,7 +283,7 @@ def fit(
         raise
     best = load_checkpoint(Path(cfg.run_dir, "checkpoints", "best.ckpt"))
     module.load_state_dict(best["state_dict"])
-    return trainer
+    return trainer, Predictions.from_tensors(best["val_predictions"])
 
 
 def test(

@@ -56,7 +56,7 @@ def bench_training(folder: Path, source: list[str]) -> dict[str, object]:
     datamodule = run.prepare_data(cfg, Console())
     module = run.build_module(cfg, datamodule)
     plain = PlainLoop(module, datamodule, module.settings)
-    trainer = run.fit(cfg, module, datamodule, extra_callbacks=[plain])
+    trainer, _ = run.fit(cfg, module, datamodule, extra_callbacks=[plain])
     timing = find_callback(trainer, Timing)
     pairs = list(zip(timing.epoch_seconds, plain.epoch_seconds, strict=True))[1:]  # the first pays for start-up
     return {

@@ -65,7 +65,7 @@ def bench(folder: Path, source: Path | None, videos: int, batch_size: int, compi
     else:
         datamodule = run.prepare_data(cfg, Console())
     module = run.build_module(cfg, datamodule)
-    trainer = run.fit(cfg, module, datamodule)
+    trainer, _ = run.fit(cfg, module, datamodule)
     timing = find_callback(trainer, Timing).summary()
     bound = compute_only(module, batch_size, seconds=5.0)
     return {

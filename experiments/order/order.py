@@ -50,7 +50,7 @@ def accuracy(folder: Path, variant: str, seed: int, *overrides: str) -> dict[str
         module = run.build_module(cfg, datamodule)
         if variant == "lstm_shuffled":
             module.model.head = Shuffled(module.model.head)
-        trainer = run.fit(cfg, module, datamodule)
+        trainer, _ = run.fit(cfg, module, datamodule)
         predictions = run.test(trainer, module, datamodule, ("val", "test"))
         found = {f"{split}_accuracy": p.summary(datamodule.classes)["accuracy"] for split, p in predictions.items()}
         found["last_val_accuracy"] = find_callback(trainer, History).curves["val/accuracy"][-1][1]
