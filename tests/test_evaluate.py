@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from commands import call, once, train
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_train import CLASSES, csv_source, metrics_of, refused, table
 
-from vidcls.policy import calibrate, decide, load_policy
+from vidcls.policy import calibrate, decide, load_policy, save_policy
 from vidcls.trained import load_trained
 
 
@@ -80,6 +81,17 @@ def test_a_video_that_has_changed_is_refused(tiny: list[str], demo_folder: Path,
     one.write_bytes(other.read_bytes())
     result = call("evaluate.py", f"run={run}", "split=test", f"cache_dir={tmp_path / 'b'}")
     refused(result, "the videos of manifest.csv", "1 that are gone or have changed", one.name, "data.source=PATH")
+
+
+def test_the_terminal_shows_whole_figures(evaluated: Path) -> None:
+    lines = evaluated.with_suffix(".txt").read_text().splitlines()
+    shown = {name.strip(): cells for line in lines if line.count("│") > 2 for _, name, *cells, _ in [line.split("│")]}
+    figures = results(evaluated / "evaluations" / "test")["test"]
+    for row, name in (("accuracy", "accuracy"), ("AUROC", "auroc"), ("calibration error", "calibration_error")):
+        assert shown[row][-1].strip() == f"{figures[name]:.3f}"
+    low, high = figures["accuracy_ci95"]
+    assert shown["95 %, Wilson"][-1].strip() == f"{low:.2f} to {high:.2f}"
+    assert not [line for line in lines if "│" in line and "…" in line]  # of a table, at 80 columns
 
 
 def test_what_an_evaluation_leaves(evaluated: Path) -> None:
@@ -207,6 +219,17 @@ def test_the_wished_for_recall_sets_the_threshold(copied: Path) -> None:
     kept = (copied / "policy.json").read_bytes()
     evaluate(copied, "split=val")  # no policy.* named: the policy stays
     assert (copied / "policy.json").read_bytes() == kept
+
+
+def test_a_policy_that_allows_the_probably_harmful_is_pointed_out(evaluated: Path, copied: Path) -> None:
+    assert "Mind" not in evaluated.with_suffix(".txt").read_text()  # in doubt around 0.5 a person looks
+    model = load_trained(copied).identity  # of the same file as evaluated's
+    policy = load_policy(evaluated / "policy.json", CLASSES, model)
+    lax = replace(policy, review=policy.review | {"adult": 0.9}, block=policy.block | {"adult": 0.95})
+    save_policy(lax, copied / "policy.json")
+    printed = evaluate(copied, "split=val")
+    assert "Mind adult: what scores from 0.5 to 0.900 is more likely adult than not, and allowed." in printed
+    assert "Mind harmful" not in printed
 
 
 def test_a_wish_that_val_cannot_support_is_refused_with_the_number(copied: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -250,15 +251,22 @@ def _print(
     policy: Policy | None,
     console: Console,
 ) -> None:
-    table = Table(title=f"Figures of {trained.folder.name}", title_justify="left")
     unit = next(iter(figures.values()))["bootstrap_ci95"]["unit"]
-    for column in ("split", "n", "accuracy", "95 % (Wilson)", f"95 % ({unit})", "macro F1", "AUROC", "ECE", "loss"):
-        table.add_column(column, justify="left" if column == "split" else "right", no_wrap=True)
-    for split, found in figures.items():
-        intervals = (found["accuracy_ci95"], found["bootstrap_ci95"]["accuracy"])
-        scores = (found[name] for name in ("macro_f1", "auroc", "calibration_error", "loss"))
-        numbers = (_number(found["accuracy"]), *map(_interval, intervals), *map(_number, scores))
-        table.add_row(split, str(found["n"]), *numbers)
+    table = Table("", title=f"Figures of {trained.folder.name}", title_justify="left")  # figures down: there are many
+    for split in figures:
+        table.add_column(split, justify="right")
+    rows: dict[str, Callable[[dict[str, Any]], str]] = {
+        "videos": lambda found: str(found["n"]),
+        "accuracy": lambda found: _number(found["accuracy"]),
+        "  95 %, Wilson": lambda found: _interval(found["accuracy_ci95"]),
+        f"  95 %, {unit} resampled": lambda found: _interval(found["bootstrap_ci95"]["accuracy"]),
+        "macro F1": lambda found: _number(found["macro_f1"]),
+        "AUROC": lambda found: _number(found["auroc"]),
+        "calibration error": lambda found: _number(found["calibration_error"]),
+        "loss": lambda found: _number(found["loss"]),
+    }
+    for name, told in rows.items():
+        table.add_row(name, *map(told, figures.values()))
     console.print(table)
     if policy is None:
         console.print(
@@ -281,14 +289,23 @@ def _print(
         wish = ", ".join(f"{kind} {value:g}" for kind, value in policy.targets.get(name, {}).items()) or "-"
         thresholds.add_row(Text(name), f"{review:.3f}", f"{policy.block[name]:.3f}", wish)
     console.print(thresholds)
-    outcome = Table(title="What it would do", title_justify="left")
-    for column in ("split", "n", "review load", "harmful allowed (95 %)", "harmless blocked (95 %)"):
-        outcome.add_column(column, no_wrap=True)
-    for split, report in reports.items():
-        rates = (report["harmful_allowed"], report["harmless_blocked"])
-        cells = (f"{rate['count']} of {rate['of']} ({_interval(rate['ci95'])})" for rate in rates)
-        fitted = " (fitted)" if split == "val" and len(reports) > 1 else ""
-        outcome.add_row(f"{split}{fitted}", str(report["n"]), f"{report['review_load']:.1%}", *cells)
+    for name, review in policy.review.items():
+        if review > 0.5:
+            console.print(
+                f"Mind {name}: what scores from 0.5 to {review:.3f} is more likely {name} than not, and allowed. Ask "
+                "for more recall to lower that.",
+                markup=False,
+                soft_wrap=True,
+            )
+    outcome = Table("", title="What it would do", title_justify="left")
+    for split in reports:
+        outcome.add_column(f"{split} (fitted)" if split == "val" and len(reports) > 1 else split, justify="right")
+    outcome.add_row("videos", *(str(report["n"]) for report in reports.values()))
+    outcome.add_row("review load", *(f"{report['review_load']:.1%}" for report in reports.values()))
+    for name in ("harmful_allowed", "harmless_blocked"):
+        rates = [report[name] for report in reports.values()]
+        counts = (f"{rate['count']} of {rate['of']} ({_interval(rate['ci95'])})" for rate in rates)
+        outcome.add_row(f"{name.replace('_', ' ')} (95 %)", *counts)
     console.print(outcome)
 
 
