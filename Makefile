@@ -61,7 +61,7 @@ sweep: setup ## a small sweep: frames x resolution x LSTM size, 8 runs
 	$(BIN)/python train.py -m data.num_frames=8,16 data.resolution=64,112 model.lstm.hidden_size=32,64 $(ARGS)
 
 .PHONY: experiments
-experiments: setup ## the studies anew: sizes, order, motion; with VIDCLS_REAL_DATA leakage and models too (two hours on 2 cores)
+experiments: setup ## the studies anew: sizes, order, motion; with VIDCLS_REAL_DATA leakage and models too (hours on 2 cores)
 	$(BIN)/python experiments/size_grid/size_grid.py
 	$(BIN)/python experiments/order/order.py
 	$(BIN)/python experiments/demo_motion/motion.py
