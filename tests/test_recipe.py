@@ -147,7 +147,8 @@ def test_what_does_not_train_is_averaged_to_itself(tmp_path: Path) -> None:
 
     class Freeze(L.Callback):
         def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
-            module.model.encoder.requires_grad_(False)  # type: ignore[union-attr]
+            assert isinstance(module, VideoModule)
+            module.model.encoder.requires_grad_(False)
 
     average = EMA(decay=0.7)
     module = fit(tmp_path, Freeze(), average, epochs=2)

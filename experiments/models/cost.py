@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
+from experiments.models.settings import SMALL, STRONG
 from experiments.tools import ROOT, compose_train, machine
 from vidcls import run
 
@@ -29,8 +30,8 @@ PRESETS: dict[str, tuple[str, ...]] = {
         "data.num_frames=16",
         "data.resolution=112",
     ),
-    "experiment=strong": ("experiment=strong",),
-    "experiment=strong, smaller": ("experiment=strong", "data.num_frames=16", "data.resolution=112"),
+    "experiment=strong": STRONG,
+    "experiment=strong, smaller": SMALL,
     **{
         name: (f"model={name}", "data.num_frames=16", "data.resolution=112")
         for name in ("r3d_18", "mc3_18", "r2plus1d_18", "s3d", "mvit_v2_s", "swin3d_t")

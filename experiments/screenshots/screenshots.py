@@ -29,8 +29,9 @@ def dashboard(folder: Path) -> Iterator[str]:
     options = ["--port=0", "--load_fast=false", "--reload_interval=0", "--reload_task=blocking"]
     folder = folder.resolve()
     command = [sys.executable, "-m", "tensorboard.main", f"--logdir={folder.name}", "--host=localhost", *options]
-    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, cwd=folder.parent, text=True, **pipes) as server:  # type: ignore[call-overload]
+    with subprocess.Popen(
+        command, cwd=folder.parent, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    ) as server:
         assert server.stderr is not None
         try:
             said = ""
