@@ -300,6 +300,16 @@ def test_a_samplers_study_is_reported(tmp_path: Path) -> None:
     assert "The best 10 of 16 configurations." in result.stdout
 
 
+def test_a_knob_that_the_best_have_in_common_is_shown(tmp_path: Path) -> None:
+    writer = Writer(tmp_path / "study", ["optim.lr", "model"], planned=None)
+    for place in range(24):
+        writer.done({"optim.lr": 1e-4 * (1 + place), "model": ("cnn_lstm", "cnn_mean")[place // 12]}, place / 24)
+    result = report(writer.folder)
+    assert result.code == 0, result.stderr
+    (head,) = (line for line in result.stdout.splitlines() if "seeds" in line and "val accuracy" in line)
+    assert "model" in head and "cnn_mean" in result.stdout
+
+
 @pytest.mark.parametrize("knobs", [{}, {"seed": 3}, {FRAMES: 8}])
 def test_a_sweep_of_one_job_is_reported(tmp_path: Path, knobs: dict[str, int]) -> None:
     writer = Writer(tmp_path / "one", list(knobs), planned=1)

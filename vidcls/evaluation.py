@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from vidcls.figures import (
     precision_recall_figure,
     reliability_figure,
     roc_figure,
+    save_figures,
 )
 from vidcls.metrics import calibration_error
 from vidcls.module import Predictions
@@ -42,7 +42,7 @@ from vidcls.policy import (
     policy_report,
     save_policy,
 )
-from vidcls.results import log_picture, save_figures, worst_figure, worst_rows, write_predictions
+from vidcls.results import log_picture, worst_figure, worst_rows, write_predictions
 from vidcls.trained import Trained, build_data
 
 DEFAULT_HARMLESS = "safe"
@@ -251,23 +251,8 @@ def _print(
     policy: Policy | None,
     console: Console,
 ) -> None:
-    unit = next(iter(figures.values()))["bootstrap_ci95"]["unit"]
-    table = Table("", title=f"Figures of {trained.folder.name}", title_justify="left")  # figures down: there are many
-    for split in figures:
-        table.add_column(split, justify="right")
-    rows: dict[str, Callable[[dict[str, Any]], str]] = {
-        "videos": lambda found: str(found["n"]),
-        "accuracy": lambda found: _number(found["accuracy"]),
-        "  95 %, Wilson": lambda found: _interval(found["accuracy_ci95"]),
-        f"  95 %, {unit} resampled": lambda found: _interval(found["bootstrap_ci95"]["accuracy"]),
-        "macro F1": lambda found: _number(found["macro_f1"]),
-        "AUROC": lambda found: _number(found["auroc"]),
-        "calibration error": lambda found: _number(found["calibration_error"]),
-        "loss": lambda found: _number(found["loss"]),
-    }
-    for name, told in rows.items():
-        table.add_row(name, *map(told, figures.values()))
-    console.print(table)
+    columns = {split: _figure_cells(found) for split, found in figures.items()}
+    console.print(_by_split(f"Figures of {trained.folder.name}", columns))
     if policy is None:
         console.print(
             "No policy: what to allow, review and block is not settled. Say which class needs no action, for example "
@@ -297,16 +282,41 @@ def _print(
                 markup=False,
                 soft_wrap=True,
             )
-    outcome = Table("", title="What it would do", title_justify="left")
-    for split in reports:
-        outcome.add_column(f"{split} (fitted)" if split == "val" and len(reports) > 1 else split, justify="right")
-    outcome.add_row("videos", *(str(report["n"]) for report in reports.values()))
-    outcome.add_row("review load", *(f"{report['review_load']:.1%}" for report in reports.values()))
+    fitted = "val (fitted)" if len(reports) > 1 else "val"
+    columns = {fitted if split == "val" else split: _outcome_cells(report) for split, report in reports.items()}
+    console.print(_by_split("What it would do", columns))
+
+
+def _by_split(title: str, columns: dict[str, dict[str, str]]) -> Table:
+    """A column per split and a row per figure: of those there are many, and a terminal may be 80 wide."""
+    table = Table("", title=title, title_justify="left")
+    for split in columns:
+        table.add_column(split, justify="right")
+    for name in next(iter(columns.values())):
+        table.add_row(name, *(cells[name] for cells in columns.values()))
+    return table
+
+
+def _figure_cells(found: dict[str, Any]) -> dict[str, str]:
+    resampled = found["bootstrap_ci95"]
+    return {
+        "videos": str(found["n"]),
+        "accuracy": _number(found["accuracy"]),
+        "  95 %, Wilson": _interval(found["accuracy_ci95"]),
+        "  95 %, resampled": f"{_interval(resampled['accuracy'])} ({resampled['unit']})",
+        "macro F1": _number(found["macro_f1"]),
+        "AUROC": _number(found["auroc"]),
+        "calibration error": _number(found["calibration_error"]),
+        "loss": _number(found["loss"]),
+    }
+
+
+def _outcome_cells(report: dict[str, Any]) -> dict[str, str]:
+    cells = {"videos": str(report["n"]), "review load": f"{report['review_load']:.1%}"}
     for name in ("harmful_allowed", "harmless_blocked"):
-        rates = [report[name] for report in reports.values()]
-        counts = (f"{rate['count']} of {rate['of']} ({_interval(rate['ci95'])})" for rate in rates)
-        outcome.add_row(f"{name.replace('_', ' ')} (95 %)", *counts)
-    console.print(outcome)
+        rate = report[name]
+        cells[f"{name.replace('_', ' ')} (95 %)"] = f"{rate['count']} of {rate['of']} ({_interval(rate['ci95'])})"
+    return cells
 
 
 def _number(value: float | None) -> str:

@@ -62,8 +62,7 @@ def compute_features(
                 frames = torch.stack([torch.from_numpy(dataset.frames(row, clip)) for row in rows]).to(module.device)
                 with trainer.precision_plugin.forward_context():
                     clips.append(module.encode(frames).float().cpu().numpy())
-            for place, row in enumerate(rows):
-                features = [clip[place] for clip in clips]
+            for row, *features in zip(rows, *clips, strict=True):
                 store.write(dataset.sha256s[row], np.stack(features) if len(features) > 1 else features[0])
     trainer.strategy.barrier()
     module.train(was_training)

@@ -260,6 +260,14 @@ def save_figure(figure: Figure, path: Path) -> None:
         partial.unlink(missing_ok=True)
 
 
+def save_figures(figures: Mapping[str, Figure], folder: Path) -> dict[str, Path]:
+    """Writes each as ``<name>.png``; gives their paths by name."""
+    pictures = {name: folder / f"{name}.png" for name in figures}
+    for name, path in pictures.items():
+        save_figure(figures[name], path)
+    return pictures
+
+
 def _class_panels(
     curves: Mapping[str, Curve | None], title: str, area: str, drawstyle: Literal["default", "steps-pre"]
 ) -> tuple[Figure, list[Axes]]:

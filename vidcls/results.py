@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from torch.utils.tensorboard import SummaryWriter
 from vidcls.callbacks import History, Timing, find_callback
 from vidcls.data.datamodule import SPLITS, VideoDataModule
 from vidcls.data.store import write_atomically
-from vidcls.figures import confusion_figure, learning_curves_figure, save_figure, strips_figure
+from vidcls.figures import confusion_figure, learning_curves_figure, save_figures, strips_figure
 from vidcls.module import Predictions, VideoModule
 
 WORST_SHOWN = 6
@@ -69,14 +68,6 @@ def write_results(
     else:
         console.print(f"val {cfg.objective} {objective}: {folder}", highlight=False, soft_wrap=True)
     return math.nan if objective is None else float(objective)
-
-
-def save_figures(figures: Mapping[str, Figure], folder: Path) -> dict[str, Path]:
-    """Writes each as ``<name>.png``; gives their paths by name."""
-    pictures = {name: folder / f"{name}.png" for name in figures}
-    for name, path in pictures.items():
-        save_figure(figures[name], path)
-    return pictures
 
 
 def log_picture(writer: SummaryWriter, tag: str, path: Path, step: int) -> None:

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vidcls.data.store import write_atomically
-from vidcls.figures import save_figure
+from vidcls.figures import save_figures
 from vidcls.sweep_figures import curves_figure, effects_figure, heatmap_figure, objective_name, pareto_figure
 from vidcls.sweep_tables import (
     Sweep,
@@ -57,18 +57,15 @@ def write_report(sweep: Sweep, console: Console) -> None:
     if winning_job(sweep, ranking) is not None:
         figures |= {"effects": effects_figure(sweep), "heatmap": heatmap_figure(sweep)}
         figures["pareto"] = pareto_figure(sweep, ranking)
-    drawn = [name for name in PICTURES if figures.get(name) is not None]
+    drawn = {name: figure for name in PICTURES if (figure := figures.get(name)) is not None}
     for name in {"ranking", "effects"} - set(tables):  # of an earlier report, when there was more
         (folder / f"{name}.csv").unlink(missing_ok=True)
-    for name in PICTURES:
-        figure = figures.get(name)
-        if figure is None:
-            (folder / f"{name}.png").unlink(missing_ok=True)
-        else:
-            save_figure(figure, folder / f"{name}.png")
+    for name in set(PICTURES) - set(drawn):
+        (folder / f"{name}.png").unlink(missing_ok=True)
+    save_figures(drawn, folder)
     for name, table in tables.items():
         write_atomically(folder / f"{name}.csv", table.to_csv(index=False, float_format="%.9g").encode())
-    write_atomically(folder / "report.md", report_text(sweep, ranking, tested, drawn).encode())
+    write_atomically(folder / "report.md", report_text(sweep, ranking, tested, list(drawn)).encode())
     _print(sweep, ranking, tested, console)
 
 
@@ -206,11 +203,13 @@ def _winner(sweep: Sweep, ranking: pd.DataFrame, winner: pd.Series, tested: dict
 def _ranking_table(sweep: Sweep, ranking: pd.DataFrame) -> str:
     figures = ["val_accuracy", "val_macro_f1", "val_loss"]
     figures = [name for name in figures if name != f"val_{sweep.objective}"]
-    heads, rows = _best(sweep, ranking.head(MOST_ROWS))
-    for row, (_, found) in zip(rows, ranking.iterrows(), strict=False):
-        row += [*(_mean(found, name) for name in figures), *_costs(found)]
-    heads += [*(name.replace("_", " ") for name in figures), "parameters", "clips/s", "peak memory"]
-    text = _table(heads, rows)
+    knobs = _varied(sweep, ranking)
+    heads = [*_heads(sweep, knobs), *(name.replace("_", " ") for name in figures)]
+    rows = [
+        [*_cells(row, knobs), *(_mean(row, name) for name in figures), *_costs(row)]
+        for _, row in ranking.head(MOST_ROWS).iterrows()
+    ]
+    text = _table([*heads, "parameters", "clips/s", "peak memory"], rows)
     if len(ranking) > MOST_ROWS:
         text += f"\n\nThe best {MOST_ROWS} of {len(ranking)}; the others are in [ranking.csv](ranking.csv)."
     return (
@@ -219,16 +218,19 @@ def _ranking_table(sweep: Sweep, ranking: pd.DataFrame) -> str:
     )
 
 
-def _best(sweep: Sweep, ranking: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
-    """Heads and rows of the ranking: place, knobs that are not the same for all, seeds, objective."""
+def _varied(sweep: Sweep, ranking: pd.DataFrame) -> list[str]:
+    """The knobs that are not the same for all configurations, also where they are for the best."""
+    return [knob for knob in sweep.settings if ranking[knob].nunique() > 1]
+
+
+def _heads(sweep: Sweep, knobs: list[str]) -> list[str]:
     names = short_names(sweep.knobs)
-    knobs = [knob for knob in sweep.settings if ranking[knob].nunique() > 1]
-    heads = ["", *(names[knob] for knob in knobs), "seeds", f"val {sweep.objective.replace('_', ' ')}"]
-    rows = [
-        [str(row["rank"]), *(short_value(row[knob]) or "-" for knob in knobs), _seeds(row), _mean(row, "objective")]
-        for _, row in ranking.iterrows()
-    ]
-    return heads, rows
+    return ["", *(names[knob] for knob in knobs), "seeds", f"val {sweep.objective.replace('_', ' ')}"]
+
+
+def _cells(row: pd.Series, knobs: list[str]) -> list[str]:
+    values = (short_value(row[knob]) or "-" for knob in knobs)
+    return [str(row["rank"]), *values, _seeds(row), _mean(row, "objective")]
 
 
 def _effects(sweep: Sweep) -> list[str]:
@@ -315,12 +317,11 @@ def _print(sweep: Sweep, ranking: pd.DataFrame, tested: dict[str, Any] | None, c
         say(_nothing(sweep))
     else:
         say(f"Ranked by mean {objective_name(sweep)}:")
-        table = Table()
-        heads, rows = _best(sweep, ranking.head(MOST_PRINTED))
-        for head in heads:
+        table, knobs = Table(), _varied(sweep, ranking)
+        for head in _heads(sweep, knobs):
             table.add_column(Text(head), justify="right", overflow="fold")
-        for row in rows:
-            table.add_row(*map(Text, row))
+        for _, row in ranking.head(MOST_PRINTED).iterrows():
+            table.add_row(*map(Text, _cells(row, knobs)))
         console.print(table)
         if len(ranking) > MOST_PRINTED:
             say(f"The best {MOST_PRINTED} of {len(ranking)} configurations.")
