@@ -10,7 +10,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from vidcls.entry import allow_new_keys, clear_errors, take_literally
+from vidcls.cli import allow_new_keys, clear_errors, take_literally
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
@@ -20,8 +20,9 @@ def main(cfg: DictConfig) -> None:
     # Imported here: decoding processes import this file again, and should not pay for torch.
     from rich.console import Console
 
-    from vidcls import evaluation, run
-    from vidcls.trained import build_tester, load_trained
+    from vidcls.evaluation import evaluator as evaluation
+    from vidcls.prediction.predictor import build_tester, load_trained
+    from vidcls.training import loop as run
 
     console = Console()
     run.quieten()

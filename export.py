@@ -9,7 +9,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from vidcls.entry import clear_errors, take_literally
+from vidcls.cli import clear_errors, take_literally
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="export")
@@ -18,15 +18,17 @@ def main(cfg: DictConfig) -> None:
     """One file, kept only if it says what the network says."""
     from rich.console import Console
 
-    from vidcls import export
+    from vidcls import exporters
     from vidcls.errors import check_choice
-    from vidcls.trained import load_trained
+    from vidcls.prediction.predictor import load_trained
 
-    check_choice("format", cfg.format, tuple(export.FILES))
+    check_choice("format", cfg.format, tuple(exporters.FILES))
     trained = load_trained(Path(str(cfg.run)))
-    output = Path(str(cfg.output)) if cfg.output is not None else Path(str(cfg.run), "export", export.FILES[cfg.format])
+    output = (
+        Path(str(cfg.output)) if cfg.output is not None else Path(str(cfg.run), "export", exporters.FILES[cfg.format])
+    )
     cache_dir = None if cfg.cache_dir is None else str(cfg.cache_dir)
-    difference, clips = export.export_trained(trained, cfg.format, output, cache_dir)
+    difference, clips = exporters.export_trained(trained, cfg.format, output, cache_dir)
     console = Console()
     console.print(f"Parity: max abs difference {difference:.2g} over {clips} clips", soft_wrap=True)
     console.print(f"Wrote {output}", markup=False, soft_wrap=True)

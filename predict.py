@@ -10,7 +10,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from vidcls.entry import clear_errors, take_literally
+from vidcls.cli import clear_errors, take_literally
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="predict")
@@ -22,13 +22,14 @@ def main(cfg: DictConfig) -> None:
     # Imported here: decoding processes import this file again, and should not pay for torch.
     from rich.console import Console
 
-    from vidcls import prediction, run
     from vidcls.data.ingest import DecodeLimits
     from vidcls.data.sources import find_videos
     from vidcls.errors import check_integer
-    from vidcls.outputs import PredictionFolder
-    from vidcls.report import write_report
-    from vidcls.trained import Judge, load_trained
+    from vidcls.prediction import pipeline as prediction
+    from vidcls.prediction.html_report import write_report
+    from vidcls.prediction.journal import PredictionFolder
+    from vidcls.prediction.predictor import Judge, load_trained
+    from vidcls.training import loop as run
 
     console = Console()
     run.quieten()

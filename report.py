@@ -9,7 +9,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from vidcls.entry import clear_errors, take_literally
+from vidcls.cli import clear_errors, take_literally
 
 
 @hydra.main(version_base="1.3", config_path="conf/report", config_name="report")
@@ -19,9 +19,9 @@ def main(cfg: DictConfig) -> None:
     # Imported here: testing decodes, and decoding processes import this file again.
     from rich.console import Console
 
-    from vidcls.sweep_report import write_report
-    from vidcls.sweep_tables import read_sweep
-    from vidcls.sweep_winner import judge_winner
+    from vidcls.sweeps.sweep_report import write_report
+    from vidcls.sweeps.tables import read_sweep
+    from vidcls.sweeps.winner import judge_winner
 
     console = Console()
     sweep = read_sweep(Path(str(cfg.sweep)))

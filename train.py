@@ -9,8 +9,8 @@ python train.py -m data.num_frames=8,16 seed=0,1        a sweep; with sweep.resu
 import hydra
 from omegaconf import DictConfig
 
-from vidcls.entry import clear_errors
-from vidcls.sweep import job
+from vidcls.cli import clear_errors
+from vidcls.sweeps.jobs import job
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
@@ -21,8 +21,8 @@ def main(cfg: DictConfig) -> float | None:
     # Imported here: decoding processes import this file again, and should not pay for torch.
     from rich.console import Console
 
-    from vidcls import run
-    from vidcls.results import write_results
+    from vidcls.training import loop as run
+    from vidcls.training.artifacts import write_results
 
     console = Console()
     cfg = run.begin(cfg)

@@ -17,10 +17,10 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, open_dict
 from scipy import stats
 
-import vidcls.entry  # noqa: F401 (registers what the configuration refers to)
+import vidcls.cli  # noqa: F401 (registers what the configuration refers to)
 from vidcls.data.datamodule import VideoDataModule
-from vidcls.data.decode import Reading
-from vidcls.module import VideoModule
+from vidcls.data.decoding.frames import Reading
+from vidcls.training.module import VideoModule
 
 ROOT = Path(__file__).parent.parent
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import TINY, once, train
+from helpers.commands import TINY, once, train
 
 # Several workers run side by side; more threads than cores would only slow each other down.
 torch.set_num_threads(1)

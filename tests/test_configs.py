@@ -11,14 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from commands import train
+from helpers.commands import CONF, train
 from hydra import compose, initialize_config_dir
 from hydra.utils import get_method, instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch.utils.tensorboard import SummaryWriter
 
-import vidcls.sweep  # noqa: F401  # registers the resolvers that the files use
-from vidcls.augment import Augment
+import vidcls.sweeps.jobs  # noqa: F401  # registers the resolvers that the files use
 from vidcls.data.demo import draw_demo
 from vidcls.data.ingest import DecodeLimits
 from vidcls.data.sources import list_videos
@@ -26,10 +25,10 @@ from vidcls.models.backbones import Backbone
 from vidcls.models.classifiers import Classifier
 from vidcls.models.encoders import ConvEncoder
 from vidcls.models.heads import LSTMHead, PoolHead, RecurrentHead, TransformerHead
-from vidcls.module import VideoModule
-from vidcls.run import build_trainer
+from vidcls.training.loop import build_trainer
+from vidcls.training.module import VideoModule
+from vidcls.training.transforms import Augment
 
-CONF = Path(__file__).parents[1] / "conf"
 ENTRIES = sorted(path.stem for path in CONF.glob("*.yaml"))
 FILES = [path for path in CONF.glob("*/**/*.yaml") if path.parent.name != "report"]  # which is an entry of its own
 OPTIONS = sorted(path.relative_to(CONF).with_suffix("").as_posix() for path in FILES)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from commands import ROOT
+from helpers.commands import ROOT
 from nbformat import NotebookNode
 
 sys.path.insert(0, str(ROOT / "notebooks"))

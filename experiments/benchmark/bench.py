@@ -21,10 +21,10 @@ from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from experiments.tools import ROOT, compose_train, machine, real_clips, training_tensors
-from vidcls import run
-from vidcls.callbacks import Timing, find_callback
 from vidcls.data.datamodule import VideoDataModule
-from vidcls.module import VideoModule
+from vidcls.training import loop as run
+from vidcls.training.callbacks import Timing, find_callback
+from vidcls.training.module import VideoModule
 
 EPOCHS = 6
 MEMORY_VIDEOS = (250, 4000)

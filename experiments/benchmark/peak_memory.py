@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from hydra.utils import instantiate
 
 from experiments.tools import compose_train, fill_with_noise
-from vidcls import run
+from vidcls.training import loop as run
 
 
 def main() -> None:

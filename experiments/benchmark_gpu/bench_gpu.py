@@ -21,9 +21,9 @@ from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from experiments.tools import compose_train, fill_with_noise, machine, real_clips
-from vidcls import run
-from vidcls.callbacks import Timing, find_callback
-from vidcls.module import VideoModule
+from vidcls.training import loop as run
+from vidcls.training.callbacks import Timing, find_callback
+from vidcls.training.module import VideoModule
 
 
 def compute_only(module: VideoModule, batch_size: int, seconds: float) -> float:

@@ -16,7 +16,7 @@ import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from experiments.tools import ROOT, join, machine, real_clips
-from vidcls.figures import save_figure, timeline_figure
+from vidcls.plots.run_plots import save_figure, timeline_figure
 
 HERE, SCRATCH = Path(__file__).parent, ROOT / "runs" / "long_video"
 Span = tuple[float, float]

@@ -57,11 +57,11 @@ def predict_seconds(video: Path, window_seconds: float) -> float:
     """How long a prediction takes, from the start of its decoding process to its last row; imports are not counted."""
     from rich.console import Console
 
+    from vidcls.data.decoding.windows import WindowPlan
     from vidcls.data.ingest import DecodeLimits
-    from vidcls.data.stream import WindowPlan
-    from vidcls.outputs import PredictionFolder
-    from vidcls.prediction import Prediction, Settings
-    from vidcls.trained import Judge, load_trained
+    from vidcls.prediction.journal import PredictionFolder
+    from vidcls.prediction.pipeline import Prediction, Settings
+    from vidcls.prediction.predictor import Judge, load_trained
 
     trained = load_trained(SCRATCH / "demo")
     data = trained.settings["data"]

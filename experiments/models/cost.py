@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from experiments.models.settings import SMALL, STRONG
 from experiments.tools import ROOT, compose_train, machine
-from vidcls import run
+from vidcls.training import loop as run
 
 PRESETS: dict[str, tuple[str, ...]] = {
     "cnn_lstm": (),

@@ -12,8 +12,8 @@ from hydra.utils import instantiate
 from rich.console import Console
 
 from experiments.tools import ROOT, compose_train, needed_clips
-from vidcls import run
-from vidcls.callbacks import History
+from vidcls.training import loop as run
+from vidcls.training.callbacks import History
 
 STUDY = ROOT / "runs" / "studies" / "models"
 STRONG = ("experiment=strong",)

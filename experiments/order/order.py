@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from experiments.tools import ROOT, compose_train, mean_over_seeds, real_clips
-from vidcls import run
-from vidcls.callbacks import History, find_callback
+from vidcls.training import loop as run
+from vidcls.training.callbacks import History, find_callback
 
 SEEDS = 5
 VARIANTS = {"lstm_ordered": "cnn_lstm", "lstm_shuffled": "cnn_lstm", "mean": "cnn_mean"}

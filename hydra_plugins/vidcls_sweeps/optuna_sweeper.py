@@ -107,7 +107,7 @@ class OptunaSweeper(Sweeper):
             missing -= len(trials)
 
     def _address(self, trial: Any) -> str:
-        """Tells a job where it can report to while it runs: see `vidcls.callbacks.Pruning`."""
+        """Tells a job where it can report to while it runs: see `vidcls.training.callbacks.Pruning`."""
         address = {"storage": self.storage, "study_name": self.study_name, "trial": trial._trial_id}
         return f"+hydra.job.env_set.OPTUNA_TRIAL='{json.dumps(address)}'"
 

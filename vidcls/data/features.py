@@ -13,7 +13,8 @@ from safetensors.numpy import save
 from torch.utils.data import Dataset
 
 from vidcls.data.dataset import Clip, Draw, VideoDataset, drawn_clip
-from vidcls.data.store import BrokenEntryError, write_atomically
+from vidcls.data.store import BrokenEntryError
+from vidcls.files import write_atomically
 
 
 class FeatureStore:

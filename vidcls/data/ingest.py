@@ -23,9 +23,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from vidcls.data.decode import DECODERS
+from vidcls.data.decoding.frames import DECODERS
+from vidcls.data.decoding.worker import ingest_one, start_worker, undecodable
 from vidcls.data.store import Store
-from vidcls.data.worker import ingest_one, start_worker, undecodable
 from vidcls.errors import UserError, check_integer, check_number
 
 MANIFEST_COLUMNS = ["path", "label", "split", "creator", "sha256", "status", "reason", "decoder", "seconds", "coverage"]

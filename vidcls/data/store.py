@@ -7,10 +7,7 @@ Any number of runs and processes may share one store.
 
 from __future__ import annotations
 
-import errno
 import json
-import os
-import secrets
 import zlib
 from dataclasses import asdict
 from pathlib import Path
@@ -20,9 +17,10 @@ from jaxtyping import Int, UInt8
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from vidcls.data.decode import Frames, Reading
+from vidcls.data.decoding.frames import Frames, Reading
 from vidcls.data.sampling import SAMPLINGS, WHOLE, Clips
-from vidcls.errors import UserError, check_choice, check_integer
+from vidcls.errors import check_choice, check_integer
+from vidcls.files import write_atomically
 
 # Raised whenever decoding changes what it gives for the same video and settings: old entries are then not found.
 DECODE_VERSION = 2
@@ -104,28 +102,3 @@ class Store:
         if any(zlib.crc32(frame) != checksums[i] for frame, i in zip(stack, indices, strict=True)):
             raise BrokenEntryError(f"{path.name} does not match its checksums")
         return stack
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a file that appears whole or not at all, and survives a power cut once it has appeared.
-
-    Raises:
-        UserError: the disk is full; the part written is removed.
-    """
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("xb") as file:  # with the rights that other new files have, unlike those of tempfile
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except BaseException as error:
-        part.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise UserError(
-                f"room for {len(content) / 1e6:.1f} MB in {path.parent}",
-                f"a full disk ({error.strerror})",
-                "Free some space or point cache_dir elsewhere, then run again: what is stored is kept.",
-            ) from error
-        raise

@@ -13,7 +13,7 @@ from vidcls.errors import UserError, check_number
 from vidcls.models.backbones import Backbone
 from vidcls.models.encoders import ConvEncoder, Encoder
 from vidcls.models.heads import LSTMHead, PoolHead, build_head
-from vidcls.models.streams import build_stream
+from vidcls.models.motion import build_stream
 from vidcls.models.video import VideoNet
 
 
@@ -111,7 +111,7 @@ def encoder_head(
         num_frames: T.
         encoder: ``name: cnn`` and the keywords of `ConvEncoder`, or the keywords of `Backbone`.
         head: see `build_head`.
-        stream: see `vidcls.models.streams`.
+        stream: see `vidcls.models.motion`.
         dropout: see `Classifier`.
 
     Raises:

@@ -1,0 +1,382 @@
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from helpers.videos import ffmpeg, write_video
+
+import vidcls
+from vidcls.data.decoding.frames import DECODERS, Reading, decode
+from vidcls.data.decoding.reader import Event, Finished, Started, WindowRead, read_videos
+from vidcls.data.decoding.windows import Window, WindowPlan, stream_windows
+from vidcls.data.ingest import DecodeLimits
+from vidcls.files import hash_file
+
+FRAMES, SIDE = 8, 64
+PLAN = WindowPlan(FRAMES, SIDE, "uniform", window_seconds=1.0, stride_seconds=0.5, whole_seconds=2.0)
+LONG_WINDOWS = 79  # of 40 s
+TWO = DecodeLimits(workers=2)
+ONE = DecodeLimits(workers=1)
+
+
+def moving(count: int, shade: int = 0) -> np.ndarray:
+    """A soft pattern in grey that moves: each frame differs from each other."""
+    y, x = np.mgrid[:96, :128]
+    values = [128 + 50 * np.sin((x + 3 * t) / 17) + 40 * np.cos((y - 2 * t) / 11) + shade for t in range(count)]
+    return np.repeat(np.clip(values, 0, 255).astype(np.uint8)[..., None], 3, axis=-1)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two short videos, one of 6 s and one of 40 s, their index before their data: cut short they can be opened."""
+    folder = tmp_path_factory.mktemp("videos")
+    options = {"crf": "20", "preset": "ultrafast", "g": "10"}
+    for name, count, shade in (("a", 10, 0), ("b", 20, 9), ("six", 60, 0)):
+        written = write_video(folder / "written.mp4", moving(count, shade), fps=10, options=options)
+        ffmpeg("-i", written, "-c", "copy", "-movflags", "+faststart", folder / f"{name}.mp4")
+    (folder / "written.mp4").unlink()
+    noise = np.random.default_rng(0).integers(0, 256, (400, 64, 64, 1), np.uint8).repeat(3, axis=-1)
+    written = write_video(folder / "noise.mkv", noise, fps=10, options=options)  # 1 MB, so that reading takes a while
+    ffmpeg("-i", written, "-c", "copy", "-movflags", "+faststart", folder / "long.mp4")
+    written.unlink()
+    return folder
+
+
+def everything(number: int, sha256: str) -> bool:
+    return True
+
+
+def start(
+    *files: Path,
+    limits: DecodeLimits = TWO,
+    wanted: Callable[[int, str], bool] = everything,
+    ahead: int = 8,
+    plan: WindowPlan = PLAN,
+) -> Generator[Event, None, None]:
+    return read_videos(files, plan, limits, wanted, ahead)
+
+
+def sort(events: Iterator[Event]) -> dict[int, tuple[Started | None, list[Window], Finished]]:
+    """Each video's events, which must come in order."""
+    started: dict[int, Started] = {}
+    windows: dict[int, list[Window]] = {}
+    finished: dict[int, Finished] = {}
+    for event in events:
+        assert event.number not in finished
+        if isinstance(event, Started):
+            assert event.number not in started
+            started[event.number] = event
+        elif isinstance(event, WindowRead):
+            windows.setdefault(event.number, []).append(event.window)
+            assert len(windows[event.number]) <= started[event.number].windows
+        else:
+            finished[event.number] = event
+    assert set(started) | set(windows) <= set(finished)
+    return {number: (started.get(number), windows.get(number, []), end) for number, end in finished.items()}
+
+
+def readings(events: Iterator[Event]) -> dict[int, Reading]:
+    return {number: end.reading for number, (_, _, end) in sort(events).items()}
+
+
+def same(one: list[Window], other: list[Window]) -> bool:
+    return len(one) == len(other) and all(
+        (a.start_seconds, a.end_seconds, a.coverage) == (b.start_seconds, b.end_seconds, b.coverage)
+        and np.array_equal(a.frames, b.frames)
+        for a, b in zip(one, other, strict=True)
+    )
+
+
+def processes(parent: int | None = None) -> list[psutil.Process]:
+    """The decoding processes below a process, by default this one."""
+    found = []
+    for child in psutil.Process(parent).children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # gone meanwhile
+            if "spawn_main" in " ".join(child.cmdline()) and child.status() != psutil.STATUS_ZOMBIE:
+                found.append(child)
+    return found
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_behind() -> Iterator[None]:
+    threads = threading.active_count()
+    yield
+    assert processes() == []
+    deadline = time.monotonic() + 10
+    while threading.active_count() > threads and time.monotonic() < deadline:  # timers that were just cancelled
+        time.sleep(0.01)
+    assert threading.active_count() == threads
+
+
+# ---- videos that are well
+
+
+def test_short_and_long_videos_come_as_they_are_read_alone(folder: Path) -> None:
+    files = [folder / name for name in ("a.mp4", "six.mp4", "b.mp4", "long.mp4")]
+    found = sort(start(*files))
+    assert sorted(found) == [0, 1, 2, 3]
+    for number, (begin, windows, end) in found.items():
+        video = stream_windows(files[number], PLAN, DECODERS)
+        assert same(windows, list(video))
+        assert begin == Started(number, hash_file(files[number]), video.seconds, len(windows))
+        assert end == Finished(number, hash_file(files[number]), video.reading)
+        assert end.reading.status == "ok"
+    assert [len(found[number][1]) for number in range(4)] == [1, 11, 1, LONG_WINDOWS]
+    for number in (0, 2):
+        frames, reading = decode(files[number], FRAMES, SIDE, "uniform", DECODERS)
+        assert found[number][1][0].frames.tobytes() == frames.tobytes()
+        assert found[number][2].reading == reading
+        assert reading.decoder == "decord"
+
+
+def test_large_files_are_read_first(folder: Path) -> None:
+    files = [folder / name for name in ("a.mp4", "long.mp4", "six.mp4")]
+    ends = [event.number for event in start(*files, limits=ONE) if isinstance(event, Finished)]
+    assert ends == [1, 2, 0]
+
+
+def test_no_files_no_events() -> None:
+    assert list(start()) == []
+
+
+def test_what_is_not_wanted_is_not_decoded(folder: Path) -> None:
+    files = [folder / name for name in ("a.mp4", "long.mp4", "b.mp4", "missing.mp4")]
+    asked, at_once = {}, threading.Lock()
+
+    def wanted(number: int, sha256: str) -> bool:
+        assert at_once.acquire(blocking=False)  # never asked twice at the same time
+        time.sleep(0.05)
+        asked[number] = sha256
+        at_once.release()
+        return number == 2
+
+    found = sort(start(*files, wanted=wanted))
+    assert asked == {number: hash_file(files[number]) for number in range(3)}
+    assert sorted(found) == [2, 3]
+    assert found[2][2].reading.status == "ok"
+    assert found[3][2].sha256 == ""
+
+
+# ---- videos that are not
+
+
+def test_no_bad_file_stops_the_others(folder: Path, tmp_path: Path) -> None:
+    """One of each kind, among them one that never comes."""
+    bad = {name: tmp_path / f"{name}.mp4" for name in ("text", "empty", "sound", "folder", "missing", "waiting")}
+    bad["text"].write_text("no video\n" * 200)
+    bad["empty"].write_bytes(b"")
+    ffmpeg("-f", "lavfi", "-i", "sine=duration=0.2", "-c:a", "aac", bad["sound"])
+    bad["folder"].mkdir()
+    os.mkfifo(bad["waiting"])
+    content = (folder / "six.mp4").read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(content[: len(content) * 3 // 4])
+    files = [folder / "a.mp4", *bad.values(), tmp_path / "cut.mp4", folder / "six.mp4"]
+    found = sort(start(*files, limits=DecodeLimits(workers=2, timeout_seconds=2.0)))
+    assert sorted(found) == list(range(len(files)))
+    assert found[0][2].reading.status == found[8][2].reading.status == "ok"
+    whys = {}
+    for number, name in enumerate(bad, start=1):
+        begin, windows, end = found[number]
+        assert begin is None and windows == []
+        assert (end.reading.status, end.reading.decoder, end.reading.coverage) == ("undecodable", "", 0.0)
+        assert end.sha256 == (hash_file(bad[name]) if name in ("text", "empty", "sound") else "")
+        whys[name] = end.reading.reason
+        assert "\n" not in whys[name] and str(tmp_path) not in whys[name]
+    for name in ("text", "empty", "sound"):
+        assert whys[name].startswith("decord: ") and "; pyav: " in whys[name]
+    assert whys["folder"] == "the file cannot be read: Is a directory"
+    assert whys["missing"] == "the file cannot be read: No such file or directory"
+    why = "timed out after 2 s (data.decode.timeout_seconds)"
+    assert whys["waiting"] == f"decord: {why}; pyav: {why}"
+    begin, windows, end = found[7]
+    assert begin is not None and len(windows) == begin.windows > 3
+    assert end.reading.status == "partial" and "the file ends early" in end.reading.reason
+
+
+def test_a_video_of_which_no_frame_is_intact_is_undecodable(folder: Path, tmp_path: Path) -> None:
+    content = bytearray((folder / "six.mp4").read_bytes())
+    start_of_data = content.index(b"mdat") + 4
+    content[start_of_data:] = bytes(len(content) - start_of_data)
+    (tmp_path / "zeroed.mp4").write_bytes(content)
+    _, windows, end = sort(start(tmp_path / "zeroed.mp4"))[0]
+    assert all(window.coverage == 0 for window in windows)
+    assert end.reading.status == "undecodable" and end.reading.reason.startswith("pyav: ")
+
+
+def test_a_video_that_eats_memory_is_given_up(folder: Path) -> None:
+    plan = WindowPlan(10_000, 400, "uniform", 1.0, 0.5, 2.0)  # 4.8 GB a window
+    limits = DecodeLimits(workers=1, memory_gigabytes=2.0)
+    found = readings(start(folder / "a.mp4", folder / "b.mp4", limits=limits, plan=plan))
+    for number in range(2):
+        assert found[number].status == "undecodable"
+        assert "pyav: needs more than 2 GB (data.decode.memory_gigabytes)" in found[number].reason
+
+
+def test_a_decoder_that_hangs_in_a_long_video_leaves_a_part(folder: Path) -> None:
+    """Its process is stopped with half of a window sent; the next video is read by another one."""
+    limits = DecodeLimits(workers=1, timeout_seconds=2.0)
+    events = start(folder / "long.mp4", folder / "a.mp4", limits=limits, ahead=2)
+    before = [next(events) for _ in range(4)]
+    (process,) = processes()
+    time.sleep(0.5)  # until the pipe is full
+    process.suspend()
+
+    def all_events() -> Iterator[Event]:
+        yield from before
+        yield from events
+
+    found = sort(all_events())
+    begin, windows, end = found[0]
+    assert begin is not None and begin.windows == LONG_WINDOWS
+    assert 3 <= len(windows) < LONG_WINDOWS
+    reading = end.reading
+    assert (reading.status, reading.decoder, reading.seconds) == ("partial", "pyav", 40.0)
+    assert reading.coverage == len(windows) / LONG_WINDOWS
+    until = 1 + 0.5 * (len(windows) - 1)
+    assert reading.reason == f"pyav: timed out after 2 s (data.decode.timeout_seconds), at {until:g} s of 40 s"
+    assert same(windows, list(stream_windows(folder / "long.mp4", PLAN, DECODERS))[: len(windows)])
+    assert found[1][2].reading.status == "ok"
+    assert not psutil.pid_exists(process.pid)
+
+
+def test_a_decoder_that_dies_in_a_long_video_leaves_a_part(folder: Path) -> None:
+    events = start(folder / "long.mp4", folder / "a.mp4", limits=ONE, ahead=2)
+    numbers = [next(events).number for _ in range(4)]
+    assert numbers == [0] * 4
+    for process in processes():
+        process.kill()
+    rest = list(events)
+    (end,) = (event for event in rest if isinstance(event, Finished) and event.number == 0)
+    windows = 3 + sum(isinstance(event, WindowRead) and event.number == 0 for event in rest)
+    assert 3 <= windows < LONG_WINDOWS
+    assert (end.reading.status, end.reading.coverage) == ("partial", windows / LONG_WINDOWS)
+    assert end.reading.reason == f"pyav: the decoding process died (SIGKILL), at {(windows + 1) / 2:g} s of 40 s"
+    assert isinstance(rest[-1], Finished) and rest[-1].number == 1 and rest[-1].reading.status == "ok"
+
+
+def test_the_next_decoder_gets_its_chance(folder: Path) -> None:
+    asked = []
+
+    def wanted(number: int, sha256: str) -> bool:
+        asked.append(number)
+        if number == 0:
+            for process in processes():
+                process.kill()
+        return True
+
+    found = sort(start(folder / "b.mp4", folder / "a.mp4", limits=ONE, wanted=wanted))
+    assert asked == [0, 1]
+    assert [found[number][2].reading.decoder for number in range(2)] == ["pyav", "decord"]
+    assert [found[number][2].reading.status for number in range(2)] == ["ok", "ok"]
+    assert len(found[0][1]) == 1
+
+
+# ---- back-pressure and ends
+
+
+def test_a_slow_caller_makes_the_decoder_wait(folder: Path) -> None:
+    path = folder / "long.mp4"
+    events = start(path, limits=ONE, ahead=2)
+    begin = next(events)
+    (process,) = processes()
+
+    def position() -> int:
+        return max([file.position for file in process.open_files() if file.path == str(path)], default=0)
+
+    deadline = time.monotonic() + 20
+    before, now = -1, position()
+    while before != now or now == 0:  # read further within the last half second
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+        before, now = now, position()
+    assert now < 0.5 * path.stat().st_size
+    assert isinstance(begin, Started)
+    windows = [event for event in events if isinstance(event, WindowRead)]
+    assert len(windows) == LONG_WINDOWS
+
+
+@pytest.mark.parametrize("taken", [0, 1, 5])
+def test_closing_ends_everything(folder: Path, tmp_path: Path, taken: int) -> None:
+    waiting = tmp_path / "waiting.mp4"
+    os.mkfifo(waiting)
+    open_files = len(os.listdir("/proc/self/fd"))
+    for _ in range(2):
+        events = start(folder / "long.mp4", waiting, ahead=2)
+        for _ in range(taken):
+            next(events)
+        assert bool(processes()) == (taken > 0)
+        started = time.monotonic()
+        events.close()
+        assert time.monotonic() - started < 5
+        assert processes() == []
+    assert len(os.listdir("/proc/self/fd")) <= open_files + 1  # the resource tracker's pipe, once
+
+
+def test_what_the_question_raises_reaches_the_caller(folder: Path) -> None:
+    def wanted(number: int, sha256: str) -> bool:
+        raise KeyError(number)
+
+    with pytest.raises(KeyError):
+        list(start(folder / "long.mp4", folder / "a.mp4", wanted=wanted))
+
+
+def test_where_no_process_starts_the_caller_is_told(folder: Path) -> None:
+    spawn = multiprocessing.get_context("spawn")
+    spawn.set_executable(str(shutil.which("false")))
+    try:
+        with pytest.raises(RuntimeError, match=r"no decoding process can be started: exit code 1"):
+            list(start(folder / "a.mp4"))
+    finally:
+        spawn.set_executable(sys.executable)
+
+
+# argv: the videos
+READ = """
+if __name__ == "__main__":  # the processes import this file again
+    import sys
+    from pathlib import Path
+    from vidcls.data.ingest import DecodeLimits
+    from vidcls.data.decoding.reader import read_videos
+    from vidcls.data.decoding.windows import WindowPlan
+
+    files = [Path(name) for name in sys.argv[1:]]
+    plan = WindowPlan(8, 64, "uniform", 1.0, 0.5, 2.0)
+    for event in read_videos(files, plan, DecodeLimits(workers=len(files)), lambda number, sha256: True):
+        print(type(event).__name__, flush=True)
+"""
+
+
+def test_an_interrupted_caller_takes_its_processes_along(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(READ)
+    os.mkfifo(tmp_path / "waiting.mp4")
+    environment = os.environ | {"PYTHONPATH": str(Path(vidcls.__file__).parents[1])}
+    command = [sys.executable, tmp_path / "script.py", folder / "a.mp4", tmp_path / "waiting.mp4"]
+    programs = {
+        how: subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for how in (signal.SIGINT, signal.SIGKILL)
+    }
+    for how, program in programs.items():
+        assert program.stdout is not None
+        assert [program.stdout.readline().strip() for _ in range(3)] == ["Started", "WindowRead", "Finished"]
+        children = processes(program.pid)
+        assert len(children) >= 1  # one waits for ever
+        program.send_signal(how)
+        _, complaint = program.communicate(timeout=20)
+        assert program.returncode == -how, complaint
+        assert ("KeyboardInterrupt" in complaint) == (how == signal.SIGINT)
+        _, left = psutil.wait_procs(children, timeout=20)
+        for process in left:
+            process.kill()
+        assert left == []

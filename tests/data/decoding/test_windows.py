@@ -1,0 +1,397 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from helpers.videos import ffmpeg, write_video
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vidcls.data.decoding.frames import DECODERS, UndecodableError, decode
+from vidcls.data.decoding.windows import Window, WindowPlan, WindowStream, stream_windows
+from vidcls.data.sampling import frame_indices, window_indices, window_starts
+from vidcls.errors import UserError
+
+SIDE = 32
+
+
+def numbered(count: int) -> np.ndarray:
+    """Frames whose brightness is their number, for `numbers` to read; 40 at most."""
+    levels = (16 + 6 * np.arange(count)).astype(np.uint8)
+    return np.broadcast_to(levels[:, None, None, None], (count, 64, 96, 3))
+
+
+def numbers(frames: np.ndarray) -> list[int]:
+    assert frames.std(axis=(1, 2, 3)).max() < 2  # plain pictures: nothing of a neighbour is mixed in
+    return np.round((frames.mean(axis=(1, 2, 3)) - 15.5) / 6).astype(int).tolist()
+
+
+def moving(count: int) -> np.ndarray:
+    """A soft pattern in grey that moves: each frame differs from each other, as does each side."""
+    y, x = np.mgrid[:96, :128]
+    values = [128 + 50 * np.sin((x + 3 * t) / 17) + 40 * np.cos((y - 2 * t) / 11) + x / 5 for t in range(count)]
+    return np.repeat(np.clip(values, 0, 255).astype(np.uint8)[..., None], 3, axis=-1)
+
+
+def stream(
+    path: Path, num_frames: int, window: float, stride: float, sampling: str = "uniform", threads: int = 1
+) -> WindowStream:
+    return stream_windows(path, WindowPlan(num_frames, SIDE, sampling, window, stride, 0.0), DECODERS, threads)
+
+
+def spans(windows: list[Window]) -> list[tuple[float, float]]:
+    return [(round(window.start_seconds, 6), round(window.end_seconds, 6)) for window in windows]
+
+
+# ---- which frames
+
+
+def test_each_window_holds_its_own_frames(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4", numbered(40), fps=10, options={"crf": "0", "bf": "3", "g": "12"})
+    video = stream(path, 2, 1.0, 1.0)
+    assert (len(video), video.seconds, video.reading) == (4, 4.0, None)
+    windows = list(video)
+    assert spans(windows) == [(0, 1), (1, 2), (2, 3), (3, 4)]
+    assert [numbers(window.frames) for window in windows] == [[2, 7], [12, 17], [22, 27], [32, 37]]
+    assert [window.coverage for window in windows] == [1.0] * 4
+    reading = video.reading
+    assert reading is not None
+    assert (reading.status, reading.reason, reading.decoder, reading.coverage) == ("ok", "", "pyav", 1.0)
+    assert reading.seconds == 4.0
+
+
+@pytest.mark.parametrize(
+    ("sampling", "expected"),
+    [
+        ("uniform", [[2, 7, 12], [7, 12, 17], [12, 17, 22], [17, 22, 27], [22, 27, 32], [27, 32, 37]]),
+        ("first", [[i, i + 1, i + 2] for i in range(0, 30, 5)]),
+    ],
+)
+def test_windows_overlap(tmp_path: Path, sampling: str, expected: list[list[int]]) -> None:
+    path = write_video(tmp_path / "a.mp4", numbered(40), fps=10)
+    windows = list(stream(path, 3, 1.5, 0.5, sampling))
+    assert [numbers(window.frames) for window in windows] == expected
+
+
+def test_the_last_window_is_moved_back_to_the_end(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4", numbered(33), fps=10)
+    windows = list(stream(path, 2, 2.0, 1.0))
+    assert spans(windows) == [(0, 2), (1, 3), (1.3, 3.3)]
+    assert [numbers(window.frames) for window in windows] == [[5, 15], [15, 25], [18, 28]]
+
+
+@pytest.mark.parametrize("late", [0, 500])
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+def test_a_variable_frame_rate_is_sampled_by_time(tmp_path: Path, suffix: str, late: int) -> None:
+    times = [0, 100, 200, 1900, 2000, 3900]  # milliseconds; the last frame ends at 4000
+    path = write_video(tmp_path / f"v.{suffix}", numbered(6), pts=[late + time for time in times], fps=10)
+    windows = list(stream(path, 4, 1.0, 1.0))
+    assert spans(windows) == [(0, 1), (1, 2), (2, 3), (3, 4)]  # from the first frame, late as it may come
+    # 125 375 ...: then frame 2 stays on screen, all through the second window's first half and beyond
+    assert [numbers(window.frames) for window in windows] == [[1, 2, 2, 2], [2] * 4, [4] * 4, [4] * 4]
+    assert [numbers(window.frames) for window in stream(path, 3, 1.0, 1.0, "first")] == [
+        [0, 1, 2],
+        [2, 3, 3],
+        [4] * 3,
+        [4, 5, 5],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec", "options"),
+    [
+        ("mp4", "libx264", {"crf": "20", "bf": "3", "b-pyramid": "normal", "g": "30"}),
+        ("mkv", "libx264", {"crf": "20", "bf": "2", "g": "15", "x264-params": "open-gop=1"}),
+        ("ts", "libx264", {"crf": "20", "bf": "3"}),
+        ("mp4", "libx264", {"crf": "20", "bf": "3", "x264-params": "tff=1"}),  # interlaced
+        ("mp4", "libx265", {"crf": "20", "x265-params": "bframes=3:log-level=none:pools=1"}),
+        ("webm", "libvpx-vp9", {"crf": "20", "cpu-used": "8"}),
+        ("mp4", "mpeg4", {"qmin": "2", "qmax": "4", "bf": "2"}),
+        ("avi", "libx264", {"crf": "20", "bf": "3"}),  # without a clock of its own
+    ],
+)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_every_window_equals_what_a_full_decode_shows_then(
+    tmp_path: Path, suffix: str, codec: str, options: dict[str, str], threads: int
+) -> None:
+    """Also where the decoder leaves out frames that no window asks for; each frame is decoded at most once."""
+    count = 120
+    path = write_video(tmp_path / f"a.{suffix}", moving(count), fps=20, codec=codec, options=options)
+    everything, _ = decode(path, count, SIDE, "first", ("pyav",))
+    for num_frames, window, stride in [(4, 1.5, 0.4), (3, 2.0, 2.0)]:
+        video = stream(path, num_frames, window, stride, threads=threads)
+        starts = window_starts(video.seconds, window, stride)
+        assert video.starts.tolist() == starts.tolist()
+        for one, start in zip(video, starts, strict=True):
+            expected = window_indices(np.arange(count) / 20, start, start + window, num_frames, "uniform")
+            assert np.array_equal(one.frames, everything[expected])
+            assert one.coverage == 1.0
+        assert video.reading is not None and video.reading.status == "ok", video.reading
+        assert 0 < video.frames_decoded <= count
+        if codec == "libx264" and suffix != "avi":
+            assert video.frames_decoded < 0.9 * count
+
+
+@pytest.mark.parametrize("degrees", [0, 90, 270])
+def test_rotated_videos_come_upright(tmp_path: Path, degrees: int) -> None:
+    path = write_video(tmp_path / "turned.mp4", moving(20), fps=10, rotation=degrees)
+    expected, _ = decode(path, 20, SIDE, "first", ("pyav",))
+    windows = list(stream(path, 5, 1.0, 0.5))
+    assert np.array_equal(windows[1].frames, expected[[6, 8, 10, 12, 14]])
+
+
+STEPS = st.lists(st.floats(0.001, 3.0), min_size=1, max_size=60)
+
+
+@settings(deadline=None)
+@given(STEPS, st.floats(0.1, 5.0), st.integers(1, 20), st.sampled_from(["uniform", "first"]), st.floats(0, 100))
+def test_a_window_is_sampled_like_a_video_of_its_own(
+    steps: list[float], window: float, num_frames: int, sampling: str, origin: float
+) -> None:
+    timestamps = origin + np.concatenate([[0.0], np.cumsum(steps)[:-1]])
+    end = origin + sum(steps)
+    for first in range(0, len(steps), 7):  # a window that starts with a frame
+        start, stop = timestamps[first], min(timestamps[first] + window, end)
+        inside = (timestamps >= start) & (timestamps < stop - 1e-4)
+        inside[first] = True
+        expected = first + frame_indices(timestamps[inside], stop, num_frames, sampling)
+        assert window_indices(timestamps, start, stop, num_frames, sampling).tolist() == expected.tolist()
+    whole = window_indices(timestamps, origin, end, num_frames, sampling)
+    assert whole.tolist() == frame_indices(timestamps, end, num_frames, sampling).tolist()
+
+
+@settings(deadline=None)
+@given(STEPS, st.floats(0.1, 5.0), st.floats(0.1, 1.0), st.integers(1, 8), st.sampled_from(["uniform", "first"]))
+def test_windows_ask_for_frames_in_order(
+    steps: list[float], window: float, part: float, num_frames: int, sampling: str
+) -> None:
+    """Which is why one pass is enough: neither the first nor the last frame of a window goes back in time."""
+    timestamps, end = np.concatenate([[0.0], np.cumsum(steps)[:-1]]), float(np.sum(steps))
+    plan = np.stack(
+        [
+            window_indices(timestamps, start, min(start + window, end), num_frames, sampling)
+            for start in window_starts(end, window, window * part)
+        ]
+    )
+    assert (np.diff(plan, axis=1) >= 0).all()
+    assert (np.diff(plan, axis=0)[:, [0, -1]] >= 0).all()
+    assert plan.min() >= 0 and plan.max() < len(steps)
+
+
+# ---- short videos
+
+
+@pytest.mark.parametrize("sampling", ["uniform", "first"])
+@pytest.mark.parametrize(("window", "whole"), [(2.0, 0.0), (2.5, 1.0), (1.0, 2.0), (0.5, 3.0)])
+def test_a_short_video_is_read_exactly_as_for_training(
+    tmp_path: Path, sampling: str, window: float, whole: float
+) -> None:
+    path = write_video(tmp_path / "short.mp4", moving(40), fps=20, options={"crf": "20"})
+    for decoders in (DECODERS, ("pyav",)):
+        frames, reading = decode(path, 7, SIDE, sampling, decoders)
+        video = stream_windows(path, WindowPlan(7, SIDE, sampling, window, 0.5, whole), decoders)
+        assert len(video) == 1
+        (one,) = video
+        assert one.frames.tobytes() == frames.tobytes()
+        assert (one.start_seconds, one.end_seconds, one.coverage) == (0.0, reading.seconds, 1.0)
+        assert video.reading == reading
+        assert video.reading is not None and video.reading.decoder == decoders[0]
+
+
+def test_a_video_longer_than_what_is_read_whole_comes_in_windows(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4", numbered(40), fps=10)
+    windows = list(stream_windows(path, WindowPlan(2, SIDE, "uniform", 1.0, 1.0, 3.9), DECODERS))
+    assert [numbers(window.frames) for window in windows] == [[2, 7], [12, 17], [22, 27], [32, 37]]
+
+
+def test_a_video_of_one_frame(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "one.mp4", numbered(1))
+    (one,) = stream(path, 3, 1.0, 1.0)
+    assert numbers(one.frames) == [0, 0, 0]
+
+
+# ---- damage
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """60 frames in 6 s, a key frame each 15, its index before its data: cut short it can still be opened."""
+    folder = tmp_path_factory.mktemp("clip")
+    write_video(folder / "written.mp4", moving(60), fps=10, options={"crf": "20", "preset": "veryfast", "g": "15"})
+    ffmpeg("-i", folder / "written.mp4", "-c", "copy", "-movflags", "+faststart", folder / "clip.mp4")
+    return folder / "clip.mp4"
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_damage_is_told_window_by_window(clip: Path, tmp_path: Path, seed: int) -> None:
+    content = bytearray(clip.read_bytes())
+    generator = np.random.default_rng(seed)
+    start = int(generator.integers(content.index(b"mdat") + 24, len(content) - 200))
+    content[start : start + 200] = generator.bytes(200)
+    (tmp_path / "damaged.mp4").write_bytes(content)
+    clean = list(stream(clip, 15, 1.5, 0.75))
+    video = stream(tmp_path / "damaged.mp4", 15, 1.5, 0.75)
+    windows = list(video)
+    assert spans(windows) == spans(clean)
+    reading = video.reading
+    assert reading is not None
+    assert (reading.status, reading.decoder) == ("partial", "pyav")
+    assert reading.reason and 0 < reading.coverage < 1
+    wrong = [
+        (np.abs(one.frames.astype(int) - good.frames).max(axis=(1, 2, 3)) > 8).sum()
+        for one, good in zip(windows, clean, strict=True)
+    ]
+    assert sum(wrong) > 0
+    for count, one in zip(wrong, windows, strict=True):
+        assert count <= round(15 * (1 - one.coverage))  # no damaged frame is served as good
+    # Damage lasts until the next key frame at most, 1.5 s: the other windows are whole, and are the clean ones.
+    assert sum(one.coverage == 1.0 for one in windows) >= 3
+    alone, again = decode(tmp_path / "damaged.mp4", 60, SIDE, "uniform", ("pyav",))
+    assert len(alone) == 60 and reading == again  # the same 60 frames were asked for, so the same words
+
+
+@pytest.mark.parametrize("kept", [0.4, 0.8])
+def test_a_truncated_file_is_partial_with_its_coverage(clip: Path, tmp_path: Path, kept: float) -> None:
+    content = clip.read_bytes()
+    start = content.index(b"mdat") + 4
+    (tmp_path / "cut.mp4").write_bytes(content[: start + int(kept * (len(content) - start))])
+    video = stream(tmp_path / "cut.mp4", 8, 1.0, 0.5)
+    windows = list(video)
+    reading = video.reading
+    assert reading is not None
+    assert (reading.status, reading.decoder) == ("partial", "pyav")
+    assert "the file ends early" in reading.reason and "of 60 frames" in reading.reason
+    assert reading.coverage == pytest.approx(kept, abs=0.15)
+    assert windows[-1].end_seconds == video.seconds == reading.seconds < 6.0
+    assert windows[0].coverage == 1.0
+
+
+def test_a_video_without_one_intact_frame_is_undecodable_at_the_end(clip: Path, tmp_path: Path) -> None:
+    content = bytearray(clip.read_bytes())
+    start = content.index(b"mdat") + 4
+    content[start:] = bytes(len(content) - start)
+    (tmp_path / "zeroed.mp4").write_bytes(content)
+    video = stream(tmp_path / "zeroed.mp4", 8, 1.0, 0.5)
+    with pytest.raises(UndecodableError, match=r"^pyav: "):
+        list(video)
+    assert video.reading is None
+
+
+@pytest.mark.parametrize("kind", ["audio", "text", "empty", "missing"])
+def test_what_is_no_video_is_undecodable_and_both_decoders_say_why(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "clip.mp4"
+    if kind == "audio":
+        ffmpeg("-f", "lavfi", "-i", "sine=duration=3", "-c:a", "aac", path)
+    elif kind != "missing":
+        path.write_text("This is no video.\n" * 100 * (kind == "text"))
+    with pytest.raises(UndecodableError, match=r"^decord: .+; pyav: .+"):
+        stream(path, 4, 1.0, 1.0)
+
+
+def test_the_real_corrupted_file_is_never_ok(real_data: Path) -> None:
+    try:
+        video = stream(real_data / "hard" / "corrupted.mp4", 8, 1.0, 0.5)
+        list(video)
+    except UndecodableError:
+        return
+    assert video.reading is not None and video.reading.status == "partial"
+
+
+@pytest.mark.parametrize("name", ["av1.mkv", "h265_10bit.mp4", "rotated_90.mov"])
+def test_real_files_in_windows_equal_their_full_decode(real_data: Path, name: str) -> None:
+    path = real_data / "hard" / name
+    with av.open(str(path)) as container:
+        shown = sorted(
+            float(packet.pts * packet.time_base)
+            for packet in container.demux(video=0)
+            if packet.size and packet.pts is not None
+        )
+    everything, _ = decode(path, len(shown), SIDE, "first", ("pyav",))
+    length = (shown[-1] - shown[0]) / 3
+    video = stream(path, 4, length, length / 2)
+    assert len(video) > 4
+    for window in video:
+        expected = window_indices(np.array(shown) - shown[0], window.start_seconds, window.end_seconds, 4, "uniform")
+        assert np.array_equal(window.frames, everything[expected])
+    assert video.reading is not None and video.reading.status == "ok"
+
+
+# ---- what it costs
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_stderr_is_as_before_and_no_file_stays_open(
+    clip: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], threads: int
+) -> None:
+    content = bytearray(clip.read_bytes())
+    start = content.index(b"mdat") + 5000
+    content[start : start + 3000] = bytes(3000)
+    (tmp_path / "damaged.mp4").write_bytes(content)
+    status, open_files = os.fstat(2), len(os.listdir("/proc/self/fd"))
+    video = stream(tmp_path / "damaged.mp4", 4, 1.0, 1.0, threads=threads)
+    for _ in video:
+        pass
+    assert video.reading is not None and "decoder says: " in video.reading.reason
+    windows = iter(video)
+    next(windows)
+    del windows  # before its end
+    assert os.path.samestat(os.fstat(2), status)
+    assert len(os.listdir("/proc/self/fd")) == open_files
+    os.write(2, b"still heard")
+    assert capfd.readouterr().err == "still heard"
+
+
+def test_it_can_be_read_again(clip: Path) -> None:
+    video = stream(clip, 4, 1.0, 1.0)
+    first, second = ([window.frames.tobytes() for window in video] for _ in range(2))
+    assert first == second
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_frames": 0}, r"data\.num_frames to be an integer >= 1; got 0"),
+        ({"resolution": 0}, r"data\.resolution to be an integer >= 1; got 0"),
+        ({"sampling": "last"}, r"data\.sampling to be one of uniform, first; got 'last'"),
+        ({"window_seconds": 0.0}, r"predict\.window_seconds to be a length of time above 0; got 0"),
+        ({"stride_seconds": 1.5}, r"predict\.stride_seconds to be at most predict\.window_seconds=1; got 1\.5"),
+        ({"whole_seconds": -1.0}, r"predict\.whole_seconds to be a number from 0 to inf; got -1\.0"),
+    ],
+)
+def test_settings_out_of_range_are_the_users_to_mend(change: dict[str, float | str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        replace(WindowPlan(4, SIDE, "uniform", 1.0, 1.0, 1.0), **change)
+
+
+PEAK_MEMORY = """
+import sys
+from pathlib import Path
+from vidcls.data.decoding.windows import WindowPlan, stream_windows
+
+video = stream_windows(Path(sys.argv[1]), WindowPlan(10, 32, "uniform", 3.0, 1.0, 3.0), ("decord", "pyav"))
+count = sum(window.coverage == 1.0 for window in video)
+# Not resource.getrusage: its ru_maxrss begins with what the parent process held.
+peak = next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))
+print(count, peak)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak memory from /proc")
+def test_memory_does_not_grow_with_the_video(tmp_path: Path) -> None:
+    """2 minutes and 20; held as pixels the frames of the longer one's windows would take 30 MiB."""
+    short = write_video(tmp_path / "2.mp4", np.tile(moving(120)[:, :64, :64], (10, 1, 1, 1)), fps=10, options={})
+    (tmp_path / "list.txt").write_text(f"file '{short}'\n" * 10)
+    ffmpeg("-f", "concat", "-safe", "0", "-i", tmp_path / "list.txt", "-c", "copy", tmp_path / "20.mp4")
+    peaks = {}
+    for minutes in (2, 20):
+        command = [sys.executable, "-c", PEAK_MEMORY, str(tmp_path / f"{minutes}.mp4")]
+        count, peak = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+        assert int(count) == minutes * 60 - 2
+        peaks[minutes] = int(peak)
+    assert peaks[20] < 1.05 * peaks[2], peaks

@@ -1,0 +1,436 @@
+"""Clips that stand for a video: where they lie, what is stored and drawn, and one probability out of many."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import signal
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pandas as pd
+import pytest
+import torch
+from helpers.commands import call, once, start_train, train
+from helpers.frames import EACH_DECODER, SIDE, numbered, numbers
+from helpers.runs import CLASSES, assert_same_result, metrics_of, predict, refused, rows_of, table, wait_until
+from helpers.videos import write_video
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from vidcls.data.dataset import Draw, VideoDataset
+from vidcls.data.decoding.frames import DECODERS, Reading, decode
+from vidcls.data.decoding.windows import Window, WindowPlan, middle_clip, stream_windows
+from vidcls.data.sampling import WHOLE, Clips, clip_indices, clip_starts, frame_indices
+from vidcls.data.store import Store
+from vidcls.errors import UserError
+from vidcls.prediction.predictor import Judge, Trained, build_data, build_tester, load_trained
+from vidcls.training.module import average_clips
+
+# ---- where clips lie, and which frames they take
+
+
+@pytest.mark.parametrize(
+    ("seconds", "clip_seconds", "num_clips", "expected"),
+    [
+        (10.0, 4.0, 1, [3.0]),
+        (10.0, 4.0, 2, [0.0, 6.0]),
+        (10.0, 4.0, 4, [0.0, 2.0, 4.0, 6.0]),
+        (10.0, 2.5, 4, [0.0, 2.5, 5.0, 7.5]),  # side by side
+        (10.0, 1, 2, [0.0, 9.0]),  # with a gap
+        (4.0, 4.0, 3, [0.0] * 3),
+        (2.5, 4.0, 2, [0.0] * 2),
+        (2.5, 4.0, 1, [0.0]),
+    ],
+)
+def test_where_clips_start(seconds: float, clip_seconds: float, num_clips: int, expected: list[float]) -> None:
+    assert clip_starts(seconds, clip_seconds, num_clips).tolist() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("clips", "num_frames", "sampling", "expected"),
+    [
+        (Clips(4.0, 1), 2, "uniform", [4, 6]),  # of [3, 7)
+        (Clips(4.0, 3), 2, "uniform", [1, 3, 4, 6, 7, 9]),
+        (Clips(8.0, 3), 2, "uniform", [2, 6, 3, 7, 4, 8]),  # overlapping: back and forth
+        (Clips(4.0, 2), 3, "first", [0, 1, 2, 6, 7, 8]),
+        (Clips(2.0, 2), 3, "first", [0, 1, 1, 8, 9, 9]),  # a clip has no more: its last one again
+        (Clips(20.0, 2), 2, "uniform", [2, 7] * 2),  # a video shorter than a clip
+        (Clips(0.5, 2), 2, "uniform", [0, 0, 9, 9]),  # a clip shorter than a frame
+    ],
+)
+def test_frames_of_clips_by_hand(clips: Clips, num_frames: int, sampling: str, expected: list[int]) -> None:
+    """Ten frames, one a second, which are shown from second 5 on."""
+    timestamps = 5.0 + np.arange(10.0)
+    assert clip_indices(timestamps, 15.0, num_frames, sampling, clips).tolist() == expected
+
+
+def test_time_decides_and_not_the_count() -> None:
+    timestamps = np.array([0.0, 1.0, 2.0, 9.0])  # frame 2 stays for 7 seconds
+    assert clip_indices(timestamps, 10.0, 2, "uniform", Clips(4.0, 2)).tolist() == [1, 2, 2, 3]  # at 1, 3, 7 and 9
+
+
+@given(
+    steps=st.lists(st.floats(0.01, 2.0), min_size=1, max_size=40),
+    num_frames=st.integers(1, 9),
+    sampling=st.sampled_from(["uniform", "first"]),
+    count=st.integers(1, 5),
+    seconds=st.floats(0.1, 90.0),
+)
+def test_frames_of_any_clips(steps: list[float], num_frames: int, sampling: str, count: int, seconds: float) -> None:
+    timestamps = np.cumsum([3.0, *steps[:-1]])
+    end = float(timestamps[-1]) + steps[-1]
+    whole = frame_indices(timestamps, end, num_frames, sampling)
+    assert clip_indices(timestamps, end, num_frames, sampling, WHOLE).tolist() == whole.tolist()
+    indices = clip_indices(timestamps, end, num_frames, sampling, Clips(seconds, count)).reshape(count, num_frames)
+    assert indices.min() >= 0 and indices.max() < len(timestamps)
+    assert bool((np.diff(indices, axis=1) >= 0).all()) and bool((np.diff(indices, axis=0) >= 0).all())
+    if seconds >= end - 3.0:
+        assert indices.tolist() == [whole.tolist()] * count
+
+
+@pytest.mark.parametrize(
+    ("clips", "message"),
+    [
+        ({"seconds": None, "count": 3}, r"data.clip_seconds, for data.num_clips=3 clips .* null, .*data.num_clips=1"),
+        ({"seconds": 0}, "data.clip_seconds to be a length of time above 0; got 0"),
+        ({"seconds": -1.0}, "data.clip_seconds to be a number from 0 to inf; got -1.0"),
+        ({"seconds": math.inf}, "data.clip_seconds to be a number"),
+        ({"seconds": 2.0, "count": 0}, "data.num_clips to be an integer >= 1; got 0"),
+    ],
+)
+def test_clips_that_make_no_sense_are_refused(clips: dict[str, float | int | None], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Clips(**clips)
+
+
+# ---- decoding
+
+
+@EACH_DECODER
+@pytest.mark.parametrize(
+    ("clips", "sampling", "expected"),
+    [
+        (Clips(0.8, 3), "uniform", [[2, 7, 12, 17], [12, 17, 22, 27], [22, 27, 32, 37]]),
+        (Clips(0.8, 3), "first", [[0, 1, 2, 3], [10, 11, 12, 13], [20, 21, 22, 23]]),
+        (Clips(1.2, 2), "uniform", [[3, 11, 18, 26], [13, 21, 28, 36]]),  # back from 26 to 13
+        (Clips(0.8), "uniform", [[12, 17, 22, 27]]),
+        (Clips(5), "uniform", [[5, 15, 25, 35]]),
+        (Clips(5, 2), "uniform", [[5, 15, 25, 35]] * 2),
+    ],
+)
+def test_each_decoder_gives_the_frames_of_all_clips(
+    tmp_path: Path, decoder: str, clips: Clips, sampling: str, expected: list[list[int]]
+) -> None:
+    """40 frames at 25 per second: 1.6 s."""
+    path = write_video(tmp_path / "a.mp4", numbered(40))
+    frames, reading = decode(path, 4, SIDE, sampling, (decoder,), clips)
+    assert np.reshape(numbers(frames), (-1, 4)).tolist() == expected
+    assert reading == Reading("ok", "", decoder, 1.6, 1.0)
+
+
+def test_coverage_is_of_all_frames_asked_for(tmp_path: Path) -> None:
+    """Damage that lies in two clips counts in both."""
+    path = write_video(tmp_path / "a.mkv", numbered(40), options={"g": "10", "bf": "0", "preset": "ultrafast"})
+    content = path.read_bytes()
+    start = len(content) // 2
+    path.write_bytes(content[:start] + bytes(len(content) // 20) + content[start + len(content) // 20 :])
+    whole = decode(path, 40, SIDE, "uniform", ("pyav",))[1]
+    twice = decode(path, 40, SIDE, "uniform", ("pyav",), Clips(1.6, 2))[1]
+    assert whole.status == "partial" and 0 < whole.coverage < 1
+    assert twice.coverage == whole.coverage
+    lost = round((1 - whole.coverage) * 40)
+    if f"{lost} of 40 frames" in whole.reason:
+        assert f"{2 * lost} of 80 frames" in twice.reason
+
+
+def test_a_short_video_comes_with_all_clips_and_a_window_of_a_long_one_is_one(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4", numbered(40))
+    plan = WindowPlan(4, SIDE, "uniform", 0.8, 0.4, whole_seconds=2.0, clips=Clips(0.8, 3))
+    (whole,) = stream_windows(path, plan, DECODERS)
+    expected, _ = decode(path, 4, SIDE, "uniform", DECODERS, plan.clips)
+    assert whole.frames.tobytes() == expected.tobytes() and (whole.start_seconds, whole.end_seconds) == (0.0, 1.6)
+    windows = list(stream_windows(path, WindowPlan(4, SIDE, "uniform", 0.8, 0.4, 1.0, Clips(0.8, 3)), DECODERS))
+    assert [numbers(window.frames) for window in windows] == np.reshape(numbers(expected), (3, 4)).tolist()
+
+
+@pytest.mark.parametrize(
+    ("clips", "start", "end", "first"),
+    [
+        (Clips(2.0, 2), 8.0, 10.0, 4),  # of [0, 2) and [8, 10)
+        (Clips(2.0, 3), 4.0, 6.0, 4),
+        (Clips(20.0, 2), 0.0, 10.0, 4),
+        (Clips(2.0), 0.0, 10.0, 0),
+        (WHOLE, 0.0, 10.0, 0),
+    ],
+)
+def test_the_middle_clip_has_its_own_time(clips: Clips, start: float, end: float, first: int) -> None:
+    """What a picture of a video is said to show must be there."""
+    frames = np.arange(4 * clips.count, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 3), np.uint8)
+    plan = WindowPlan(4, 2, "uniform", 2.0, 1.0, 20.0, clips)
+    clip = middle_clip(Window(0.0, 10.0, frames, 1.0), plan)
+    assert (clip.start_seconds, clip.end_seconds, clip.frames[:, 0, 0, 0].tolist()) == (
+        start,
+        end,
+        list(range(first, first + 4)),
+    )
+
+
+# ---- the store and the dataset
+
+KEY = "ab" * 32
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """One video of three clips with six frames each; frame f of clip m has the value 10 m + f everywhere."""
+    store = Store(tmp_path, 6, 4, "uniform", Clips(2.0, 3))
+    values = (10 * np.arange(3)[:, None] + np.arange(6)).astype(np.uint8).ravel()
+    frames = np.ascontiguousarray(np.broadcast_to(values[:, None, None, None], (18, 4, 4, 3)))
+    store.write(KEY, frames, Reading("ok", "", "decord", 9.0, 1.0))
+    return store
+
+
+def videos(store: Store, *, num_frames: int = 2, jitter: bool = False, every_clip: bool = False) -> VideoDataset:
+    return VideoDataset(store, [KEY], [1], num_frames, jitter, every_clip)
+
+
+def test_folders_of_the_store(tmp_path: Path) -> None:
+    names = [Store(tmp_path, 6, 4, "uniform", clips).folder.name for clips in (WHOLE, Clips(2, 3), Clips(1.25))]
+    assert names == ["uniform_6x4px_v2", "uniform_6x4px_3x2.0s_v2", "uniform_6x4px_1x1.25s_v2"]
+    assert Store(tmp_path, 6, 4, "uniform").folder.name == names[0]
+
+
+def test_an_entry_holds_all_clips(store: Store, tmp_path: Path) -> None:
+    assert store.find(KEY) == Reading("ok", "", "decord", 9.0, 1.0)
+    assert store.read(KEY, np.array([17, 3]))[:, 0, 0, 0].tolist() == [25, 3]
+    fewer = Store(tmp_path, 6, 4, "uniform", Clips(2.0, 2))
+    fewer.path(KEY).parent.mkdir(parents=True)
+    shutil.copy(store.path(KEY), fewer.path(KEY))
+    assert fewer.find(KEY) is None  # an entry of another shape
+    content = bytearray(store.path(KEY).read_bytes())
+    content[-1] ^= 1  # within the frames, the last of what a file holds
+    store.path(KEY).write_bytes(content)
+    assert store.find(KEY) is None
+
+
+def test_all_clips_are_judged(store: Store) -> None:
+    item = videos(store, every_clip=True)[Draw(0, seed=1)]
+    assert item.frames.shape == (3, 2, 4, 4, 3)
+    assert item.frames[..., 0, 0, 0].tolist() == [[1, 4], [11, 14], [21, 24]]
+    assert videos(store).frames(0)[:, 0, 0, 0].tolist() == [11, 14]  # the middle one, for pictures
+
+
+def test_training_draws_a_clip_by_the_seed_alone(store: Store) -> None:
+    drawn = [videos(store)[Draw(0, seed)].frames[:, 0, 0, 0].tolist() for seed in range(300)]
+    assert drawn == [videos(store)[Draw(0, seed)].frames[:, 0, 0, 0].tolist() for seed in range(300)]
+    counts = [drawn.count(clip) for clip in ([1, 4], [11, 14], [21, 24])]
+    assert sum(counts) == 300 and min(counts) > 70
+
+
+def test_jitter_stays_in_the_clip_drawn(store: Store) -> None:
+    drawn = {tuple(videos(store, jitter=True)[Draw(0, seed)].frames[:, 0, 0, 0].tolist()) for seed in range(500)}
+    assert drawn == {(10 * m + a, 10 * m + b) for m in range(3) for a in range(3) for b in range(3, 6)}
+
+
+# ---- one probability out of many
+
+
+def test_the_mean_of_probabilities_by_hand() -> None:
+    p = torch.tensor([[[0.9, 0.1], [0.2, 0.8], [0.1, 0.9]]])
+    torch.testing.assert_close(average_clips(p.log()), torch.tensor([[0.4, 0.6]]))
+
+
+def test_of_one_clip_it_is_its_own_to_the_bit() -> None:
+    logits = torch.randn(7, 5, generator=torch.Generator().manual_seed(0)) * 30
+    assert torch.equal(average_clips(logits[:, None]), logits.softmax(dim=1))
+    log_p = logits[:, None].log_softmax(dim=2).logsumexp(dim=1) - math.log(1)
+    labels = torch.arange(7) % 5
+    assert torch.equal(F.nll_loss(log_p, labels), F.cross_entropy(logits, labels))
+
+
+# ---- end to end
+
+CLIPS = Clips(2.5, 3)  # of the drawn videos three are shorter
+KNOBS = ["data.clip_seconds=2.5", "data.num_clips=3", "data.store.num_frames=8", "data.temporal_jitter=true"]
+KNOBS += ["trainer.max_epochs=15"]
+
+
+@pytest.fixture(scope="session")
+def clipped(shared: Path, tiny: list[str]) -> Path:
+    """The folder of a run with three clips of 2.5 s per video, which nothing interrupted."""
+
+    def run(folder: Path) -> None:
+        result = train(*tiny, *KNOBS, f"run_dir={folder}")
+        assert result.code == 0, result.stderr
+
+    return once(shared, "clipped", run)
+
+
+@pytest.fixture
+def trained(clipped: Path) -> Trained:
+    return load_trained(clipped)
+
+
+def test_the_checkpoint_says_which_clips(trained: Trained) -> None:
+    assert (trained.settings["data"]["clip_seconds"], trained.settings["data"]["num_clips"]) == (2.5, 3)
+    lengths = trained.manifest["seconds"].astype(float)
+    assert bool(lengths.min() < 2.5 < lengths.max())
+
+
+def test_figures_are_of_averaged_probabilities(clipped: Path, trained: Trained, demo_folder: Path) -> None:
+    judge = Judge(trained, None)
+    predictions = table(clipped / "predictions_test.csv").set_index("path")
+    spread = 0.0
+    for path, row in predictions.iterrows():
+        frames, _ = decode(demo_folder / str(path), 8, 16, "uniform", DECODERS, CLIPS)
+        clips = np.concatenate([judge([clip]) for clip in np.split(frames, 3)])  # each alone
+        np.testing.assert_allclose(clips.mean(axis=0), row[CLASSES].to_numpy(float), rtol=0, atol=1e-6)
+        assert row["predicted"] == CLASSES[int(clips.mean(axis=0).argmax())]
+        spread = max(spread, float(np.ptp(clips, axis=0).max()))
+    assert spread > 1e-4  # clips differ
+    losses = [-math.log(row[row["label"]]) for _, row in predictions.iterrows()]
+    assert metrics_of(clipped)["test"]["loss"] == pytest.approx(np.mean(losses), abs=1e-6)
+
+
+def test_the_loss_is_that_of_the_averaged_probability(trained: Trained) -> None:
+    """Of a network so sure of each clip that the clips' own mean loss is far off."""
+    with torch.no_grad():
+        trained.module.model.output.weight *= 400
+    data = build_data(trained, None, None)
+    data.adopt(trained.manifest)
+    build_tester(trained, None).test(trained.module, dataloaders=data.loader("train", train=False), verbose=False)
+    found = trained.module.predictions
+    assert found is not None and len(found.labels) == 6
+    frames = torch.stack([data.dataset("train")[Draw(row, seed=0)].frames for row in range(6)])
+    with torch.inference_mode():
+        p = torch.stack([trained.module(frames[:, m]).softmax(dim=1) for m in range(3)])  # [M, N, K]
+    expected = p.mean(dim=0)
+    np.testing.assert_allclose(found.probabilities, expected.numpy(), rtol=0, atol=1e-6)
+    own = expected[range(6), found.labels]
+    np.testing.assert_allclose(found.losses, -own.log().numpy(), rtol=1e-4, atol=1e-6)
+    assert float((-p.log().mean(dim=0)[range(6), found.labels] + own.log()).abs().max()) > 0.05
+
+
+def test_evaluation_repeats_the_figures_to_the_last_digit(clipped: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(clipped, tmp_path / "run"))
+    result = call("evaluate.py", f"run={run}", "split=test", f"cache_dir={tmp_path / 'empty'}")
+    assert result.code == 0, result.stderr
+    again = json.loads((run / "evaluations" / "test" / "metrics.json").read_text())["test"]
+    before = metrics_of(run)["test"]
+    assert {name: again[name] for name in before} == before
+    assert (run / "evaluations" / "test" / "predictions.csv").read_bytes() == (
+        run / "predictions_test.csv"
+    ).read_bytes()
+
+
+def test_prediction_repeats_the_figures_to_the_last_digit(
+    clipped: Path, trained: Trained, demo_folder: Path, tmp_path: Path
+) -> None:
+    """Short videos and windows of long ones come mixed in what is judged at once."""
+    source = Path(shutil.copytree(demo_folder, tmp_path / "in"))
+    long = write_video(source / "long.mp4", numbered(30), fps=4)  # 7.5 s
+    predict(clipped, source, tmp_path / "out")
+    found = rows_of(tmp_path / "out")
+    for split in ("val", "test"):
+        tested = pd.read_csv(clipped / f"predictions_{split}.csv", dtype=str).set_index("path")
+        assert len(tested) == 3
+        for path, row in tested.iterrows():
+            assert found.loc[path, CLASSES].tolist() == row[CLASSES].tolist()
+            assert found.loc[path, "predicted"] == row["predicted"] and found.loc[path, "windows"] == "1"
+    # Windows are as long as a clip, at half its length from one to the next, and each is one clip.
+    timeline = pd.read_parquet(tmp_path / "out" / "timelines.parquet").query("path == 'long.mp4'")
+    assert timeline["start_seconds"].tolist() == [0.0, 1.25, 2.5, 3.75, 5.0]
+    assert (timeline["end_seconds"] - timeline["start_seconds"]).tolist() == [2.5] * 5
+    frames, _ = decode(long, 8, 16, "uniform", ("pyav",), Clips(2.5, 5))
+    expected = Judge(trained, None)(np.split(frames, 5))
+    assert np.array_equal(timeline[CLASSES].to_numpy(np.float32), expected)
+
+
+def test_what_is_printed_says_how_videos_are_judged(clipped: Path, demo_folder: Path, tmp_path: Path) -> None:
+    one = next((demo_folder / "rtp" / "test").rglob("*.mp4"))
+    printed = " ".join(predict(clipped, one, tmp_path / "out").stdout.split())
+    assert "by the mean of 3 clips of 2.5 s, as in training; longer ones in windows of 2.5 s each 1.25 s" in printed
+
+
+def test_an_export_takes_one_clip(clipped: Path, trained: Trained, demo_folder: Path, tmp_path: Path) -> None:
+    """Its user averages, as the metadata say."""
+    file = tmp_path / "model.onnx"
+    result = call("export.py", f"run={clipped}", f"output={file}")
+    assert result.code == 0, result.stderr
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    about = session.get_modelmeta().custom_metadata_map
+    assert (about["clip_seconds"], about["num_clips"]) == ("2.5", "3")
+    row = table(clipped / "predictions_test.csv").iloc[0]
+    frames, _ = decode(demo_folder / row["path"], 8, 16, "uniform", DECODERS, CLIPS)
+    clips = frames.reshape(3, 8, 16, 16, 3)[:, [1, 3, 5, 7]]  # the later of each two
+    found = session.run(None, {"frames": clips})[0].mean(axis=0)
+    np.testing.assert_allclose(found, row[CLASSES].to_numpy(float), rtol=0, atol=1e-5)
+
+
+def test_a_killed_run_draws_the_same_clips_again(clipped: Path, tiny: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = start_train(*tiny, *KNOBS, f"run_dir={run}", cwd=tmp_path)
+    wait_until((run / "checkpoints" / "last.ckpt").exists, process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL and not (run / "metrics.json").exists()
+    result = train(f"resume={run}")
+    assert result.code == 0, result.stderr
+    assert_same_result(run, clipped)
+
+
+def test_training_batches_hold_one_clip_of_each_video_and_others_all(trained: Trained) -> None:
+    data = build_data(trained, None, None)
+    data.adopt(trained.manifest)
+    data.temporal_jitter = False
+    videos, loader = data.dataset("train"), data.loader("train", train=True)
+    drawn = []
+    for epoch in range(8):
+        loader.sampler.set_epoch(epoch)
+        for batch in loader:
+            assert batch.frames.shape[1:] == (4, 16, 16, 3)
+            for frames, row in zip(batch.frames.numpy(), batch.row.tolist(), strict=True):
+                drawn.append([bool(np.array_equal(frames, videos.frames(row, clip))) for clip in range(3)])
+    assert len(drawn) == 8 * len(videos) and all(any(one) for one in drawn)
+    assert all(any(one[clip] and sum(one) == 1 for one in drawn) for clip in range(3))
+    for batch in data.loader("train", train=False):
+        assert batch.frames.shape[1:] == (3, 4, 16, 16, 3)
+
+
+def test_runs_from_before_there_were_clips_still_load(finished: Path, tmp_path: Path) -> None:
+    """Their checkpoint and configuration do not say it: one clip, the whole video."""
+    run = Path(shutil.copytree(finished, tmp_path / "run"))
+    best = run / "checkpoints" / "best.ckpt"
+    checkpoint = torch.load(best, weights_only=True)
+    for name in ("clip_seconds", "num_clips"):
+        del checkpoint["vidcls"]["data"][name]
+    torch.save(checkpoint, best)
+    config = run / "config.yaml"
+    lines = config.read_text().splitlines(keepends=True)
+    kept = [line for line in lines if not line.strip().startswith(("clip_seconds:", "num_clips:"))]
+    assert len(kept) == len(lines) - 2
+    config.write_text("".join(kept))
+    result = call("evaluate.py", f"run={run}", "split=test")
+    assert result.code == 0, result.stderr
+    assert (run / "evaluations" / "test" / "predictions.csv").read_bytes() == (
+        run / "predictions_test.csv"
+    ).read_bytes()
+    predict(run, Path(load_trained(run).cfg.data.source) / "rtp" / "test", tmp_path / "out")
+    assert len(rows_of(tmp_path / "out")) == 3
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["data.num_clips=3"], ["data.clip_seconds, for data.num_clips=3 clips of a video; got null, the whole video"]),
+        (["data.clip_seconds=0"], ["data.clip_seconds to be a length of time above 0; got 0"]),
+    ],
+)
+def test_the_command_line_refuses_in_one_line(
+    tiny: list[str], tmp_path: Path, overrides: list[str], words: list[str]
+) -> None:
+    refused(train(*tiny, *overrides, f"run_dir={tmp_path / 'run'}"), *words)

@@ -1,0 +1,399 @@
+from __future__ import annotations
+
+import io
+import shutil
+import zipfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers.videos import write_video
+from rich.console import Console
+
+from vidcls.data.datamodule import VideoDataModule
+from vidcls.data.ingest import MANIFEST_COLUMNS
+from vidcls.errors import UserError
+
+LAYOUT = {  # what each split of the source holds; "harmful" is missing from val
+    "train": {"safe": 4, "harmful": 2, "adult": 2},
+    "val": {"safe": 1, "adult": 2},
+    "test": {"safe": 1, "harmful": 2, "adult": 1},
+}
+
+
+def draw(path: Path, number: int) -> Path:
+    """40 frames whose brightness is the frame's number, with a stripe on the right that is the video's ``number``."""
+    frames = np.empty((40, 32, 64, 3), np.uint8)
+    frames[:, :, :32] = (10 + 6 * np.arange(40))[:, None, None, None]
+    frames[:, :, 32:] = 6 * number
+    return write_video(path, frames, options={"crf": "0", "preset": "ultrafast"})
+
+
+def numbers(frames: torch.Tensor) -> list[int]:
+    """The numbers of the frames of a clip [T, H, W, 3]."""
+    left = frames[:, :, : frames.shape[2] * 3 // 8].float()
+    return ((left.mean((1, 2, 3)) - 9.5) / 6).round().int().tolist()
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Videos in the original's layout, each of its own creator, with strays beside them. Copy it to change it."""
+    root = tmp_path_factory.mktemp("source")
+    number = 0
+    for split, classes in LAYOUT.items():
+        for label, count in classes.items():
+            for _ in range(count):
+                draw(root / "rtp" / split / label / f"creator{number}_700{number}.mp4", number)
+                number += 1
+    (root / "rtp" / "train" / ".DS_Store").write_bytes(b"\0")
+    (root / "rtp" / "notes.txt").write_text("by hand")
+    return root
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One cache for all tests: what one has decoded the others find."""
+    return tmp_path_factory.mktemp("cache")
+
+
+def module(source: Path, cache: Path, **settings: Any) -> VideoDataModule:
+    defaults = {"num_frames": 4, "resolution": 32, "batch_size": 3, "decode": {"workers": 1}}
+    return VideoDataModule(source=str(source), cache_dir=str(cache), seed=0, **(defaults | settings))
+
+
+def prepare(data: VideoDataModule) -> str:
+    """Prepares ``data`` and returns what it printed."""
+    written = io.StringIO()
+    data.prepare(Console(file=written, width=1000))
+    return written.getvalue()
+
+
+@pytest.fixture(scope="module")
+def prepared(source: Path, cache: Path) -> tuple[VideoDataModule, str]:
+    data = module(source, cache)
+    return data, prepare(data)
+
+
+# ---- from a source to splits
+
+
+def test_the_splits_of_the_source_are_kept(prepared: tuple[VideoDataModule, str]) -> None:
+    data, _ = prepared
+    assert list(data.manifest.columns)[: len(MANIFEST_COLUMNS)] == MANIFEST_COLUMNS
+    assert (data.manifest["status"] == "ok").all()
+    for split, classes in LAYOUT.items():
+        assert Counter(data.rows(split)["label"]) == classes
+        assert data.rows(split)["path"].str.startswith(f"rtp/{split}/").all()
+    assert data.cost.seconds > 0
+
+
+def test_what_was_found_and_ignored_is_said(prepared: tuple[VideoDataModule, str]) -> None:
+    _, printed = prepared
+    assert "Found 15 videos" in printed and "1 hidden files" in printed and "1 files that are not videos" in printed
+    table = {line.strip("│┃ ").split()[0]: line for line in printed.splitlines() if line.startswith("│")}
+    for label in ("adult", "harmful", "safe"):
+        cells = [cell.strip() for cell in table[label].strip("│").split("│")]
+        assert cells == [label, *(str(LAYOUT[split].get(label, 0)) for split in ("train", "val", "test"))]
+
+
+@pytest.mark.parametrize("classes", [None, ["safe", "harmful", "adult"]])
+def test_one_class_order_for_all_splits(
+    prepared: tuple[VideoDataModule, str], source: Path, cache: Path, classes: list[str] | None
+) -> None:
+    """Also where a split lacks a class."""
+    data = module(source, cache, classes=classes)
+    data.adopt(prepared[0].manifest)
+    assert data.classes == (classes or ["adult", "harmful", "safe"])
+    for split, counts in LAYOUT.items():
+        rows, dataset = data.rows(split), data.dataset(split)
+        assert [data.classes[label] for label in dataset.labels] == list(rows["label"])
+        assert dataset.sha256s == list(rows["sha256"])
+        assert set(dataset.labels) == {data.classes.index(label) for label in counts}
+
+
+def test_the_classes_asked_for_are_kept_in_their_order(source: Path, cache: Path) -> None:
+    data = module(source, cache, classes=["safe", "adult"])
+    printed = prepare(data)
+    assert data.classes == ["safe", "adult"]
+    assert set(data.manifest["label"]) == {"safe", "adult"}
+    assert "4 videos of class 'harmful', which is not in data.classes" in printed
+
+
+def test_splits_are_made_where_there_are_none(source: Path, cache: Path, tmp_path: Path) -> None:
+    number = 0
+    for file in sorted(source.rglob("*.mp4")):
+        if file.parent.name != "harmful":  # 5 videos of each class, two creators having two
+            target = (
+                tmp_path
+                / "clips"
+                / file.parent.name
+                / f"by.me_{number % 4 + 4 * (file.parent.name == 'safe')}_{number}.mp4"
+            )
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, target)
+            number += 1
+    data = module(tmp_path / "clips", cache, split={"val_fraction": 0.25, "test_fraction": 0.25})
+    prepare(data)
+    splits = {split: data.rows(split) for split in ("train", "val", "test")}
+    assert sum(map(len, splits.values())) == number
+    for split, rows in splits.items():
+        assert set(rows["label"]) == {"adult", "safe"}, split
+    creators = [set(rows["creator"]) for rows in splits.values()]
+    assert sum(map(len, creators)) == len(set.union(*creators)) == len(set(data.manifest["creator"]))
+
+
+# ---- what is wrong with the videos
+
+
+@pytest.fixture(scope="module")
+def leaking(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The source, where test has a copy of a training video, and val another video of a creator of train."""
+    root = tmp_path_factory.mktemp("leaking")
+    shutil.copytree(source / "rtp", root / "rtp")
+    first, second = sorted((root / "rtp" / "train" / "safe").iterdir())[:2]
+    shutil.copy(first, root / "rtp" / "test" / "safe" / "somebody_1.mp4")
+    draw(root / "rtp" / "val" / "safe" / f"{second.stem.split('_')[0]}_2.mp4", 30)
+    return root
+
+
+def test_leaks_are_reported(leaking: Path, cache: Path) -> None:
+    data = module(leaking, cache)
+    with pytest.warns(UserWarning, match="look better than they are"):
+        printed = prepare(data)
+    assert "Leakage between splits (data.leakage=warn)" in printed
+    assert "same bytes" in printed and "test+train" in printed
+    assert "same creator" in printed and "creator1" in printed and "train+val" in printed
+    assert (len(data.rows("train")), len(data.rows("val")), len(data.rows("test"))) == (8, 4, 5)
+
+
+def test_leaks_can_be_an_error(leaking: Path, cache: Path) -> None:
+    with pytest.raises(UserError, match=r"data\.leakage=error asks; got 2 leaks.*data\.leakage=drop"):
+        prepare(module(leaking, cache, leakage="error"))
+
+
+def test_leaks_can_be_dropped_from_the_split_trained_on(leaking: Path, cache: Path) -> None:
+    data = module(leaking, cache, leakage="drop")
+    printed = prepare(data)
+    assert "Dropped 2 leaking videos" in printed
+    assert (len(data.rows("train")), len(data.rows("val")), len(data.rows("test"))) == (6, 4, 5)
+    dropped = data.manifest[data.manifest["status"] == "dropped"]
+    assert set(dropped["path"]) == {"rtp/train/safe/creator0_7000.mp4", "rtp/train/safe/creator1_7001.mp4"}
+    assert dropped["reason"].str.contains(r"^same (?:bytes|creator) as rtp/").all()
+
+
+@pytest.fixture(scope="module")
+def damaged(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The source, of which one training video is text, and whose only safe validation video is empty."""
+    root = tmp_path_factory.mktemp("damaged")
+    shutil.copytree(source / "rtp", root / "rtp")
+    (root / "rtp" / "train" / "safe" / "creator0_7000.mp4").write_text("no video\n" * 50)
+    next((root / "rtp" / "val" / "safe").iterdir()).write_bytes(b"")
+    return root
+
+
+def test_bad_videos_are_named_and_left_out(damaged: Path, cache: Path) -> None:
+    data = module(damaged, cache)
+    printed = prepare(data)
+    assert "undecodable rtp/train/safe/creator0_7000.mp4: decord: " in printed
+    assert "2 videos could not be decoded and are left out" in printed
+    assert len(data.manifest) == 15
+    assert (len(data.rows("train")), len(data.rows("val")), len(data.rows("test"))) == (7, 2, 4)
+    seen = torch.cat([batch.row for batch in data.loader("train", train=False)])
+    assert seen.tolist() == list(range(7))
+    assert data.classes == ["adult", "harmful", "safe"]
+
+
+def test_bad_videos_can_be_an_error(damaged: Path, cache: Path) -> None:
+    message = r"data\.on_bad=error asks; got 2 .*, the first rtp/train/safe/creator0_7000\.mp4: decord: .*on_bad=skip"
+    with pytest.raises(UserError, match=message):
+        prepare(module(damaged, cache, on_bad="error"))
+
+
+def test_a_split_that_cannot_be_decoded_is_an_error(damaged: Path, cache: Path, tmp_path: Path) -> None:
+    shutil.copytree(damaged / "rtp", tmp_path / "rtp")
+    for file in (tmp_path / "rtp" / "val" / "adult").iterdir():
+        file.write_bytes(b"")
+    with pytest.raises(UserError, match="at least one decodable video in the val split; got none"):
+        prepare(module(tmp_path, cache))
+
+
+# ---- batches
+
+
+def test_evaluation_sees_each_video_once_in_order(prepared: tuple[VideoDataModule, str]) -> None:
+    data, _ = prepared
+    batches = list(data.loader("test", train=False))
+    assert [tuple(batch.frames.shape) for batch in batches] == [(3, 4, 32, 32, 3), (1, 4, 32, 32, 3)]
+    assert all(batch.frames.dtype == torch.uint8 for batch in batches)
+    assert torch.cat([batch.row for batch in batches]).tolist() == [0, 1, 2, 3]
+    labels = torch.cat([batch.label for batch in batches]).tolist()
+    assert [data.classes[label] for label in labels] == list(data.rows("test")["label"])
+    for batch in batches:
+        assert all(numbers(frames) == [5, 15, 25, 35] for frames in batch.frames)
+    assert [batch.row.tolist() for batch in data.val_dataloader()] == [[0, 1, 2]]
+
+
+def test_training_sees_each_video_once_in_an_order_of_its_own(prepared: tuple[VideoDataModule, str]) -> None:
+    loader = prepared[0].train_dataloader()
+    orders = []
+    for epoch in range(3):
+        loader.sampler.set_epoch(epoch)
+        orders.append(torch.cat([batch.row for batch in loader]).tolist())
+    assert all(sorted(order) == list(range(8)) for order in orders)
+    assert len({tuple(order) for order in orders}) == 3
+
+
+def test_a_store_of_more_frames_serves_the_right_ones(source: Path, cache: Path) -> None:
+    data = module(
+        source, cache, num_frames=20, resolution=16, store={"num_frames": 40, "resolution": 32}, temporal_jitter=True
+    )
+    prepare(data)
+    for batch in data.val_dataloader():
+        assert batch.frames.shape[1:] == (20, 32, 32, 3)  # made smaller on the device
+        for frames in batch.frames:
+            assert numbers(frames) == list(range(1, 40, 2))
+    for batch in data.train_dataloader():
+        for frames in batch.frames:
+            assert [number // 2 for number in numbers(frames)] == list(range(20))
+            assert len({number % 2 for number in numbers(frames)}) == 2
+
+
+def test_too_small_a_store_is_raised_to_what_the_run_asks_for(
+    source: Path, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = module(source, cache, num_frames=20, resolution=64, store={"num_frames": 8, "resolution": 32})
+    assert (data.store.num_frames, data.store.resolution) == (20, 64)
+    said = capsys.readouterr().out
+    assert "data.store.num_frames=8 is less than this run asks for: storing 20" in said
+    assert "data.store.resolution=32 is less than this run asks for: storing 64" in said
+
+
+# ---- class weights
+
+
+def test_balanced_class_weights(prepared: tuple[VideoDataModule, str]) -> None:
+    """N / (K n_k) with N = 8 and K = 3; adult, harmful, safe have 2, 2 and 4."""
+    assert prepared[0].balanced_class_weights() == pytest.approx([8 / 6, 8 / 6, 8 / 12])
+
+
+def test_balanced_class_weights_need_every_class(
+    prepared: tuple[VideoDataModule, str], source: Path, cache: Path
+) -> None:
+    manifest = prepared[0].manifest
+    data = module(source, cache)
+    data.adopt(manifest[(manifest["split"] != "train") | (manifest["label"] != "harmful")])
+    with pytest.raises(UserError, match=r"training videos of every class.*none of harmful.*class_weights=none"):
+        data.balanced_class_weights()
+
+
+def test_balanced_sampling_draws_each_class_alike(source: Path, cache: Path) -> None:
+    """Of 8 videos: 2 adult, 2 harmful and 4 safe; validation stays as it is."""
+    data = module(source, cache, sampler="balanced")
+    prepare(data)
+    loader, drawn = data.train_dataloader(), []
+    for epoch in range(3):
+        loader.sampler.set_epoch(epoch)
+        drawn.append(torch.cat([batch.label for batch in loader]).tolist())
+        assert sorted(drawn[-1].count(label) for label in range(3)) == [2, 3, 3]
+    assert [sum(labels.count(label) for labels in drawn) for label in range(3)] == [8, 8, 8]
+    assert [batch.row.tolist() for batch in data.val_dataloader()] == [[0, 1, 2]]
+
+
+def test_balanced_sampling_needs_every_class(source: Path, cache: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(source, tmp_path / "source"))
+    shutil.rmtree(copy / "rtp" / "train" / "harmful")
+    with pytest.raises(UserError, match=r"training videos of every class, for data.sampler=balanced; got none of harm"):
+        prepare(module(copy, cache, sampler="balanced"))
+    prepare(module(copy, cache))
+
+
+# ---- settings
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_frames": 0}, r"data\.num_frames to be an integer >= 1; got 0"),
+        ({"resolution": -1}, r"data\.resolution to be an integer >= 1; got -1"),
+        ({"batch_size": 0}, r"data\.batch_size to be an integer >= 1; got 0"),
+        ({"num_workers": -1}, r"data\.num_workers to be an integer >= 0; got -1"),
+        ({"sampling": "last"}, r"data\.sampling to be one of uniform, first; got 'last'"),
+        ({"sampler": "even"}, r"data\.sampler to be one of shuffle, balanced; got 'even'"),
+        ({"leakage": "ignore"}, r"data\.leakage to be one of warn, error, drop; got 'ignore'"),
+        ({"on_bad": "replace"}, r"data\.on_bad to be one of skip, error; got 'replace'"),
+        ({"split": {"val_fraction": 1.5}}, r"data\.split\.val_fraction to be a number from 0 to 0\.9; got 1\.5"),
+        ({"split": {"test_fraction": -0.1}}, r"data\.split\.test_fraction to be a number"),
+        ({"decode": {"workers": 0}}, r"data\.decode\.workers to be an integer >= 1; got 0"),
+        ({"store": {"num_frames": 30}, "num_frames": 20}, r"data\.store\.num_frames to be a multiple .* Use 20 or 40"),
+        ({"store": {"num_frames": 0}}, r"data\.store\.num_frames to be an integer >= 1; got 0"),
+        ({"store": {"resolution": 0}}, r"data\.store\.resolution to be an integer >= 1; got 0"),
+        ({"store": {"resolution": -5}}, r"data\.store\.resolution to be an integer >= 1; got -5"),
+    ],
+)
+def test_settings_out_of_range(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        module(tmp_path, tmp_path, **settings)
+
+
+def test_a_negative_seed_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"seed to be an integer >= 0; got -1"):
+        VideoDataModule(source=str(tmp_path), cache_dir=str(tmp_path), seed=-1)
+
+
+def test_a_source_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"data\.source; got nothing at .*nowhere"):
+        prepare(module(tmp_path / "nowhere", tmp_path))
+
+
+def test_brackets_in_names_are_only_names(source: Path, cache: Path, tmp_path: Path) -> None:
+    """Not the mark-up of the console."""
+    root = tmp_path / "clips [new]"
+    shutil.copytree(source / "rtp", root / "rtp")
+    for split in ("train", "val", "test"):
+        (root / "rtp" / split / "adult").rename(root / "rtp" / split / "[bold]")
+    twin = next((root / "rtp" / "train" / "safe").iterdir())
+    shutil.copy(twin, root / "rtp" / "test" / "safe" / "[red]_1.mp4")
+    shutil.copy(twin, root / "rtp" / "train" / "safe" / "[red]_2.mp4")
+    data = module(root, cache)
+    with pytest.warns(UserWarning, match="leakage"):
+        printed = prepare(data)
+    assert "clips [new]" in printed
+    assert "[bold]" in printed
+    assert "[red]" in printed
+    assert data.classes == ["[bold]", "harmful", "safe"]
+
+
+# ---- the real clips
+
+
+def test_real_clips_as_a_folder_and_as_a_zip(real_data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "fights"
+    for split, count in (("train", 3), ("val", 2)):
+        for label in sorted(path.name for path in (real_data / "fights" / split).iterdir()):
+            files = sorted((real_data / "fights" / split / label).glob("*.mp4"), key=lambda path: path.stat().st_size)
+            (folder / split / label).mkdir(parents=True)
+            for file in files[:count]:
+                (folder / split / label / file.name).symlink_to(file)
+    with zipfile.ZipFile(tmp_path / "fights.zip", "w") as archive:
+        for file in sorted(folder.rglob("*.mp4")):
+            archive.write(file, Path("wrapper", "rtp") / file.relative_to(folder))
+        archive.writestr("__MACOSX/wrapper/._rtp", b"\0")
+    by_folder, by_zip = (
+        module(place, tmp_path / "cache", num_frames=20, resolution=64, decode={"workers": 2})
+        for place in (folder, tmp_path / "fights.zip")
+    )
+    for data in (by_folder, by_zip):
+        prepare(data)
+        assert set(data.manifest["status"]) == {"ok"}
+        assert set(data.manifest["decoder"]) == {"decord"}
+        assert len(data.classes) == 2
+        assert (len(data.rows("train")), len(data.rows("val")), len(data.rows("test"))) == (6, 4, 0)
+        assert data.manifest["creator"].str.fullmatch(r"cam\d\d").all()
+        batch = next(iter(data.val_dataloader()))
+        assert batch.frames.shape == (3, 20, 64, 64, 3)
+        assert batch.frames.float().std() > 10
+    columns = ["label", "split", "creator", "sha256", "status", "decoder", "seconds"]
+    assert by_zip.manifest[columns].equals(by_folder.manifest[columns])

@@ -1,0 +1,78 @@
+"""Runs the entry points, in this process or in one of their own."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import runpy
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+
+ROOT = Path(__file__).parents[2]
+CONF = ROOT / "conf"
+TRAIN = ROOT / "train.py"
+TINY = [
+    "data=folder",
+    "data.num_frames=4",
+    "data.resolution=16",
+    "data.decode.workers=1",
+    "model.encoder.channels=[4,8]",
+    "model.lstm.hidden_size=8",
+    "trainer.accelerator=cpu",
+]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one call of an entry point ended with."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+
+def call(script: str, *overrides: str) -> Result:
+    """`python SCRIPT OVERRIDES` in this process, which spares the seconds that importing torch takes."""
+    argv, stdout, stderr, code = sys.argv, io.StringIO(), io.StringIO(), 0
+    sys.argv = [str(ROOT / script), *overrides]
+    try:
+        with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr), warnings.catch_warnings():
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else 1
+    finally:
+        sys.argv = argv
+        torch.use_deterministic_algorithms(False)  # as it was
+    return Result(code, stdout.getvalue(), stderr.getvalue())
+
+
+def start(script: str, *overrides: str, cwd: Path) -> subprocess.Popen[str]:
+    """`python SCRIPT OVERRIDES` in a process of its own."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / script), *overrides], cwd=cwd, env=environment, text=True, **pipes
+    )
+
+
+train = partial(call, "train.py")
+start_train = partial(start, "train.py")
+
+
+def once(root: Path, name: str, make: Callable[[Path], object]) -> Path:
+    """The folder ``name``, which the first worker to ask for it has ``make`` fill."""
+    folder = root / name
+    with FileLock(root / f"{name}.lock"):
+        if not (root / f"{name}.made").exists():
+            make(folder)
+            (root / f"{name}.made").touch()
+    return folder

@@ -1,0 +1,22 @@
+"""Helpers that several test files share."""
+
+from __future__ import annotations
+
+import torch
+
+from vidcls.models.backbones import Backbone
+
+SMALL = "timm/test_efficientnet"  # conv_stem, blocks.0 to blocks.4, conv_head
+
+
+def build(
+    name: str = SMALL,
+    weights: str | None = None,
+    trainable_from: str = "all",
+    temporal_shift: bool = False,
+    resolution: int = 32,
+    in_channels: int = 3,
+    norm_eval: bool = False,
+) -> Backbone:
+    torch.manual_seed(0)
+    return Backbone(name, weights, trainable_from, temporal_shift, resolution, in_channels, norm_eval)

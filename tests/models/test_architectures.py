@@ -1,0 +1,187 @@
+"""Every network that conf/model offers: what it gives, that all of it learns, and that it can be kept and exported."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers.commands import CONF
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from torch import Tensor
+from torch.nn import functional as F
+from torch.optim.swa_utils import update_bn
+
+import vidcls.sweeps.jobs  # noqa: F401  # registers the resolvers that the files use
+from vidcls.exporters import FILES, ExportedClassifier, export_checked
+from vidcls.models.classifiers import Classifier
+from vidcls.models.motion import STREAMS
+from vidcls.training.loop import Settings, build_network
+from vidcls.training.transforms import Augment
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network, and clips small enough to try it on.
+
+    Attributes:
+        overrides: of the configuration.
+        num_frames: T.
+        resolution: R.
+        steps: in which it learns eight clips by heart, at most.
+        lr: Adam's.
+        still: parameters that a first gradient does not reach, as a regular expression.
+        format: what it is exported to here.
+    """
+
+    overrides: str
+    num_frames: int = 4
+    resolution: int = 32
+    steps: int = 40
+    lr: float = 1e-3
+    still: str = "$"
+    format: str = "onnx"
+
+
+RESNET = "model=encoder_head model.encoder.name=torchvision/resnet18"
+CNN = "model=encoder_head model/encoder=cnn model.encoder.channels=[8,16]"
+# Attention starts as the mean: as long as the scores' last layer is zero, no gradient passes it.
+ATTENTION = r"head\.pooling\.score\.0\."
+CASES = [
+    Case("model=cnn_lstm"),
+    Case("model=cnn_mean"),
+    Case("model=encoder_head"),
+    Case("model=encoder_head model.encoder.temporal_shift=true model/head=pool"),
+    Case(f"{RESNET} model/head=bilstm model.stream=difference", still=ATTENTION),
+    Case(f"{RESNET} model/head=pool model.head.pooling=statistics model.encoder.temporal_shift=true"),
+    Case(f"{RESNET} model/head=pool model.head.pooling=attention model.stream=early_fusion", still=ATTENTION),
+    Case(f"{CNN} model/head=gru model.stream=feature_difference"),
+    Case(f"{CNN} model/head=transformer model.stream=late_fusion"),
+    Case(f"{CNN} model/head=lstm model.head.num_layers=2 model.head.pooling=max model.stream=early_fusion"),
+    Case("model=r3d_18", resolution=16),
+    Case("model=mc3_18", resolution=16),
+    Case("model=r2plus1d_18", resolution=16),
+    Case("model=s3d", num_frames=8),
+    # A single patch is left in the last block, which then has neither neighbours nor relative positions.
+    Case("model=mvit_v2_s", lr=1e-4, still=r"encoder\.net\.blocks\.15\.attn\.", format="torch_export"),
+    Case("model=swin3d_t", lr=1e-4, format="torch_export"),
+]
+each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.overrides.replace("model", "").strip("=. "))
+
+
+@cache
+def settings_of(case: Case, *more: str) -> Settings:
+    """What a checkpoint would say of it."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        model = compose("train", [*case.overrides.split(), *more]).model
+    return {
+        "classes": ["a", "b", "c"],
+        "model": OmegaConf.to_container(model, resolve=True, throw_on_missing=True),
+        "normalise": {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.25]},
+        "data": {"num_frames": case.num_frames, "resolution": case.resolution},
+    }
+
+
+def build(case: Case, *more: str) -> Classifier:
+    torch.manual_seed(0)
+    return build_network(settings_of(case, *more), Augment())[0]
+
+
+def eight_clips(case: Case) -> tuple[Tensor, Tensor]:
+    """Noise in colours that change from frame to frame, and labels that have nothing to do with it."""
+    random = torch.Generator().manual_seed(1)
+    colours = torch.randn(8, case.num_frames, 3, 1, 1, generator=random)
+    noise = torch.randn(8, case.num_frames, 3, case.resolution, case.resolution, generator=random)
+    return colours + 0.5 * noise, torch.tensor([0, 1] * 4)
+
+
+def options(folder: str) -> set[str]:
+    return {path.stem for path in (CONF / folder).glob("*.yaml")}
+
+
+def test_each_option_has_a_case() -> None:
+    models = [settings_of(case)["model"] for case in CASES]
+    told = {re.search(r"model=(\w+)", case.overrides).group(1) for case in CASES}  # type: ignore[union-attr]
+    assert told == options("model") - {"video"}  # the basis of those that name a network
+    chosen: list[dict[str, Any]] = [model for model in models if model["_target_"].endswith("encoder_head")]
+    assert {model["stream"] for model in chosen} == set(STREAMS)
+    names = {(model["head"]["name"], model["head"].get("bidirectional", False)) for model in chosen}
+    heads = {"lstm": ("lstm", False), "bilstm": ("lstm", True), "gru": ("gru", False)}
+    heads |= {name: (name, False) for name in ("pool", "transformer")}
+    assert set(heads) == options("model/head") and set(heads.values()) == names
+    assert {model["encoder"]["name"].partition("/")[0] for model in chosen} == {"cnn", "timm", "torchvision"}
+    assert options("model/encoder") == {"cnn", "backbone"}
+    assert {model["head"]["pooling"] for model in chosen} == {"last", "mean", "max", "attention", "statistics"}
+
+
+@each_case
+def test_shape_and_gradients(case: Case) -> None:
+    """Every parameter that trains learns from the first batch on."""
+    model = build(case).train()
+    clips, labels = eight_clips(case)
+    logits = model(clips)
+    assert logits.shape == (8, 3)
+    F.cross_entropy(logits, labels).backward()
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert not [name for name, gradient in gradients.items() if gradient is None or not bool(gradient.isfinite().all())]
+    still = {name for name, gradient in gradients.items() if gradient is not None and not bool(gradient.any())}
+    assert still == {name for name in still if re.match(case.still, name)}
+    assert bool(still) == (case.still != "$")
+    trained = {id(parameter) for stage in model.stages() for parameter in stage if parameter.requires_grad}
+    assert trained == {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
+
+
+@each_case
+def test_overfits_eight_clips_to_100_percent(case: Case) -> None:
+    """In eval mode, as it will predict; but with batch statistics of these clips, which take longer to get there.
+
+    Those of s3d take longest, as they move by a thousandth in each step.
+    """
+    model = build(case, "model.dropout=0.0")
+    clips, labels = eight_clips(case)
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=case.lr)
+    rights: list[float] = []
+    for step in range(1, case.steps + 1):
+        optimizer.zero_grad()
+        F.cross_entropy(model.train()(clips), labels).backward()
+        optimizer.step()
+        if step % 5 == 0:
+            update_bn([clips], model)
+            with torch.no_grad():
+                rights.append(float((model.eval()(clips).argmax(dim=1) == labels).float().mean()))
+            if rights[-1] == 1.0:
+                break
+    assert rights[-1] == 1.0, rights
+
+
+@each_case
+def test_a_checkpoint_brings_it_back(case: Case, tmp_path: Path) -> None:
+    model, (clips, _) = build(case).train(), eight_clips(case)
+    with torch.no_grad():
+        model(clips)  # batch statistics are no longer what they were at first
+    torch.save({"settings": settings_of(case), "state_dict": model.state_dict()}, tmp_path / "one.ckpt")
+    checkpoint = torch.load(tmp_path / "one.ckpt", weights_only=True)
+    torch.manual_seed(1)
+    again = build_network(checkpoint["settings"], Augment())[0]
+    with torch.no_grad():
+        assert not torch.equal(again.eval()(clips), model.eval()(clips))
+        again.load_state_dict(checkpoint["state_dict"])
+        assert torch.equal(again(clips), model(clips))
+
+
+@each_case
+def test_it_exports(case: Case, tmp_path: Path) -> None:
+    """All of them to ONNX too: checked by hand for the two that have another format here, as that takes minutes."""
+    torch.manual_seed(0)
+    network = ExportedClassifier(*build_network(settings_of(case), Augment()))
+    size = (3, case.num_frames, case.resolution, case.resolution, 3)
+    clips = torch.randint(0, 256, size, dtype=torch.uint8, generator=torch.Generator().manual_seed(2)).numpy()
+    path = tmp_path / FILES[case.format]
+    assert export_checked(network, case.format, path, {"classes": json.dumps(["a", "b", "c"])}, clips) <= 1e-5
+    assert path.stat().st_size > 4 * sum(parameter.numel() for parameter in network.parameters())

@@ -1,0 +1,197 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vidcls.data.sampling import window_starts
+from vidcls.errors import UserError
+from vidcls.moderation.timeline import SCORES, Segment, segments, video_class, video_score
+
+PROBABILITY = st.sampled_from([0.0, 0.1, 0.25, 0.4, 0.5, 0.6, 0.75, 0.9, 1.0])
+
+
+Timeline = tuple[np.ndarray, float, float, np.ndarray]  # starts, window, the video's end, probabilities
+
+
+@st.composite
+def timelines(draw: st.DrawFn) -> Timeline:
+    window = draw(st.floats(0.5, 10.0))
+    stride = window * draw(st.floats(0.2, 1.0))
+    end = draw(st.floats(0.1, 60.0))
+    starts = window_starts(end, window, stride)
+    values = draw(st.lists(PROBABILITY, min_size=len(starts), max_size=len(starts)))
+    return starts, window, end, np.array(values)
+
+
+def covered(found: list[Segment], seconds: np.ndarray) -> np.ndarray:
+    return np.array([any(one.start_seconds <= s < one.end_seconds for one in found) for s in seconds])
+
+
+# ---- segments
+
+
+def shown(values: list[float], enter: float = 0.8, leave: float = 0.5, shortest: float = 0.0) -> list[Segment]:
+    """Of windows of 4 s each 2 s: cells are cut at 3 5 7 ..., the first from 0, the last to the end."""
+    end = 4.0 + 2.0 * (len(values) - 1)
+    return segments(window_starts(end, 4.0, 2.0), 4.0, end, np.array(values), enter, leave, shortest)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([0.1, 0.2, 0.3], []),
+        ([0.6, 0.7, 0.7], []),  # above leave, never above enter
+        ([0.9, 0.1, 0.1], [Segment(0.0, 3.0, 0.9, 2.0)]),
+        ([0.1, 0.1, 0.9], [Segment(5.0, 8.0, 0.9, 6.0)]),
+        ([0.1, 0.8, 0.5, 0.4], [Segment(3.0, 7.0, 0.8, 4.0)]),  # both bounds belong to the segment
+        ([0.6, 0.9, 0.6, 0.9, 0.1], [Segment(3.0, 9.0, 0.9, 4.0)]),  # the first of equal peaks
+        ([0.9, 0.4, 0.9, 0.1], [Segment(0.0, 3.0, 0.9, 2.0), Segment(5.0, 7.0, 0.9, 6.0)]),
+        ([0.9, 0.4, 0.6, 0.7], [Segment(0.0, 3.0, 0.9, 2.0)]),
+        ([0.9, 0.95, 0.9], [Segment(0.0, 8.0, 0.95, 4.0)]),
+        ([0.9], [Segment(0.0, 4.0, 0.9, 2.0)]),
+    ],
+)
+def test_segments(values: list[float], expected: list[Segment]) -> None:
+    assert shown(values) == expected
+
+
+def test_a_video_shorter_than_its_window_is_one_segment_with_its_peak_inside() -> None:
+    assert segments(np.zeros(1), 4.0, 1.5, np.array([0.9]), 0.5, 0.5, 0.0) == [Segment(0.0, 1.5, 0.9, 0.75)]
+
+
+def test_short_segments_are_dropped() -> None:
+    values = [0.1, 0.9, 0.1, 0.9, 0.9, 0.1]
+    assert [one.start_seconds for one in shown(values, shortest=2.0)] == [3.0, 7.0]
+    assert [one.start_seconds for one in shown(values, shortest=2.1)] == [7.0]
+    assert shown(values, shortest=4.1) == []
+
+
+def test_no_window_loses_its_segment_to_rounding_or_to_the_last_window_being_moved_back() -> None:
+    for end in (10.0, 10.1, 10.7, 11.9):  # 10.1: starts 0 0.7 ... and the last one close to the one before
+        starts = window_starts(end, 1.0, 0.7)
+        for window in range(len(starts)):
+            values = np.zeros(len(starts))
+            values[window] = 0.9
+            assert len(segments(starts, 1.0, end, values, 0.5, 0.5, 0.7)) == 1
+
+
+@settings(deadline=None)
+@given(timelines(), PROBABILITY, PROBABILITY, st.floats(0.0, 5.0))
+def test_segments_are_disjoint_sorted_and_within_the_video(
+    timeline: Timeline, one: float, other: float, shortest: float
+) -> None:
+    starts, window, end, values = timeline
+    enter, leave = max(one, other), min(one, other)
+    found = segments(starts, window, end, values, enter, leave, shortest)
+    edges = [edge for segment in found for edge in (segment.start_seconds, segment.end_seconds)]
+    assert edges == sorted(set(edges))  # each is longer than nothing and no two of them touch
+    assert all(0 <= edge <= end for edge in edges)
+    for segment in found:
+        assert segment.start_seconds <= segment.peak_seconds < segment.end_seconds
+        assert enter <= segment.peak <= values.max()
+    if shortest == 0:
+        peaks = [segment.peak for segment in found]
+        assert max(peaks, default=None) == (values.max() if values.max() >= enter else None)
+
+
+@settings(deadline=None)
+@given(timelines(), PROBABILITY, PROBABILITY, st.floats(0.0, 5.0), st.data())
+def test_more_probability_or_lower_bounds_never_show_less(
+    timeline: Timeline, one: float, other: float, shortest: float, data: st.DataObject
+) -> None:
+    starts, window, end, values = timeline
+    enter, leave = max(one, other), min(one, other)
+    raised = values.copy()
+    raised[data.draw(st.integers(0, len(values) - 1))] = 1.0
+    seconds = np.linspace(0, end, 97, endpoint=False)
+    before = covered(segments(starts, window, end, values, enter, leave, shortest), seconds)
+    for after in (
+        segments(starts, window, end, raised, enter, leave, shortest),
+        segments(starts, window, end, values, (enter + leave) / 2, leave, shortest),
+        segments(starts, window, end, values, enter, leave / 2, shortest),
+        segments(starts, window, end, values, enter, leave, shortest / 2),
+    ):
+        assert (covered(after, seconds) >= before).all()
+
+
+@pytest.mark.parametrize(
+    ("enter", "leave", "shortest", "message"),
+    [
+        (0.5, 0.6, 0.0, r"predict\.leave to be at most predict\.enter=0\.5; got 0\.6"),
+        (1.1, 0.5, 0.0, r"predict\.enter to be a number from 0 to 1"),
+        (0.5, -0.1, 0.0, r"predict\.leave to be a number from 0 to 1"),
+        (0.5, 0.4, -1.0, r"predict\.min_seconds"),
+    ],
+)
+def test_segment_settings_out_of_range_are_refused(enter: float, leave: float, shortest: float, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        shown([0.9], enter, leave, shortest)
+
+
+# ---- scores
+
+
+THREE = np.array([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.2, 0.3, 0.5], [0.9, 0.05, 0.05]])
+
+
+@pytest.mark.parametrize(
+    ("how", "k", "expected"),
+    [
+        ("max", 3, [0.9, 0.8, 0.5]),
+        ("mean", 3, [0.475, 0.3375, 0.1875]),
+        ("top-k mean", 1, [0.9, 0.8, 0.5]),
+        ("top-k mean", 2, [0.8, 0.55, 0.3]),
+        ("top-k mean", 99, [0.475, 0.3375, 0.1875]),
+    ],
+)
+def test_video_score(how: str, k: int, expected: list[float]) -> None:
+    assert video_score(THREE, how, k) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("how", "expected"), [("max", 1), ("top-k mean", 1), ("mean", 0)])
+def test_a_short_harmful_passage_makes_the_class_of_all_but_the_mean(how: str, expected: int) -> None:
+    windows = np.tile([0.98, 0.01, 0.01], (200, 1))
+    windows[70:73] = [0.05, 0.9, 0.05]
+    assert video_class(windows, harmless=0, how=how, k=3) == expected
+    assert int(video_score(windows, how, 3).argmax()) == 0  # the highest score does not say it
+
+
+def test_the_harmful_class_with_the_highest_score_is_taken_and_a_lost_one_is_not() -> None:
+    assert video_class(THREE, harmless=0, how="max") == 1  # 2 holds too, in its own window, with 0.5
+    assert video_class(THREE, harmless=1, how="max") == 0
+    # Class 1 is never the most probable one of a window, high as it is.
+    assert video_class(np.array([[0.55, 0.45], [0.9, 0.1]]), harmless=0, how="max") == 0
+
+
+ROWS = st.lists(st.lists(st.floats(0.0625, 1.0, width=32), min_size=3, max_size=3), min_size=1, max_size=12)
+
+
+@settings(deadline=None)
+@given(ROWS, st.sampled_from(SCORES), st.integers(1, 5), st.integers(0, 2), st.sampled_from(["float32", "float64"]))
+def test_one_window_is_itself_bit_for_bit(rows: list, how: str, k: int, harmless: int, dtype: str) -> None:
+    window = np.array(rows[:1], dtype) / np.sum(rows[0], dtype=dtype)
+    score = video_score(window, how, k)
+    assert score.dtype == window.dtype
+    assert score.tobytes() == window[0].tobytes()
+    if len(set(window[0])) == 3:
+        assert video_class(window, harmless, how, k) == window[0].argmax()
+
+
+@settings(deadline=None)
+@given(ROWS, st.integers(1, 12))
+def test_scores_are_ordered_and_do_not_depend_on_the_order_of_windows(rows: list, k: int) -> None:
+    windows = np.array(rows) / np.sum(rows, axis=1, keepdims=True)
+    largest, mean, best = (video_score(windows, how, k) for how in ("max", "mean", "top-k mean"))
+    assert (mean <= best + 1e-12).all() and (best <= largest + 1e-12).all()
+    assert mean.sum() == pytest.approx(1)
+    for how in SCORES:
+        assert video_score(windows[::-1], how, k) == pytest.approx(video_score(windows, how, k))
+
+
+def test_score_settings_out_of_range_are_refused() -> None:
+    with pytest.raises(UserError, match=r"predict\.score to be one of max, mean, top-k mean; got 'median'"):
+        video_score(THREE, "median")
+    with pytest.raises(UserError, match=r"predict\.top_k to be an integer >= 1; got 0"):
+        video_score(THREE, "top-k mean", 0)

@@ -1,0 +1,568 @@
+"""The page is read as a browser would: parsed, its data decoded; and, where there is one, in a real browser."""
+
+from __future__ import annotations
+
+import base64
+import fcntl
+import hashlib
+import io
+import json
+import os
+import re
+import select
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from vidcls.prediction.html_report import by_urgency, visible, write_report
+from vidcls.prediction.journal import PredictionFolder
+
+CLASSES = ["adult", "fight", "safe"]
+FACTS = {"Model": "3f9a0c77d1e2", "Policy": "<b>none</b>"}
+HOSTILE = [
+    'x"><script>alert(1)</script>.mp4',
+    "</script><script>alert(2)//.mp4",
+    "<img src=x onerror=alert(3)>/<!--.mp4",
+    "' onclick='alert(4)'.mp4",
+    "{{ 7 * 7 }}{% raw %}&amp;&lt;.mp4",
+    "two\nlines\tand a tab.mp4",
+    "holiday\u202e4pm.exe",
+    "مقطع/فيديو.mp4",
+    "👨\u200d👩\u200d👧 family.mp4",
+    "]]>\u2028\ufeff\x00\x1b[31m.mp4",
+]
+
+
+def jpeg(path: str) -> str:
+    """Another picture for each path."""
+    shade = hashlib.sha256(path.encode()).digest()[0]
+    file = io.BytesIO()
+    Image.fromarray(np.full((16, 16, 3), shade, np.uint8)).save(file, "JPEG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+class Predictions:
+    """What predict.py would leave, written with its own writer."""
+
+    def __init__(self, path: Path, classes: list[str] | None = None) -> None:
+        self.path = path
+        self.folder = PredictionFolder(path, classes or CLASSES, {})
+
+    def video(
+        self,
+        path: str,
+        decision: str = "allow",
+        score: float | None = 0.1,
+        windows: list[list[float]] | None = None,
+        status: str = "ok",
+        reason: str = "",
+        segments: list[tuple[str, float, float, float, float]] | None = None,
+    ) -> None:
+        """Windows are 4 s long, one each 2 s."""
+        sha256 = hashlib.sha256(path.encode()).hexdigest() if windows != [] else ""
+        windows = [[0.1] * (len(self.folder.classes) - 1) + [0.8]] if windows is None else windows
+        row = dict.fromkeys(self.folder.columns, "") | {"path": path, "sha256": sha256, "decision": decision}
+        row |= {"status": status, "reason": reason, "windows": str(len(windows)), "seconds": f"{2 * len(windows) + 2}"}
+        names = ("class", "start_seconds", "end_seconds", "peak", "peak_seconds")
+        found = [{"path": path} | dict(zip(names, map(str, one), strict=True)) for one in segments or []]
+        if not windows:
+            self.folder.write({**row, "seconds": "0.000000"}, [], None)
+            return
+        highest = np.max(windows, axis=0)
+        row |= {name: f"{p:.9g}" for name, p in zip(self.folder.classes, highest, strict=True)}
+        row |= {"predicted": self.folder.classes[-1], "score": "" if score is None else f"{score:.9g}"}
+        starts = [2.0 * n for n in range(len(windows))]
+        peak = {"class": self.folder.classes[0], "seconds": 2.0, "probability": windows[0][0], "jpeg": jpeg(path)}
+        ends = [start + 4 for start in starts]
+        details = {"sha256": sha256, "starts": starts, "ends": ends, "probabilities": windows, "peaks": [peak]}
+        self.folder.write(row, found, details)
+
+    def report(self, harmless: str | None = "safe", most: int = 500, blur: bool = False) -> Page:
+        self.folder.close()
+        path = write_report(self.path, self.folder.classes, harmless, FACTS, most=most, blur=blur)
+        assert path == self.path / "report.html"
+        return Page(path.read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def predictions(tmp_path: Path) -> Predictions:
+    return Predictions(tmp_path)
+
+
+class Page(HTMLParser):
+    """A report, parsed: its elements in order, each with its attributes and the text directly in it and below."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.source = source
+        self.elements: list[tuple[str, dict[str, str | None], list[str]]] = []
+        self._open: list[tuple[str, list[str]]] = []
+        self.feed(source)
+        self.close()
+        assert not self._open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        text: list[str] = []
+        self.elements.append((tag, dict(attrs), text))
+        if tag not in ("meta", "input"):
+            self._open.append((tag, text))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop()[0] == tag
+
+    def handle_data(self, data: str) -> None:
+        for _, text in self._open:
+            text.append(data)
+
+    def texts(self, tag: str, **attributes: str) -> list[str]:
+        """Of all elements that have the attributes, with runs of white space as one space."""
+        return [
+            " ".join("".join(text).split())
+            for name, attrs, text in self.elements
+            if name == tag and all((attrs.get(key.rstrip("_")) or "") == value for key, value in attributes.items())
+        ]
+
+    @property
+    def paths(self) -> list[str]:
+        """Of the rows, in order."""
+        return self.texts("bdi")
+
+    def cells(self) -> list[list[str]]:
+        """What the summary rows show, but for the cell of the path."""
+        rows: list[list[str]] = []
+        for tag, attrs, text in self.elements:
+            if tag == "tr" and attrs.get("class") == "summary":
+                rows.append([])
+            elif tag == "td" and "data-value" in attrs and attrs.get("class") != "name":
+                rows[-1].append("".join(text).strip())
+        return rows
+
+    def data(self) -> list[Any]:
+        """What the scripts hold as JSON: the details in order, then the page's own."""
+        scripts = [(attrs, text) for tag, attrs, text in self.elements if tag == "script"]
+        return [json.loads("".join(text)) for attrs, text in scripts if attrs.get("type") == "application/json"]
+
+    @property
+    def tags(self) -> list[str]:
+        return [tag for tag, _, _ in self.elements]
+
+
+def some(predictions: Predictions) -> None:
+    """Videos of every kind, in an order that is not that of the page."""
+    predictions.video("calm.mp4", "allow", 0.04)
+    predictions.video("unsure.mp4", "review", 0.5, reason="fight 0.500 >= 0.450")
+    predictions.video("a/fight.mp4", "block", 0.91, reason="fight 0.910 >= 0.850")
+    predictions.video("empty.mp4", "review", None, [], "undecodable", "undecodable: no frames")
+    predictions.video("calmer.mp4", "allow", 0.3)
+    predictions.video("half.mp4", "review", 0.2, None, "partial", "partial: the file ends early")
+    predictions.video(
+        "long.mp4",
+        "block",
+        0.97,
+        [[0.1, 0.2, 0.7], [0.02, 0.97, 0.01], [0.1, 0.6, 0.3], [0.9, 0.05, 0.05]],
+        reason="fight 0.970 >= 0.850",
+        segments=[("adult", 7.0, 10.0, 0.9, 8.0), ("fight", 3.0, 7.0, 0.97, 4.0)],
+    )
+
+
+ORDER = ["long.mp4", "a/fight.mp4", "empty.mp4", "half.mp4", "unsure.mp4", "calmer.mp4", "calm.mp4"]
+
+
+def test_every_video_has_one_row_the_most_urgent_first(predictions: Predictions) -> None:
+    some(predictions)
+    page = predictions.report()
+    assert page.paths == ORDER
+    cells = page.cells()
+    assert cells[0] == ["block", "safe", "0.970", "0.900", "0.970", "0.700", "0:10", "ok", "2"]
+    assert cells[2] == ["review", "–", "–", "–", "–", "–", "–", "undecodable", "0"]  # noqa: RUF001
+    assert [row[0] for row in cells] == ["block"] * 2 + ["review"] * 3 + ["allow"] * 2
+    assert page.texts("div", class_="reason")[3] == "partial: the file ends early"
+
+
+def test_the_head_says_what_was_run_and_counts(predictions: Predictions) -> None:
+    some(predictions)
+    page = predictions.report()
+    assert page.texts("title") == ["7 videos: 2 block, 3 review, 2 allow"]
+    assert page.texts("dt")[:2] == list(FACTS)
+    assert page.texts("dd")[:2] == list(FACTS.values())
+    chips = ["all 7", "block 2", "review 3", "allow 2", "all 7", "ok 5", "partial 1", "undecodable 1"]
+    assert page.texts("label", class_="chip") == chips
+
+
+def test_what_could_not_be_read_is_said_at_the_top(predictions: Predictions) -> None:
+    some(predictions)
+    (warning,) = [text for text in predictions.report().texts("p", class_="warning") if "JavaScript" not in text]
+    assert warning.startswith("2 of 7 videos could not be read or only in part: 1 partial, 1 undecodable.")
+
+
+def test_only_what_happened_is_said(predictions: Predictions) -> None:
+    predictions.video("half.mp4", "review", 0.2, None, "partial", "partial: the file ends early")
+    warning = "1 of 1 video could not be read or only in part: 1 partial. They are for a person to see."
+    assert warning in predictions.report().texts("p", class_="warning")
+
+
+def test_nothing_is_said_where_all_was_read(predictions: Predictions) -> None:
+    predictions.video("a.mp4")
+    page = predictions.report()
+    assert len(page.texts("p", class_="warning")) == 1  # the one about JavaScript
+    assert page.texts("h1") == ["1 video"]
+
+
+def test_details_hold_what_is_drawn(predictions: Predictions) -> None:
+    some(predictions)
+    *details, page = predictions.report().data()
+    assert page == {"classes": CLASSES, "plotted": [0, 1], "total": 7}
+    (long,) = [one for one in details if len(one["cuts"]) > 2]
+    assert long["cuts"] == [0, 3, 5, 7, 10]  # windows 0-4 2-6 4-8 6-10: centres 2 4 6 8
+    assert long["probabilities"][1] == [0.2, 0.97, 0.6, 0.05]
+    assert long["segments"] == [[1, 3, 7, 0.97, 4], [0, 7, 10, 0.9, 8]]  # in order of time
+    assert long["peaks"] == [[0, 2, 0.1, jpeg("long.mp4")]]
+
+
+def test_copies_share_their_details_and_name_each_other(predictions: Predictions) -> None:
+    predictions.video("0.mp4", segments=[("fight", 0.0, 4.0, 0.6, 2.0)])
+    for number in range(1, 8):
+        predictions.folder.copy(predictions.folder.rows["0.mp4"], f"{number}.mp4")
+    page = predictions.report()
+    details, _ = page.data()
+    assert details["segments"] == [[1, 0, 4, 0.6, 2]]
+    drawn = [attrs["data-details"] for tag, attrs, _ in page.elements if attrs.get("class") == "drawn"]
+    assert drawn == ["0"] * 8
+    copies = [text for text in page.texts("dd") if ".mp4" in text]
+    assert copies[0] == "1.mp4, 2.mp4, 3.mp4, 4.mp4, 5.mp4 and 2 more"
+    assert copies[7] == "0.mp4, 1.mp4, 2.mp4, 3.mp4, 4.mp4 and 2 more"
+
+
+def test_most_cuts_the_least_urgent_and_says_so(predictions: Predictions) -> None:
+    some(predictions)
+    page = predictions.report(most=3)
+    assert page.paths == ORDER[:3]
+    assert len(page.data()) == 3  # of the two that could be read, and the page's own
+    assert jpeg("long.mp4") in page.source
+    assert jpeg("calm.mp4") not in page.source
+    assert "all 7" in page.texts("label", class_="chip")  # counts are of all
+    note = "Only the 3 most urgent videos are shown. The other 4 are left out here; predictions.csv has them all."
+    assert note in page.texts("p", class_="warning")
+    assert page.texts("p", id="count") == ["Showing 3 of 7"]
+
+
+def test_without_a_policy_there_is_no_score_and_every_class_is_drawn(predictions: Predictions) -> None:
+    predictions.video("a.mp4", "review", None)
+    predictions.video("b.mp4", "review", None, status="partial")
+    page = predictions.report(harmless=None)
+    assert page.paths == ["b.mp4", "a.mp4"]
+    heads = ["Decision", "Video", "Class", "p(adult)", "p(fight)", "p(safe)", "Length", "Status", "Segments"]
+    assert page.texts("th") == heads
+    assert page.data()[-1]["plotted"] == [0, 1, 2]
+
+
+def test_probabilities_that_are_none_are_unknown(predictions: Predictions) -> None:
+    nan = float("nan")
+    predictions.video("nan.mp4", "review", nan, [[nan, nan, nan], [0.5, 0.5, 0.0]], reason="no probabilities")
+    predictions.video("fine.mp4", "review", 0.9)
+    page = predictions.report()
+    assert page.paths == ["nan.mp4", "fine.mp4"]  # what has no score is more urgent than what has one
+    assert page.cells()[0][2:6] == ["–"] * 4  # noqa: RUF001
+    assert page.data()[0]["probabilities"] == [[None, 0.5], [None, 0.5], [None, 0.0]]
+    assert page.data()[0]["peaks"][0][2] is None
+
+
+@pytest.mark.parametrize("header", [True, False])
+def test_no_videos_make_a_page_too(tmp_path: Path, header: bool) -> None:
+    if header:
+        page = Predictions(tmp_path).report()
+    else:
+        page = Page(write_report(tmp_path, CLASSES, None, FACTS, most=5, blur=False).read_text())
+    assert page.texts("h1") == ["0 videos"]
+    assert page.paths == []
+    assert page.texts("p", class_="note") == ["There are no videos."]
+
+
+def test_a_report_that_cannot_be_made_leaves_the_one_before(predictions: Predictions) -> None:
+    some(predictions)
+    before = predictions.report().source
+    with (predictions.path / "details.jsonl").open("a") as file:
+        file.write("{")
+    with pytest.raises(json.JSONDecodeError):
+        write_report(predictions.path, CLASSES, "safe", FACTS, most=500, blur=False)
+    assert (predictions.path / "report.html").read_text() == before
+
+
+def test_by_urgency_keeps_the_order_of_equals() -> None:
+    cells = [("allow", "ok", "0.1"), ("review", "ok", "0.7"), ("block", "ok", "0.9"), ("review", "ok", "0.7")]
+    rows = [{"decision": d, "status": s, "score": n, "path": str(i)} for i, (d, s, n) in enumerate(cells)]
+    assert "".join(row["path"] for row in by_urgency(rows)) == "2130"
+
+
+# ---- what strangers may write
+
+
+def test_hostile_names_are_text(predictions: Predictions) -> None:
+    for name in HOSTILE:
+        predictions.video(name, "review", 0.5, reason=f"partial: {name}", windows=[[0.2, 0.2, 0.6], [0.3, 0.3, 0.4]])
+    page = predictions.report()
+    names = [" ".join(visible(name).split()) for name in HOSTILE]
+    assert page.paths == names
+    assert page.texts("div", class_="reason") == [f"partial: {name}" for name in names]
+    # The only characters that are not drawn are the white space of the page itself and the joiners of the emoji.
+    assert {c for c in page.source if not c.isprintable()} == {"\n", "\u200d"}
+    assert not [key for _, attrs, _ in page.elements for key in attrs if key.startswith("on")]
+
+
+def one_video(path: str, fact: str, classes: list[str]) -> Page:
+    with tempfile.TemporaryDirectory() as folder:
+        predictions = Predictions(Path(folder), classes)
+        predictions.video(path, "block", 0.9, segments=[(classes[0], 0.0, 4.0, 0.9, 2.0)])
+        predictions.folder.close()
+        written = write_report(Path(folder), classes, "safe", {"Run": fact}, most=5, blur=False)
+        return Page(written.read_bytes().decode())
+
+
+def test_hostile_classes_are_text() -> None:
+    classes = ["</script><script>alert(1)", "__proto__", '"><img src=x>', "safe"]
+    page = one_video("a.mp4", "a run", classes)
+    assert page.data()[-1]["classes"] == classes
+    assert page.data()[0]["segments"] == [[0, 0, 4, 0.9, 2]]
+    assert page.tags == one_video("a.mp4", "a run", ["a", "b", "c", "safe"]).tags
+
+
+# Without carriage returns, which the csv module of Python 3.11 writes without quotes.
+TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r"), min_size=1)
+
+
+@settings(deadline=None, max_examples=30)
+@given(TEXT | st.sampled_from(HOSTILE), TEXT)
+def test_no_name_changes_the_page_around_it(name: str, fact: str) -> None:
+    page = one_video(name, fact, CLASSES)
+    assert page.paths == [" ".join(visible(name).split())]
+    assert page.texts("dd")[0] == " ".join(visible(fact).split())
+    assert page.tags == one_video("a.mp4", "a run", CLASSES).tags
+
+
+def test_a_fact_that_is_no_valid_text_is_written_out() -> None:
+    """The name of a folder may hold bytes that are no UTF-8, which Python reads as lone surrogates."""
+    assert one_video("a.mp4", "run\udcff", CLASSES).texts("dd")[0] == "run\\udcff"
+
+
+def test_only_the_scripts_and_styles_of_the_page_itself_may_run(predictions: Predictions) -> None:
+    some(predictions)
+    page = predictions.report()
+    (policy,) = (attrs["content"] for _, attrs, _ in page.elements if attrs.get("http-equiv"))
+    rules = dict(rule.split(maxsplit=1) for rule in str(policy).split("; "))
+    (style,), (script,) = (
+        ["".join(text) for tag, attrs, text in page.elements if tag == name and "type" not in attrs]
+        for name in ("style", "script")
+    )
+    assert rules == {
+        "default-src": "'none'",
+        "img-src": "data:",
+        "style-src": allowed(style),
+        "script-src": allowed(script),
+        "base-uri": "'none'",
+        "form-action": "'none'",
+    }
+    attributes = [key for _, attrs, _ in page.elements for key in attrs]
+    assert not {"src", "href", "style", "action"} & set(attributes)
+    addresses = set(re.findall(r"https?:[^\"'`\s)]*", page.source))
+    assert addresses == {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xhtml"}  # names, not places
+    assert "url(" not in style and "@import" not in style
+
+
+def allowed(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+@pytest.mark.parametrize("blur", [True, False])
+def test_pictures_are_blurred_from_the_first_moment(predictions: Predictions, blur: bool) -> None:
+    some(predictions)
+    page = predictions.report(blur=blur)
+    tag, attrs, _ = page.elements[0]
+    assert (tag, attrs.get("class")) == ("html", "blur" if blur else None)
+    (box,) = [attrs for _, attrs, _ in page.elements if attrs.get("id") == "blur"]
+    assert ("checked" in box) == blur
+    assert re.search(r"^\.blur .*img \{ filter: blur", page.source, re.MULTILINE)
+
+
+# ---- in a browser
+
+
+BROWSER = shutil.which("chromium") or shutil.which("chrome") or shutil.which("google-chrome")
+# The browser takes commands from file 3 and answers in file 4.
+LAUNCH = (
+    "import os, sys; os.dup2(int(sys.argv[1]), 3); os.dup2(int(sys.argv[2]), 4); os.execv(sys.argv[3], sys.argv[3:])"
+)
+
+
+class Browser:
+    """A headless Chromium with one page, driven by the DevTools protocol: JSON texts, each ended by a zero byte."""
+
+    def __init__(self, profile: Path) -> None:
+        options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
+        options += ["--remote-debugging-pipe", f"--user-data-dir={profile}", "about:blank"]
+        # Above 10, so that none of them is 3 or 4 itself.
+        ends = [fcntl.fcntl(end, fcntl.F_DUPFD, 10) for pair in (os.pipe(), os.pipe()) for end in pair]
+        theirs = (ends[0], ends[3])
+        self._commands, self._answers = ends[1], ends[2]
+        command = [sys.executable, "-c", LAUNCH, *map(str, theirs), str(BROWSER), *options]
+        self._process = subprocess.Popen(
+            command, pass_fds=theirs, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+        for end in theirs:
+            os.close(end)
+        self._unread, self._number, self._session = b"", 0, {}
+        self._events: list[dict[str, Any]] = []
+        target = self.do("Target.createTarget", url="about:blank")["targetId"]
+        self._session = {"sessionId": self.do("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]}
+        for domain in ("Page", "Runtime", "Log"):
+            self.do(f"{domain}.enable")
+
+    def do(self, method: str, **params: Any) -> dict[str, Any]:
+        self._number += 1
+        command = {"id": self._number, "method": method, "params": params, **self._session}
+        os.write(self._commands, json.dumps(command).encode() + b"\0")
+        while (answer := self._read()).get("id") != self._number:
+            self._events.append(answer)
+        return answer["result"]
+
+    def _read(self) -> dict[str, Any]:
+        while b"\0" not in self._unread:
+            assert select.select([self._answers], [], [], 60)[0], "the browser is silent"
+            part = os.read(self._answers, 1 << 16)
+            assert part, "the browser has ended"
+            self._unread += part
+        text, _, self._unread = self._unread.partition(b"\0")
+        return json.loads(text)
+
+    def open(self, url: str, width: int = 1280, height: int = 900) -> None:
+        metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
+        self.do("Emulation.setDeviceMetricsOverride", **metrics)
+        for place in ("about:blank", url):  # first away, so that another #hash alone loads the page again
+            self._events.clear()
+            self.do("Page.navigate", url=place)
+            while not any(event["method"] == "Page.loadEventFired" for event in self._events):
+                self._events.append(self._read())
+
+    def run(self, script: str) -> Any:
+        """The value of a JavaScript expression, after what it set off has been drawn."""
+        drawn = f"new Promise(done => {{ const value = {script}; setTimeout(() => done(value), 50); }})"
+        result = self.do("Runtime.evaluate", expression=drawn, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in result, result
+        return result["result"].get("value")
+
+    @property
+    def complaints(self) -> list[dict[str, Any]]:
+        """Errors, log entries and console messages since the page was opened."""
+        kinds = ("Runtime.exceptionThrown", "Log.entryAdded", "Runtime.consoleAPICalled")
+        return [event for event in self._events if event["method"] in kinds]
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        for end in (self._commands, self._answers):
+            os.close(end)
+
+
+@pytest.fixture
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    if BROWSER is None:
+        pytest.skip("no chromium or chrome on PATH")
+    browser = Browser(tmp_path_factory.mktemp("profile"))
+    yield browser
+    browser.close()
+
+
+ROWS = "[...document.querySelectorAll('.videos > tbody')].filter(v => !v.hidden)"
+PATHS = f"{ROWS}.map(v => v.querySelector('bdi').textContent)"
+
+
+def test_in_a_real_browser(predictions: Predictions, browser: Browser) -> None:
+    some(predictions)
+    for name in HOSTILE:
+        predictions.video(name, "allow", 0.0)
+    predictions.report(blur=True)
+    hostile = [visible(name) for name in HOSTILE]
+    url = (predictions.path / "report.html").as_uri()
+    browser.open(url)
+    assert browser.run(PATHS) == ORDER + hostile
+
+    def click(selector: str, which: int = 0) -> None:
+        browser.run(f"document.querySelectorAll({selector!r})[{which}].click()")
+
+    # Sorting, by length: numbers fall first, then rise; what is unknown stays last, and the rank decides ties.
+    click("th button", 7)
+    assert browser.run(PATHS)[:2] == ["long.mp4", "a/fight.mp4"]
+    click("th button", 7)
+    assert browser.run(PATHS)[0] == "a/fight.mp4"
+    assert browser.run(PATHS)[-2:] == ["long.mp4", "empty.mp4"]
+    sorted_by = "[...document.querySelectorAll('[aria-sort]')].map(h => [h.textContent.trim(), h.ariaSort])"
+    assert browser.run(sorted_by) == [["Length", "ascending"]]
+    click("th button", 1)
+    assert browser.run(PATHS)[:2] != ORDER[:2] and sorted(browser.run(PATHS)) == sorted(ORDER + hostile)
+    click("th button", 0)
+    assert browser.run(PATHS) == ORDER + hostile
+
+    # Filters: by decision and status, and by words in the path or the reason.
+    click("[name=decision]", 2)
+    assert browser.run(PATHS) == ["empty.mp4", "half.mp4", "unsure.mp4"]
+    click("[name=status]", 1)
+    assert browser.run(PATHS) == ["unsure.mp4"]
+    assert browser.run("document.getElementById('count').textContent") == "Showing 1 of 17"
+    click("[name=decision]", 0)
+    click("[name=status]", 0)
+    search = "document.querySelector('[type=search]')"
+    browser.run(f"({search}.value = 'FIGHT', document.forms[0].dispatchEvent(new Event('input')))")
+    assert browser.run(PATHS) == ["long.mp4", "a/fight.mp4", "unsure.mp4"]
+
+    # A row opens by itself, with a plot of both harmful classes or with bars.
+    click("[aria-expanded]", 0)
+    click("[aria-expanded]", 1)
+    assert browser.run(f"{ROWS}.map(v => v.rows[1].hidden)") == [False, False, True]
+    assert browser.run(f"{ROWS}[0].querySelectorAll('svg .curve').length") == 2
+    assert browser.run(f"{ROWS}[0].querySelectorAll('svg .shade').length") == 2
+    assert browser.run(f"[...{ROWS}[0].querySelectorAll('svg text')].map(t => t.textContent)")[-3:-1] == [
+        "0:08",
+        "0:09",
+    ]
+    cells = f"[...{ROWS}[0].querySelectorAll('.found td')].map(c => c.textContent)"
+    assert browser.run(cells)[:5] == ["fight", "0:03.0", "0:07.0", "0.97", "0:04.0"]
+    widths = f"[...{ROWS}[1].querySelectorAll('.bars b')].map(b => b.style.width)"
+    assert browser.run(widths) == ["10%", "10%", "80%"]
+
+    # Pictures are blurred until one is clicked, or all are wanted.
+    filters = "[...document.querySelectorAll('.peaks img')].map(i => getComputedStyle(i).filter)"
+    assert browser.run(filters) == ["blur(14px)"] * 2
+    assert browser.run("[...document.querySelectorAll('.peaks img')].map(i => i.naturalWidth)") == [16, 16]
+    assert browser.run("document.querySelector('.peaks').textContent") == "adult 0.10 at 0:02"
+    click(".peaks button", 1)
+    assert browser.run(filters) == ["blur(14px)", "none"]
+    click("#blur")
+    assert browser.run(filters) == ["none"] * 2
+
+    # A link to one video opens it, on a phone too, where the page is as wide as the screen even with all rows open.
+    browser.open(f"{url}#v3", width=360)
+    assert browser.run(f"{ROWS}.map(v => v.rows[1].hidden)").index(False) == 2
+    click("#all")
+    assert browser.run(f"{ROWS}.every(v => !v.rows[1].hidden)")
+    assert browser.run("document.documentElement.scrollWidth") == 360
+    assert browser.complaints == []
+
+
+def test_a_real_browser_refuses_what_does_not_belong_to_the_page(predictions: Predictions, browser: Browser) -> None:
+    some(predictions)
+    page = predictions.report().source
+    foreign = '<script>document.title = "taken"</script><img src="file:///x.png"></body>'
+    (predictions.path / "report.html").write_text(page.replace("</body>", foreign))
+    browser.open((predictions.path / "report.html").as_uri())
+    assert browser.run("document.title").startswith("7 videos")
+    assert len(browser.complaints) == 2

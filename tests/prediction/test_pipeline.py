@@ -1,0 +1,444 @@
+"""predict.py end to end: the probabilities of the test run, long videos, awkward files, and interruptions."""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from helpers.commands import call, once, start
+from helpers.runs import CLASSES, predict, refused, rows_of, table
+from helpers.videos import ffmpeg, write_video
+
+from vidcls.data.decoding.windows import Window
+from vidcls.moderation.policy import Policy, save_policy
+from vidcls.prediction.pipeline import PEAKS, Peaks
+from vidcls.prediction.predictor import load_trained
+from vidcls.training.loop import build_network, load_checkpoint
+from vidcls.training.transforms import Augment
+
+STATUSES = {"ok", "partial", "undecodable"}
+
+
+def plain_policy(run: Path) -> Policy:
+    policy = Policy(
+        model=load_trained(run).identity,
+        classes=tuple(CLASSES),
+        harmless="safe",
+        temperature=1.0,
+        review={"adult": 0.4, "harmful": 0.4},
+        block={"adult": 0.8, "harmful": 0.8},
+        targets={},
+        support=dict.fromkeys(CLASSES, 1),
+        calibration_error={"before": 0.0, "after": 0.0},
+    )
+    save_policy(policy, run / "policy.json")
+    return policy
+
+
+@pytest.fixture(scope="session")
+def judged(shared: Path, finished: Path, demo_folder: Path) -> Path:
+    """The output of a finished run, without a policy, over all demo videos."""
+    return once(shared, "judged", lambda folder: predict(finished, demo_folder, folder))
+
+
+@pytest.fixture(scope="session")
+def bright(shared: Path, finished: Path) -> Path:
+    """A run with a policy whose network calls what is bright harmful and what is dark safe: it was not trained."""
+
+    def make(folder: Path) -> None:
+        shutil.copytree(finished, folder)
+        checkpoint = load_checkpoint(folder / "checkpoints" / "best.ckpt")
+        settings = checkpoint["vidcls"]
+        settings["model"] = {
+            "_target_": "vidcls.models.classifiers.cnn_mean",
+            "encoder": {"channels": [1]},
+            "dropout": 0.0,
+        }
+        model, _ = build_network(settings, Augment())
+        weights = {name: torch.zeros_like(value) for name, value in model.state_dict().items()}
+        weights["encoder.layers.0.weight"][0, :, 1, 1] = 1 / 3
+        weights["output.weight"][CLASSES.index("harmful")] = 16 / weights["output.weight"].shape[1]
+        weights["output.bias"][:] = torch.tensor([-50.0, -8.0, 0.0])  # adult never; harmful from a mean of 0.5
+        checkpoint["state_dict"] = {f"model.{name}": value for name, value in weights.items()}
+        torch.save(checkpoint, folder / "checkpoints" / "best.ckpt")
+        plain_policy(folder)
+
+    return once(shared, "bright", make)
+
+
+def lit(seconds: float, *passages: tuple[float, float], fps: int = 25) -> np.ndarray:
+    """Dark frames, bright in the passages (start, end)."""
+    times = np.arange(round(seconds * fps)) / fps
+    on = np.any([(times >= start) & (times < end) for start, end in passages], axis=0) if passages else times < 0
+    return np.broadcast_to(np.where(on, 230, 20).astype(np.uint8)[:, None, None, None], (len(times), 32, 32, 3))
+
+
+# ---- as in the test of the run
+
+
+def test_probabilities_are_those_of_the_test_run(judged: Path, finished: Path) -> None:
+    """To the last digit, though other videos come in other batches."""
+    found, compared = rows_of(judged), 0
+    for split in ("val", "test"):
+        tested = pd.read_csv(finished / f"predictions_{split}.csv", dtype=str).set_index("path")
+        for path, row in tested.iterrows():
+            assert found.loc[path, CLASSES].tolist() == row[CLASSES].tolist()
+            assert found.loc[path, "predicted"] == row["predicted"]
+            compared += 1
+    assert compared == 6
+
+
+def test_every_video_has_a_row(judged: Path, finished: Path, demo_folder: Path) -> None:
+    found = rows_of(judged)
+    manifest = table(finished / "manifest.csv").set_index("path")
+    assert sorted(found.index) == sorted(manifest.index)
+    assert set(found["windows"]) == {"1"} and set(found["coverage"]) == {"1"}
+    assert set(found["model"]) == {load_trained(finished).identity} and set(found["policy"]) == {""}
+    for path, row in found.iterrows():
+        assert (row["sha256"], row["status"]) == (manifest.loc[path, "sha256"], "ok")
+        assert float(row["seconds"]) == pytest.approx(manifest.loc[path, "seconds"], abs=1e-3)
+    # Nobody has said which class is harmless, so that nothing may be allowed.
+    assert set(found["decision"]) == {"review"} and found["reason"].str.contains("no policy").all()
+
+
+def test_timelines_hold_the_same_probabilities(judged: Path) -> None:
+    timelines, found = pd.read_parquet(judged / "timelines.parquet").set_index("path"), rows_of(judged)
+    assert list(timelines.columns) == ["sha256", "start_seconds", "end_seconds", *CLASSES]
+    assert sorted(timelines.index) == sorted(found.index)
+    for path, row in timelines.iterrows():
+        assert [f"{p:.9g}" for p in row[CLASSES]] == found.loc[path, CLASSES].tolist()
+        assert row["start_seconds"] == 0 and row["end_seconds"] == pytest.approx(float(found.loc[path, "seconds"]))
+
+
+def test_a_glob_and_a_single_file(finished: Path, judged: Path, demo_folder: Path, tmp_path: Path) -> None:
+    pattern = f"{demo_folder}/rtp/test/**/*.mp4"
+    predict(finished, pattern, tmp_path / "glob")
+    found, before = rows_of(tmp_path / "glob"), rows_of(judged)
+    assert len(found) == 3 and all(Path(path).is_file() for path in found.index)
+    one = demo_folder / "rtp" / "test" / "safe" / "drawn.creator_003_0002.mp4"
+    assert found.loc[str(one), CLASSES].tolist() == before.loc[f"rtp/test/safe/{one.name}", CLASSES].tolist()
+    shutil.copy(one, tmp_path / "no_extension")
+    predict(finished, tmp_path / "no_extension", tmp_path / "one")
+    assert rows_of(tmp_path / "one").loc["no_extension", "status"] == "ok"
+
+
+@pytest.mark.parametrize("name", ["my clips (1)", "a,b=c", "it's [here] {now}", "100 % #1 @home!"])
+def test_paths_are_given_as_they_are(bright: Path, tmp_path: Path, name: str) -> None:
+    write_video(tmp_path / name / "a.mp4", lit(2))
+    run = shutil.copytree(bright, tmp_path / f"run {name}")
+    predict(run, tmp_path / name, tmp_path / f"out {name}")
+    assert rows_of(tmp_path / f"out {name}").loc["a.mp4", "decision"] == "allow"
+
+
+# ---- long videos
+
+
+def test_a_short_passage_of_a_long_video_surfaces_with_its_time(bright: Path, tmp_path: Path) -> None:
+    video = write_video(tmp_path / "long.mp4", lit(120, (31, 34), (80, 83.5)))
+    knobs = ["predict.window_seconds=2", "predict.stride_seconds=1", "predict.whole_seconds=5"]
+    predict(bright, video, tmp_path / "out", *knobs)
+    row = rows_of(tmp_path / "out").loc["long.mp4"]
+    assert (row["decision"], row["predicted"], row["windows"], row["status"]) == ("block", "harmful", "119", "ok")
+    found = table(tmp_path / "out" / "segments.csv")
+    assert found["class"].tolist() == ["harmful", "harmful"]
+    np.testing.assert_allclose(found["start_seconds"], [31, 80], atol=1)
+    np.testing.assert_allclose(found["end_seconds"], [34, 83.5], atol=1)
+    timeline = pd.read_parquet(tmp_path / "out" / "timelines.parquet")
+    assert timeline["start_seconds"].tolist() == list(range(119)) and timeline["end_seconds"].iloc[-1] == 120
+    inside = timeline["start_seconds"].isin([31, 32, 80, 81])  # windows [s, s + 2) that are bright from end to end
+    outside = ~timeline["start_seconds"].isin([30, 31, 32, 33, 79, 80, 81, 82, 83])
+    assert (timeline["harmful"][inside] > 0.99).all() and (timeline["harmful"][outside] < 0.01).all()
+    details = json.loads((tmp_path / "out" / "details.jsonl").read_text())
+    peaks = [(peak["class"], round(peak["seconds"])) for peak in details["peaks"] if peak["class"] == "harmful"]
+    assert [name for name, _ in peaks] == ["harmful"] * 2 and 31 <= peaks[0][1] <= 34 and 80 <= peaks[1][1] <= 84
+
+
+@pytest.mark.parametrize(("score", "decision"), [("max", "block"), ("mean", "allow"), ("top-k mean", "review")])
+def test_the_video_score_decides(bright: Path, tmp_path: Path, score: str, decision: str) -> None:
+    video = write_video(tmp_path / "long.mp4", lit(40, (8, 16)))  # two of ten windows
+    knobs = ["predict.window_seconds=4", "predict.stride_seconds=4", "predict.whole_seconds=5", "predict.top_k=4"]
+    predict(bright, video, tmp_path / "out", *knobs, f"predict.score={score}")
+    row = rows_of(tmp_path / "out").loc["long.mp4"]
+    assert (row["decision"], row["windows"]) == (decision, "10")
+
+
+def test_windows_default_to_what_training_saw(bright: Path, tmp_path: Path) -> None:
+    video = write_video(tmp_path / "long.mp4", lit(30))
+    predict(bright, video, tmp_path / "out")
+    manifest = table(bright / "manifest.csv")
+    plan = json.loads((tmp_path / "out" / "predict.json").read_text())["plan"]
+    assert plan["window_seconds"] == pytest.approx(manifest.query("split == 'train'")["seconds"].median(), abs=1e-3)
+    assert plan["stride_seconds"] == plan["window_seconds"] / 2
+    assert manifest["seconds"].max() < plan["whole_seconds"] < manifest["seconds"].max() + 2
+    assert rows_of(tmp_path / "out").loc["long.mp4", "decision"] == "allow"
+    assert (tmp_path / "out" / "segments.csv").read_text().count("\n") == 1
+
+
+def test_peaks_are_few_and_the_highest_of_their_run() -> None:
+    peaks = Peaks(["a", "b"], leave=0.5)
+    course = [0.1, 0.6, 0.9, 0.7, 0.2, 0.6] + [0.0, 0.55] * 20
+    for second, p in enumerate(course):
+        picture = np.full((1, 8, 8, 3), second, np.uint8)
+        peaks.add(Window(float(second), second + 2.0, picture, 1.0), np.float32([p, 0.01 * second]))
+    found = peaks.pictures(skip=None)
+    of_a = [(peak["seconds"], round(peak["probability"], 3)) for peak in found if peak["class"] == "a"]
+    assert len(of_a) <= PEAKS + 1 and of_a[:2] == [(3.0, 0.9), (6.0, 0.6)] and of_a == sorted(of_a)
+    assert [peak["seconds"] for peak in found if peak["class"] == "b"] == [len(course)]  # never 0.5: the best of all
+    assert {peak["class"] for peak in peaks.pictures(skip="a")} == {"b"}
+
+
+# ---- awkward files
+
+
+def test_each_awkward_file_has_its_row_and_status(bright: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    folder = tmp_path / "in"
+    good = write_video(folder / 'good, "quoted".mp4', lit(2))
+    write_video(folder / "deep" / "er" / "bright.mp4", lit(2, (0, 2)))
+    noise = np.random.default_rng(0).integers(60, size=(100, 32, 32, 3), dtype=np.uint8)
+    whole = {suffix: write_video(tmp_path / f"whole.{suffix}", noise).read_bytes() for suffix in ("mkv", "mp4")}
+    (folder / "truncated.mkv").write_bytes(whole["mkv"][: len(whole["mkv"]) // 2])
+    (folder / "moov_lost.mp4").write_bytes(whole["mp4"][: len(whole["mp4"]) // 2])
+    (folder / "empty.mp4").write_bytes(b"")
+    (folder / "text.mp4").write_text("not a video at all\n" * 100)
+    ffmpeg("-f", "lavfi", "-i", "sine=duration=2", folder / "audio_only.mp4")
+    write_video(folder / "rotated.mp4", lit(2), rotation=90)
+    write_video(folder / "one_frame.mp4", lit(0.04))
+    ffmpeg("-i", good, "-vf", "select=0", "-frames:v", "0", "-f", "matroska", folder / "no_frames.mkv")
+    (folder / "notes.txt").write_text("no video, and not named as one")
+    expected = {'good, "quoted".mp4': "ok", "deep/er/bright.mp4": "ok", "rotated.mp4": "ok", "one_frame.mp4": "ok"}
+    lost = ("moov_lost.mp4", "empty.mp4", "text.mp4", "audio_only.mp4", "no_frames.mkv")
+    expected |= dict.fromkeys(lost, "undecodable") | {"truncated.mkv": "partial"}
+    if os.environ.get("VIDCLS_REAL_DATA"):
+        for file in (request.getfixturevalue("real_data") / "hard").glob("*.mp4"):
+            shutil.copy(file, folder)
+            expected[file.name] = "partial" if "corrupt" in file.name else "ok"
+    result = predict(bright, folder, tmp_path / "out")
+    found = rows_of(tmp_path / "out")
+    assert found["status"].to_dict() == expected
+    assert f"{len(expected)} of {len(expected)} videos" in result.stdout
+    assert "1 files that are not videos" in result.stdout
+    for path, row in found.iterrows():
+        if row["status"] != "ok":
+            assert row["decision"] == "review" and row["reason"].startswith(row["status"]), path
+            assert len(row["reason"]) > len(row["status"]) + 5
+        if row["status"] == "undecodable":
+            assert row[[*CLASSES, "predicted", "score"]].eq("").all() and float(row["coverage"]) == 0
+        elif row["windows"] == "1":
+            assert sum(map(float, row[CLASSES])) == pytest.approx(1, abs=1e-5)
+    assert found.loc['good, "quoted".mp4', "decision"] == "allow"
+    assert found.loc["deep/er/bright.mp4", "decision"] == "block"
+    assert float(found.loc["deep/er/bright.mp4", "score"]) > 0.99
+
+
+def test_a_video_that_hangs_is_reviewed_with_its_reason(bright: Path, tmp_path: Path) -> None:
+    write_video(tmp_path / "in" / "good.mp4", lit(2))
+    os.mkfifo(tmp_path / "stuck")  # opening it for reading waits for a writer that never comes
+    (tmp_path / "in" / "stuck.mp4").symlink_to(tmp_path / "stuck")
+    predict(bright, tmp_path / "in", tmp_path / "out", "data.decode.timeout_seconds=2")
+    found = rows_of(tmp_path / "out")
+    assert set(found.index) == {"good.mp4"}  # no regular file: not a video, and counted as ignored
+
+
+def test_the_same_content_is_judged_once(bright: Path, tmp_path: Path) -> None:
+    one = write_video(tmp_path / "in" / "a.mp4", lit(30, (3, 9)))
+    shutil.copy(one, tmp_path / "in" / "b.mp4")
+    predict(bright, tmp_path / "in", tmp_path / "out")
+    found = rows_of(tmp_path / "out")
+    assert found.loc["a.mp4"].tolist() == found.loc["b.mp4"].tolist() and found.loc["a.mp4", "decision"] == "block"
+    assert (tmp_path / "out" / "details.jsonl").read_text().count("\n") == 1
+    assert table(tmp_path / "out" / "segments.csv")["path"].value_counts().to_dict() == {"a.mp4": 1, "b.mp4": 1}
+    timelines = pd.read_parquet(tmp_path / "out" / "timelines.parquet")
+    assert (timelines["path"] == "a.mp4").sum() == (timelines["path"] == "b.mp4").sum() == len(timelines) / 2
+
+
+@pytest.mark.parametrize("name", ["a,b\r.mp4", 'new\nline".mp4', "=SUM(A1).mp4", "<b>bold.mp4"])
+def test_names_may_hold_anything(bright: Path, tmp_path: Path, name: str) -> None:
+    write_video(tmp_path / "in" / "plain.mp4", lit(2, (0, 2)))
+    shutil.copy(tmp_path / "in" / "plain.mp4", tmp_path / "in" / name)
+    for _ in range(2):  # the second one reads what the first one wrote
+        predict(bright, tmp_path / "in", tmp_path / "out")
+        with (tmp_path / "out" / "predictions.csv").open(newline="") as file:
+            assert {row["path"]: row["decision"] for row in csv.DictReader(file)} == {
+                "plain.mp4": "block",
+                name: "block",
+            }
+        assert set(pd.read_parquet(tmp_path / "out" / "timelines.parquet")["path"]) == {"plain.mp4", name}
+
+
+# ---- going on
+
+
+def test_the_same_command_again_adds_what_is_new_alone(bright: Path, tmp_path: Path) -> None:
+    write_video(tmp_path / "in" / "a.mp4", lit(2))
+    changing = write_video(tmp_path / "in" / "b.mp4", lit(2, (0, 2)))
+    predict(bright, tmp_path / "in", tmp_path / "out")
+    before = (tmp_path / "out" / "details.jsonl").read_text()
+    predict(bright, tmp_path / "in", tmp_path / "out")
+    assert (tmp_path / "out" / "details.jsonl").read_text() == before
+    write_video(tmp_path / "in" / "c.mp4", lit(3))
+    write_video(changing, lit(2.5))  # the same name, other content: its row is the new one's
+    predict(bright, tmp_path / "in", tmp_path / "out")
+    found = rows_of(tmp_path / "out")
+    assert found["decision"].to_dict() == {"a.mp4": "allow", "b.mp4": "allow", "c.mp4": "allow"}
+    assert sorted(pd.read_parquet(tmp_path / "out" / "timelines.parquet")["path"]) == ["a.mp4", "b.mp4", "c.mp4"]
+
+
+def test_swapped_files_get_their_own_segments(bright: Path, tmp_path: Path) -> None:
+    one, other = (
+        write_video(tmp_path / "in" / f"{name}.mp4", lit(2, *on)) for name, on in (("a", [(0, 2)]), ("b", []))
+    )
+    predict(bright, tmp_path / "in", tmp_path / "out")
+    content = one.read_bytes(), other.read_bytes()
+    one.write_bytes(content[1])
+    other.write_bytes(content[0])
+    for _ in range(2):
+        predict(bright, tmp_path / "in", tmp_path / "out")
+        assert rows_of(tmp_path / "out")["decision"].to_dict() == {"a.mp4": "allow", "b.mp4": "block"}
+        assert table(tmp_path / "out" / "segments.csv")["path"].tolist() == ["b.mp4"]
+
+
+def test_results_that_somebody_removed_are_made_again(bright: Path, tmp_path: Path) -> None:
+    write_video(tmp_path / "in" / "a.mp4", lit(2, (0, 2)))
+    predict(bright, tmp_path / "in", tmp_path / "out")
+    before = rows_of(tmp_path / "out")
+    for lost in ("", "not json\n"):
+        (tmp_path / "out" / "details.jsonl").write_text(lost)
+        predict(bright, tmp_path / "in", tmp_path / "out")
+        pd.testing.assert_frame_equal(rows_of(tmp_path / "out"), before)
+        assert len(pd.read_parquet(tmp_path / "out" / "timelines.parquet")) == 1
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        if process.poll() is not None:
+            pytest.fail(f"ended with {process.returncode} before its time: {process.communicate()[1]}")
+        assert time.monotonic() < deadline, "it takes too long"
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="session")
+def many(shared: Path) -> Path:
+    """A folder of videos that take some seconds in all."""
+
+    def make(folder: Path) -> None:
+        for number in range(8):
+            frames = lit(10 + number, (number, number + 3)).repeat(2, axis=1).repeat(2, axis=2)
+            write_video(folder / f"video_{number:02}.mp4", frames)
+
+    return once(shared, "many", make)
+
+
+WINDOWS = ["predict.window_seconds=2", "predict.stride_seconds=0.1", "predict.whole_seconds=2", "data.decode.workers=1"]
+
+
+@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGINT])
+def test_an_interrupted_run_goes_on_and_does_nothing_twice(
+    bright: Path, many: Path, tmp_path: Path, ending: signal.Signals
+) -> None:
+    output = tmp_path / "out"
+    command = [f"run={bright}", f"input={many}", f"output={output}", *WINDOWS]
+    process = start("predict.py", *command, cwd=tmp_path)
+    wait_for(lambda: (output / "predictions.csv").exists() and len(rows_of(output)) >= 2, process)
+    process.send_signal(ending)
+    _, stderr = process.communicate(timeout=60)
+    done = rows_of(output)
+    assert 2 <= len(done) < 8
+    if ending == signal.SIGINT:
+        assert process.returncode == 130 and "interrupted" in stderr and "Traceback" not in stderr
+        assert set(pd.read_parquet(output / "timelines.parquet")["path"]) == set(done.index)
+        assert all(path in (output / "report.html").read_text() for path in done.index)
+    else:
+        with (output / "predictions.csv").open("a") as file:  # as if it had been killed in the middle of a line
+            file.write('video_99.mp4,"abc')
+        with (output / "details.jsonl").open("a") as file:
+            file.write('{"sha256": "abc", "sta')
+    details = (output / "details.jsonl").read_text().splitlines()
+    predict(bright, many, output, *WINDOWS)
+    predict(bright, many, tmp_path / "whole", *WINDOWS)
+    pd.testing.assert_frame_equal(rows_of(output).sort_index(), rows_of(tmp_path / "whole").sort_index())
+    after = [json.loads(line)["sha256"] for line in (output / "details.jsonl").read_text().splitlines()]
+    assert len(after) == len(set(after)) == 8
+    kept = [json.loads(line)["sha256"] for line in details if line.endswith("}")]
+    assert after[: len(done)] == [sha256 for sha256 in kept if sha256 in set(done["sha256"])]
+    both = [pd.read_parquet(folder / "timelines.parquet") for folder in (output, tmp_path / "whole")]
+    keys = ["path", "start_seconds"]
+    pd.testing.assert_frame_equal(*(one.sort_values(keys).reset_index(drop=True) for one in both))
+
+
+# ---- refused
+
+
+def test_another_runs_output_is_refused(bright: Path, finished: Path, tmp_path: Path) -> None:
+    video = write_video(tmp_path / "a.mp4", lit(2))
+    predict(bright, video, tmp_path / "out")
+    knobs = [f"input={video}", f"output={tmp_path / 'out'}"]
+    refused(call("predict.py", f"run={finished}", *knobs), "made with the same model, policy", "another output=DIR")
+    refused(call("predict.py", f"run={bright}", *knobs, "predict.score=mean"), "made with the same score")
+    result = call("predict.py", f"run={bright}", knobs[0], f"output={video}")
+    refused(result, "output= to be a folder that can be written")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").write_text("precious")
+    refused(call("predict.py", f"run={bright}", knobs[0], f"output={tmp_path / 'mine'}"), "which holds other files")
+
+
+def test_two_at_once_in_one_folder_are_refused(bright: Path, tmp_path: Path) -> None:
+    video = write_video(tmp_path / "a.mp4", lit(2))
+    predict(bright, video, tmp_path / "out")
+    with (tmp_path / "out" / "predict.json").open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        before = (tmp_path / "out" / "predictions.csv").read_bytes()
+        result = call("predict.py", f"run={bright}", f"input={video}", f"output={tmp_path / 'out'}")
+        refused(result, "an output folder that no other process writes to")
+        assert (tmp_path / "out" / "predictions.csv").read_bytes() == before
+    predict(bright, video, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("input=nowhere", "nothing"),
+        ("run=nowhere", "the folder of a finished run"),
+        ("predict.stride_seconds=99", "predict.stride_seconds"),
+        ("predict.window_seconds=0", "predict.window_seconds"),
+        ("predict.score=median", "predict.score to be one of max, mean, top-k mean"),
+        ("predict.leave=0.9", "predict.leave"),
+        ("data.decode.workers=0", "data.decode.workers"),
+        ("report.most=0", "report.most"),
+        ("accelerator=gpux", "accelerator to be one of auto, cpu"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_in_one_line(bright: Path, tmp_path: Path, override: str, words: str) -> None:
+    video = write_video(tmp_path / "a.mp4", lit(1))
+    arguments = {"run": str(bright), "input": str(video), "output": str(tmp_path / "out")}
+    name, _, value = override.partition("=")
+    given = [f"{key}={text}" for key, text in {**arguments, name: value}.items()]
+    refused(call("predict.py", *given), words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_policy_of_another_network_is_refused(bright: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(bright, tmp_path / "run"))
+    policy = Policy(**{**asdict(plain_policy(run)), "classes": tuple(CLASSES), "model": "0" * 12})
+    save_policy(policy, run / "policy.json")
+    video = write_video(tmp_path / "a.mp4", lit(1))
+    refused(
+        call("predict.py", f"run={run}", f"input={video}", f"output={tmp_path / 'out'}"), "a policy for the network"
+    )
+
+
+def test_all_three_must_be_named() -> None:
+    refused(call("predict.py"), "a value for input")

@@ -1,0 +1,358 @@
+"""export.py end to end: files that run without this package, agree with the run's own figures, and are refused else."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from helpers.commands import ROOT, call, once, train
+from helpers.runs import CLASSES
+from torch import nn
+
+from vidcls.data.decoding.frames import decode
+from vidcls.data.store import Store
+from vidcls.errors import UserError
+from vidcls.exporters import ExportedClassifier, check_parity, describe, export_checked, resize, stored_clips
+from vidcls.models.classifiers import cnn_lstm, cnn_mean
+from vidcls.prediction.predictor import load_trained
+from vidcls.training.transforms import Augment, Preprocess
+
+# After an export to ONNX torch says of the next .pt2 in the same process that a symbol is missing; here it is no news.
+logging.getLogger("torch._export.serde.serialize").setLevel(logging.ERROR)
+
+SETTINGS = {"num_frames": "4", "resolution": "16", "sampling": "uniform"}
+
+
+def run_python(code: str, *arguments: object, without: tuple[str, ...], cwd: Path) -> str:
+    """Runs a few lines in a process of its own, which has ``arguments`` and cannot import what is in ``without``."""
+    blocked = f"import sys; sys.modules.update(dict.fromkeys({without!r}))\n"  # None there: ModuleNotFoundError
+    command = [sys.executable, "-I", "-c", blocked + code, *map(str, arguments)]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def export(*overrides: str) -> list[str]:
+    """`python export.py OVERRIDES`, which must succeed; the lines it printed."""
+    result = call("export.py", *overrides)
+    assert (result.code, result.stderr) == (0, ""), result.stderr
+    return result.stdout.splitlines()
+
+
+@pytest.fixture(scope="session")
+def exported(shared: Path, finished: Path, tiny: list[str]) -> Path:
+    """A folder with two finished runs, exported: lstm/ (to both formats) and mean/ (stored larger than used)."""
+
+    def run(folder: Path) -> None:
+        shutil.copytree(finished, folder / "lstm")
+        larger = ["data.store.num_frames=8", "data.store.resolution=24", "normalise.mean=[0.5,0.4,0.3]"]
+        knobs = [text for text in tiny if "lstm" not in text and "epochs" not in text]
+        result = train(*knobs, *larger, "model=cnn_mean", "trainer.max_epochs=1", f"run_dir={folder / 'mean'}")
+        assert result.code == 0, result.stderr
+        lines = export(f"run={folder / 'lstm'}")
+        lines += export(f"run={folder / 'lstm'}", "format=torch_export")
+        lines += export(f"run={folder / 'mean'}")
+        (folder / "printed.txt").write_text("\n".join(lines))
+
+    return once(shared, "exported", run)
+
+
+def held_out_clips(run: Path) -> tuple[np.ndarray, np.ndarray]:
+    """The stored frames of a run's test videos at its resolution, and what the run's test said of them."""
+    settings = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)["vidcls"]["data"]
+    cache = Path(load_trained(run).cfg.cache_dir)
+    store = Store(cache / "store", settings["store_num_frames"], settings["store_resolution"], settings["sampling"])
+    manifest = pd.read_csv(run / "manifest.csv", keep_default_na=False)
+    step = store.num_frames // 4
+    indices = np.arange(4) * step + step // 2
+    frames = np.stack([store.read(sha256, indices) for sha256 in manifest.loc[manifest["split"] == "test", "sha256"]])
+    probabilities = pd.read_csv(run / "predictions_test.csv")[CLASSES].to_numpy()
+    return resize(frames, 16), probabilities
+
+
+# numpy and onnxruntime alone: in batches of 1, of 5 (repeating clips) and of all.
+WITH_ONNXRUNTIME = """
+import json, sys
+import numpy as np, onnxruntime
+session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
+frames = np.load(sys.argv[2])
+one, five = frames[:1], np.resize(frames, (5, *frames.shape[1:]))
+print(json.dumps({
+    "metadata": session.get_modelmeta().custom_metadata_map,
+    "inputs": [[item.name, item.type, item.shape] for item in session.get_inputs()],
+    "outputs": [[item.name, item.type, item.shape] for item in session.get_outputs()],
+    "probabilities": [session.run(None, {"frames": batch})[0].tolist() for batch in (one, five, frames)],
+}))
+"""
+WITH_TORCH = """
+import json, sys
+import numpy as np, torch
+files = {"vidcls.json": ""}
+program = torch.export.load(sys.argv[1], extra_files=files).module()
+frames = np.load(sys.argv[2])
+batches = (frames[:1], np.resize(frames, (5, *frames.shape[1:])), frames)
+print(json.dumps({
+    "metadata": json.loads(files["vidcls.json"]),
+    "probabilities": [program(torch.from_numpy(batch)).tolist() for batch in batches],
+}))
+"""
+
+
+@pytest.mark.parametrize(
+    ("run", "file", "code"),
+    [
+        ("lstm", "model.onnx", WITH_ONNXRUNTIME),
+        ("lstm", "model.pt2", WITH_TORCH),
+        ("mean", "model.onnx", WITH_ONNXRUNTIME),
+    ],
+)
+def test_it_runs_without_the_package_and_says_what_the_test_said(
+    exported: Path, tmp_path: Path, run: str, file: str, code: str
+) -> None:
+    folder = exported / run
+    frames, expected = held_out_clips(folder)
+    np.save(tmp_path / "frames.npy", frames)
+    without = ("vidcls", "torch") if file.endswith(".onnx") else ("vidcls",)
+    files = folder / "export" / file, tmp_path / "frames.npy"
+    answer = json.loads(run_python(code, *files, without=without, cwd=tmp_path))
+    one, five, everything = (np.array(part) for part in answer["probabilities"])
+    np.testing.assert_allclose(everything, expected, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(one, expected[:1], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(five, np.resize(expected, (5, 3)), rtol=0, atol=1e-5)
+    assert np.ptp(everything, axis=0).max() > 1e-4  # the clips matter
+    sha256 = hashlib.sha256((folder / "checkpoints" / "best.ckpt").read_bytes()).hexdigest()
+    assert json.loads(answer["metadata"]["classes"]) == CLASSES
+    assert answer["metadata"].items() >= (SETTINGS | {"checkpoint_sha256": sha256}).items()
+    stored = {"lstm": ("4", "16"), "mean": ("8", "24")}[run]
+    assert (answer["metadata"]["store_num_frames"], answer["metadata"]["store_resolution"]) == stored
+    if "inputs" in answer:
+        assert answer["inputs"] == [["frames", "tensor(uint8)", ["batch", 4, 16, 16, 3]]]
+        assert answer["outputs"] == [["probabilities", "tensor(float)", ["batch", 3]]]
+
+
+def test_what_is_kept_out_of_these_processes_stays_out(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="ModuleNotFoundError"):
+        run_python("import vidcls.exporters", without=("vidcls",), cwd=ROOT)
+
+
+def test_the_snippet_of_the_readme_runs_as_it_stands(exported: Path, demo_folder: Path, tmp_path: Path) -> None:
+    readme = (ROOT / "README.md").read_text()
+    if "<!-- onnx -->" not in readme:
+        pytest.skip("README.md has no <!-- onnx --> markers")
+    found = re.search(r"<!-- onnx -->\s*```python\n(.*?)```\s*<!-- onnx -->", readme, re.DOTALL)
+    assert found is not None
+    run = exported / "lstm"
+    rows = pd.read_csv(run / "predictions_test.csv").head(3)
+    for row in rows.to_dict("records"):
+        arguments = (run / "export" / "model.onnx", demo_folder / row["path"])
+        answer = json.loads(run_python(found[1], *arguments, without=("vidcls", "torch"), cwd=tmp_path))
+        assert answer == pytest.approx({name: row[name] for name in CLASSES}, abs=1e-5)
+
+
+def test_it_prints_the_parity_and_leaves_one_file_each(exported: Path) -> None:
+    lines = (exported / "printed.txt").read_text().splitlines()
+    assert [line.split()[0] for line in lines] == ["Parity:", "Wrote"] * 3
+    rows = pd.read_csv(exported / "lstm" / "manifest.csv", keep_default_na=False)
+    held_out = rows["split"].isin(["test", "val"]).sum()
+    for line in lines[::2]:
+        assert line.startswith("Parity: max abs difference ") and line.endswith(f" over {min(held_out, 16)} clips")
+        assert float(line.split()[4]) <= 1e-5
+    assert {path.name for path in (exported / "lstm" / "export").iterdir()} == {"model.onnx", "model.pt2"}
+    assert {path.name for path in (exported / "mean" / "export").iterdir()} == {"model.onnx"}
+
+
+def test_nothing_else_is_written(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine.txt").touch()
+    monkeypatch.chdir(tmp_path)
+    before = sorted(exported.rglob("*"))
+    lines = export(f"run={exported / 'lstm'}", "format=torch_export", "output=a/b.pt2")
+    assert lines[-1] == "Wrote a/b.pt2"
+    assert {path.as_posix() for path in Path().rglob("*")} == {"mine.txt", "a", "a/b.pt2"}
+    assert sorted(exported.rglob("*")) == before
+
+
+# ---- what is refused
+
+
+def refused(*overrides: str) -> str:
+    result = call("export.py", *overrides)
+    assert (result.code, result.stdout) == (2, "")
+    assert result.stderr.startswith("error: expected ") and result.stderr.count("\n") == 1
+    return result.stderr
+
+
+@pytest.fixture
+def copied(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run of one's own to break; the working directory lies beside it."""
+    monkeypatch.chdir(tmp_path)
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+def test_an_unknown_format_lists_the_known_ones(copied: Path) -> None:
+    assert "format to be one of onnx, torch_export; got 'tflite'" in refused("run=run", "format=tflite")
+
+
+def test_a_run_must_be_named(copied: Path) -> None:
+    assert "Give run=... on the command line" in refused()
+
+
+@pytest.mark.parametrize("file", ["checkpoints/best.ckpt", "manifest.csv", "config.yaml"])
+def test_a_folder_that_is_no_finished_run(copied: Path, file: str) -> None:
+    (copied / file).unlink()
+    assert f"the folder of a finished run in run=; got {copied} without {Path(file).name}" in refused("run=run")
+    assert not (copied / "export").exists()
+
+
+def test_a_checkpoint_that_is_none(copied: Path) -> None:
+    (copied / "checkpoints" / "best.ckpt").write_bytes(b"no checkpoint")
+    assert "a checkpoint of vidcls" in refused("run=run")
+
+
+def test_a_store_without_the_runs_videos(copied: Path) -> None:
+    message = refused("run=run", "cache_dir=empty")
+    assert "got none of" in message and "evaluate.py run=DIR" in message
+    assert not (copied / "export").exists() and not Path("empty").exists()
+
+
+def test_an_output_that_is_a_folder(copied: Path) -> None:
+    Path("taken").mkdir()
+    message = refused("run=run", "format=torch_export", "output=taken")
+    assert "output to be a file that can be written" in message and "Give another output=" in message
+    assert {path.name for path in Path().iterdir()} == {"run", "taken"}
+
+
+# ---- the parts
+
+
+def test_damaged_store_entries_are_passed_over(finished: Path, tmp_path: Path) -> None:
+    trained = load_trained(finished)
+    cache = tmp_path / "cache"
+    (frames,) = Path(trained.cfg.cache_dir, "store").glob("uniform_4x16px_v*")
+    shutil.copytree(frames, cache / "store" / frames.name)
+    clips = stored_clips(trained, str(cache))
+    assert clips.shape == (len(clips), 4, 16, 16, 3) and len(clips) > 2
+    assert np.array_equal(clips, stored_clips(trained, None))  # the run's own cache_dir
+    assert np.array_equal(clips[:2], stored_clips(trained, str(cache), most=2))
+    manifest = trained.manifest
+    first = manifest.loc[manifest["split"] == "test", "sha256"].iloc[0]
+    Store(cache / "store", 4, 16, "uniform").path(first).write_bytes(b"damaged")
+    assert np.array_equal(clips[1:], stored_clips(trained, str(cache)))
+
+
+def clips_of(count: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (count, 2, 8, 8, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 6, 16])
+def test_parity_sees_every_clip_once(count: int) -> None:
+    seen: list[np.ndarray] = []
+
+    def half(frames: np.ndarray) -> np.ndarray:
+        return np.full((len(frames), 2), 0.5, np.float32)
+
+    def watched(frames: np.ndarray) -> np.ndarray:
+        seen.append(frames)
+        return half(frames)
+
+    clips = clips_of(count)
+    assert check_parity(half, watched, clips, 8) == 0.0
+    assert len(seen[0]) == 1  # alone: a frozen batch size shows
+    assert np.array_equal(np.concatenate(seen), clips)
+
+
+@pytest.mark.parametrize("wrong", [2e-5, np.nan])
+@pytest.mark.parametrize("which", [0, 1, 8])
+def test_parity_refuses_one_wrong_clip(wrong: float, which: int) -> None:
+    clips = clips_of(9)
+
+    def half(frames: np.ndarray) -> np.ndarray:
+        return np.full((len(frames), 2), 0.5, np.float32)
+
+    def off(frames: np.ndarray) -> np.ndarray:
+        answer = half(frames)
+        answer[[np.array_equal(clip, clips[which]) for clip in frames], 1] += wrong
+        return answer
+
+    with pytest.raises(UserError, match=r"within 1e-05; got probabilities that differ by up to (2e-05|nan) over 9"):
+        check_parity(half, off, clips, 8)
+    if wrong == 2e-5:
+        assert check_parity(half, off, clips, 8, tolerance=1e-4) == pytest.approx(2e-5, rel=0.01)
+
+
+class Drifting(nn.Module):
+    """Answers one way while it is traced and another way after: an export that must not be kept."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("shift", torch.zeros(2), persistent=False)
+
+    def forward(self, frames: torch.Tensor) -> torch.Tensor:
+        logits = torch.stack([frames.mean(dim=(1, 2, 3, 4)), frames.amax(dim=(1, 2, 3, 4))], dim=1)
+        return logits if torch.compiler.is_exporting() else logits + torch.tensor([1.0, 0.0])
+
+
+def untrained(model: nn.Module, resolution: int = 8) -> ExportedClassifier:
+    preprocess = Preprocess(resolution, mean=[0.5] * 3, std=[0.2] * 3, augment=Augment(1.0, 0.5, 0.5))
+    return ExportedClassifier(model, preprocess)
+
+
+def test_a_file_that_disagrees_is_not_kept(tmp_path: Path) -> None:
+    output = tmp_path / "model.pt2"
+    output.write_bytes(b"an earlier one")
+    with pytest.raises(UserError, match=r"differ by up to 0\.\d+ over 3 clips\. Nothing was kept"):
+        export_checked(untrained(Drifting()), "torch_export", output, {}, clips_of(3))
+    assert output.read_bytes() == b"an earlier one"
+    assert list(tmp_path.iterdir()) == [output]
+
+
+@pytest.mark.parametrize("format", ["onnx", "torch_export"])
+def test_the_notebooks_network_on_real_clips_in_batches_of_any_size(
+    real_data: Path, tmp_path: Path, format: str
+) -> None:
+    files = sorted((real_data / "fights" / "val").rglob("*.*"))[:6]
+    clips = np.stack([decode(file, 20, 64, "uniform", ("pyav",))[0] for file in files])
+    torch.manual_seed(0)
+    network = untrained(cnn_lstm(2, 64, {"channels": [32, 64, 128]}, {"hidden_size": 64}, dropout=0.5), resolution=64)
+    assert len(clips) == 6  # checked in batches of 1, 4 and 1
+    assert export_checked(network, format, tmp_path / "model", {}, clips) <= 1e-5
+    assert np.ptp(network.classify(clips), axis=0).max() > 1e-3  # the clips matter
+
+
+def test_a_compiled_network_is_exported_as_what_it_was_before(tmp_path: Path) -> None:
+    model = cnn_mean(3, 8, {"channels": [4]}, dropout=0.0)
+    model.compile()
+    assert export_checked(untrained(model), "torch_export", tmp_path / "model.pt2", {}, clips_of(3)) <= 1e-5
+
+
+def test_the_exported_network_neither_augments_nor_drops_out() -> None:
+    classifier = untrained(cnn_mean(3, 8, {"channels": [4]}, dropout=0.9))
+    clips = clips_of(3)
+    probabilities = classifier.classify(clips)
+    assert np.array_equal(probabilities, classifier.classify(clips))
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1.0, atol=1e-6)
+    logits = classifier.model((torch.from_numpy(clips).movedim(-1, 2) / 255 - 0.5) / 0.2).detach().numpy()
+    odds = np.exp(logits)
+    np.testing.assert_allclose(probabilities, odds / odds.sum(axis=1, keepdims=True), atol=1e-6)
+
+
+def test_resizing_is_what_the_network_does_to_stored_frames() -> None:
+    classifier, clips = untrained(cnn_mean(3, 5, {"channels": [4]}, dropout=0.0), resolution=5), clips_of(3)
+    small = resize(clips, 5)
+    assert small.shape == (3, 2, 5, 5, 3) and small.dtype == np.uint8
+    assert np.array_equal(classifier.classify(small), classifier.classify(clips))
+    assert resize(clips, 8) is clips
+
+
+def test_class_names_of_any_kind_survive() -> None:
+    metadata = describe({"classes": ["a, b", '"q"', "жа"], "data": {}}, "0")
+    assert json.loads(metadata["classes"]) == ["a, b", '"q"', "жа"]

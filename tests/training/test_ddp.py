@@ -1,0 +1,71 @@
+"""Two devices, here two processes on the CPU: one run, every video counted once."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch.distributed
+from helpers.commands import once, start_train, train
+from helpers.runs import CLASSES, csv_source, metrics_of, same_weights, scalars, table, weights
+
+pytestmark = pytest.mark.skipif(
+    not (torch.distributed.is_available() and torch.distributed.is_gloo_available()),
+    reason="torch comes without gloo, which joins processes on CPUs",
+)
+
+
+@pytest.fixture(scope="session")
+def two_devices(shared: Path, tiny: list[str], demo_folder: Path) -> Path:
+    """The folder of a run on two devices, with 5 videos to train on and 3 each for the rest: odd numbers all."""
+
+    def run(folder: Path) -> None:
+        folder.mkdir()
+        videos = csv_source(demo_folder, folder / "videos.csv", lambda split, label: True)
+        lines = videos.read_text().splitlines(keepends=True)
+        first = next(number for number, line in enumerate(lines) if ",train" in line)
+        videos.write_text("".join(lines[:first] + lines[first + 1 :]))
+        ddp = ["trainer=ddp", "trainer.devices=2", f"data.source={videos}", "run_dir=run"]
+        process = start_train(*tiny, *ddp, cwd=folder)
+        _, stderr = process.communicate(timeout=200)
+        assert process.returncode == 0, stderr
+        assert {path.name for path in folder.iterdir()} == {"run", "videos.csv"}
+
+    return once(shared, "two_devices", run) / "run"
+
+
+def test_each_video_counts_once(two_devices: Path) -> None:
+    metrics, manifest = metrics_of(two_devices), table(two_devices / "manifest.csv")
+    assert [metrics[split]["n"] for split in ("train", "val", "test")] == [5, 3, 3]
+    for split in ("val", "test"):
+        predictions = table(two_devices / f"predictions_{split}.csv")
+        assert predictions["path"].tolist() == manifest[manifest["split"] == split]["path"].tolist()
+        assert (predictions["label"] == predictions["predicted"]).mean() == metrics[split]["accuracy"]
+
+
+def test_there_is_one_run(two_devices: Path) -> None:
+    expected = {"config.yaml", "manifest.csv", "metrics.json", "environment.json", "checkpoints", "figures"}
+    assert expected | {"tensorboard"} <= {path.name for path in two_devices.iterdir()}
+    assert len(scalars(two_devices)["val/loss"]) == 3  # one value per epoch, not one per device
+
+
+def test_both_devices_hold_the_same_weights(two_devices: Path) -> None:
+    """Each device validated its share with its own weights; the best ones, of the first device, give the same loss."""
+    assert metrics_of(two_devices)["val"]["loss"] == pytest.approx(min(scalars(two_devices)["val/loss"]), rel=1e-6)
+
+
+def test_one_device_predicts_the_same(two_devices: Path, tmp_path: Path) -> None:
+    """Resuming a finished run only tests again: here on one device, with the weights that two have trained."""
+    run = tmp_path / "run"
+    shutil.copytree(two_devices, run)
+    config = run / "config.yaml"
+    text = config.read_text()
+    assert "devices: 2" in text and "strategy: ddp" in text
+    config.write_text(text.replace("devices: 2", "devices: 1").replace("strategy: ddp", "strategy: auto"))
+    result = train(f"resume={run}")
+    assert result.code == 0, result.stderr
+    assert same_weights(weights(run, "best"), weights(two_devices, "best"))
+    before, after = (table(folder / "predictions_test.csv") for folder in (two_devices, run))
+    assert after["path"].tolist() == before["path"].tolist()
+    assert (after[CLASSES] - before[CLASSES]).abs().to_numpy().max() < 1e-6

@@ -1,0 +1,330 @@
+"""What a frozen encoder says of videos: kept whole or not at all, asked once, and worth the same as asking again."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from helpers.commands import once, start_train, train
+from helpers.runs import CLASSES, evaluate, metrics_of, results, same_weights, table, weights
+from lightning.pytorch.strategies import SingleDeviceStrategy
+from safetensors.numpy import save_file
+from torchvision.models import get_model
+
+from vidcls.data.features import FeatureStore
+from vidcls.data.store import BrokenEntryError
+from vidcls.prediction.predictor import build_data, load_trained
+from vidcls.training.feature_cache import compute_features
+
+# ---- the store
+
+SHA256 = "ab" * 32
+Harm = Callable[[Path], None]
+
+
+@pytest.mark.parametrize("shape", [(7,), (4, 5), (1, 1)])
+def test_what_is_written_is_read(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    store, features = FeatureStore(tmp_path), np.random.default_rng(0).random(shape, np.float32)
+    assert not store.holds(SHA256)
+    store.write(SHA256, features)
+    read = store.read(SHA256)
+    assert bool((read == features).all()) and read.shape == shape and read.dtype == np.float32
+    assert store.holds(SHA256) and not store.holds("cd" * 32)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [store.path(SHA256)]
+
+
+def test_features_of_any_layout(tmp_path: Path) -> None:
+    store, features = FeatureStore(tmp_path), np.arange(12.0, dtype=np.float32).reshape(3, 4).T[::2]
+    store.write(SHA256, features)
+    np.testing.assert_array_equal(store.read(SHA256), features)
+
+
+def truncated(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-3])
+
+
+def altered(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def emptied(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def foreign(path: Path) -> None:
+    save_file({"features": np.ones(4, np.float32)}, path)  # without a checksum
+
+
+def nameless(path: Path) -> None:
+    save_file({"others": np.ones(4, np.float32)}, path, {"checksum": "0"})
+
+
+def gone(path: Path) -> None:
+    path.unlink()
+
+
+@pytest.mark.parametrize("harm", [truncated, altered, emptied, foreign, nameless, gone])
+def test_what_is_not_whole_is_found_out(tmp_path: Path, harm: Harm) -> None:
+    store = FeatureStore(tmp_path)
+    store.write(SHA256, np.ones((2, 4), np.float32))
+    harm(store.path(SHA256))
+    assert not store.holds(SHA256)
+    with pytest.raises(BrokenEntryError, match=SHA256):
+        store.read(SHA256)
+    store.write(SHA256, np.ones((2, 4), np.float32))
+    assert store.holds(SHA256)
+
+
+# ---- end to end: a frozen network on a dozen videos
+
+Overrides = list[str]
+
+
+def random_weights(folder: Path, model: str, seed: int) -> Path:
+    torch.manual_seed(seed)
+    folder.mkdir(exist_ok=True)
+    torch.save(get_model(model).state_dict(), folder / f"{model}_{seed}.pth")
+    return folder / f"{model}_{seed}.pth"
+
+
+@pytest.fixture(scope="session")
+def frozen(shared: Path, demo_folder: Path) -> Overrides:
+    """The overrides of a short run with a frozen ResNet, but for its cache and its folder."""
+    folder = once(shared, "weights_0", lambda folder: random_weights(folder, "resnet18", seed=0))
+    data = ["data=folder", f"data.source={demo_folder}", "data.num_frames=4", "data.resolution=32"]
+    model = ["model=encoder_head", "model.encoder.name=torchvision/resnet18", "model.encoder.trainable_from=none"]
+    model += [f"model.encoder.weights={folder / 'resnet18_0.pth'}", "model/head=pool"]
+    return [*data, *model, "data.decode.workers=1", "trainer.accelerator=cpu", "trainer.max_epochs=2"]
+
+
+@pytest.fixture(scope="session")
+def cached(shared: Path, frozen: Overrides) -> Path:
+    """A folder with the run and its cache, to be read only."""
+
+    def run(folder: Path) -> None:
+        start(folder, *frozen)
+
+    return once(shared, "cached", run)
+
+
+@pytest.fixture
+def copied(cached: Path, tmp_path: Path) -> Path:
+    """The same, with files as old as they were, for further runs."""
+    return Path(shutil.copytree(cached, tmp_path / "copied"))
+
+
+def start(folder: Path, *overrides: str, name: str = "run") -> Path:
+    result = train(*overrides, f"cache_dir={folder / 'cache'}", f"run_dir={folder / name}")
+    assert result.code == 0, result.stderr
+    return folder / name
+
+
+def entries(folder: Path) -> dict[str, int]:
+    """The files with features and when each was written, in nanoseconds."""
+    root = folder / "cache" / "features"
+    return {path.relative_to(root).as_posix(): path.stat().st_mtime_ns for path in sorted(root.rglob("*.safetensors"))}
+
+
+def test_all_videos_are_asked_once(cached: Path) -> None:
+    manifest = table(cached / "run" / "manifest.csv")
+    assert sorted(Path(name).stem for name in entries(cached)) == sorted(manifest["sha256"]) and len(manifest) == 12
+    assert len({Path(name).parts[0] for name in entries(cached)}) == 1  # one encoder, one folder
+
+
+def test_features_are_what_the_network_says(cached: Path) -> None:
+    trained = load_trained(cached / "run")
+    (folder,) = (cached / "cache" / "features").iterdir()
+    data = build_data(trained, None, None)
+    data.adopt(trained.manifest)
+    videos = data.dataset("val")
+    with torch.inference_mode():
+        said = trained.module.encode(torch.from_numpy(np.stack([videos.frames(row) for row in range(len(videos))])))
+    assert said.shape == (3, 4, 512)
+    for sha256, features in zip(videos.sha256s, said, strict=True):
+        np.testing.assert_array_equal(FeatureStore(folder).read(sha256), features.numpy())
+
+
+def test_the_encoder_stays_what_its_file_says(cached: Path, frozen: Overrides) -> None:
+    (path,) = (text.partition("=")[2] for text in frozen if text.startswith("model.encoder.weights="))
+    file, state = torch.load(path, weights_only=True), weights(cached / "run")
+    held = {name.removeprefix("model.encoder.net."): value for name, value in state.items() if ".net." in name}
+    assert len(held) > 100 and all(torch.equal(value, file[name]) for name, value in held.items())
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_figures_are_those_of_the_whole_network_to_the_last_digit(copied: Path, split: str) -> None:
+    """evaluate.py knows of no features: it asks the network from the frames on."""
+    shutil.rmtree(copied / "cache" / "features")
+    evaluate(copied / "run", f"split={split}", f"cache_dir={copied / 'cache'}")
+    assert not entries(copied)
+    again, before = results(copied / "run" / "evaluations" / split)[split], metrics_of(copied / "run")[split]
+    assert {name: again[name] for name in before} == before
+    predictions = (copied / "run" / f"predictions_{split}.csv").read_bytes()
+    assert (copied / "run" / "evaluations" / split / "predictions.csv").read_bytes() == predictions
+
+
+def test_training_goes_as_it_would_without(copied: Path, frozen: Overrides) -> None:
+    without = start(copied, *frozen, "~callbacks.features", name="without")
+    one, two = (table(run / "predictions_val.csv")[CLASSES].to_numpy() for run in (copied / "run", without))
+    np.testing.assert_allclose(one, two, atol=1e-5)
+    assert metrics_of(without)["train"]["loss"] == pytest.approx(metrics_of(copied / "run")["train"]["loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        ["model/head=lstm", "model.dropout=0.1"],
+        ["model/head=transformer", "callbacks=ema", "seed=1", "optim.lr=0.01"],
+        ["trainer.max_epochs=1", "data.num_workers=1", "test=false"],
+    ],
+    ids=["lstm", "transformer", "loaders"],
+)
+def test_other_runs_ask_nothing_again(copied: Path, frozen: Overrides, other: Overrides) -> None:
+    before = entries(copied)
+    run = start(copied, *frozen, *other, name="other")
+    assert entries(copied) == before
+    evaluate(run, "split=val")
+    assert results(run / "evaluations" / "val")["val"]["loss"] == metrics_of(run)["val"]["loss"]
+
+
+@pytest.mark.parametrize("harm", [truncated, altered, gone])
+def test_a_broken_file_is_written_again(copied: Path, frozen: Overrides, harm: Harm) -> None:
+    before = entries(copied)
+    harmed = list(before)[5]
+    path = copied / "cache" / "features" / harmed
+    content = path.read_bytes()
+    harm(path)
+    start(copied, *frozen, name="again")
+    after = entries(copied)
+    assert path.read_bytes() == content and after.keys() == before.keys()
+    assert [name for name in after if after[name] != before[name]] == [harmed]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        ["model.stream=difference"],
+        ["data.batch_size=5"],  # whose products may round otherwise
+        ["data.num_frames=2"],
+        ["normalise.mean=[0.5,0.5,0.5]"],
+        ["model.encoder.temporal_shift=true"],
+    ],
+    ids=lambda other: other[0],
+)
+def test_what_matters_gets_a_folder_of_its_own(copied: Path, frozen: Overrides, other: Overrides) -> None:
+    before = entries(copied)
+    start(copied, *frozen, *other, "trainer.max_epochs=1", name="other")
+    after = entries(copied)
+    assert len(after) == 24 and {name: after[name] for name in before} == before
+
+
+def test_features_belong_to_weights_not_to_their_file(copied: Path, frozen: Overrides, tmp_path: Path) -> None:
+    (path,) = (text.partition("=")[2] for text in frozen if text.startswith("model.encoder.weights="))
+    before = entries(copied)
+    same = shutil.copy(path, tmp_path / "same.pth")
+    start(copied, *frozen, f"model.encoder.weights={same}", name="same")
+    assert entries(copied) == before
+    other = random_weights(tmp_path, "resnet18", seed=1)
+    start(copied, *frozen, f"model.encoder.weights={other}", name="other")
+    after = entries(copied)
+    assert len(after) == 24 and {name: after[name] for name in before} == before
+
+
+def test_a_run_goes_on_without_the_file_of_its_weights(cached: Path, frozen: Overrides, tmp_path: Path) -> None:
+    """Also where features have to be computed again, which is before the trainer restores its checkpoint."""
+    (path,) = (text.partition("=")[2] for text in frozen if text.startswith("model.encoder.weights="))
+    borrowed = Path(shutil.copy(path, tmp_path / "borrowed.pth"))
+    run = start(tmp_path, *frozen, f"model.encoder.weights={borrowed}", "trainer.max_epochs=1")
+    borrowed.unlink()
+    shutil.rmtree(tmp_path / "cache" / "features")
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace("max_epochs: 1", "max_epochs: 2"))
+    result = train(f"resume={run}")
+    assert result.code == 0, result.stderr
+    assert entries(tmp_path).keys() == entries(cached).keys()
+    assert same_weights(weights(run, "last"), weights(cached / "run", "last"))
+    assert metrics_of(run)["val"] == metrics_of(cached / "run")["val"]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        ["augment=standard"],
+        ["augment.mixup=0.2"],
+        ["data.temporal_jitter=true", "data.store.num_frames=8"],
+        ["model.encoder.trainable_from=layer4"],
+        ["model.encoder.trainable_from=all"],
+        ["~callbacks.features"],
+    ],
+    ids=lambda other: other[0],
+)
+def test_what_changes_is_not_kept(tmp_path: Path, frozen: Overrides, other: Overrides) -> None:
+    start(tmp_path, *frozen, *other, "trainer.max_epochs=1", "test=false")
+    assert not (tmp_path / "cache" / "features").exists()
+
+
+def test_networks_of_clips_have_features_too(tmp_path: Path, frozen: Overrides) -> None:
+    path = random_weights(tmp_path, "mc3_18", seed=0)
+    model = ["model=mc3_18", f"model.weights={path}", "model.trainable_from=none"]
+    run = start(tmp_path, *(text for text in frozen if not text.startswith("model")), *model, "trainer.max_epochs=1")
+    (folder,) = (tmp_path / "cache" / "features").iterdir()
+    assert {FeatureStore(folder).read(Path(name).stem).shape for name in entries(tmp_path)} == {(512,)}
+    evaluate(run, "split=val")
+    assert results(run / "evaluations" / "val")["val"]["loss"] == metrics_of(run)["val"]["loss"]
+
+
+def test_of_several_clips_training_draws_one_and_judging_averages_all(tmp_path: Path, frozen: Overrides) -> None:
+    clips = ["data.clip_seconds=0.5", "data.num_clips=2"]
+    run, without = start(tmp_path, *frozen, *clips), start(tmp_path, *frozen, *clips, "~callbacks.features", name="no")
+    (folder,) = (tmp_path / "cache" / "features").iterdir()
+    assert {FeatureStore(folder).read(Path(name).stem).shape for name in entries(tmp_path)} == {(2, 4, 512)}
+    one, two = (table(r / "predictions_val.csv")[CLASSES].to_numpy() for r in (run, without))
+    np.testing.assert_allclose(one, two, atol=1e-5)
+    assert metrics_of(without)["train"]["loss"] == pytest.approx(metrics_of(run)["train"]["loss"], rel=1e-4)
+    evaluate(run, "split=val")
+    assert results(run / "evaluations" / "val")["val"]["loss"] == metrics_of(run)["val"]["loss"]
+
+
+class OneOfTwo(SingleDeviceStrategy):
+    """Does the share of one of two devices, without waiting for the other."""
+
+    def __init__(self, rank: int) -> None:
+        super().__init__("cpu")
+        self.global_rank, self.world_size = rank, 2
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_a_device_that_comes_late_leaves_no_gaps(cached: Path, tmp_path: Path, order: tuple[int, int]) -> None:
+    """The first one is through with its share before the second looks what is there."""
+    trained, (folder,) = load_trained(cached / "run"), (cached / "cache" / "features").iterdir()
+    data = build_data(trained, None, None)
+    data.adopt(trained.manifest)
+    data.features = FeatureStore(tmp_path)
+    for count, rank in zip((3, 6), order, strict=True):
+        trainer = L.Trainer(accelerator="cpu", strategy=OneOfTwo(rank), logger=False, enable_checkpointing=False)
+        compute_features(trainer, trained.module, data, ["train"])
+        assert len(list(tmp_path.rglob("*.safetensors"))) == count
+    for sha256 in data.dataset("train").sha256s:
+        assert data.features.path(sha256).read_bytes() == FeatureStore(folder).path(sha256).read_bytes()
+
+
+def test_two_devices_share_the_work(copied: Path, frozen: Overrides) -> None:
+    before = entries(copied)
+    (folder,) = (copied / "cache" / "features").iterdir()
+    lost = list(before)[::3]
+    for name in lost:
+        (folder.parent / name).unlink()
+    ddp = ["trainer=ddp", "trainer.devices=2", f"cache_dir={copied / 'cache'}", f"run_dir={copied / 'two'}"]
+    ddp.append("trainer.max_epochs=1")
+    process = start_train(*frozen, *ddp, cwd=copied)
+    _, stderr = process.communicate(timeout=200)
+    assert process.returncode == 0, stderr
+    after = entries(copied)
+    assert after.keys() == before.keys() and {name for name in after if after[name] != before[name]} == set(lost)

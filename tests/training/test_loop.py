@@ -1,0 +1,407 @@
+"""train.py end to end on a dozen small videos: what it leaves behind, what repeats, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import re
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import matplotlib.image
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from helpers.commands import TINY, Result, start_train, train
+from helpers.runs import CLASSES, csv_source, events, metrics_of, refused, same_weights, scalars, table, weights
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from vidcls.data.ingest import MANIFEST_COLUMNS
+from vidcls.data.sampling import select_frames
+from vidcls.data.store import Store
+from vidcls.errors import UserError
+from vidcls.training.loop import build_module, build_network, load_checkpoint
+from vidcls.training.module import VideoModule
+from vidcls.training.transforms import Augment
+
+# ---- what a run leaves behind
+
+
+def test_a_run_folder_holds_what_the_contract_says(finished: Path) -> None:
+    files = {path.relative_to(finished).as_posix() for path in finished.rglob("*") if path.is_file()}
+    expected = {"config.yaml", "manifest.csv", "metrics.json", "environment.json"}
+    expected |= {"predictions_val.csv", "predictions_test.csv", "checkpoints/best.ckpt", "checkpoints/last.ckpt"}
+    assert expected <= files
+    top = {path.name for path in finished.iterdir()}
+    assert top == {"history.csv"} | {name.partition("/")[0] for name in expected} | {"tensorboard", "figures"}
+    assert not [name for name in files if Path(name).name.startswith(".")]
+
+
+def test_the_config_is_resolved(finished: Path, demo_folder: Path) -> None:
+    text = (finished / "config.yaml").read_text()
+    assert "${" not in text and "???" not in text
+    config = yaml.safe_load(text)
+    assert config["run_dir"] == str(finished) and config["data"]["source"] == str(demo_folder)
+    assert config["data"]["num_frames"] == 4 and config["trainer"]["max_epochs"] == 3
+
+
+def test_the_environment_is_recorded(finished: Path) -> None:
+    environment = json.loads((finished / "environment.json").read_text())
+    assert torch.__version__.startswith(environment["versions"]["torch"])
+    assert {"git_commit", "device"} <= set(environment)
+
+
+def test_the_manifest_lists_every_video(finished: Path, demo_folder: Path) -> None:
+    manifest = table(finished / "manifest.csv")
+    assert list(manifest.columns) == MANIFEST_COLUMNS
+    assert " ".join(MANIFEST_COLUMNS[:9]) == "path label split creator sha256 status reason decoder seconds"
+    videos = sorted(path.relative_to(demo_folder).as_posix() for path in demo_folder.rglob("*.mp4"))
+    assert manifest["path"].tolist() == videos
+    for row in manifest.itertuples():
+        assert f"/{row.split}/{row.label}/{row.creator}_" in f"/{row.path}"
+    assert set(manifest["status"]) == {"ok"} and set(manifest["decoder"]) <= {"decord", "pyav"}
+
+
+def test_metrics_have_every_figure(finished: Path) -> None:
+    metrics = metrics_of(finished)
+    assert list(metrics) == ["train", "val", "test", "timing", "parameters"]
+    manifest = table(finished / "manifest.csv")
+    for split in ("train", "val", "test"):
+        figures = metrics[split]
+        assert {"accuracy", "macro_f1", "loss", "n", "per_class", "accuracy_ci95", "confusion"} <= set(figures)
+        assert figures["n"] == (manifest["split"] == split).sum() == np.sum(figures["confusion"])
+        assert list(figures["per_class"]) == CLASSES
+        assert all(set(values) == {"precision", "recall", "f1", "support"} for values in figures["per_class"].values())
+        low, high = figures["accuracy_ci95"]
+        assert 0 <= low <= figures["accuracy"] <= high <= 1
+    timing = {"ingest_seconds", "videos_decoded", "fit_seconds", "epoch_seconds", "clips_per_second"}
+    timing |= {"data_wait_fraction"}
+    assert set(metrics["timing"]) == timing | {"peak_memory_bytes"}
+    assert all(metrics["timing"][name] >= 0 for name in timing)
+    assert metrics["timing"]["peak_memory_bytes"] in (None, pytest.approx(10e9, abs=9.9e9))  # None: no telling here
+    assert metrics["parameters"] > 0
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_predictions_agree_with_metrics(finished: Path, split: str) -> None:
+    predictions, figures = table(finished / f"predictions_{split}.csv"), metrics_of(finished)[split]
+    assert list(predictions.columns) == ["path", "label", "predicted", *CLASSES]
+    manifest = table(finished / "manifest.csv")
+    rows = manifest[manifest["split"] == split]
+    assert predictions["path"].tolist() == rows["path"].tolist()
+    assert predictions["label"].tolist() == rows["label"].tolist()
+    probabilities = predictions[CLASSES].to_numpy()
+    np.testing.assert_allclose(probabilities.sum(1), 1, atol=1e-6)
+    assert predictions["predicted"].tolist() == [CLASSES[k] for k in probabilities.argmax(1)]
+    assert (predictions["label"] == predictions["predicted"]).mean() == figures["accuracy"]
+    truth = [CLASSES.index(label) for label in predictions["label"]]
+    losses = -np.log(probabilities[range(len(truth)), truth])
+    assert figures["loss"] == pytest.approx(losses.mean(), rel=1e-5)
+    confusion = np.zeros((3, 3), int)
+    np.add.at(confusion, (truth, probabilities.argmax(1)), 1)
+    assert figures["confusion"] == confusion.tolist()
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_predictions_are_those_of_the_best_checkpoint(finished: Path, shared: Path, split: str) -> None:
+    checkpoint = load_checkpoint(finished / "checkpoints" / "best.ckpt", CLASSES)
+    settings = checkpoint["vidcls"]
+    data = settings["data"]
+    model, preprocess = build_network(settings, Augment())
+    model.load_state_dict({name.removeprefix("model."): value for name, value in checkpoint["state_dict"].items()})
+    store = Store(shared / "cache" / "store", data["store_num_frames"], data["store_resolution"], data["sampling"])
+    indices = select_frames(data["store_num_frames"], data["num_frames"], data["sampling"])
+    manifest = table(finished / "manifest.csv")
+    hashes = manifest[manifest["split"] == split]["sha256"]
+    frames = torch.from_numpy(np.stack([store.read(sha256, indices) for sha256 in hashes]))
+    probabilities = model.eval()(preprocess.eval()(frames)).softmax(1).detach().numpy()
+    written = table(finished / f"predictions_{split}.csv")[CLASSES].to_numpy()
+    np.testing.assert_allclose(probabilities, written, atol=1e-6)
+
+
+def test_best_is_the_epoch_of_the_lowest_validation_loss(finished: Path) -> None:
+    curves = scalars(finished)["val/loss"]
+    assert metrics_of(finished)["val"]["loss"] == pytest.approx(min(curves), rel=1e-5)
+    last, best = (load_checkpoint(finished / "checkpoints" / f"{name}.ckpt") for name in ("last", "best"))
+    assert last["epoch"] == 2 and best["epoch"] == int(np.argmin(curves))
+
+
+def test_figures_are_not_blank(finished: Path) -> None:
+    figures = {path.stem: matplotlib.image.imread(path) for path in (finished / "figures").iterdir()}
+    assert {"learning_curves", "val_confusion", "test_confusion", "val_worst", "test_worst"} <= set(figures)
+    for name, pixels in figures.items():
+        assert min(pixels.shape[:2]) > 100 and pixels[..., :3].std() > 0.02, name
+
+
+def test_the_dashboard_shows_the_run(finished: Path) -> None:
+    log = events(finished)
+    curves = scalars(finished)
+    for tag in ("train/loss", "train/accuracy", "val/loss", "val/accuracy", "val/macro_f1"):
+        assert len(curves[tag]) == 3, tag
+    assert curves["lr-AdamW"] == pytest.approx([1e-3] * 6)
+    metrics = metrics_of(finished)
+    for split in ("val", "test"):
+        for figure in ("accuracy", "macro_f1", "loss", "auroc", "calibration_error"):
+            assert curves[f"best/{split}_{figure}"][-1] == pytest.approx(metrics[split][figure], rel=1e-5)
+    assert len(log.Images("val/confusion")) == 3
+    assert {"final/test_confusion", "final/test_worst", "final/learning_curves"} <= set(log.Tags()["images"])
+    plugin = log.SummaryMetadata("_hparams_/session_start_info").plugin_data
+    assert plugin.plugin_name == "hparams"
+    assert all(
+        name.encode() in plugin.content for name in ("data.num_frames", "optim.lr", "model.lstm.hidden_size", "seed")
+    )
+
+
+def test_each_step_is_on_the_dashboard(finished: Path) -> None:
+    log = events(finished)
+    for tag in ("train/loss_step", "lr-AdamW"):
+        assert [event.step for event in log.Scalars(tag)] == [0, 1, 2, 3, 4, 5], tag  # 6 videos in batches of 4
+
+
+def test_the_terminal_says_how_it_went(finished: Path) -> None:
+    printed = finished.with_suffix(".txt").read_text()
+    assert "Found 12 videos" in printed
+    assert re.search(r"│ test +│ 3 │", printed)
+    assert str(finished) in printed
+    network = sum(value.numel() for name, value in weights(finished).items() if not name.endswith("bias_hh_l0"))
+    assert f"Training {network:,} parameters" in printed
+
+
+# ---- what repeats, and what does not
+
+
+def test_a_sweep_over_seeds_repeats_one_and_differs_in_the_other(
+    finished: Path, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = train("-m", *tiny, "seed=0,1", "hydra.sweep.dir=sweep")
+    assert result.code == 0, result.stderr
+    runs = [tmp_path / "sweep" / name for name in ("seed=0", "seed=1")]
+    assert [yaml.safe_load((run / "config.yaml").read_text())["seed"] for run in runs] == [0, 1]
+    assert all((run / "metrics.json").exists() and (run / "checkpoints" / "best.ckpt").exists() for run in runs)
+    # The same seed repeats everything to the last bit: a job of a sweep is the run it would be alone.
+    assert all(same_weights(weights(runs[0], name), weights(finished, name)) for name in ("last", "best"))
+    assert (runs[0] / "predictions_val.csv").read_bytes() == (finished / "predictions_val.csv").read_bytes()
+    assert (runs[0] / "history.csv").read_bytes() == (finished / "history.csv").read_bytes()
+    assert not same_weights(weights(runs[0]), weights(runs[1]))
+    assert {path.name for path in tmp_path.iterdir()} == {"sweep"}
+
+
+def test_a_wrapped_zip_trains_as_its_folder_does(
+    finished: Path, tiny: list[str], demo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with zipfile.ZipFile(tmp_path / "clips.zip", "w") as archive:
+        for path in sorted(demo_folder.rglob("*.mp4")):
+            archive.write(path, Path("wrapper", path.relative_to(demo_folder)))
+        archive.writestr("__MACOSX/wrapper/._clip.mp4", b"leftover")
+        archive.writestr("wrapper/.DS_Store", b"leftover")
+    result = train(*tiny, "data.source=clips.zip")
+    assert result.code == 0, result.stderr
+    assert "Found 12 videos" in result.stdout and "ignored" in result.stdout
+    (run,) = (tmp_path / "runs" / "train").iterdir()  # the default place
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d_[0-9a-f]{4,}", run.name)
+    assert same_weights(weights(run), weights(finished))
+
+
+def test_imbalance_no_test_split_and_a_bad_video(tiny: list[str], demo_folder: Path, tmp_path: Path) -> None:
+    videos = csv_source(demo_folder, tmp_path / "videos.csv", lambda split, label: split != "test")
+    lines = videos.read_text().splitlines(keepends=True)
+    safe = next(number for number, line in enumerate(lines) if line.endswith(",safe,train\n"))
+    (tmp_path / "bad_1.mp4").write_bytes(b"this is no video at all" * 100)
+    lines[safe] = "bad_1.mp4,safe,train\n"  # one of two
+    videos.write_text("".join(lines))
+    run = tmp_path / "run"
+    result = train(*tiny, f"data.source={videos}", "loss.class_weights=balanced", f"run_dir={run}")
+    assert result.code == 0, result.stderr
+    assert re.search(r"undecodable bad_1.mp4: \S", result.stdout) and "No test split" in result.stdout
+    manifest = table(run / "manifest.csv").set_index("path")
+    bad = manifest.loc["bad_1.mp4"]
+    assert (bad["status"], bad["decoder"], len(manifest)) == ("undecodable", "", 9) and bad["reason"]
+    metrics = metrics_of(run)
+    assert metrics["train"]["n"] == 5 and metrics["val"]["n"] == 3 and metrics["test"] is None
+    assert metrics["train"]["per_class"]["safe"]["support"] == 1
+    assert not (run / "predictions_test.csv").exists()
+
+
+def module_of(finished: Path, manifest: pd.DataFrame, *overrides: str) -> VideoModule:
+    """The module that the finished run would have with other settings and another manifest."""
+    cfg = OmegaConf.merge(OmegaConf.load(finished / "config.yaml"), OmegaConf.from_dotlist(list(overrides)))
+    assert isinstance(cfg, DictConfig)
+    datamodule = instantiate(cfg.data)
+    datamodule.adopt(manifest)
+    return build_module(cfg, datamodule)
+
+
+def test_class_weights_are_counted_in_the_training_split(finished: Path) -> None:
+    manifest = table(finished / "manifest.csv")
+    assert module_of(finished, manifest).class_weights is None
+    manifest.loc[manifest.index[manifest["path"].str.contains("train/safe")][0], "status"] = "undecodable"
+    balanced = module_of(finished, manifest, "loss.class_weights=balanced").class_weights
+    assert balanced is not None and balanced.tolist() == pytest.approx([5 / 6, 5 / 6, 5 / 3])
+
+
+def test_a_class_without_training_videos_cannot_be_balanced(finished: Path) -> None:
+    manifest = table(finished / "manifest.csv")
+    manifest = manifest[~manifest["path"].str.contains("train/safe")]
+    with pytest.raises(UserError, match=r"loss.class_weights=balanced; got none of safe"):
+        module_of(finished, manifest, "loss.class_weights=balanced")
+
+
+def test_early_stopping_and_gradient_clipping(finished: Path, tiny: list[str], tmp_path: Path) -> None:
+    still = ["optim.lr=0.0", "callbacks=early_stopping", "callbacks.early_stopping.patience=2", "trainer.max_epochs=9"]
+    assert train(*tiny, *still, f"run_dir={tmp_path / 'still'}").code == 0
+    assert len(scalars(tmp_path / "still")["val/loss"]) == 3  # the first epoch, and two that were no better
+    clipped = ["trainer.gradient_clip_val=1e-9"]
+    assert train(*tiny, *clipped, f"run_dir={tmp_path / 'clipped'}").code == 0
+    start, end, clipped_end = (weights(folder) for folder in (tmp_path / "still", finished, tmp_path / "clipped"))
+    moved, clipped_moved = (max(float((w[n] - start[n]).abs().max()) for n in start) for w in (end, clipped_end))
+    # Adam moves a weight by lr * g / (|g| + eps), eps = 1e-7: gradients of at most 1e-9 move it by a hundredth of lr.
+    assert 1e-3 < moved < 1e-2 and 0 < clipped_moved < 1e-4
+
+
+# ---- what is refused
+
+
+def test_a_used_run_folder_is_refused(finished: Path, tiny: list[str]) -> None:
+    before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+    refused(train(*tiny, f"run_dir={finished}"), "a run_dir that no other run has used", f"resume={finished}")
+    assert {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} == before
+
+
+def test_a_process_of_its_own_ends_with_one_line(tmp_path: Path) -> None:
+    process = start_train("data=folder", "data.source=nowhere", cwd=tmp_path)
+    stdout, stderr = process.communicate(timeout=120)
+    refused(Result(process.returncode, stdout, stderr), "a folder, .zip or .csv in data.source", "nothing at nowhere")
+
+
+def a_file(path: Path) -> None:
+    path.write_text("notes")
+
+
+def an_empty_folder(path: Path) -> None:
+    path.mkdir()
+
+
+def no_videos(path: Path) -> None:
+    path.mkdir()
+    (path / "notes.txt").write_text("notes")
+
+
+def one_class(path: Path) -> None:
+    for split in ("train", "val"):
+        (path / split / "safe").mkdir(parents=True)
+        (path / split / "safe" / "a_1.mp4").write_bytes(b"no video")
+
+
+def no_readable_video(path: Path) -> None:
+    for split in ("train", "val"):
+        for label in ("safe", "harmful"):
+            (path / split / label).mkdir(parents=True)
+            (path / split / label / "a_1.mp4").write_bytes(b"no video")
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "words"),
+    [
+        ("source", None, ["nothing at source"]),
+        ("source", an_empty_folder, ["videos", "nothing in it"]),
+        ("source", no_videos, ["videos", "only 1 files that are not videos"]),
+        ("source", one_class, ["two or more classes", "the one class 'safe'"]),
+        ("source.zip", a_file, [".zip"]),
+        ("source.txt", a_file, ["a file of another type"]),
+        ("source", no_readable_video, ["decodable video in the train split"]),
+    ],
+)
+def test_sources_that_cannot_be_used(
+    name: str, make: Callable[[Path], None] | None, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if make:
+        make(tmp_path / name)
+    refused(train(*TINY, f"data.source={name}", "run_dir=run"), *words)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["data.num_frames=0"], ["data.num_frames to be an integer >= 1; got 0"]),
+        (["data.resolution=0"], ["data.resolution to be an integer >= 1; got 0"]),
+        (["data.resolution=-64"], ["data.resolution", "got -64"]),
+        (["data.batch_size=0"], ["data.batch_size", "got 0"]),
+        (["data.sampling=random"], ["data.sampling", "uniform, first", "got 'random'"]),
+        (["data.leakage=ignore"], ["data.leakage", "warn, error, drop"]),
+        (["data.on_bad=hide"], ["data.on_bad", "skip, error"]),
+        (["data.store.num_frames=6"], ["data.store.num_frames to be a multiple of data.num_frames=4; got 6"]),
+        (["data.classes=[safe,unheard_of]"], ["none of unheard_of"]),
+        (["data.classes=[safe]"], ["two or more different class names in data.classes"]),
+        (["data.creator_pattern=.*"], ["data.creator_pattern"]),
+        (["seed=-1"], ["seed to be an integer >= 0; got -1"]),
+        (["trainer.max_epochs=0"], ["trainer.max_epochs to be an integer >= 1; got 0"]),
+        (["+trainer.limit_val_batches=1"], ["all of val", "got trainer.limit_val_batches"]),
+        (["loss.class_weights=some"], ["loss.class_weights to be one of none, balanced; got 'some'"]),
+    ],
+    ids=lambda value: value[0].split("=")[0] if "=" in value[0] else "",
+)
+def test_settings_that_cannot_be_used(overrides: list[str], words: list[str], tiny: list[str], tmp_path: Path) -> None:
+    refused(train(*tiny, *overrides, f"run_dir={tmp_path / 'run'}"), *words)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["data.resolution=3"], ["data.resolution >= 4 for 2 poolings; got 3"]),
+        (["model.lstm.hidden_size=0"], ["model.lstm.hidden_size", "got 0"]),
+        (["model.dropout=1.5"], ["model.dropout", "got 1.5"]),
+        (["augment.flip=2.0"], ["augment.flip", "got 2.0"]),
+        (["optim.lr=-1.0"], ["optim.lr", "got -1.0"]),
+        (["optim.schedule=step"], ["optim.schedule to be one of constant, cosine, one_cycle; got 'step'"]),
+        (["loss.label_smoothing=2.0"], ["loss.label_smoothing", "got 2.0"]),
+        (["normalise.std=[0.0,1.0,1.0]"], ["three positive stds"]),
+    ],
+    ids=lambda value: value[0].split("=")[0] if "=" in value[0] else "",
+)
+def test_settings_that_no_model_can_use(overrides: list[str], words: list[str], finished: Path) -> None:
+    with pytest.raises((UserError, InstantiationException)) as caught:
+        module_of(finished, table(finished / "manifest.csv"), *overrides)
+    error: BaseException | None = caught.value
+    while isinstance(error, InstantiationException):  # in which Hydra wraps it; the entry points unwrap it
+        error = error.__cause__
+    assert isinstance(error, UserError) and all(word in str(error) for word in words)
+
+
+@pytest.mark.parametrize("override", ["model.dropout=1.5", "optim.schedule=step", "augment.flip=2.0"])
+def test_settings_are_refused_before_anything_is_decoded(override: str, tiny: list[str], tmp_path: Path) -> None:
+    here = [f"cache_dir={tmp_path / 'cache'}", f"run_dir={tmp_path / 'run'}"]
+    refused(train(*tiny, *here, override), override.partition("=")[0])
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_source_must_be_given(tmp_path: Path) -> None:
+    refused(train("data=folder", f"run_dir={tmp_path / 'run'}"), "a value for data.source; got none. Give data.source=")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_gpu_must_be_there(tiny: list[str], tmp_path: Path) -> None:
+    overrides = [text for text in tiny if not text.startswith("trainer.accelerator")]
+    refused(train(*overrides, "trainer=gpu", "data.num_workers=0", f"run_dir={tmp_path / 'run'}"), "a CUDA GPU")
+
+
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    result = train(*TINY, "data.source=nowhere", "debug=true", f"run_dir={tmp_path / 'run'}")
+    assert result.code not in (0, None)
+    assert "Traceback" in result.stderr and "UserError: expected a folder, .zip or .csv" in result.stderr
+
+
+def test_a_config_yaml_runs_again(finished: Path) -> None:
+    """What a run wrote down is enough to build its network again."""
+    cfg = OmegaConf.load(finished / "config.yaml")
+    checkpoint = load_checkpoint(finished / "checkpoints" / "best.ckpt")
+    assert OmegaConf.to_container(cfg.model) == checkpoint["vidcls"]["model"]
+    assert OmegaConf.to_container(cfg.normalise) == {"mean": None, "std": None}  # as the weights, of which it has none
+    assert checkpoint["vidcls"]["normalise"] == {"mean": [0.0] * 3, "std": [1.0] * 3}

@@ -1,0 +1,244 @@
+"""The optimiser against torch's own Adam, its schedules against tables and torch's, and its stages."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
+
+from vidcls.errors import UserError
+from vidcls.training.optim import AdamW, cosine_factor, one_cycle_factor, schedule_factor
+
+SETTINGS: dict[str, Any] = {"lr": 0.001, "eps": 1e-7, "weight_decay": 0.0, "schedule": "constant"}
+
+
+def adam(**changes: Any) -> AdamW:
+    return AdamW(**(SETTINGS | changes))
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+
+
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 10) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(steps):
+        inputs, labels = torch.randn(4, 6, generator=generator), torch.randint(0, 3, (4,), generator=generator)
+        optimizer.zero_grad()
+        F.cross_entropy(model(inputs), labels).backward()
+        optimizer.step()
+    return list(model.parameters())
+
+
+def test_without_weight_decay_it_is_torchs_adam_bit_for_bit() -> None:
+    ours, theirs = network(), network()
+    optimizer, _ = adam().build([list(ours.parameters())], total_steps=10, epochs=1)
+    reference = torch.optim.Adam(theirs.parameters(), lr=0.001, eps=1e-7)
+    for one, two in zip(train(ours, optimizer), train(theirs, reference), strict=True):
+        assert torch.equal(one, two)
+
+
+def test_weight_decay_is_decoupled() -> None:
+    ours, theirs = network(), network()
+    optimizer, _ = adam(weight_decay=0.1).build([list(ours.parameters())], total_steps=10, epochs=1)
+    reference = torch.optim.AdamW(theirs.parameters(), lr=0.001, eps=1e-7, weight_decay=0.1)
+    for one, two in zip(train(ours, optimizer), train(theirs, reference), strict=True):
+        assert torch.equal(one, two)
+
+
+def test_the_first_step_is_kerass() -> None:
+    """Adam's first step is lr * g / (|g| + eps): with eps = 1e-7 it shows for a gradient of that size."""
+    parameter = nn.Parameter(torch.zeros(2, dtype=torch.float64))
+    optimizer, _ = adam().build([[parameter]], total_steps=1, epochs=1)
+    parameter.grad = torch.tensor([1e-7, 1.0], dtype=torch.float64)
+    optimizer.step()
+    torch.testing.assert_close(parameter.data, torch.tensor([-0.0005, -0.001], dtype=torch.float64), rtol=1e-6, atol=0)
+
+
+def test_the_defaults_are_the_plain_optimiser_and_schedule() -> None:
+    """Of a network of one stage: the same steps to the bit, and the same state in checkpoints."""
+    ours, theirs = network(), network()
+    pair = adam(schedule="cosine").build([list(ours.parameters())], total_steps=4, epochs=2)
+    plain = torch.optim.AdamW(list(theirs.parameters()), lr=0.001, eps=1e-7, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(plain, lambda step: 0.5 * (1 + math.cos(math.pi * min(step / 4, 1))))
+    for _ in range(4):
+        for model, optimizer in ((ours, pair[0]), (theirs, plain)):
+            train(model, optimizer, steps=1)
+        pair[1].step()
+        schedule.step()
+        assert all(torch.equal(one, two) for one, two in zip(ours.parameters(), theirs.parameters(), strict=True))
+    assert pair[1].state_dict() == schedule.state_dict()
+    one, two = pair[0].state_dict(), plain.state_dict()
+    assert one["param_groups"] == two["param_groups"] and one["state"].keys() == two["state"].keys()
+    for place, state in one["state"].items():
+        assert all(torch.equal(value, two["state"][place][name]) for name, value in state.items())
+
+
+def test_fixed_parameters_are_left_out() -> None:
+    fixed, trained = nn.Parameter(torch.ones(2), requires_grad=False), nn.Parameter(torch.ones(3))
+    optimizer, _ = adam().build([[fixed], [fixed, trained]], total_steps=1, epochs=1)
+    assert [[p.numel() for p in group["params"]] for group in optimizer.param_groups] == [[3]]
+
+
+# ---- schedules
+
+
+def rates(optim: AdamW, stages: int, total_steps: int, epochs: int = 1) -> list[list[float]]:
+    """The learning rate of each stage, at each step and after the last."""
+    optimizer, scheduler = optim.build([[nn.Parameter(torch.ones(1))] for _ in range(stages)], total_steps, epochs)
+    seen = [[group["lr"] for group in optimizer.param_groups]]
+    for _ in range(total_steps):
+        optimizer.step()
+        scheduler.step()
+        seen.append([group["lr"] for group in optimizer.param_groups])
+    return [list(stage) for stage in zip(*seen, strict=True)]
+
+
+FALL = [2.0, 1 + math.sqrt(0.5), 1.0, 1 - math.sqrt(0.5), 0.0]
+
+
+@pytest.mark.parametrize(
+    ("knobs", "total_steps", "expected"),
+    [
+        ({"schedule": "constant"}, 4, [2.0, 2.0, 2.0, 2.0, 2.0]),
+        ({"schedule": "cosine"}, 4, FALL),
+        ({"schedule": "constant", "warmup": 0.5}, 6, [0.5, 1.0, 1.5, 2.0, 2.0, 2.0, 2.0]),
+        ({"schedule": "cosine", "warmup": 0.2}, 5, [1.0, *FALL]),
+        ({"schedule": "constant", "warmup": 1.0}, 3, [0.5, 1.0, 1.5, 2.0]),
+        ({"schedule": "cosine", "warmup": 0.01}, 4, FALL),  # less than half a step is none
+        # Up to 2 at 0.5 * 6 - 1 = 2, down to 2 / 250000 at 5, and there it stays.
+        ({"schedule": "one_cycle", "warmup": 0.5}, 6, [0.08, 1.04, 2.0, 1.500002, 0.500006, 8e-6, 8e-6]),
+    ],
+)
+def test_learning_rates_of_short_runs(knobs: dict[str, Any], total_steps: int, expected: list[float]) -> None:
+    assert rates(adam(lr=2.0, **knobs), 1, total_steps) == [pytest.approx(expected, abs=1e-12)]
+
+
+@given(st.integers(2, 300), st.floats(0.01, 0.99))
+def test_one_cycle_is_torchs(total_steps: int, warmup: float) -> None:
+    assume(warmup * total_steps != 1)  # where torch divides by zero
+    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=1.0)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=3.0, total_steps=total_steps, pct_start=warmup, cycle_momentum=False
+    )
+    for step in range(total_steps):
+        assert 3 * one_cycle_factor(step, total_steps, warmup) == pytest.approx(
+            optimizer.param_groups[0]["lr"], rel=1e-9
+        )
+        optimizer.step()
+        if step < total_steps - 1:
+            scheduler.step()
+
+
+@given(st.sampled_from(["constant", "cosine", "one_cycle"]), st.integers(0, 300), st.floats(0.01, 0.99))
+def test_rates_rise_and_then_never_do_again(schedule: str, total: int, warmup: float) -> None:
+    factors = [schedule_factor(schedule, step, total, warmup) for step in range(total + 2)]
+    assert all(0 <= factor <= 1 for factor in factors)
+    highest = factors.index(max(factors))
+    assert factors[: highest + 1] == sorted(factors[: highest + 1])
+    assert factors[highest:] == sorted(factors[highest:], reverse=True)
+    assert abs(highest - warmup * total) <= 2  # one_cycle's peak is a step earlier, and between two steps
+    if total >= 20 and schedule != "one_cycle" and warmup > 0.1:  # from near 0, in equal steps
+        rise = [after - before for before, after in pairwise(factors[: highest + 1])]
+        assert factors[0] <= 0.5 and rise == pytest.approx([factors[0]] * len(rise))
+
+
+@given(st.integers(1, 500), st.data())
+def test_cosine_falls_from_one_to_zero(total: int, data: st.DataObject) -> None:
+    step = data.draw(st.integers(0, total - 1))
+    assert 1 >= cosine_factor(step, total) > cosine_factor(step + 1, total) >= 0
+    assert cosine_factor(step, total) + cosine_factor(total - step, total) == pytest.approx(1)
+    assert cosine_factor(total + step, total) == 0
+
+
+def test_cosine_of_no_steps_is_defined() -> None:
+    assert cosine_factor(0, 0) == 1
+
+
+# ---- stages
+
+
+def test_stages_below_the_last_have_a_rate_of_their_own() -> None:
+    below, last = rates(adam(lr=2.0, schedule="cosine", encoder_lr_factor=0.1), 3, 4)[1:]
+    assert last == pytest.approx(FALL) and below == pytest.approx([0.1 * rate for rate in FALL])
+    assert rates(adam(lr=2.0, encoder_lr_factor=0.1), 1, 2) == [[2.0, 2.0, 2.0]]  # the only one is the last one
+
+
+def test_each_stage_starts_after_the_one_above_it() -> None:
+    """Six epochs of two steps, and two epochs from one stage's start to the next one's."""
+    lowest, middle, last = rates(adam(lr=2.0, unfreeze_epochs=2, encoder_lr_factor=0.5), 3, 12, epochs=6)
+    assert last == [2.0] * 13
+    assert middle == [0.0] * 4 + [1.0] * 9
+    assert lowest == [0.0] * 8 + [1.0] * 5
+    assert rates(adam(lr=2.0, unfreeze_epochs=5), 3, 12, epochs=6)[0] == [0.0] * 13  # its turn never comes
+
+
+def test_what_starts_late_joins_the_schedule() -> None:
+    below, last = rates(adam(lr=2.0, unfreeze_epochs=1, schedule="cosine"), 2, 4, epochs=2)
+    assert below == pytest.approx([0.0, 0.0, *FALL[2:]]) and last == pytest.approx(FALL)
+
+
+def test_a_waiting_stage_stays_as_it_is_to_the_bit() -> None:
+    model = network()
+    stages = [list(layer.parameters()) for layer in model.children() if not isinstance(layer, nn.Tanh)]
+    optimizer, scheduler = adam(unfreeze_epochs=1, weight_decay=0.5).build(stages, total_steps=4, epochs=2)
+    start = [parameter.detach().clone() for parameter in stages[0]]
+    for step in range(4):
+        train(model, optimizer, steps=1)
+        scheduler.step()
+        same = [torch.equal(one, two) for one, two in zip(start, stages[0], strict=True)]
+        assert same == [step < 2] * 2
+
+
+def test_fixed_stages_at_the_bottom_change_no_ones_turn() -> None:
+    fixed, below, last = (nn.Parameter(torch.ones(1), requires_grad=trains) for trains in (False, True, True))
+    optimizer, scheduler = adam(lr=2.0, unfreeze_epochs=1).build([[fixed], [below], [last]], total_steps=2, epochs=2)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.0, 2.0]
+    optimizer.step()
+    scheduler.step()
+    assert [group["lr"] for group in optimizer.param_groups] == [2.0, 2.0]
+
+
+def test_a_resumed_schedule_goes_on_where_it_was() -> None:
+    optim = adam(lr=2.0, schedule="one_cycle", warmup=0.3, unfreeze_epochs=1, encoder_lr_factor=0.1)
+    straight = rates(optim, 2, 10, epochs=5)
+    stages = [[nn.Parameter(torch.ones(1))] for _ in range(2)]
+    optimizer, scheduler = optim.build(stages, 10, epochs=5)
+    for _ in range(3):
+        optimizer.step()
+        scheduler.step()
+    resumed = optim.build(stages, 10, epochs=5)
+    resumed[0].load_state_dict(optimizer.state_dict())
+    resumed[1].load_state_dict(scheduler.state_dict())
+    for step in range(4, 11):
+        resumed[0].step()
+        resumed[1].step()
+        assert [group["lr"] for group in resumed[0].param_groups] == [stage[step] for stage in straight]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"lr": -0.1}, r"expected optim.lr to be a number from 0 to inf; got -0.1"),
+        ({"lr": math.nan}, r"expected optim.lr to be a number .* got nan"),
+        ({"eps": -1.0}, r"expected optim.eps to be a number .* got -1"),
+        ({"weight_decay": -1.0}, r"expected optim.weight_decay to be a number .* got -1"),
+        ({"schedule": "step"}, r"expected optim.schedule to be one of constant, cosine, one_cycle; got 'step'"),
+        ({"warmup": 1.5}, r"expected optim.warmup to be a number from 0 to 1; got 1.5"),
+        ({"encoder_lr_factor": -1.0}, r"expected optim.encoder_lr_factor to be a number from 0 to inf; got -1"),
+        ({"unfreeze_epochs": -1}, r"expected optim.unfreeze_epochs to be an integer >= 0; got -1"),
+        ({"schedule": "one_cycle"}, r"expected optim.warmup between 0 and 1, for .*one_cycle; got 0\. Give optim.warm"),
+        ({"schedule": "one_cycle", "warmup": 1.0}, r"expected optim.warmup between 0 and 1, .*one_cycle; got 1\."),
+    ],
+)
+def test_settings_out_of_range(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        adam(**wrong)

@@ -1,0 +1,165 @@
+"""kill -9, Ctrl-C, and what resume= makes of it: the same result as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+from helpers.commands import once, start_train, train
+from helpers.runs import (
+    assert_same_curves,
+    assert_same_result,
+    metrics_of,
+    refused,
+    wait_until,
+)
+
+# All that is random in training is on: what resumes here resumes anywhere.
+RANDOM = [
+    "trainer.max_epochs=25",
+    "augment=strong",
+    "augment.cutmix=1.0",
+    "data.sampler=balanced",
+    "callbacks=ema",
+    "data.store.num_frames=8",
+    "data.temporal_jitter=true",
+    "optim.schedule=cosine",
+    "seed=3",
+]
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(shared: Path, tiny: list[str]) -> Path:
+    """The folder of a run with all that is random, which nothing interrupted."""
+
+    def run(folder: Path) -> None:
+        result = train(*tiny, *RANDOM, f"run_dir={folder}")
+        assert result.code == 0, result.stderr
+
+    return once(shared, "uninterrupted", run)
+
+
+def test_kill_9_in_training(uninterrupted: Path, tiny: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = start_train(*tiny, *RANDOM, f"run_dir={run}", cwd=tmp_path)
+    last = run / "checkpoints" / "last.ckpt"
+    versions: set[int] = set()
+
+    def trained_enough() -> bool:
+        if last.exists():
+            versions.add(last.stat().st_mtime_ns)
+        return len(versions) >= 3
+
+    wait_until(trained_enough, process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL and not (run / "metrics.json").exists()
+    result = train(f"resume={run}")
+    assert result.code == 0, result.stderr
+    assert_same_result(run, uninterrupted)
+    assert_same_curves(run, uninterrupted)
+
+
+def test_kill_9_in_ingest(finished: Path, tiny: list[str], tmp_path: Path) -> None:
+    run, cache = tmp_path / "run", tmp_path / "cache"
+    overrides = [text for text in tiny if not text.startswith("cache_dir")]
+    process = start_train(*overrides, f"cache_dir={cache}", f"run_dir={run}", cwd=tmp_path)
+    wait_until(lambda: len(list(cache.glob("store/**/*.safetensors"))) >= 2, process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    stored = {path: path.stat().st_mtime_ns for path in cache.glob("store/**/*.safetensors")}
+    assert not (run / "manifest.csv").exists()
+    result = train(f"resume={run}")
+    assert result.code == 0, result.stderr
+    assert all(path.stat().st_mtime_ns == written for path, written in stored.items())  # decoded once
+    assert len(list(cache.glob("store/**/*.safetensors"))) == 12
+    assert_same_result(run, finished)
+
+
+def test_ctrl_c_in_training(uninterrupted: Path, tiny: list[str], tmp_path: Path) -> None:
+    for attempt in range(3):  # on a busy machine the signal may come when the run is over
+        run = tmp_path / f"a run {attempt}"
+        process = start_train(*tiny, *RANDOM, f"run_dir='{run}'", cwd=tmp_path)
+        wait_until((run / "checkpoints" / "last.ckpt").exists, process)
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=60)
+        if process.returncode != 0:
+            break
+    assert process.returncode == 130
+    assert "Traceback" not in stderr
+    assert stderr.strip().splitlines()[-1].endswith(f"train.py resume='{run}'")
+    assert not (run / "metrics.json").exists()
+    result = train(f"resume='{run}'")
+    assert result.code == 0, result.stderr
+    assert_same_result(run, uninterrupted)
+
+
+def copy_of(run: Path, folder: Path) -> Path:
+    """A run folder at another place, as if it had been made there."""
+    shutil.copytree(run, folder)
+    config = folder / "config.yaml"
+    config.write_text(config.read_text().replace(str(run), str(folder)))
+    return folder
+
+
+def test_resuming_a_finished_run_is_harmless(finished: Path, tmp_path: Path) -> None:
+    run = copy_of(finished, tmp_path / "run")
+    result = train(f"resume={run}")
+    assert result.code == 0, result.stderr
+    assert_same_result(run, finished)
+    assert metrics_of(run)["timing"]["clips_per_second"] == metrics_of(finished)["timing"]["clips_per_second"]
+    assert_same_curves(run, finished)
+
+
+def test_a_moved_run_resumes_where_it_is(finished: Path, tmp_path: Path) -> None:
+    old, run = copy_of(finished, tmp_path / "old"), tmp_path / "moved"
+    shutil.move(old, run)  # its config.yaml names the old place
+    assert train(f"resume={run}").code == 0
+    assert not old.exists()
+    assert_same_result(run, finished)
+
+
+# ---- what is refused
+
+
+@pytest.mark.parametrize("other", ["trainer.max_epochs=20", "seed=1", "model=cnn_mean", "run_dir=elsewhere"])
+def test_other_overrides_are_refused(
+    finished: Path, other: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    refused(train(f"resume={finished}", other), "resume=DIR alone", f"also {other}")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_folder_is_refused_and_not_made(tmp_path: Path) -> None:
+    refused(train(f"resume={tmp_path / 'nowhere'}"), "a run folder to resume", "nowhere, which holds no config.yaml")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_no_run_is_refused_and_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    refused(train(f"resume={tmp_path}"), "a run folder to resume")
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize("content", [b"hello", None], ids=["text", "truncated"])
+def test_a_damaged_checkpoint_is_refused(finished: Path, tmp_path: Path, content: bytes | None) -> None:
+    run = copy_of(finished, tmp_path / "run")
+    last = run / "checkpoints" / "last.ckpt"
+    last.write_bytes(last.read_bytes()[:-1000] if content is None else content)
+    refused(train(f"resume={run}"), "a checkpoint of vidcls", "last.ckpt")
+    assert json.loads((run / "metrics.json").read_text()) == metrics_of(finished)  # nothing is lost
+
+
+def test_other_classes_are_refused(finished: Path, demo_folder: Path, tmp_path: Path) -> None:
+    run = copy_of(finished, tmp_path / "run")
+    videos = tmp_path / "videos"
+    shutil.copytree(demo_folder, videos)
+    for folder in videos.glob("rtp/*/safe"):
+        folder.rename(folder.with_name("unsafe"))
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace(f"source: {demo_folder}", f"source: {videos}"))
+    refused(train(f"resume={run}"), "adult, harmful, safe; got adult, harmful, unsafe")

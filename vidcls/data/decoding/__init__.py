@@ -1,0 +1,1 @@
+"""Video files to frames. The only room that imports decord and av."""

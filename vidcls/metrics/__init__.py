@@ -1,0 +1,1 @@
+"""Predictions to numbers: pure functions, arrays in, plain values out."""

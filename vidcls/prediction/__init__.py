@@ -1,0 +1,1 @@
+"""What predict.py does, and the predictor that evaluation shares."""

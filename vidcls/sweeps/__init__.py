@@ -1,0 +1,1 @@
+"""What a multirun and report.py do."""

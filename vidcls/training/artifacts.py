@@ -1,0 +1,177 @@
+"""What a run leaves behind: metrics.json, predictions, figures, the dashboard and a closing table."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pandas as pd
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+from matplotlib.figure import Figure
+from omegaconf import DictConfig, OmegaConf
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.plugins.hparams.summary_v2 import hparams_pb
+from torch.utils.tensorboard import SummaryWriter
+
+from vidcls.data.datamodule import SPLITS, VideoDataModule
+from vidcls.files import write_atomically
+from vidcls.metrics.predictions import Predictions
+from vidcls.plots.run_plots import confusion_figure, learning_curves_figure, save_figures, strips_figure
+from vidcls.training.callbacks import History, Timing, find_callback
+from vidcls.training.module import VideoModule
+
+WORST_SHOWN = 6
+
+
+@rank_zero_only
+def write_results(
+    cfg: DictConfig,
+    trainer: L.Trainer,
+    datamodule: VideoDataModule,
+    predictions: dict[str, Predictions],
+    console: Console,
+) -> float:
+    """Writes everything that a finished run holds beyond its checkpoints, metrics.json last, and prints a summary.
+
+    Gives the val figure that ``cfg.objective`` names; NaN where it is not defined.
+    """
+    folder, classes = Path(cfg.run_dir), datamodule.classes
+    history, timing = find_callback(trainer, History), find_callback(trainer, Timing)
+    metrics: dict[str, Any] = {
+        split: predictions[split].summary(classes) if split in predictions else None for split in SPLITS
+    }
+    cost = {"ingest_seconds": datamodule.cost.seconds, "videos_decoded": datamodule.cost.decoded}
+    metrics["timing"] = {**cost, **timing.summary()}
+    assert isinstance(trainer.lightning_module, VideoModule)
+    metrics["parameters"] = trainer.lightning_module.num_trainable
+
+    figures = {"learning_curves": learning_curves_figure(history.curves, history.best_epoch)}
+    for split in ("val", "test"):
+        if split in predictions:
+            write_predictions(folder / f"predictions_{split}.csv", datamodule.rows(split), predictions[split], classes)
+            title = f"{split}: accuracy {metrics[split]['accuracy']:.3f} of {metrics[split]['n']} videos"
+            figures[f"{split}_confusion"] = confusion_figure(metrics[split]["confusion"], classes, title)
+            figures[f"{split}_worst"] = worst_figure(datamodule, split, predictions[split])
+    pictures = save_figures(figures, folder / "figures")
+    _log(trainer, cfg, metrics, pictures)
+    write_atomically(folder / "metrics.json", json.dumps(metrics, indent=2).encode())
+    objective = metrics["val"][cfg.objective]
+    if cfg.test:
+        print_summary(metrics, folder, console)
+    else:
+        console.print(f"val {cfg.objective} {objective}: {folder}", highlight=False, soft_wrap=True)
+    return math.nan if objective is None else float(objective)
+
+
+def log_picture(writer: SummaryWriter, tag: str, path: Path, step: int) -> None:
+    """Shows a PNG in the dashboard as it is: ``add_figure`` would draw and compress it once more."""
+    with Image.open(path) as picture:
+        width, height = picture.size
+    shown = Summary.Image(height=height, width=width, colorspace=4, encoded_image_string=path.read_bytes())
+    writer._get_file_writer().add_summary(Summary(value=[Summary.Value(tag=tag, image=shown)]), step)
+
+
+def write_predictions(path: Path, rows: pd.DataFrame, predictions: Predictions, classes: list[str]) -> None:
+    """One line per video: path, label, predicted, and the probability of each class under its name."""
+    table = pd.DataFrame({"path": rows["path"], "label": rows["label"]})
+    table["predicted"] = [classes[k] for k in predictions.probabilities.argmax(axis=1)]
+    for k, name in enumerate(classes):
+        table[name] = [f"{p:.9g}" for p in predictions.probabilities[:, k]]  # nine digits hold a float32 exactly
+    write_atomically(path, table.to_csv(index=False).encode())
+
+
+def worst_rows(predictions: Predictions, most: int) -> list[int]:
+    """The rows of the most confidently wrong videos, worst first."""
+    predicted = predictions.probabilities.argmax(axis=1)
+    wrong = np.flatnonzero(predicted != predictions.labels)
+    confidence = predictions.probabilities[wrong, predicted[wrong]]
+    return [int(row) for row in wrong[np.argsort(-confidence, kind="stable")][:most]]
+
+
+def worst_figure(datamodule: VideoDataModule, split: str, predictions: Predictions) -> Figure:
+    """Strips of frames of the most confidently wrong videos of a split, as the network sees them."""
+    dataset, rows, classes = datamodule.dataset(split), datamodule.rows(split), datamodule.classes
+    worst = worst_rows(predictions, WORST_SHOWN)
+    captions = []
+    for row in worst:
+        k = int(predictions.probabilities[row].argmax())
+        probability = predictions.probabilities[row, k]
+        captions.append(f"{rows['path'][row]}: {rows['label'][row]} taken for {classes[k]} ({probability:.2f})")
+    wrong = int((predictions.probabilities.argmax(axis=1) != predictions.labels).sum())
+    title = f"{split}: the most confident of {wrong} wrong among {len(rows)} videos"
+    return strips_figure([dataset.frames(row) for row in worst], captions, title)
+
+
+def hyperparameters(cfg: DictConfig) -> dict[str, bool | int | float | str]:
+    """What TensorBoard's HParams tab compares runs by, as flat ``group.knob`` names; in a sweep, what it varies."""
+    job = Path(cfg.run_dir, "job.json")
+    if job.exists():  # columns that are the same for all jobs would push the figures out of sight
+        knobs: dict[str, Any] = json.loads(job.read_text())["knobs"]
+    else:
+        tree = {
+            "seed": cfg.seed,
+            "data": {name: cfg.data[name] for name in ("source", "num_frames", "resolution", "batch_size", "sampling")},
+            "trainer": {name: cfg.trainer[name] for name in ("max_epochs", "precision")},
+            **{name: OmegaConf.to_container(cfg[name], resolve=True) for name in ("model", "augment", "optim", "loss")},
+        }
+        flat = pd.json_normalize(tree).to_dict("records")[0]
+        knobs = {str(key): value for key, value in flat.items() if not str(key).endswith("_")}  # those are Hydra's
+        knobs["model"] = cfg.model["_target_"].rsplit(".", 1)[-1]
+    return {key: value if isinstance(value, bool | int | float | str) else str(value) for key, value in knobs.items()}
+
+
+def _log(trainer: L.Trainer, cfg: DictConfig, metrics: dict[str, Any], pictures: dict[str, Path]) -> None:
+    if not isinstance(trainer.logger, TensorBoardLogger):
+        return
+    writer = trainer.logger.experiment
+    for name, path in pictures.items():
+        log_picture(writer, f"final/{name}", path, trainer.global_step)
+    # The tab shows five metrics at first, by name: of a sweep's job, which has no test figures, these and not "epoch".
+    for split in ("val", "test"):
+        for name in ("accuracy", "auroc", "calibration_error", "loss", "macro_f1"):
+            if metrics[split] is not None and metrics[split][name] is not None:
+                writer.add_scalar(f"best/{split}_{name}", metrics[split][name], trainer.global_step)
+    # Not log_hyperparams, which says what columns there are: TensorBoard would take the first run's word for all runs.
+    # Left alone, it shows the knobs of all of them, those that differ first. Without a trial id, rows are named by run.
+    writer._get_file_writer().add_summary(hparams_pb(hyperparameters(cfg), trial_id=""), trainer.global_step)
+    trainer.logger.save()
+
+
+def print_summary(metrics: dict[str, Any], folder: Path, console: Console) -> None:
+    """The closing table: the figures of each split, and where to look next."""
+    table = Table(title="Figures of the best epoch (by validation loss)", title_justify="left")
+    for column in ("split", "n", "accuracy (95 % interval)", "macro F1", "AUROC", "ECE", "loss"):
+        table.add_column(column, justify="left" if column == "split" else "right", no_wrap=True)
+    for split in SPLITS:
+        if metrics[split] is None:
+            table.add_row(split, "0", *["-"] * 5)
+            continue
+        low, high = metrics[split]["accuracy_ci95"]
+        numbers = (metrics[split][name] for name in ("macro_f1", "auroc", "calibration_error", "loss"))
+        table.add_row(
+            split,
+            str(metrics[split]["n"]),
+            f"{metrics[split]['accuracy']:.3f} ({low:.3f} to {high:.3f})",
+            *("-" if number is None else f"{number:.3f}" for number in numbers),
+        )
+    console.print(table)
+    if metrics["test"] is None:
+        console.print("No test split: the validation figures chose the epoch and are therefore optimistic.")
+    timing = metrics["timing"]
+    console.print(
+        f"Trained at {timing['clips_per_second']:.1f} clips/s, {timing['epoch_seconds']:.1f} s per epoch, "
+        f"{timing['data_wait_fraction']:.1%} of it waiting for data."
+    )
+    console.print(f"Results: {folder}", soft_wrap=True)
+    console.print(
+        "  metrics.json  predictions_*.csv  manifest.csv  figures/  checkpoints/best.ckpt\n"
+        "  Dashboard: make tensorboard (or tensorboard --logdir runs)"
+    )

@@ -1,0 +1,268 @@
+"""What happens around the training loop: how long it took, how it went, and what the dashboard shows."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any, TypeVar
+
+import lightning as L
+import pandas as pd
+import torch
+from lightning.pytorch.callbacks import EarlyStopping, WeightAveraging
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
+
+from vidcls.errors import check_number
+from vidcls.files import write_atomically
+from vidcls.plots.run_plots import confusion_figure
+from vidcls.training.module import VideoModule
+
+CURVES = ("train/loss", "train/accuracy", "val/loss", "val/accuracy")
+LAYOUT = {
+    "Curves": {
+        name.capitalize(): ["Multiline", [f"^{curve}$" for curve in CURVES if curve.endswith(f"/{name}")]]
+        for name in ("loss", "accuracy")
+    }
+}
+"""Of the tab Custom Scalars: training and validation in one chart. Tags are patterns there."""
+
+Kind = TypeVar("Kind", bound=L.Callback)
+
+
+def find_callback(trainer: L.Trainer, kind: type[Kind]) -> Kind:
+    """The trainer's first callback of a kind."""
+    callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return next(callback for callback in callbacks if isinstance(callback, kind))
+
+
+class Timing(L.Callback):
+    """How long training epochs take, how much of that is waiting for data, and how much memory the fit needs.
+
+    Of the seconds, validation does not count.
+
+    Attributes:
+        epoch_seconds: one entry per epoch; a resumed run keeps those from before.
+        wait_seconds: likewise, spent between the end of one step and the start of the next.
+        clips: trained on, per epoch.
+        fit_seconds: in the trainer, validation and checkpoints included, up to the last finished epoch.
+        peak_memory_bytes: likewise; what the first device allocated on a GPU, else what was resident of its process
+            (loader processes do not count). None where the system does not tell.
+    """
+
+    def __init__(self) -> None:
+        self.fit_seconds = 0.0
+        self.epoch_seconds: list[float] = []
+        self.wait_seconds: list[float] = []
+        self.clips: list[int] = []
+        self.peak_memory_bytes: int | None = None
+
+    def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
+        """Starts the clock of the whole, and forgets the memory that came before."""
+        if stage == "fit":
+            self._since = time.perf_counter()
+            self._measures_memory = reset_peak_memory(trainer.strategy.root_device)
+
+    def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Starts an epoch's clock."""
+        self._started = self._idle_since = self._ended = time.perf_counter()
+        self._wait, self._count = 0.0, 0
+
+    def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, _: int) -> None:
+        """A batch has arrived."""
+        self._wait += time.perf_counter() - self._idle_since
+        self._count += len(batch.label) * trainer.world_size
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, _: int
+    ) -> None:
+        """A step is done."""
+        self._idle_since = self._ended = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Adds the epoch, up to its last step."""
+        self.epoch_seconds.append(self._ended - self._started)
+        self.wait_seconds.append(self._wait)
+        self.clips.append(self._count)
+        now = time.perf_counter()
+        self.fit_seconds += now - self._since
+        self._since = now
+        if self._measures_memory:
+            # Of a resumed run, the higher of its parts.
+            self.peak_memory_bytes = max(self.peak_memory_bytes or 0, peak_memory(trainer.strategy.root_device))
+
+    def summary(self) -> dict[str, Any]:
+        """Medians over the epochs after the first, which pays for start-up (over the first where it is alone)."""
+        steady = slice(1, None) if len(self.epoch_seconds) > 1 else slice(None)
+        seconds = median(self.epoch_seconds[steady])
+        return {
+            "fit_seconds": self.fit_seconds,
+            "epoch_seconds": seconds,
+            "clips_per_second": median(self.clips[steady]) / seconds,
+            "data_wait_fraction": sum(self.wait_seconds[steady]) / sum(self.epoch_seconds[steady]),
+            "peak_memory_bytes": self.peak_memory_bytes,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """For checkpoints."""
+        names = ("epoch_seconds", "wait_seconds", "clips", "fit_seconds", "peak_memory_bytes")
+        return {name: getattr(self, name) for name in names}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """From a checkpoint."""
+        self.__dict__.update(state_dict)
+
+
+def reset_peak_memory(device: torch.device) -> bool:
+    """Starts measuring anew; whether this system can measure at all."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return True
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # man 5 proc: sets VmHWM to what is resident now
+        return peak_memory(device) > 0
+    except (OSError, StopIteration):  # not Linux, or a sandbox without these files
+        return False
+
+
+def peak_memory(device: torch.device) -> int:
+    """The highest since the reset: bytes allocated on a GPU, or resident bytes of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith("VmHWM:")).split()[1])  # the kernel counts in KiB
+
+
+class History(L.Callback):
+    """Keeps each epoch's figures for the learning curves, and shows the confusion matrix after each epoch.
+
+    Args:
+        path: a .csv, written after each epoch: `table` so far.
+
+    Attributes:
+        curves: ``{"train/loss": [(epoch, value), ...], ...}``, epochs counted from 1.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.curves: dict[str, list[tuple[int, float]]] = {}
+
+    @rank_zero_only
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Lays out the dashboard's own charts, unless the run is a resumed one, which has them."""
+        if isinstance(trainer.logger, TensorBoardLogger) and trainer.global_step == 0:
+            trainer.logger.experiment.add_custom_scalars(LAYOUT)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Keeps what the epoch has measured, and sends its training figures to the logger."""
+        for curve in CURVES:
+            self.curves.setdefault(curve, []).append(
+                (trainer.current_epoch + 1, float(trainer.callback_metrics[curve]))
+            )
+        if isinstance(trainer.logger, TensorBoardLogger):
+            # On disk before the checkpoint: a run killed right after it would otherwise resume with a hole in them.
+            epoch = {name: self.curves[name][-1][1] for name in ("train/loss", "train/accuracy")}
+            trainer.logger.log_metrics(epoch, step=trainer.global_step - 1)
+            trainer.logger.save()
+        if trainer.is_global_zero:
+            write_atomically(self.path, self.table().to_csv(index_label="epoch").encode())
+
+    def table(self) -> pd.DataFrame:
+        """One row per epoch, one column per curve."""
+        return pd.DataFrame({name: dict(points) for name, points in self.curves.items()})
+
+    @property
+    def best_epoch(self) -> int:
+        """The epoch with the lowest validation loss, the one that best.ckpt holds."""
+        return min(self.curves["val/loss"], key=lambda point: point[1])[0]
+
+    @rank_zero_only
+    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Draws the confusion matrix."""
+        if isinstance(trainer.logger, TensorBoardLogger) and isinstance(module, VideoModule) and module.predictions:
+            classes = module.settings["classes"]
+            confusion = module.predictions.summary(classes)["confusion"]
+            figure = confusion_figure(confusion, classes, f"Validation, epoch {trainer.current_epoch + 1}")
+            trainer.logger.experiment.add_figure("val/confusion", figure, trainer.global_step)
+
+    def state_dict(self) -> dict[str, Any]:
+        """For checkpoints."""
+        return {"curves": self.curves}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """From a checkpoint."""
+        self.curves = state_dict["curves"]
+
+
+class StayStopped(L.Callback):
+    """A run that had stopped early before it was interrupted does not train on when it is resumed."""
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Looks at the restored early stopping."""
+        if any(isinstance(c, EarlyStopping) and c.wait_count >= c.patience for c in trainer.early_stopping_callbacks):
+            trainer.should_stop = True
+
+
+class EMA(WeightAveraging):
+    """Keeps a moving average of the weights, which is what is validated, saved and tested; training goes on without it.
+
+    After n steps the average keeps min(decay, n / (9 + n)) of itself, so short runs forget their first steps too.
+    It covers the running figures of batch norms; what does not change, as a frozen encoder, it leaves alone to the bit.
+
+    Args:
+        decay: the share that a long run's average keeps of itself at each step.
+    """
+
+    def __init__(self, decay: float) -> None:
+        self.decay = check_number("callbacks.ema.decay", decay, 0.0, 1.0)
+        super().__init__(multi_avg_fn=self._update)
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Puts the average where the weights will be: the module has yet to be moved to its device."""
+        self._device = trainer.strategy.root_device
+        super().setup(trainer, pl_module, stage)
+
+    @torch.no_grad()
+    def _update(self, averages: list[Tensor], currents: list[Tensor], steps: Tensor) -> None:
+        if averages[0].is_floating_point():
+            kept = min(self.decay, int(steps) / (9 + int(steps)))
+            torch._foreach_lerp_(averages, currents, 1 - kept)  # unlike a weighted sum, exact between equals
+        else:
+            torch._foreach_copy_(averages, currents)
+
+
+class Pruning(L.Callback):
+    """Ends a job of a search (``hydra/sweeper=optuna``) early where it falls behind the jobs before it.
+
+    It ends as with early stopping: the figures are those of its best epoch so far. Outside a search nothing is behind.
+
+    Args:
+        pruner: of optuna.pruners.
+        objective: the val figure that is searched by.
+    """
+
+    def __init__(self, pruner: Any, objective: str) -> None:
+        self.pruner, self.objective = pruner, objective
+
+    def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Reports the epoch; all devices stop together."""
+        searching = "OPTUNA_TRIAL" in os.environ
+        behind = searching and trainer.is_global_zero and self._is_behind(trainer.current_epoch, module)
+        if trainer.strategy.broadcast(behind):
+            trainer.should_stop = True
+
+    def _is_behind(self, epoch: int, module: L.LightningModule) -> bool:
+        import optuna  # late: only searches need it
+
+        assert isinstance(module, VideoModule) and module.predictions is not None
+        value = module.predictions.summary(module.settings["classes"])[self.objective]
+        address = json.loads(os.environ["OPTUNA_TRIAL"])
+        study = optuna.load_study(study_name=address["study_name"], storage=address["storage"], pruner=self.pruner)
+        trial = optuna.Trial(study, address["trial"])
+        if value is not None:
+            trial.report(value, epoch)
+        return bool(trial.should_prune())
