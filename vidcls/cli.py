@@ -19,7 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from vidcls.errors import UserError, user_message
+from vidcls.errors import UserError, find_user_error
 
 Result = TypeVar("Result")
 
@@ -82,7 +82,7 @@ def clear_errors(main: Callable[[DictConfig], Result]) -> Callable[[DictConfig],
                 raise UserError(f"a value for {knob}", "none", f"Give {knob}=... on the command line.")
             return main(cfg)
         except Exception as error:
-            message = user_message(error)
+            message = find_user_error(error)
             if message is None or cfg.debug:
                 raise
             _remove_if_empty(run_folder())

@@ -29,7 +29,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from vidcls.cli import in_sweep, run_folder
-from vidcls.errors import UserError, user_message
+from vidcls.errors import UserError, find_user_error
 
 FORMAT = 1
 NAME_LENGTH = 120
@@ -232,7 +232,7 @@ def job(main: Callable[[DictConfig], float | None]) -> Callable[[DictConfig], fl
                 with _alone(folder):
                     return main(cfg)
             except Exception as error:
-                message = user_message(error)
+                message = find_user_error(error)
                 reason = message or _root(error)
                 trace = "" if message else "".join(traceback.format_exception(error))
                 (folder / "error.txt").write_text(f"{trace}{reason}\n")
