@@ -56,6 +56,44 @@ class Clips:
 WHOLE = Clips()
 
 
+@dataclass(frozen=True)
+class ClipSpec:
+    """What the network sees of a video.
+
+    Attributes:
+        num_frames: T, frames of a clip.
+        resolution: R, in pixels.
+        sampling: how the frames are chosen, see `frame_indices`.
+        clip_seconds: how long a clip is; None: one clip, the whole video.
+        num_clips: M, clips of a video.
+    """
+
+    num_frames: int
+    resolution: int
+    sampling: str = "uniform"
+    clip_seconds: float | int | None = None
+    num_clips: int = 1
+
+
+@dataclass(frozen=True)
+class StoreSpec:
+    """What is decoded and kept of a video: uint8 [M * F, stored_resolution, stored_resolution, 3].
+
+    Attributes:
+        stored_frames: F, frames of a clip.
+        stored_resolution: in pixels.
+        sampling: as in `ClipSpec`.
+        clip_seconds: as in `ClipSpec`.
+        num_clips: M.
+    """
+
+    stored_frames: int
+    stored_resolution: int
+    sampling: str
+    clip_seconds: float | int | None = None
+    num_clips: int = 1
+
+
 def segment_middles(start_seconds: float, end_seconds: float, num_frames: int) -> Float[np.ndarray, " T"]:
     """The middles, in seconds, of ``num_frames`` equal segments of the half-open range [start, end).
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
+from inspect import isfunction, signature
 from typing import Any, TypedDict
 
 from jaxtyping import Float
@@ -145,3 +147,43 @@ def video(
     """A network of whole clips, see `VideoNet`: what encoders of single frames have to beat."""
     clips = VideoNet(name, weights, trainable_from, resolution, num_frames, norm_eval)
     return Classifier(clips, nn.Identity(), clips.num_features, dropout, num_classes)
+
+
+def build_classifier(
+    target: str,
+    options: dict[str, Any],
+    num_classes: int,
+    resolution: int,
+    num_frames: int,
+    trust: Sequence[str] = (),
+) -> Classifier:
+    """The model that ``target`` names, a class or a function, with random weights.
+
+    Args:
+        target: a dotted name.
+        options: its keywords; those below are passed where its signature has them.
+        num_classes: K.
+        resolution: R, in pixels.
+        num_frames: T.
+        trust: packages that it may come from, beside this module.
+
+    Raises:
+        UserError: it is not from a trusted package, or an option is out of range.
+    """
+    module, _, name = target.rpartition(".")
+    if module == __name__:
+        build = globals().get(name)
+        known = isfunction(build) and build.__module__ == __name__  # a checkpoint must not call just anything
+    else:
+        known = target.partition(".")[0] in trust
+        build = getattr(importlib.import_module(module), name) if known else None
+    if not known:
+        package = target.partition(".")[0]
+        raise UserError(
+            f"a model of {__name__}",
+            target,
+            f"Give trust={package} if you trust that package.",
+            "untrusted-model",
+        )
+    clip = {"num_classes": num_classes, "resolution": resolution, "num_frames": num_frames}
+    return build(**options, **{name: value for name, value in clip.items() if name in signature(build).parameters})
