@@ -10,11 +10,11 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from vidcls.cli import allow_new_keys, clear_errors, take_literally
+from vidcls.cli import allow_new_keys, quote_overrides, user_errors_exit
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
-@clear_errors
+@user_errors_exit
 def main(cfg: DictConfig) -> None:
     """From a run folder to what it is worth."""
     # Imported here: decoding processes import this file again, and should not pay for torch.
@@ -36,6 +36,6 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    take_literally("run", "data.source", "cache_dir")
+    quote_overrides("run", "data.source", "cache_dir")
     allow_new_keys("policy.target")
     main()

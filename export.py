@@ -9,11 +9,11 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from vidcls.cli import clear_errors, take_literally
+from vidcls.cli import quote_overrides, user_errors_exit
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="export")
-@clear_errors
+@user_errors_exit
 def main(cfg: DictConfig) -> None:
     """One file, kept only if it says what the network says."""
     from rich.console import Console
@@ -35,5 +35,5 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    take_literally("run", "output", "cache_dir")
+    quote_overrides("run", "output", "cache_dir")
     main()

@@ -10,11 +10,11 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from vidcls.cli import clear_errors, take_literally
+from vidcls.cli import quote_overrides, user_errors_exit
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="predict")
-@clear_errors
+@user_errors_exit
 def main(cfg: DictConfig) -> None:
     """From a run folder and videos to a folder of results."""
     # The network's threads must not spin while they wait, as decoders need the cores. To be said before torch comes.
@@ -54,5 +54,5 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    take_literally("run", "input", "output")
+    quote_overrides("run", "input", "output")
     main()

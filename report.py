@@ -9,11 +9,11 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from vidcls.cli import clear_errors, take_literally
+from vidcls.cli import quote_overrides, user_errors_exit
 
 
 @hydra.main(version_base="1.3", config_path="conf/report", config_name="report")
-@clear_errors
+@user_errors_exit
 def main(cfg: DictConfig) -> None:
     """From a sweep's folder to its answer."""
     # Imported here: testing decodes, and decoding processes import this file again.
@@ -31,5 +31,5 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    take_literally("sweep")
+    quote_overrides("sweep")
     main()

@@ -9,12 +9,12 @@ python train.py -m data.num_frames=8,16 seed=0,1        a sweep; with sweep.resu
 import hydra
 from omegaconf import DictConfig
 
-from vidcls.cli import clear_errors
+from vidcls.cli import quote_overrides, user_errors_exit
 from vidcls.sweeps.jobs import job
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
-@clear_errors
+@user_errors_exit
 @job
 def main(cfg: DictConfig) -> float | None:
     """One run, from its configuration to its folder; gives its objective, for sweeps that search."""
@@ -37,4 +37,5 @@ def main(cfg: DictConfig) -> float | None:
 
 
 if __name__ == "__main__":
+    quote_overrides("data.source", "run_dir", "resume", "cache_dir", "model.encoder.weights", "model.weights", "debug")
     main()

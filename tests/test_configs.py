@@ -30,9 +30,11 @@ from vidcls.training.module import VideoModule
 from vidcls.training.transforms import Augment
 
 ENTRIES = sorted(path.stem for path in CONF.glob("*.yaml"))
-FILES = [path for path in CONF.glob("*/**/*.yaml") if path.parent.name != "report"]  # which is an entry of its own
+FILES = [path for path in CONF.glob("*/**/*.yaml") if path.parent.name not in ("report", "command")]
+# report/ is an entry of its own, command/ is part of the others.
 OPTIONS = sorted(path.relative_to(CONF).with_suffix("").as_posix() for path in FILES)
 GROUPS = ("data", "model", "augment", "optim", "trainer", "callbacks", "logger", "hydra", "experiment", "sweep")
+GROUPS += ("debug", "paths")
 
 
 def composed(*overrides: str, conf: Path = CONF, entry: str = "train", hydra: bool = False) -> DictConfig:
@@ -45,6 +47,7 @@ def option(name: str) -> DictConfig:
     known = group.partition("/")[0] in GROUPS
     needed = {"model/video": ["model.name=r3d_18"]}.get(name, ["model=encoder_head"] if group.count("/") else [])
     needed = needed if group.startswith("model") else []
+    value = "'true'" if value == "true" else value  # a bare true is no name of a file to Hydra
     return composed(f"{group if known else f'+{group}'}={value}", "data.source=videos", "run_dir=run", *needed)
 
 
@@ -236,7 +239,7 @@ def test_one_seed_reaches_the_data() -> None:
 
 def test_run_folders_are_named_once_and_never_shared() -> None:
     first, second = composed(), composed()
-    assert first.run_dir == first.run_dir == first.logger.save_dir
+    assert first.run_dir == first.run_dir == first.logger.tensorboard.save_dir
     assert first.run_dir != second.run_dir
     assert first.run_dir.startswith("runs/train/")
     assert composed("resume=runs/train/old").run_dir == "runs/train/old"

@@ -1,19 +1,18 @@
-"""What the entry points need before anything heavy is imported: run folders' names, clear errors, exit codes.
-
-Decoding processes import the entry point again, and so does `python train.py --help`: torch stays out of here.
-"""
+"""What the entry points share: names of run folders, clear errors and exit codes. Imports nothing heavy."""
 
 from __future__ import annotations
 
 import functools
+import importlib
 import os
 import secrets
 import shlex
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -23,17 +22,17 @@ from vidcls.errors import UserError, find_user_error
 
 Result = TypeVar("Result")
 
-# Torch reads this at its first tensor: large ones in pages of 2 MB where Linux allows it. On a CPU clearing pages of
-# 4 KB otherwise takes up to half of the time of a network on large frames.
+# Torch reads this at its first tensor: large tensors use pages of 2 MB where Linux allows it. On a CPU, clearing pages
+# of 4 KB otherwise takes up to half of the time of a network on large frames.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
-def _new_run_dir(kind: str, resume: str | None) -> str:
-    """runs/<kind>/<date>_<time>_<short id>, or the folder to resume."""
-    return resume or f"runs/{kind}/{time.strftime('%Y-%m-%d_%H-%M-%S')}_{secrets.token_hex(2)}"
+def _new_run_dir(folder: str, resume: str | None) -> str:
+    """<folder>/<date>_<time>_<short id>, or the folder to resume."""
+    return resume or f"{folder}/{time.strftime('%Y-%m-%d_%H-%M-%S')}_{secrets.token_hex(2)}"
 
 
-# Cached: one process asks several times and must get one answer.
+# Cached: one process asks several times and must get the same answer.
 OmegaConf.register_new_resolver("new_run_dir", _new_run_dir, use_cache=True, replace=True)
 
 
@@ -47,64 +46,97 @@ def in_sweep() -> bool:
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
+def trusted_packages(cfg: DictConfig) -> tuple[str, ...]:
+    """The packages whose classes a run folder may name, from the option ``trust``: one name or a list."""
+    trust = cfg.trust
+    return (trust,) if isinstance(trust, str) else tuple(str(name) for name in trust or ())
+
+
+def quote_overrides(*options: str) -> None:
+    """Quotes the values of options on the command line, so that paths may hold commas, brackets, spaces and the like.
+
+    Hydra's grammar gives these characters a meaning of their own. In a multirun nothing is quoted: there a comma
+    separates the values of a sweep.
+    """
+    if any(text in ("-m", "--multirun") for text in sys.argv):
+        return
+    for place, text in enumerate(sys.argv):
+        option, _, value = text.partition("=")
+        if place and option in options and value not in ("", "null") and value[0] not in "'\"":
+            escaped = value.replace("'", "\\'")
+            sys.argv[place] = f"{option}='{escaped}'"
+
+
 def allow_new_keys(group: str) -> None:
     """Lets the command line say ``group.name=value`` for names that the configuration cannot know, such as classes.
 
-    Hydra would ask for ``++group.name=value``.
+    Hydra asks for ``++group.name=value``.
     """
     sys.argv[1:] = [f"++{text}" if text.startswith((f"{group}.", f"{group}=")) else text for text in sys.argv[1:]]
 
 
-def take_literally(*knobs: str) -> None:
-    """Lets the command line give paths as they are: Hydra would ask for quotes around commas, brackets and the like."""
-    for place, text in enumerate(sys.argv):
-        knob, _, value = text.partition("=")
-        if place and knob in knobs and value not in ("", "null") and value[0] not in "'\"":
-            escaped = value.replace("'", "\\'")
-            sys.argv[place] = f"{knob}='{escaped}'"
-
-
-def overridden(group: str) -> bool:
-    """Whether the command line names any knob of a group."""
-    return any(text.lstrip("+~").startswith(f"{group}.") for text in HydraConfig.get().overrides.task)
-
-
-def clear_errors(main: Callable[[DictConfig], Result]) -> Callable[[DictConfig], Result]:
-    """Ends a process in one clear line instead of a traceback: exit code 2 for what the user can mend, 130 for Ctrl-C.
-
-    With ``debug=true`` the traceback is shown.
-    """
+def user_errors_exit(main: Callable[[DictConfig], Result]) -> Callable[[DictConfig], Result]:
+    """Ends a process with one clear line and exit code 2 for a `UserError`, 130 for Ctrl-C; debug shows tracebacks."""
 
     @functools.wraps(main)
     def guarded(cfg: DictConfig) -> Result:
         try:
-            for knob in sorted(OmegaConf.missing_keys(cfg)):
-                raise UserError(f"a value for {knob}", "none", f"Give {knob}=... on the command line.")
+            for option in sorted(OmegaConf.missing_keys(cfg)):
+                remedy = f"Give {option}=... on the command line."
+                raise UserError(f"a value for {option}", "none", remedy, "missing-option")
             return main(cfg)
         except Exception as error:
-            message = find_user_error(error)
-            if message is None or cfg.debug:
+            user_error = find_user_error(error)
+            if user_error is None or cfg.debug:
+                os.environ["HYDRA_FULL_ERROR"] = "1"  # or Hydra shows the last lines alone
                 raise
             _remove_if_empty(run_folder())
-            print(f"error: {message}", file=sys.stderr)
+            print(f"error: {user_error}", file=sys.stderr)
             sys.exit(2)
         except KeyboardInterrupt:
             if cfg.debug:
                 raise
-            hint = f"; go on with: {_continuation()}" if "resume" in cfg else ""
+            hint = f"; continue with: {_resume_command()}" if "resume" in cfg else ""
             print(f"interrupted{hint}", file=sys.stderr)
             sys.exit(130)
 
     return guarded
 
 
-def _continuation() -> str:
+def _resume_command() -> str:
     if in_sweep():
         return f"the same command and sweep.resume={shlex.quote(str(HydraConfig.get().sweep.dir))}"
     return f"python {sys.argv[0]} resume={shlex.quote(str(run_folder()))}"
 
 
 def _remove_if_empty(folder: Path) -> None:
-    """Hydra makes a folder for whatever ``resume`` names."""
+    """Hydra creates the folder that ``resume`` names."""
     if folder.is_dir() and folder != Path.cwd() and not any(folder.iterdir()):
         folder.rmdir()
+
+
+def import_in_background(module: str) -> None:
+    """Imports a module in a thread, while the caller waits for other things; its errors show at the real import."""
+
+    def work() -> None:
+        try:
+            importlib.import_module(module)
+        except Exception:
+            return
+
+    threading.Thread(target=work, daemon=True).start()
+
+
+def print_config(cfg: DictConfig) -> None:
+    """Prints the resolved configuration as a tree, one branch per group."""
+    from rich import print as rich_print
+    from rich.syntax import Syntax
+    from rich.tree import Tree
+
+    tree, plain = Tree("configuration"), OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(plain, dict)
+    groups: dict[Any, Any] = {key: value for key, value in plain.items() if isinstance(value, dict)}
+    options = {key: value for key, value in plain.items() if key not in groups}
+    for name, content in {"(top level)": options, **groups}.items():
+        tree.add(str(name)).add(Syntax(OmegaConf.to_yaml(content), "yaml"))
+    rich_print(tree)

@@ -17,7 +17,6 @@ from rich.table import Table
 from rich.text import Text
 from torch.utils.tensorboard import SummaryWriter
 
-from vidcls.cli import overridden
 from vidcls.data.datamodule import SPLITS, VideoDataModule
 from vidcls.data.splits import group_videos
 from vidcls.errors import UserError, check_choice
@@ -45,7 +44,7 @@ from vidcls.plots.run_plots import (
 from vidcls.prediction.predictor import Trained, build_data
 from vidcls.training.artifacts import log_picture, worst_figure, worst_rows, write_predictions
 
-DEFAULT_HARMLESS = "safe"
+DEFAULT_HARMLESS, DEFAULT_DOUBT = "safe", 0.2
 
 
 def splits_needed(cfg: DictConfig, trained: Trained) -> list[str]:
@@ -58,7 +57,7 @@ def splits_needed(cfg: DictConfig, trained: Trained) -> list[str]:
     if not os.access(trained.folder, os.W_OK):  # results go there
         raise UserError("a run folder that can be written", str(trained.folder), "Copy it to where you may write.")
     if cfg.data.source is not None:
-        if overridden("policy"):
+        if policy_requested(cfg.policy):
             raise UserError(
                 "policy.* without data.source, as a policy is fitted on the run's own val videos",
                 f"data.source={cfg.data.source}",
@@ -79,9 +78,14 @@ def splits_needed(cfg: DictConfig, trained: Trained) -> list[str]:
     return [split for split in SPLITS if split in wanted & held]
 
 
+def policy_requested(policy: DictConfig) -> bool:
+    """Whether any option of the policy is set."""
+    return any(policy[name] is not None for name in ("harmless", "doubt")) or bool(policy.target)
+
+
 def fits_policy(knobs: DictConfig, trained: Trained) -> bool:
     """Whether a new policy is asked for, or there is none and the harmless class is known."""
-    return overridden("policy") or (DEFAULT_HARMLESS in trained.classes and not trained.policy_path.exists())
+    return policy_requested(knobs) or (DEFAULT_HARMLESS in trained.classes and not trained.policy_path.exists())
 
 
 def prepare_data(cfg: DictConfig, trained: Trained, splits: list[str], console: Console) -> VideoDataModule:
@@ -122,7 +126,7 @@ def choose_policy(
         trained.classes,
         harmless=str(harmless),
         targets={str(name): wish for name, wish in targets.items()},
-        doubt=cfg.policy.doubt,
+        doubt=DEFAULT_DOUBT if cfg.policy.doubt is None else cfg.policy.doubt,
         model=trained.identity,
     )
     save_policy(policy, trained.policy_path)

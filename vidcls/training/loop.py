@@ -20,6 +20,7 @@ import lightning as L
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
+from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf, open_dict
 from rich.console import Console
@@ -91,7 +92,7 @@ def _claim(folder: Path, cfg: DictConfig) -> None:
 
 def _resumed(folder: Path, debug: bool) -> DictConfig:
     told = HydraConfig.get().overrides.task
-    others = [text for text in told if text.split("=")[0] not in ("resume", "debug")]
+    others = [text for text in told if text.split("=")[0] not in ("resume", "debug", "trust")]
     if in_sweep():  # which tells its jobs again what it told them at first
         others = []
     if others:
@@ -257,9 +258,14 @@ def load_checkpoint(path: Path, classes: list[str] | None = None) -> dict[str, A
 
 def build_trainer(cfg: DictConfig, resume_step: int | None, extra_callbacks: Sequence[L.Callback]) -> L.Trainer:
     """The trainer with its callbacks and logger; a resumed logger forgets the steps that will be repeated."""
-    logger = instantiate(cfg.logger, purge_step=resume_step)
+    loggers = []
+    for node in (cfg.get("logger") or {}).values():
+        more = {"purge_step": resume_step} if node._target_.endswith("TensorBoardLogger") else {}
+        loggers.append(instantiate(node, **more))
     callbacks = [*extra_callbacks, *instantiate(cfg.callbacks).values()]
-    return instantiate(cfg.trainer, logger=logger, callbacks=callbacks)
+    if not loggers:  # it refuses to run without one
+        callbacks = [each for each in callbacks if not isinstance(each, LearningRateMonitor)]
+    return instantiate(cfg.trainer, logger=loggers, callbacks=callbacks)
 
 
 def fit(
