@@ -25,31 +25,11 @@ from rich.text import Text
 
 from vidcls.data.decoding.frames import DECODERS
 from vidcls.data.decoding.worker import ingest_one, start_worker, undecodable
+from vidcls.data.options import DecodeLimits
 from vidcls.data.store import Store
-from vidcls.errors import UserError, check_integer, check_number
+from vidcls.errors import UserError
 
 MANIFEST_COLUMNS = ["path", "label", "split", "creator", "sha256", "status", "reason", "decoder", "seconds", "coverage"]
-
-
-@dataclass(frozen=True)
-class DecodeLimits:
-    """What one video may cost.
-
-    Attributes:
-        workers: decoding processes; null for one per core.
-        timeout_seconds: the time for one video and one decoder, after which its worker is killed.
-        memory_gigabytes: the address space of one worker.
-    """
-
-    workers: int | None = None
-    timeout_seconds: float | int = 60.0
-    memory_gigabytes: float | int = 8.0
-
-    def __post_init__(self) -> None:
-        if self.workers is not None:
-            check_integer("data.decode.workers", self.workers)
-        check_number("data.decode.timeout_seconds", self.timeout_seconds, minimum=0.1)
-        check_number("data.decode.memory_gigabytes", self.memory_gigabytes, minimum=1.0)
 
 
 @dataclass(frozen=True)

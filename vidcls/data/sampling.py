@@ -278,6 +278,7 @@ def stored_frames(num_frames: int, store_num_frames: int | None, sampling: str) 
             f"data.store.num_frames to be a multiple of data.num_frames={num_frames}",
             str(store_num_frames),
             f"Use {store_num_frames // num_frames * num_frames} or {-(-store_num_frames // num_frames) * num_frames}.",
+            "data.store.num_frames",
         )
     return store_num_frames
 

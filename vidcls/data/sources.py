@@ -15,6 +15,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from vidcls.data.archive import extract
+from vidcls.data.options import check_classes, check_creator_pattern
 from vidcls.errors import UserError
 
 VIDEO_EXTENSIONS = frozenset(("mp4", "mov", "m4v", "mkv", "webm", "avi", "mpg", "mpeg", "ts", "3gp", "flv", "wmv"))
@@ -81,8 +82,8 @@ def list_videos(
     Raises:
         UserError: the source, the pattern or the classes cannot be used, or classes lack videos that must have some.
     """
-    pattern = _compile(creator_pattern)
-    _check_classes(classes)
+    pattern = check_creator_pattern(creator_pattern)
+    check_classes(classes)
     ignored: Counter[str] = Counter()
     try:
         if source.is_dir():
@@ -337,27 +338,6 @@ def _read_csv(source: Path) -> Iterator[tuple[int, dict[str, str]]]:
                     yield reader.line_num, {name: cell.strip() for name, cell in zip(header, cells, strict=True)}
     except (csv.Error, UnicodeDecodeError) as error:
         raise UserError(f"a UTF-8 .csv in {source}", str(error), "Save it again as CSV in UTF-8.") from error
-
-
-def _compile(creator_pattern: str) -> re.Pattern[str]:
-    expected = "a regular expression with a group (?P<creator>...) in data.creator_pattern"
-    try:
-        pattern = re.compile(creator_pattern)
-    except re.error as error:
-        raise UserError(expected, f"{creator_pattern!r} ({error})", "Correct data.creator_pattern.") from error
-    if "creator" not in pattern.groupindex:
-        raise UserError(expected, f"{creator_pattern!r} without one", "Correct data.creator_pattern.")
-    return pattern
-
-
-def _check_classes(classes: Sequence[str] | None) -> None:
-    if classes is None:
-        return
-    expected = "two or more different class names in data.classes"
-    if isinstance(classes, str) or len(classes) < 2:
-        raise UserError(expected, repr(classes), "Write data.classes=[safe,harmful], or leave it out.")
-    if twice := [name for name, count in Counter(classes).items() if count > 1]:
-        raise UserError(expected, f"{', '.join(twice)} more than once", "Name each class once.")
 
 
 def _check_found(

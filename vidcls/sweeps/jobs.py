@@ -30,6 +30,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from vidcls.cli import in_sweep, run_folder
 from vidcls.errors import UserError, find_user_error
+from vidcls.metrics.objectives import LOWER_IS_BETTER
 
 FORMAT = 1
 NAME_LENGTH = 120

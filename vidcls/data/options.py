@@ -1,0 +1,189 @@
+"""The options ``data.*``, checked before anything is listed or decoded. Imports neither torch nor a decoder."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from vidcls.data.sampling import SAMPLINGS, ClipSpec, StoreSpec, stored_frames
+from vidcls.errors import UserError, check_choice, check_integer, check_number
+
+SPLITS = ("train", "val", "test")
+SAMPLERS = ("shuffle", "balanced")
+LEAKAGE = ("warn", "error", "drop")
+ON_BAD = ("skip", "error")
+
+
+@dataclass(frozen=True)
+class DecodeLimits:
+    """What one video may cost.
+
+    Attributes:
+        workers: decoding processes; None for one per core.
+        timeout_seconds: the time for one video and one decoder, after which its worker is killed.
+        memory_gigabytes: the address space of one worker.
+    """
+
+    workers: int | None = None
+    timeout_seconds: float | int = 60.0
+    memory_gigabytes: float | int = 8.0
+
+    def __post_init__(self) -> None:
+        if self.workers is not None:
+            check_integer("data.decode.workers", self.workers)
+        check_number("data.decode.timeout_seconds", self.timeout_seconds, minimum=0.1)
+        check_number("data.decode.memory_gigabytes", self.memory_gigabytes, minimum=1.0)
+
+
+@dataclass(frozen=True)
+class SplitOptions:
+    """How videos are split where the source does not say."""
+
+    val_fraction: float | int = 0.15
+    test_fraction: float | int = 0.15
+    grouped: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("val_fraction", "test_fraction"):
+            check_number(f"data.split.{name}", getattr(self, name), 0.0, 0.9)
+        if self.val_fraction + self.test_fraction >= 1:
+            raise UserError(
+                "data.split.val_fraction + data.split.test_fraction to be less than 1",
+                f"{self.val_fraction:g} + {self.test_fraction:g}",
+                "Lower one of them.",
+                "data.split",
+            )
+
+
+@dataclass(frozen=True)
+class ZipOptions:
+    """The archives that are refused: larger than this when extracted, or more strongly compressed."""
+
+    max_gigabytes: float | int = 100.0
+    max_ratio: float | int = 100.0
+
+    def __post_init__(self) -> None:
+        check_number("data.zip.max_gigabytes", self.max_gigabytes)
+        check_number("data.zip.max_ratio", self.max_ratio)
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """All options ``data.*``; each is described beside its default in ``conf/data/base.yaml``.
+
+    Raises:
+        UserError: an option is out of range; the code is its name.
+
+    Example:
+        >>> options = DataOptions("clips", "cache", num_frames=8, store={"num_frames": 32})
+        >>> options.clip.num_frames, options.store.stored_frames, options.decode.timeout_seconds
+        (8, 32, 60.0)
+    """
+
+    source: str
+    cache_dir: str
+    seed: int = 0
+    num_frames: int = 20
+    resolution: int = 64
+    batch_size: int = 4
+    sampling: str = "uniform"
+    clip_seconds: float | int | None = None
+    num_clips: int = 1
+    temporal_jitter: bool = False
+    sampler: str = "shuffle"
+    classes: Sequence[Any] | None = None  # becomes list[str]
+    creator_pattern: str = r"(?P<creator>.+)_[^_]+"
+    leakage: str = "warn"
+    on_bad: str = "skip"
+    split: Any = None  # a mapping, as in YAML; becomes SplitOptions
+    store: Any = None  # becomes StoreSpec
+    decode: Any = None  # becomes DecodeLimits
+    zip: Any = None  # becomes ZipOptions
+    num_workers: int = 0
+    pin_memory: bool = False
+    demo: Mapping[str, int] | None = None
+    notes: tuple[str, ...] = field(default=(), init=False)
+    """What the user should know: options that had to be raised."""
+
+    def __post_init__(self) -> None:
+        check_integer("seed", self.seed, minimum=0)
+        for name in ("num_frames", "resolution", "batch_size", "num_clips"):
+            check_integer(f"data.{name}", getattr(self, name))
+        check_integer("data.num_workers", self.num_workers, minimum=0)
+        choices = {"sampling": SAMPLINGS, "sampler": SAMPLERS, "leakage": LEAKAGE, "on_bad": ON_BAD}
+        for name, values in choices.items():
+            check_choice(f"data.{name}", getattr(self, name), values)
+        self._check_clip_seconds()
+        if self.classes is not None and not isinstance(self.classes, str):  # YAML may read names as numbers
+            object.__setattr__(self, "classes", [str(name) for name in self.classes])
+        check_classes(self.classes)
+        check_creator_pattern(self.creator_pattern)
+        for name, group in {"split": SplitOptions, "decode": DecodeLimits, "zip": ZipOptions}.items():
+            object.__setattr__(self, name, group(**(getattr(self, name) or {})))
+        object.__setattr__(self, "store", self._choose_store(**(self.store or {})))
+        if self.temporal_jitter and self.store.stored_frames == self.num_frames:
+            raise UserError(
+                "more stored frames than used ones, for data.temporal_jitter",
+                f"{self.num_frames} of each",
+                f"Give data.store.num_frames={2 * self.num_frames} or another multiple.",
+                "data.temporal_jitter",
+            )
+
+    @property
+    def clip(self) -> ClipSpec:
+        """What the network sees of a video."""
+        return ClipSpec(self.num_frames, self.resolution, self.sampling, self.clip_seconds, self.num_clips)
+
+    def _check_clip_seconds(self) -> None:
+        if self.clip_seconds is not None and check_number("data.clip_seconds", self.clip_seconds) == 0:
+            raise UserError("data.clip_seconds > 0", "0", "Change data.clip_seconds.", "data.clip_seconds")
+        if self.clip_seconds is None and self.num_clips > 1:
+            raise UserError(
+                f"data.clip_seconds, for data.num_clips={self.num_clips} clips of a video",
+                "null: the whole video",
+                "Set the length of a clip, as in data.clip_seconds=2, or data.num_clips=1.",
+                "data.num_clips",
+            )
+
+    def _choose_store(self, num_frames: int | None = None, resolution: int | None = None) -> StoreSpec:
+        frames = stored_frames(self.num_frames, num_frames, self.sampling)
+        pixels = self.resolution if resolution is None else check_integer("data.store.resolution", resolution)
+        raised = {"num_frames": (num_frames, frames), "resolution": (resolution, max(pixels, self.resolution))}
+        notes = [
+            f"data.store.{name}={given} is less than this run asks for: storing {used} instead"
+            for name, (given, used) in raised.items()
+            if given is not None and given < used
+        ]
+        object.__setattr__(self, "notes", tuple(notes))
+        return StoreSpec(frames, max(pixels, self.resolution), self.sampling, self.clip_seconds, self.num_clips)
+
+
+def check_classes(classes: Sequence[str] | None) -> None:
+    """Refuses ``data.classes`` that are not two or more different names; None is all that the source holds."""
+    if classes is None:
+        return
+    expected = "two or more different class names in data.classes"
+    if isinstance(classes, str) or len(classes) < 2:
+        raise UserError(expected, repr(classes), "Write data.classes=[safe,harmful], or leave it out.", "data.classes")
+    if repeated := [name for name, count in Counter(classes).items() if count > 1]:
+        raise UserError(expected, f"{', '.join(repeated)} more than once", "Name each class once.", "data.classes")
+
+
+def check_creator_pattern(pattern: str) -> re.Pattern[str]:
+    """``data.creator_pattern`` compiled; it must be a regular expression with a group named ``creator``."""
+    try:
+        compiled = re.compile(pattern)
+        fault = "" if "creator" in compiled.groupindex else "without one"
+    except re.error as error:
+        fault = f"({error})"
+    if fault:
+        raise UserError(
+            "a regular expression with a group (?P<creator>...) in data.creator_pattern",
+            f"{pattern!r} {fault}",
+            "Correct data.creator_pattern.",
+            "data.creator_pattern",
+        )
+    return compiled
