@@ -10,7 +10,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from vidcls.cli import allow_new_keys, quote_overrides, user_errors_exit
+from vidcls.cli import allow_new_keys, quote_overrides, trusted_packages, user_errors_exit
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
@@ -21,16 +21,14 @@ def main(cfg: DictConfig) -> None:
     from rich.console import Console
 
     from vidcls.evaluation import evaluator as evaluation
-    from vidcls.prediction.predictor import build_tester, load_trained
-    from vidcls.training import loop as run
+    from vidcls.prediction.predictor import Predictor, load_run
 
     console = Console()
-    run.quieten()
-    trained = load_trained(Path(str(cfg.run)))
+    trained = load_run(Path(str(cfg.run)), trusted_packages(cfg))
     splits = evaluation.splits_needed(cfg, trained)
     datamodule = evaluation.prepare_data(cfg, trained, splits, console)
-    trainer = build_tester(trained, cfg.accelerator)
-    predictions = run.test(trainer, trained.module, datamodule, splits)
+    predictor = Predictor(trained, cfg.accelerator)
+    predictions = {split: predictor.predict_split(datamodule, split) for split in splits}
     policy = evaluation.choose_policy(cfg, trained, datamodule, predictions)
     evaluation.write_evaluation(cfg, trained, datamodule, predictions, policy, console)
 

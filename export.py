@@ -9,7 +9,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from vidcls.cli import quote_overrides, user_errors_exit
+from vidcls.cli import quote_overrides, trusted_packages, user_errors_exit
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="export")
@@ -20,10 +20,10 @@ def main(cfg: DictConfig) -> None:
 
     from vidcls import exporters
     from vidcls.errors import check_choice
-    from vidcls.prediction.predictor import load_trained
+    from vidcls.prediction.predictor import load_run
 
     check_choice("format", cfg.format, tuple(exporters.FILES))
-    trained = load_trained(Path(str(cfg.run)))
+    trained = load_run(Path(str(cfg.run)), trusted_packages(cfg))
     output = (
         Path(str(cfg.output)) if cfg.output is not None else Path(str(cfg.run), "export", exporters.FILES[cfg.format])
     )

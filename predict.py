@@ -10,7 +10,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from vidcls.cli import quote_overrides, user_errors_exit
+from vidcls.cli import quote_overrides, trusted_packages, user_errors_exit
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="predict")
@@ -28,17 +28,15 @@ def main(cfg: DictConfig) -> None:
     from vidcls.prediction import pipeline as prediction
     from vidcls.prediction.html_report import write_report
     from vidcls.prediction.journal import PredictionFolder
-    from vidcls.prediction.predictor import Judge, load_trained
-    from vidcls.training import loop as run
+    from vidcls.prediction.predictor import Predictor, load_run
 
     console = Console()
-    run.quieten()
     limits, most = DecodeLimits(**cfg.data.decode), check_integer("report.most", cfg.report.most)
     paths, files, ignored = find_videos(str(cfg.input))
-    trained = load_trained(Path(str(cfg.run)))
+    trained = load_run(Path(str(cfg.run)), trusted_packages(cfg))
     settings = prediction.choose_settings(cfg.predict, trained)
     policy = prediction.choose_policy(trained, console)
-    judge = Judge(trained, cfg.accelerator)
+    judge = Predictor(trained, cfg.accelerator)
     identity = prediction.identity(trained, settings, policy)
     prediction.print_plan(settings, paths, ignored, console)
     folder = PredictionFolder(Path(str(cfg.output)), trained.classes, identity)

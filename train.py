@@ -21,18 +21,24 @@ def main(cfg: DictConfig) -> float | None:
     # Imported here: decoding processes import this file again, and should not pay for torch.
     from rich.console import Console
 
-    from vidcls.training import loop as run
+    from vidcls.training import loop
     from vidcls.training.artifacts import write_results
+    from vidcls.training.run_folder import open_run
 
     console = Console()
-    cfg = run.begin(cfg)
-    datamodule = run.prepare_data(cfg, console)
-    module = run.build_module(cfg, datamodule)
+    cfg = open_run(cfg)
+    loop.silence_lightning()
+    loop.check_device(cfg)
+    datamodule = loop.build_datamodule(cfg, console)
+    module = loop.build_module(cfg, datamodule)
     console.print(f"Training {module.num_trainable:,} parameters; results go to {cfg.run_dir}", soft_wrap=True)
-    trainer, val = run.fit(cfg, module, datamodule)
+    trainer, val = loop.fit(cfg, module, datamodule)
+    if val is None:
+        console.print("trainer.fast_dev_run: it runs, and nothing was saved")
+        return None
     predictions = {"val": val}
     if cfg.test:
-        predictions |= run.test(trainer, module, datamodule, ("train", "test"))
+        predictions |= loop.test(trainer, module, datamodule, ("train", "test"))
     return write_results(cfg, trainer, datamodule, predictions, console)
 
 

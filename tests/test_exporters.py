@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ import pandas as pd
 import pytest
 import torch
 from helpers.commands import ROOT, call, once, train
+from helpers.modules import SPEC
 from helpers.runs import CLASSES
 from torch import nn
 
@@ -24,7 +26,7 @@ from vidcls.data.store import Store
 from vidcls.errors import UserError
 from vidcls.exporters import ExportedClassifier, check_parity, describe, export_checked, resize, stored_clips
 from vidcls.models.classifiers import cnn_lstm, cnn_mean
-from vidcls.prediction.predictor import load_trained
+from vidcls.prediction.predictor import load_run
 from vidcls.training.transforms import Augment, Preprocess
 
 # After an export to ONNX torch says of the next .pt2 in the same process that a symbol is missing; here it is no news.
@@ -69,9 +71,9 @@ def exported(shared: Path, finished: Path, tiny: list[str]) -> Path:
 
 def held_out_clips(run: Path) -> tuple[np.ndarray, np.ndarray]:
     """The stored frames of a run's test videos at its resolution, and what the run's test said of them."""
-    settings = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)["vidcls"]["data"]
-    cache = Path(load_trained(run).cfg.cache_dir)
-    store = Store(cache / "store", settings["store_num_frames"], settings["store_resolution"], settings["sampling"])
+    loaded = load_run(run)
+    kept = loaded.spec.store
+    store = Store(Path(loaded.config.cache_dir, "store"), kept.stored_frames, kept.stored_resolution, kept.sampling)
     manifest = pd.read_csv(run / "manifest.csv", keep_default_na=False)
     step = store.num_frames // 4
     indices = np.arange(4) * step + step // 2
@@ -235,9 +237,9 @@ def test_an_output_that_is_a_folder(copied: Path) -> None:
 
 
 def test_damaged_store_entries_are_passed_over(finished: Path, tmp_path: Path) -> None:
-    trained = load_trained(finished)
+    trained = load_run(finished)
     cache = tmp_path / "cache"
-    (frames,) = Path(trained.cfg.cache_dir, "store").glob("uniform_4x16px_v*")
+    (frames,) = Path(trained.config.cache_dir, "store").glob("uniform_4x16px_v*")
     shutil.copytree(frames, cache / "store" / frames.name)
     clips = stored_clips(trained, str(cache))
     assert clips.shape == (len(clips), 4, 16, 16, 3) and len(clips) > 2
@@ -354,5 +356,5 @@ def test_resizing_is_what_the_network_does_to_stored_frames() -> None:
 
 
 def test_class_names_of_any_kind_survive() -> None:
-    metadata = describe({"classes": ["a, b", '"q"', "жа"], "data": {}}, "0")
+    metadata = describe(replace(SPEC, classes=("a, b", '"q"', "жа")), "0")
     assert json.loads(metadata["classes"]) == ["a, b", '"q"', "жа"]

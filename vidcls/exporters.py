@@ -18,8 +18,8 @@ from torchvision.transforms import v2
 from vidcls.data.store import BrokenEntryError
 from vidcls.errors import UserError, check_choice
 from vidcls.files import hash_file
-from vidcls.prediction.predictor import Trained, build_data
-from vidcls.training.loop import Settings
+from vidcls.prediction.predictor import LoadedRun
+from vidcls.training.spec import RunSpec
 from vidcls.training.transforms import Preprocess
 
 FILES = {"onnx": "model.onnx", "torch_export": "model.pt2"}
@@ -58,22 +58,20 @@ class ExportedClassifier(nn.Module):
         return self(torch.from_numpy(frames)).numpy()
 
 
-def describe(settings: Settings, checkpoint_sha256: str) -> dict[str, str]:
+def describe(spec: RunSpec, checkpoint_sha256: str) -> dict[str, str]:
     """A file's metadata: all that is needed to feed it and to read its answer. ``classes`` is a JSON list.
 
     Where ``num_clips`` is above 1 its user averages the probabilities of so many clips of ``clip_seconds``. Where that
     is missing, a clip is a whole video.
-
-    Example:
-        >>> describe({"classes": ["a", "b"], "data": {"num_frames": 20, "batch_size": 4}}, "12ab")
-        {'classes': '["a", "b"]', 'num_frames': '20', 'checkpoint_sha256': '12ab'}
     """
-    # Batches of an exported network may be of any size.
-    data = {name: str(value) for name, value in settings["data"].items() if name != "batch_size" and value is not None}
-    return {"classes": json.dumps(settings["classes"]), **data, "checkpoint_sha256": checkpoint_sha256}
+    store = {"store_num_frames": spec.store.stored_frames, "store_resolution": spec.store.stored_resolution}
+    data = {name: str(value) for name, value in (vars(spec.clip) | store).items() if value is not None}
+    return {"classes": json.dumps(spec.classes), **data, "checkpoint_sha256": checkpoint_sha256}
 
 
-def stored_clips(trained: Trained, cache_dir: str | None, most: int = CHECKED_CLIPS) -> UInt8[np.ndarray, "N T H W 3"]:
+def stored_clips(
+    trained: LoadedRun, cache_dir: str | None, most: int = CHECKED_CLIPS
+) -> UInt8[np.ndarray, "N T H W 3"]:
     """A clip of each of up to ``most`` test and validation videos of a run, as its test saw them.
 
     Args:
@@ -84,7 +82,7 @@ def stored_clips(trained: Trained, cache_dir: str | None, most: int = CHECKED_CL
     Raises:
         UserError: the store holds none of these videos.
     """
-    datamodule = build_data(trained, None, cache_dir)
+    datamodule = trained.build_datamodule(cache_dir=cache_dir)
     datamodule.adopt(trained.manifest)
     clips: list[np.ndarray] = []
     held_out = [(dataset, row) for dataset in map(datamodule.dataset, ("test", "val")) for row in range(len(dataset))]
@@ -187,14 +185,14 @@ def resize(clips: UInt8[np.ndarray, "N T H W 3"], resolution: int) -> UInt8[np.n
     return np.ascontiguousarray(resized.movedim(2, -1).numpy())
 
 
-def export_trained(trained: Trained, format: str, output: Path, cache_dir: str | None) -> tuple[float, int]:
+def export_trained(trained: LoadedRun, format: str, output: Path, cache_dir: str | None) -> tuple[float, int]:
     """Writes a run's best network to ``output``; gives the largest difference and over how many clips.
 
     Raises:
         UserError: see `stored_clips` and `export_checked`.
     """
-    classifier = ExportedClassifier(trained.module.model, trained.module.preprocess)
-    metadata = describe(trained.settings, hash_file(trained.folder / "checkpoints" / "best.ckpt"))
+    classifier = ExportedClassifier(trained.model, trained.preprocess)
+    metadata = describe(trained.spec, hash_file(trained.folder / "checkpoints" / "best.ckpt"))
     clips = stored_clips(trained, cache_dir)
     return export_checked(classifier, format, output, metadata, clips), len(clips)
 

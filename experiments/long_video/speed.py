@@ -63,13 +63,13 @@ def predict_seconds(video: Path, window_seconds: float) -> float:
     from vidcls.prediction.pipeline import Prediction, Settings
     from vidcls.prediction.predictor import Judge, load_trained
 
-    trained = load_trained(SCRATCH / "demo")
+    trained = load_run(SCRATCH / "demo")
     data = trained.settings["data"]
     plan = WindowPlan(data["num_frames"], data["resolution"], data["sampling"], window_seconds, window_seconds / 2, 4.0)
     settings = Settings(plan, score="max", top_k=3, enter=0.5, leave=0.4, min_seconds=0.0)
     with tempfile.TemporaryDirectory() as name:
         folder = PredictionFolder(Path(name, "output"), trained.classes, {})
-        work = Prediction(trained, Judge(trained, "cpu"), settings, None, folder)
+        work = Prediction(trained, Predictor(trained, "cpu"), settings, None, folder)
         started = time.perf_counter()
         work.run(["video"], [video], DecodeLimits(), Console(quiet=True))
         return time.perf_counter() - started

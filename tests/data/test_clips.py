@@ -27,8 +27,8 @@ from vidcls.data.decoding.windows import Window, WindowPlan, middle_clip, stream
 from vidcls.data.sampling import WHOLE, Clips, clip_indices, clip_starts, frame_indices
 from vidcls.data.store import Store
 from vidcls.errors import UserError
-from vidcls.prediction.predictor import Judge, Trained, build_data, build_tester, load_trained
-from vidcls.training.module import average_clips
+from vidcls.prediction.predictor import LoadedRun, Predictor, load_run
+from vidcls.training.inference import average_clips
 
 # ---- where clips lie, and which frames they take
 
@@ -271,18 +271,18 @@ def clipped(shared: Path, tiny: list[str]) -> Path:
 
 
 @pytest.fixture
-def trained(clipped: Path) -> Trained:
-    return load_trained(clipped)
+def trained(clipped: Path) -> LoadedRun:
+    return load_run(clipped)
 
 
-def test_the_checkpoint_says_which_clips(trained: Trained) -> None:
-    assert (trained.settings["data"]["clip_seconds"], trained.settings["data"]["num_clips"]) == (2.5, 3)
+def test_the_checkpoint_says_which_clips(trained: LoadedRun) -> None:
+    assert (trained.spec.clip.clip_seconds, trained.spec.clip.num_clips) == (2.5, 3)
     lengths = trained.manifest["seconds"].astype(float)
     assert bool(lengths.min() < 2.5 < lengths.max())
 
 
-def test_figures_are_of_averaged_probabilities(clipped: Path, trained: Trained, demo_folder: Path) -> None:
-    judge = Judge(trained, None)
+def test_figures_are_of_averaged_probabilities(clipped: Path, trained: LoadedRun, demo_folder: Path) -> None:
+    judge = Predictor(trained, None)
     predictions = table(clipped / "predictions_test.csv").set_index("path")
     spread = 0.0
     for path, row in predictions.iterrows():
@@ -296,18 +296,17 @@ def test_figures_are_of_averaged_probabilities(clipped: Path, trained: Trained, 
     assert metrics_of(clipped)["test"]["loss"] == pytest.approx(np.mean(losses), abs=1e-6)
 
 
-def test_the_loss_is_that_of_the_averaged_probability(trained: Trained) -> None:
+def test_the_loss_is_that_of_the_averaged_probability(trained: LoadedRun) -> None:
     """Of a network so sure of each clip that the clips' own mean loss is far off."""
     with torch.no_grad():
-        trained.module.model.output.weight *= 400
-    data = build_data(trained, None, None)
+        trained.model.output.weight *= 400
+    data = trained.build_datamodule()
     data.adopt(trained.manifest)
-    build_tester(trained, None).test(trained.module, dataloaders=data.loader("train", train=False), verbose=False)
-    found = trained.module.predictions
-    assert found is not None and len(found.labels) == 6
+    found = Predictor(trained).predict_split(data, "train")
+    assert len(found.labels) == 6
     frames = torch.stack([data.dataset("train")[Draw(row, seed=0)].frames for row in range(6)])
     with torch.inference_mode():
-        p = torch.stack([trained.module(frames[:, m]).softmax(dim=1) for m in range(3)])  # [M, N, K]
+        p = torch.stack([trained.model(trained.preprocess(frames[:, m])).softmax(dim=1) for m in range(3)])  # [M, N, K]
     expected = p.mean(dim=0)
     np.testing.assert_allclose(found.probabilities, expected.numpy(), rtol=0, atol=1e-6)
     own = expected[range(6), found.labels]
@@ -328,7 +327,7 @@ def test_evaluation_repeats_the_figures_to_the_last_digit(clipped: Path, tmp_pat
 
 
 def test_prediction_repeats_the_figures_to_the_last_digit(
-    clipped: Path, trained: Trained, demo_folder: Path, tmp_path: Path
+    clipped: Path, trained: LoadedRun, demo_folder: Path, tmp_path: Path
 ) -> None:
     """Short videos and windows of long ones come mixed in what is judged at once."""
     source = Path(shutil.copytree(demo_folder, tmp_path / "in"))
@@ -346,7 +345,7 @@ def test_prediction_repeats_the_figures_to_the_last_digit(
     assert timeline["start_seconds"].tolist() == [0.0, 1.25, 2.5, 3.75, 5.0]
     assert (timeline["end_seconds"] - timeline["start_seconds"]).tolist() == [2.5] * 5
     frames, _ = decode(long, 8, 16, "uniform", ("pyav",), Clips(2.5, 5))
-    expected = Judge(trained, None)(np.split(frames, 5))
+    expected = Predictor(trained, None)(np.split(frames, 5))
     assert np.array_equal(timeline[CLASSES].to_numpy(np.float32), expected)
 
 
@@ -356,7 +355,7 @@ def test_what_is_printed_says_how_videos_are_judged(clipped: Path, demo_folder: 
     assert "by the mean of 3 clips of 2.5 s, as in training; longer ones in windows of 2.5 s each 1.25 s" in printed
 
 
-def test_an_export_takes_one_clip(clipped: Path, trained: Trained, demo_folder: Path, tmp_path: Path) -> None:
+def test_an_export_takes_one_clip(clipped: Path, trained: LoadedRun, demo_folder: Path, tmp_path: Path) -> None:
     """Its user averages, as the metadata say."""
     file = tmp_path / "model.onnx"
     result = call("export.py", f"run={clipped}", f"output={file}")
@@ -383,8 +382,8 @@ def test_a_killed_run_draws_the_same_clips_again(clipped: Path, tiny: list[str],
     assert_same_result(run, clipped)
 
 
-def test_training_batches_hold_one_clip_of_each_video_and_others_all(trained: Trained) -> None:
-    data = build_data(trained, None, None)
+def test_training_batches_hold_one_clip_of_each_video_and_others_all(trained: LoadedRun) -> None:
+    data = trained.build_datamodule()
     data.adopt(trained.manifest)
     data.temporal_jitter = False
     videos, loader = data.dataset("train"), data.loader("train", train=True)
@@ -393,34 +392,12 @@ def test_training_batches_hold_one_clip_of_each_video_and_others_all(trained: Tr
         loader.sampler.set_epoch(epoch)
         for batch in loader:
             assert batch.frames.shape[1:] == (4, 16, 16, 3)
-            for frames, row in zip(batch.frames.numpy(), batch.row.tolist(), strict=True):
+            for frames, row in zip(batch.frames.numpy(), batch.index.tolist(), strict=True):
                 drawn.append([bool(np.array_equal(frames, videos.frames(row, clip))) for clip in range(3)])
     assert len(drawn) == 8 * len(videos) and all(any(one) for one in drawn)
     assert all(any(one[clip] and sum(one) == 1 for one in drawn) for clip in range(3))
     for batch in data.loader("train", train=False):
         assert batch.frames.shape[1:] == (3, 4, 16, 16, 3)
-
-
-def test_runs_from_before_there_were_clips_still_load(finished: Path, tmp_path: Path) -> None:
-    """Their checkpoint and configuration do not say it: one clip, the whole video."""
-    run = Path(shutil.copytree(finished, tmp_path / "run"))
-    best = run / "checkpoints" / "best.ckpt"
-    checkpoint = torch.load(best, weights_only=True)
-    for name in ("clip_seconds", "num_clips"):
-        del checkpoint["vidcls"]["data"][name]
-    torch.save(checkpoint, best)
-    config = run / "config.yaml"
-    lines = config.read_text().splitlines(keepends=True)
-    kept = [line for line in lines if not line.strip().startswith(("clip_seconds:", "num_clips:"))]
-    assert len(kept) == len(lines) - 2
-    config.write_text("".join(kept))
-    result = call("evaluate.py", f"run={run}", "split=test")
-    assert result.code == 0, result.stderr
-    assert (run / "evaluations" / "test" / "predictions.csv").read_bytes() == (
-        run / "predictions_test.csv"
-    ).read_bytes()
-    predict(run, Path(load_trained(run).cfg.data.source) / "rtp" / "test", tmp_path / "out")
-    assert len(rows_of(tmp_path / "out")) == 3
 
 
 @pytest.mark.parametrize(

@@ -201,7 +201,7 @@ def test_bad_videos_are_named_and_left_out(damaged: Path, cache: Path) -> None:
     assert "2 videos could not be decoded and are left out" in printed
     assert len(data.manifest) == 15
     assert (len(data.rows("train")), len(data.rows("val")), len(data.rows("test"))) == (7, 2, 4)
-    seen = torch.cat([batch.row for batch in data.loader("train", train=False)])
+    seen = torch.cat([batch.index for batch in data.loader("train", train=False)])
     assert seen.tolist() == list(range(7))
     assert data.classes == ["adult", "harmful", "safe"]
 
@@ -228,12 +228,12 @@ def test_evaluation_sees_each_video_once_in_order(prepared: tuple[VideoDataModul
     batches = list(data.loader("test", train=False))
     assert [tuple(batch.frames.shape) for batch in batches] == [(3, 4, 32, 32, 3), (1, 4, 32, 32, 3)]
     assert all(batch.frames.dtype == torch.uint8 for batch in batches)
-    assert torch.cat([batch.row for batch in batches]).tolist() == [0, 1, 2, 3]
+    assert torch.cat([batch.index for batch in batches]).tolist() == [0, 1, 2, 3]
     labels = torch.cat([batch.label for batch in batches]).tolist()
     assert [data.classes[label] for label in labels] == list(data.rows("test")["label"])
     for batch in batches:
         assert all(numbers(frames) == [5, 15, 25, 35] for frames in batch.frames)
-    assert [batch.row.tolist() for batch in data.val_dataloader()] == [[0, 1, 2]]
+    assert [batch.index.tolist() for batch in data.val_dataloader()] == [[0, 1, 2]]
 
 
 def test_training_sees_each_video_once_in_an_order_of_its_own(prepared: tuple[VideoDataModule, str]) -> None:
@@ -241,7 +241,7 @@ def test_training_sees_each_video_once_in_an_order_of_its_own(prepared: tuple[Vi
     orders = []
     for epoch in range(3):
         loader.sampler.set_epoch(epoch)
-        orders.append(torch.cat([batch.row for batch in loader]).tolist())
+        orders.append(torch.cat([batch.index for batch in loader]).tolist())
     assert all(sorted(order) == list(range(8)) for order in orders)
     assert len({tuple(order) for order in orders}) == 3
 
@@ -299,7 +299,7 @@ def test_balanced_sampling_draws_each_class_alike(source: Path, cache: Path) -> 
         drawn.append(torch.cat([batch.label for batch in loader]).tolist())
         assert sorted(drawn[-1].count(label) for label in range(3)) == [2, 3, 3]
     assert [sum(labels.count(label) for labels in drawn) for label in range(3)] == [8, 8, 8]
-    assert [batch.row.tolist() for batch in data.val_dataloader()] == [[0, 1, 2]]
+    assert [batch.index.tolist() for batch in data.val_dataloader()] == [[0, 1, 2]]
 
 
 def test_balanced_sampling_needs_every_class(source: Path, cache: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from vidcls.data.dataset import Clip, Draw, VideoDataset, VideoSampler
+from vidcls.data.dataset import Draw, VideoBatch, VideoDataset, VideoSampler
 from vidcls.data.decoding.frames import Reading
 from vidcls.data.store import BrokenEntryError, Store
 
@@ -188,20 +188,20 @@ def dataset(store: Store, *, jitter: bool = False, num_frames: int = USED) -> Vi
     return VideoDataset(store, [key(video) for video in range(VIDEOS)], labels, num_frames, jitter)
 
 
-def stored_frames_of(clip: Clip) -> list[int]:
+def stored_frames_of(clip: VideoBatch) -> list[int]:
     values = clip.frames[:, 0, 0, 0].tolist()
     assert (clip.frames == clip.frames[:, :1, :1, :1]).all()
-    return [value - 20 * int(clip.row) for value in values]
+    return [value - 20 * int(clip.index) for value in values]
 
 
 def test_a_clip(store: Store) -> None:
     videos = dataset(store)
     assert len(videos) == VIDEOS
     clip = videos[Draw(5, seed=1)]
-    assert isinstance(clip, Clip)
-    assert (clip.frames.dtype, clip.label.dtype, clip.row.dtype) == (torch.uint8, torch.int64, torch.int64)
+    assert isinstance(clip, VideoBatch)
+    assert (clip.frames.dtype, clip.label.dtype, clip.index.dtype) == (torch.uint8, torch.int64, torch.int64)
     assert tuple(clip.frames.shape) == (USED, SIDE, SIDE, 3)
-    assert (int(clip.label), int(clip.row)) == (2, 5)
+    assert (int(clip.label), int(clip.index)) == (2, 5)
     assert stored_frames_of(clip) == [1, 4, 7, 10]  # the middle ones of four runs of three
     np.testing.assert_array_equal(videos.frames(5), clip.frames.numpy())
 
@@ -234,7 +234,7 @@ def test_a_missing_entry_is_never_replaced_by_another(store: Store) -> None:
 # ---- both behind a loader
 
 
-def epoch_of(store: Store, epoch: int, num_workers: int) -> list[Clip]:
+def epoch_of(store: Store, epoch: int, num_workers: int) -> list[VideoBatch]:
     sampler = VideoSampler(VIDEOS, shuffle=True, seed=0, rank=0, world_size=1)
     sampler.set_epoch(epoch)
     return list(DataLoader(dataset(store, jitter=True), batch_size=3, sampler=sampler, num_workers=num_workers))
@@ -244,18 +244,18 @@ def test_batches_do_not_depend_on_the_number_of_workers(store: Store) -> None:
     alone, helped = epoch_of(store, 4, 0), epoch_of(store, 4, 2)
     assert [tuple(batch.frames.shape) for batch in alone] == [(3, USED, SIDE, SIDE, 3)] * 2 + [(1, USED, SIDE, SIDE, 3)]
     for one, other in zip(alone, helped, strict=True):
-        assert isinstance(other, Clip)
-        assert (other.frames.dtype, other.label.dtype, other.row.dtype) == (torch.uint8, torch.int64, torch.int64)
+        assert isinstance(other, VideoBatch)
+        assert (other.frames.dtype, other.label.dtype, other.index.dtype) == (torch.uint8, torch.int64, torch.int64)
         assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
-    assert sorted(torch.cat([batch.row for batch in alone]).tolist()) == list(range(VIDEOS))
-    assert all((batch.label == batch.row % 3).all() for batch in alone)
+    assert sorted(torch.cat([batch.index for batch in alone]).tolist()) == list(range(VIDEOS))
+    assert all((batch.label == batch.index % 3).all() for batch in alone)
 
 
 def test_epochs_draw_other_frames_and_repeat_exactly(store: Store) -> None:
     def frames_used(epoch: int) -> dict[int, list[int]]:
         batches = epoch_of(store, epoch, 0)
         return {
-            int(row): stored_frames_of(Clip(frames, label, row))
+            int(row): stored_frames_of(VideoBatch(frames, label, row))
             for batch in batches
             for frames, label, row in zip(*batch, strict=True)
         }

@@ -17,7 +17,7 @@ from helpers.runs import CLASSES, csv_source, evaluate, metrics_of, refused, res
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from vidcls.moderation.policy import calibrate, decide, load_policy, save_policy
-from vidcls.prediction.predictor import load_trained
+from vidcls.prediction.predictor import load_run
 
 
 @pytest.fixture(scope="session")
@@ -85,7 +85,7 @@ def test_the_terminal_shows_whole_figures(evaluated: Path) -> None:
 def test_what_an_evaluation_leaves(evaluated: Path) -> None:
     folder = evaluated / "evaluations" / "test"
     figures = results(folder)["test"]
-    assert results(folder)["about"] == {"model": load_trained(evaluated).identity, "source": None}
+    assert results(folder)["about"] == {"model": load_run(evaluated).identity, "source": None}
     low, high = figures["bootstrap_ci95"]["accuracy"] or (0, 1)
     assert low <= figures["accuracy"] <= high
     assert figures["bootstrap_ci95"]["unit"] == "creators"
@@ -179,7 +179,7 @@ def test_what_the_network_was_trained_on_is_reported_as_leakage(copied: Path, de
 
 
 def test_a_policy_is_fitted_on_val_and_reported_on_both(evaluated: Path) -> None:
-    trained = load_trained(evaluated)
+    trained = load_run(evaluated)
     policy = load_policy(evaluated / "policy.json", CLASSES, trained.identity)
     val = table(evaluated / "predictions_val.csv")
     assert policy.harmless == "safe" and policy.support == val["label"].value_counts().to_dict()
@@ -197,7 +197,7 @@ def test_a_policy_is_fitted_on_val_and_reported_on_both(evaluated: Path) -> None
 
 def test_the_wished_for_recall_sets_the_threshold(copied: Path) -> None:
     printed = evaluate(copied, "policy.target.harmful.recall=0.05", "policy.doubt=0.1")
-    policy = load_policy(copied / "policy.json", CLASSES, load_trained(copied).identity)
+    policy = load_policy(copied / "policy.json", CLASSES, load_run(copied).identity)
     assert policy.targets == {"harmful": {"recall": 0.05}} and "recall 0.05" in printed
     val = table(copied / "predictions_val.csv")
     scores = calibrate(val[CLASSES].to_numpy(), policy.temperature)[:, CLASSES.index("harmful")]
@@ -211,7 +211,7 @@ def test_the_wished_for_recall_sets_the_threshold(copied: Path) -> None:
 
 def test_a_policy_that_allows_the_probably_harmful_is_pointed_out(evaluated: Path, copied: Path) -> None:
     assert "Mind" not in evaluated.with_suffix(".txt").read_text()  # in doubt around 0.5 a person looks
-    model = load_trained(copied).identity  # of the same file as evaluated's
+    model = load_run(copied).identity  # of the same file as evaluated's
     policy = load_policy(evaluated / "policy.json", CLASSES, model)
     lax = replace(policy, review=policy.review | {"adult": 0.9}, block=policy.block | {"adult": 0.95})
     save_policy(lax, copied / "policy.json")

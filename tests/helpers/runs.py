@@ -16,13 +16,13 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from helpers.commands import Result, call
-from vidcls.training.loop import load_checkpoint
+from vidcls.training.checkpoint import load_checkpoint
 
 CLASSES = ["adult", "harmful", "safe"]
 
 
 def weights(folder: Path, name: str = "last") -> dict[str, torch.Tensor]:
-    return load_checkpoint(folder / "checkpoints" / f"{name}.ckpt")["state_dict"]
+    return load_checkpoint(folder / "checkpoints" / f"{name}.ckpt").state_dict
 
 
 def same_weights(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:

@@ -19,11 +19,12 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import update_bn
 
 import vidcls.sweeps.jobs  # noqa: F401  # registers the resolvers that the files use
+from vidcls.data.sampling import ClipSpec, StoreSpec
 from vidcls.exporters import FILES, ExportedClassifier, export_checked
 from vidcls.models.classifiers import Classifier
 from vidcls.models.motion import STREAMS
-from vidcls.training.loop import Settings, build_network
-from vidcls.training.transforms import Augment
+from vidcls.training.checkpoint import build_model, build_preprocess
+from vidcls.training.spec import Normalisation, RunSpec
 
 
 @dataclass(frozen=True)
@@ -76,21 +77,23 @@ each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.overrid
 
 
 @cache
-def settings_of(case: Case, *more: str) -> Settings:
+def spec_of(case: Case, *more: str) -> RunSpec:
     """What a checkpoint would say of it."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         model = compose("train", [*case.overrides.split(), *more]).model
-    return {
-        "classes": ["a", "b", "c"],
-        "model": OmegaConf.to_container(model, resolve=True, throw_on_missing=True),
-        "normalise": {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.25]},
-        "data": {"num_frames": case.num_frames, "resolution": case.resolution},
-    }
+    return RunSpec(
+        classes=("a", "b", "c"),
+        model=OmegaConf.to_container(model, resolve=True, throw_on_missing=True),
+        clip=ClipSpec(case.num_frames, case.resolution),
+        store=StoreSpec(case.num_frames, case.resolution, "uniform"),
+        normalisation=Normalisation((0.4, 0.5, 0.6), (0.2, 0.3, 0.25)),
+        batch_size=4,
+    )
 
 
 def build(case: Case, *more: str) -> Classifier:
     torch.manual_seed(0)
-    return build_network(settings_of(case, *more), Augment())[0]
+    return build_model(spec_of(case, *more))
 
 
 def eight_clips(case: Case) -> tuple[Tensor, Tensor]:
@@ -106,7 +109,7 @@ def options(folder: str) -> set[str]:
 
 
 def test_each_option_has_a_case() -> None:
-    models = [settings_of(case)["model"] for case in CASES]
+    models = [spec_of(case)["model"] for case in CASES]
     told = {re.search(r"model=(\w+)", case.overrides).group(1) for case in CASES}  # type: ignore[union-attr]
     assert told == options("model") - {"video"}  # the basis of those that name a network
     chosen: list[dict[str, Any]] = [model for model in models if model["_target_"].endswith("encoder_head")]
@@ -165,10 +168,10 @@ def test_a_checkpoint_brings_it_back(case: Case, tmp_path: Path) -> None:
     model, (clips, _) = build(case).train(), eight_clips(case)
     with torch.no_grad():
         model(clips)  # batch statistics are no longer what they were at first
-    torch.save({"settings": settings_of(case), "state_dict": model.state_dict()}, tmp_path / "one.ckpt")
+    torch.save({"spec": spec_of(case).to_dict(), "state_dict": model.state_dict()}, tmp_path / "one.ckpt")
     checkpoint = torch.load(tmp_path / "one.ckpt", weights_only=True)
     torch.manual_seed(1)
-    again = build_network(checkpoint["settings"], Augment())[0]
+    again = build_model(RunSpec.from_dict(checkpoint["spec"]))
     with torch.no_grad():
         assert not torch.equal(again.eval()(clips), model.eval()(clips))
         again.load_state_dict(checkpoint["state_dict"])
@@ -179,7 +182,7 @@ def test_a_checkpoint_brings_it_back(case: Case, tmp_path: Path) -> None:
 def test_it_exports(case: Case, tmp_path: Path) -> None:
     """All of them to ONNX too: checked by hand for the two that have another format here, as that takes minutes."""
     torch.manual_seed(0)
-    network = ExportedClassifier(*build_network(settings_of(case), Augment()))
+    network = ExportedClassifier(build_model(spec_of(case)), build_preprocess(spec_of(case)))
     size = (3, case.num_frames, case.resolution, case.resolution, 3)
     clips = torch.randint(0, 256, size, dtype=torch.uint8, generator=torch.Generator().manual_seed(2)).numpy()
     path = tmp_path / FILES[case.format]

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,16 +25,15 @@ from helpers.videos import ffmpeg, write_video
 from vidcls.data.decoding.windows import Window
 from vidcls.moderation.policy import Policy, save_policy
 from vidcls.prediction.pipeline import PEAKS, Peaks
-from vidcls.prediction.predictor import load_trained
-from vidcls.training.loop import build_network, load_checkpoint
-from vidcls.training.transforms import Augment
+from vidcls.prediction.predictor import load_run
+from vidcls.training.checkpoint import build_model, load_checkpoint
 
 STATUSES = {"ok", "partial", "undecodable"}
 
 
 def plain_policy(run: Path) -> Policy:
     policy = Policy(
-        model=load_trained(run).identity,
+        model=load_run(run).identity,
         classes=tuple(CLASSES),
         harmless="safe",
         temperature=1.0,
@@ -61,19 +60,17 @@ def bright(shared: Path, finished: Path) -> Path:
     def make(folder: Path) -> None:
         shutil.copytree(finished, folder)
         checkpoint = load_checkpoint(folder / "checkpoints" / "best.ckpt")
-        settings = checkpoint["vidcls"]
-        settings["model"] = {
-            "_target_": "vidcls.models.classifiers.cnn_mean",
-            "encoder": {"channels": [1]},
-            "dropout": 0.0,
-        }
-        model, _ = build_network(settings, Augment())
+        mean = {"_target_": "vidcls.models.classifiers.cnn_mean", "encoder": {"channels": [1]}, "dropout": 0.0}
+        spec = replace(checkpoint.spec, model=mean)
+        model = build_model(spec)
         weights = {name: torch.zeros_like(value) for name, value in model.state_dict().items()}
         weights["encoder.layers.0.weight"][0, :, 1, 1] = 1 / 3
         weights["output.weight"][CLASSES.index("harmful")] = 16 / weights["output.weight"].shape[1]
         weights["output.bias"][:] = torch.tensor([-50.0, -8.0, 0.0])  # adult never; harmful from a mean of 0.5
-        checkpoint["state_dict"] = {f"model.{name}": value for name, value in weights.items()}
-        torch.save(checkpoint, folder / "checkpoints" / "best.ckpt")
+        state_dict = {f"model.{name}": value for name, value in weights.items()}
+        torch.save(
+            checkpoint.raw | {"vidcls": spec.to_dict(), "state_dict": state_dict}, folder / "checkpoints" / "best.ckpt"
+        )
         plain_policy(folder)
 
     return once(shared, "bright", make)
@@ -106,7 +103,7 @@ def test_every_video_has_a_row(judged: Path, finished: Path, demo_folder: Path) 
     manifest = table(finished / "manifest.csv").set_index("path")
     assert sorted(found.index) == sorted(manifest.index)
     assert set(found["windows"]) == {"1"} and set(found["coverage"]) == {"1"}
-    assert set(found["model"]) == {load_trained(finished).identity} and set(found["policy"]) == {""}
+    assert set(found["model"]) == {load_run(finished).identity} and set(found["policy"]) == {""}
     for path, row in found.iterrows():
         assert (row["sha256"], row["status"]) == (manifest.loc[path, "sha256"], "ok")
         assert float(row["seconds"]) == pytest.approx(manifest.loc[path, "seconds"], abs=1e-3)

@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from vidcls.data.dataset import Clip
+from vidcls.data.dataset import VideoBatch
 from vidcls.training.callbacks import History, StayStopped, Timing, peak_memory, reset_peak_memory
 
 CURVES = ["train/loss", "train/accuracy", "val/loss", "val/accuracy"]
@@ -31,7 +31,7 @@ class Scripted(L.LightningModule):
         self.val_losses, self.step_seconds = val_losses, step_seconds
         self.epochs_trained = 0
 
-    def training_step(self, clip: Clip, _: int) -> Tensor:
+    def training_step(self, clip: VideoBatch, _: int) -> Tensor:
         time.sleep(self.step_seconds)
         self.log("train/loss", float(self.current_epoch), on_step=True, on_epoch=True, batch_size=len(clip.label))
         self.log("train/accuracy", 0.5, on_step=False, on_epoch=True, batch_size=len(clip.label))
@@ -40,7 +40,7 @@ class Scripted(L.LightningModule):
     def on_train_epoch_end(self) -> None:
         self.epochs_trained += 1
 
-    def validation_step(self, clip: Clip, _: int) -> None:
+    def validation_step(self, clip: VideoBatch, _: int) -> None:
         self.log("val/loss", self.val_losses[self.current_epoch], batch_size=len(clip.label))
         self.log("val/accuracy", 0.25, batch_size=len(clip.label))
 
@@ -48,7 +48,7 @@ class Scripted(L.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-class SlowVideos(torch.utils.data.Dataset[Clip]):
+class SlowVideos(torch.utils.data.Dataset[VideoBatch]):
     """Six videos that take ``seconds`` and, for a moment, ``memory_bytes`` each to read."""
 
     def __init__(self, seconds: float = 0.0, memory_bytes: int = 0) -> None:
@@ -57,10 +57,10 @@ class SlowVideos(torch.utils.data.Dataset[Clip]):
     def __len__(self) -> int:
         return 6
 
-    def __getitem__(self, row: int) -> Clip:
+    def __getitem__(self, row: int) -> VideoBatch:
         time.sleep(self.seconds)
         torch.ones(self.memory_bytes, dtype=torch.uint8)
-        return Clip(torch.zeros(1, 2, 2, 3, dtype=torch.uint8), torch.tensor(0), torch.tensor(row))
+        return VideoBatch(torch.zeros(1, 2, 2, 3, dtype=torch.uint8), torch.tensor(0), torch.tensor(row))
 
 
 def fit(

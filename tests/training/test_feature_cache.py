@@ -18,8 +18,10 @@ from torchvision.models import get_model
 
 from vidcls.data.features import FeatureStore
 from vidcls.data.store import BrokenEntryError
-from vidcls.prediction.predictor import build_data, load_trained
+from vidcls.prediction.predictor import load_run
 from vidcls.training.feature_cache import compute_features
+from vidcls.training.inference import pad_batch
+from vidcls.training.module import VideoClassifier
 
 # ---- the store
 
@@ -139,13 +141,14 @@ def test_all_videos_are_asked_once(cached: Path) -> None:
 
 
 def test_features_are_what_the_network_says(cached: Path) -> None:
-    trained = load_trained(cached / "run")
+    trained = load_run(cached / "run")
     (folder,) = (cached / "cache" / "features").iterdir()
-    data = build_data(trained, None, None)
+    data = trained.build_datamodule()
     data.adopt(trained.manifest)
     videos = data.dataset("val")
     with torch.inference_mode():
-        said = trained.module.encode(torch.from_numpy(np.stack([videos.frames(row) for row in range(len(videos))])))
+        frames = torch.from_numpy(np.stack([videos.frames(row) for row in range(len(videos))]))
+        said = trained.model.encode(trained.preprocess(pad_batch(frames, data.batch_size)))[: len(frames)]
     assert said.shape == (3, 4, 512)
     for sha256, features in zip(videos.sha256s, said, strict=True):
         np.testing.assert_array_equal(FeatureStore(folder).read(sha256), features.numpy())
@@ -303,13 +306,14 @@ class OneOfTwo(SingleDeviceStrategy):
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
 def test_a_device_that_comes_late_leaves_no_gaps(cached: Path, tmp_path: Path, order: tuple[int, int]) -> None:
     """The first one is through with its share before the second looks what is there."""
-    trained, (folder,) = load_trained(cached / "run"), (cached / "cache" / "features").iterdir()
-    data = build_data(trained, None, None)
+    trained, (folder,) = load_run(cached / "run"), (cached / "cache" / "features").iterdir()
+    data = trained.build_datamodule()
     data.adopt(trained.manifest)
     data.features = FeatureStore(tmp_path)
     for count, rank in zip((3, 6), order, strict=True):
         trainer = L.Trainer(accelerator="cpu", strategy=OneOfTwo(rank), logger=False, enable_checkpointing=False)
-        compute_features(trainer, trained.module, data, ["train"])
+        module = VideoClassifier(trained.model, trained.preprocess, trained.spec, optim={})
+        compute_features(trainer, module, data, ["train"])
         assert len(list(tmp_path.rglob("*.safetensors"))) == count
     for sha256 in data.dataset("train").sha256s:
         assert data.features.path(sha256).read_bytes() == FeatureStore(folder).path(sha256).read_bytes()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import lightning as L
 import pytest
 import torch
 from helpers.commands import train
-from helpers.modules import CLASSES, SETTINGS, build, clips, loader, trainer
+from helpers.modules import CLASSES, OPTIM, SPEC, build, clips, loader, trainer
 from helpers.runs import evaluate, metrics_of, results
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
@@ -18,20 +19,18 @@ from torch.nn import functional as F
 
 from vidcls.errors import UserError
 from vidcls.training.callbacks import EMA
-from vidcls.training.loop import load_checkpoint
-from vidcls.training.module import VideoModule
-from vidcls.training.optim import AdamW
+from vidcls.training.checkpoint import load_checkpoint
+from vidcls.training.module import VideoClassifier
 from vidcls.training.transforms import Augment
 
-PLAIN = AdamW(lr=0.01, eps=1e-7, weight_decay=0.0, schedule="constant")
+PLAIN = OPTIM | {"schedule": "constant"}
 
 # ---- mixed clips
 
 
-def mixing(augment: Augment, **changes: Any) -> tuple[VideoModule, dict[str, float]]:
+def mixing(augment: Augment, **changes: Any) -> tuple[VideoClassifier, dict[str, float]]:
     """A module without dropout, and what it logs."""
-    module, logged = build(**changes).eval(), {}
-    module.preprocess.augment = augment
+    module, logged = build(augment=augment, **changes).eval(), {}
 
     def log(name: str, value: Tensor, **_: Any) -> None:
         logged[name] = float(value)
@@ -84,9 +83,14 @@ def each_epoch(folder: Path) -> ModelCheckpoint:
     return ModelCheckpoint(folder, "{epoch}", save_top_k=-1, save_on_train_epoch_end=True)
 
 
-def fit(folder: Path, *callbacks: L.Callback, epochs: int = 2, resume: Path | None = None, **knobs: Any) -> VideoModule:
+Averaged = tuple[VideoClassifier, Weights, Path]
+
+
+def fit(
+    folder: Path, *callbacks: L.Callback, epochs: int = 2, resume: Path | None = None, **changes: Any
+) -> VideoClassifier:
     """Trains and keeps a checkpoint of every epoch."""
-    module = build(**({"optim": PLAIN} | knobs))
+    module = build(**({"optim": PLAIN} | changes))
     fitter = trainer(folder, *callbacks, each_epoch(folder), epochs=epochs, enable_checkpointing=True)
     data = (loader(clips(10)), loader(clips(7, seed=1)))
     fitter.fit(module, *data, ckpt_path=None if resume is None else str(resume), weights_only=True)
@@ -94,7 +98,7 @@ def fit(folder: Path, *callbacks: L.Callback, epochs: int = 2, resume: Path | No
 
 
 @pytest.fixture(scope="module")
-def averaged(tmp_path_factory: pytest.TempPathFactory) -> tuple[VideoModule, Weights, Path]:
+def averaged(tmp_path_factory: pytest.TempPathFactory) -> Averaged:
     """A run of four epochs of three steps with averaged weights."""
     folder, steps = tmp_path_factory.mktemp("averaged"), Weights()
     return fit(folder, steps, EMA(decay=0.5), epochs=4), steps, folder
@@ -104,7 +108,7 @@ def same(one: dict[str, Tensor], two: dict[str, Tensor]) -> bool:
     return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 
-def test_the_average_written_out(averaged: tuple[VideoModule, Weights, Path]) -> None:
+def test_the_average_written_out(averaged: Averaged) -> None:
     _, weights, folder = averaged
     average = weights.steps[0]
     for n, step in enumerate(weights.steps[1:], start=1):
@@ -112,31 +116,31 @@ def test_the_average_written_out(averaged: tuple[VideoModule, Weights, Path]) ->
         average = {name: kept * average[name] + (1 - kept) * value for name, value in step.items()}
         if (n + 1) % 3 == 0:
             saved = load_checkpoint(folder / f"epoch={n // 3}.ckpt")
-            torch.testing.assert_close(saved["state_dict"], average)
-            assert same(saved["current_model_state"], step) and not same(saved["state_dict"], step)
+            torch.testing.assert_close(saved.state_dict, average)
+            assert same(saved.raw["current_model_state"], step) and not same(saved.state_dict, step)
 
 
-def test_validation_is_of_the_average(averaged: tuple[VideoModule, Weights, Path]) -> None:
+def test_validation_is_of_the_average(averaged: Averaged) -> None:
     module, _, folder = averaged
-    average = load_checkpoint(folder / "epoch=3.ckpt")["state_dict"]
-    judge = build().eval()
-    judge.load_state_dict(average)
+    average = load_checkpoint(folder / "epoch=3.ckpt").state_dict
+    averaged_module = build().eval()
+    averaged_module.load_state_dict(average)
     with torch.inference_mode():
-        logits = torch.cat([judge(batch.frames) for batch in loader(clips(7, seed=1))])
+        logits = torch.cat([averaged_module(batch.frames) for batch in loader(clips(7, seed=1))])
     assert module.predictions is not None
     torch.testing.assert_close(torch.from_numpy(module.predictions.probabilities), logits.softmax(1))
     assert same(module.state_dict(), average)  # and it is what training ends with
 
 
-def test_training_goes_on_as_without_the_average(averaged: tuple[VideoModule, Weights, Path], tmp_path: Path) -> None:
+def test_training_goes_on_as_without_the_average(averaged: Averaged, tmp_path: Path) -> None:
     fit(tmp_path, epochs=4)
-    alone = load_checkpoint(tmp_path / "epoch=3.ckpt")["state_dict"]
-    assert same(load_checkpoint(averaged[2] / "epoch=3.ckpt")["current_model_state"], alone)
+    alone = load_checkpoint(tmp_path / "epoch=3.ckpt").state_dict
+    assert same(load_checkpoint(averaged[2] / "epoch=3.ckpt").raw["current_model_state"], alone)
 
 
-def test_a_resumed_average_is_the_same_to_the_bit(averaged: tuple[VideoModule, Weights, Path], tmp_path: Path) -> None:
+def test_a_resumed_average_is_the_same_to_the_bit(averaged: Averaged, tmp_path: Path) -> None:
     fit(tmp_path, EMA(decay=0.5), epochs=4, resume=averaged[2] / "epoch=1.ckpt")
-    one, two = (load_checkpoint(folder / "epoch=3.ckpt") for folder in (tmp_path, averaged[2]))
+    one, two = (load_checkpoint(folder / "epoch=3.ckpt").raw for folder in (tmp_path, averaged[2]))
     for part in ("state_dict", "current_model_state", "averaging_state"):
         assert same(one[part], two[part]), part
 
@@ -146,7 +150,7 @@ def test_what_does_not_train_is_averaged_to_itself(tmp_path: Path) -> None:
 
     class Freeze(L.Callback):
         def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
-            assert isinstance(module, VideoModule)
+            assert isinstance(module, VideoClassifier)
             module.model.encoder.requires_grad_(False)
 
     average = EMA(decay=0.7)
@@ -189,10 +193,10 @@ def test_two_batches_of_two_are_one_of_four(tmp_path: Path) -> None:
     """The network has no batch norm, so only the order of sums differs; schedules count steps, not batches."""
     seen = []
     for accumulate, batch_size in ((1, 4), (2, 2)):
-        settings = SETTINGS | {"model": SETTINGS["model"] | {"dropout": 0.0}}
+        spec = replace(SPEC, model=SPEC.model | {"dropout": 0.0})
         rates = Rates()
-        optim = AdamW(lr=0.01, eps=1e-4, weight_decay=0.01, schedule="one_cycle", warmup=0.5)
-        module = build(settings, optim=optim)
+        optim = OPTIM | {"eps": 1e-4, "weight_decay": 0.01, "schedule": "one_cycle", "warmup": 0.5}
+        module = build(spec, optim=optim)
         fitter = trainer(tmp_path, rates, epochs=3, accumulate_grad_batches=accumulate)
         fitter.fit(module, loader(clips(8), batch_size), loader(clips(4)))
         seen.append((fitter.global_step, rates.rates, module.state_dict()))
@@ -220,13 +224,13 @@ class TwoStages(nn.Module):
 
 
 def test_a_networks_stages_reach_the_optimiser(tmp_path: Path) -> None:
-    module = build(optim=AdamW(0.01, 1e-8, 0.1, "constant", encoder_lr_factor=0.5, unfreeze_epochs=2))
+    module = build(optim=PLAIN | {"weight_decay": 0.1, "encoder_lr_factor": 0.5, "unfreeze_epochs": 2})
     module.model = TwoStages()
     start = copy.deepcopy(module.model.state_dict())
     fitter = trainer(tmp_path, each_epoch(tmp_path), epochs=3, enable_checkpointing=True)
     fitter.fit(module, loader(clips(8)), loader(clips(4)))
     for epoch, changed in enumerate(([False, True], [False, True], [True, True])):
-        weights = load_checkpoint(tmp_path / f"epoch={epoch}.ckpt")["state_dict"]
+        weights = load_checkpoint(tmp_path / f"epoch={epoch}.ckpt").state_dict
         layers = ("below.weight", "above.weight")
         assert [not torch.equal(weights[f"model.{name}"], start[name]) for name in layers] == changed
     assert [group["lr"] for group in fitter.optimizers[0].param_groups] == [0.005, 0.01]
@@ -244,7 +248,7 @@ def test_a_run_with_all_of_it(tiny: list[str], tmp_path: Path) -> None:
     result = train(*tiny, *recipe, f"run_dir={run}")
     assert result.code == 0, result.stderr
     best = load_checkpoint(run / "checkpoints" / "best.ckpt")
-    assert not same(best["state_dict"], best["current_model_state"])
+    assert not same(best.state_dict, best.raw["current_model_state"])
     evaluate(run, "split=val")
     again, before = results(run / "evaluations" / "val")["val"], metrics_of(run)["val"]
     assert {name: again[name] for name in before} == before

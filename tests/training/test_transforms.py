@@ -97,24 +97,6 @@ def test_the_seed_repeats_the_draws() -> None:
     assert not torch.equal(first, everything(clips))
 
 
-@pytest.mark.parametrize(
-    ("knob", "value", "bounds"),
-    [
-        ("flip", 1.5, "a number from 0 to 1"),
-        ("flip", -0.1, "a number from 0 to 1"),
-        ("crop_scale", 0.0, "a number from 0.01 to 1"),
-        ("jitter", 2.0, "a number from 0 to 1"),
-        ("randaugment", -1, "an integer >= 0"),
-        ("randaugment_magnitude", 31, "a number from 0 to 30"),
-        ("mixup", -0.2, "a number from 0 to inf"),
-        ("cutmix", -1.0, "a number from 0 to inf"),
-    ],
-)
-def test_settings_out_of_range(knob: str, value: Any, bounds: str) -> None:
-    with pytest.raises(UserError, match=rf"expected augment.{knob} to be {bounds}; got {value}"):
-        Augment(**{knob: value})
-
-
 def test_randaugment_is_torchvisions() -> None:
     clips = noise(1, 3, 3, 16, 16)
     torch.manual_seed(2)
@@ -128,8 +110,8 @@ def test_randaugment_is_torchvisions() -> None:
     "knob", [{"flip": 0.1}, {"crop_scale": 0.9}, {"jitter": 0.1}, {"randaugment": 1}, {"mixup": 0.1}, {"cutmix": 1.0}]
 )
 def test_any_knob_changes_something(knob: dict[str, Any]) -> None:
-    assert not Augment(**knob).changes_nothing
-    assert Augment().changes_nothing and Augment(randaugment_magnitude=30).changes_nothing
+    assert not Augment(**knob).is_identity
+    assert Augment().is_identity and Augment(randaugment_magnitude=30).is_identity
 
 
 # ---- mixing clips
@@ -264,5 +246,6 @@ def test_nothing_of_it_is_in_a_checkpoint() -> None:
     "wrong", [{"mean": [0.5]}, {"std": [1.0, 1.0]}, {"std": [1.0, 0.0, 1.0]}, {"std": [1.0, -1.0, 1.0]}]
 )
 def test_wrong_normalisation(wrong: dict[str, list[float]]) -> None:
-    with pytest.raises(UserError, match=r"expected three means and three positive stds; got \["):
+    with pytest.raises(UserError) as error:
         preprocess(8, **wrong)
+    assert error.value.code == "normalise"

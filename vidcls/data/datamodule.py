@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 from torch.utils.data import DataLoader
 
-from vidcls.data.dataset import Clip, VideoDataset, VideoSampler
+from vidcls.data.dataset import FeatureBatch, VideoBatch, VideoDataset, VideoSampler
 from vidcls.data.demo import draw_demo
 from vidcls.data.features import FeatureDataset, FeatureStore
 from vidcls.data.ingest import MANIFEST_COLUMNS, Cost, DecodeLimits, ingest, report_bad
@@ -309,8 +309,8 @@ class VideoDataModule(L.LightningDataModule):
         hashes, jitter = list(rows["sha256"]), self.temporal_jitter and train
         return VideoDataset(self.store, hashes, labels, self.num_frames, jitter, every_clip=not train)
 
-    def loader(self, split: str, *, train: bool) -> DataLoader[Clip]:
-        """Batches of `Clip`: shuffled and jittered for training, else in order, each video once over all devices."""
+    def loader(self, split: str, *, train: bool) -> DataLoader[VideoBatch | FeatureBatch]:
+        """Batches: shuffled and jittered for training, else in order, each video once over all devices."""
         videos = self.dataset(split, train=train)
         dataset = videos if self.features is None else FeatureDataset(videos, self.features)
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
@@ -332,10 +332,10 @@ class VideoDataModule(L.LightningDataModule):
             generator=torch.Generator(),
         )
 
-    def train_dataloader(self) -> DataLoader[Clip]:
+    def train_dataloader(self) -> DataLoader[VideoBatch | FeatureBatch]:
         """The training split, in a new order each epoch."""
         return self.loader("train", train=True)
 
-    def val_dataloader(self) -> DataLoader[Clip]:
+    def val_dataloader(self) -> DataLoader[VideoBatch | FeatureBatch]:
         """The validation split, in order."""
         return self.loader("val", train=False)

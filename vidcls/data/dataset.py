@@ -15,19 +15,32 @@ from vidcls.data.sampling import select_frames
 from vidcls.data.store import Store
 
 
-class Clip(NamedTuple):
+class VideoBatch(NamedTuple):
     """One video, or with a leading B a batch of them.
 
     Attributes:
-        frames: uint8 [T, H, W, 3], or what a frozen encoder says of them, float [T', D] or [D]; before that M, where
-            M > 1 clips are judged.
+        frames: uint8 [T, H, W, 3]; of all of M > 1 clips [M, T, H, W, 3].
         label: int64, the class's place in the class order.
-        row: int64, the video's place in its split.
+        index: int64, the video's place in its split.
     """
 
     frames: Tensor
     label: Tensor
-    row: Tensor
+    index: Tensor  # type: ignore[assignment]  # not the method of tuples
+
+
+class FeatureBatch(NamedTuple):
+    """As `VideoBatch`, with the cached features of a frozen encoder instead of frames.
+
+    Attributes:
+        features: float [T', D] or [D]; of all of M > 1 clips [M, ...].
+        label: int64, the class's place in the class order.
+        index: int64, the video's place in its split.
+    """
+
+    features: Tensor
+    label: Tensor
+    index: Tensor  # type: ignore[assignment]  # not the method of tuples
 
 
 class Draw(NamedTuple):
@@ -42,7 +55,7 @@ def drawn_clip(random: np.random.Generator, count: int) -> int:
     return int(random.integers(count)) if count > 1 else 0
 
 
-class VideoDataset(Dataset[Clip]):
+class VideoDataset(Dataset[VideoBatch]):
     """The videos of one split.
 
     Args:
@@ -73,13 +86,13 @@ class VideoDataset(Dataset[Clip]):
     def __len__(self) -> int:
         return len(self.sha256s)
 
-    def __getitem__(self, draw: Draw) -> Clip:
+    def __getitem__(self, draw: Draw) -> VideoBatch:
         random, count = np.random.default_rng(draw.seed), self.store.clips.count
         if count > 1 and self.every_clip:
             frames = np.stack([self.frames(draw.row, clip) for clip in range(count)])
         else:
             frames = self.frames(draw.row, drawn_clip(random, count), random if self.temporal_jitter else None)
-        return Clip(torch.from_numpy(frames), torch.tensor(self.labels[draw.row]), torch.tensor(draw.row))
+        return VideoBatch(torch.from_numpy(frames), torch.tensor(self.labels[draw.row]), torch.tensor(draw.row))
 
     def frames(
         self, row: int, clip: int | None = None, jitter: np.random.Generator | None = None

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from torch.utils.data import Dataset
 
-from vidcls.data.dataset import Clip, Draw, VideoDataset, drawn_clip
+from vidcls.data.dataset import Draw, FeatureBatch, VideoDataset, drawn_clip
 from vidcls.data.store import BrokenEntryError
 from vidcls.files import write_atomically
 
@@ -68,7 +68,7 @@ class FeatureStore:
         return True
 
 
-class FeatureDataset(Dataset[Clip]):
+class FeatureDataset(Dataset[FeatureBatch]):
     """The videos of one split by their features.
 
     Args:
@@ -83,8 +83,10 @@ class FeatureDataset(Dataset[Clip]):
     def __len__(self) -> int:
         return len(self.videos)
 
-    def __getitem__(self, draw: Draw) -> Clip:
+    def __getitem__(self, draw: Draw) -> FeatureBatch:
         features, count = self.store.read(self.videos.sha256s[draw.row]), self.videos.store.clips.count
         if count > 1 and not self.videos.every_clip:
             features = features[drawn_clip(np.random.default_rng(draw.seed), count)]
-        return Clip(torch.from_numpy(features), torch.tensor(self.videos.labels[draw.row]), torch.tensor(draw.row))
+        return FeatureBatch(
+            torch.from_numpy(features), torch.tensor(self.videos.labels[draw.row]), torch.tensor(draw.row)
+        )

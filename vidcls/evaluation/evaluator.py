@@ -41,13 +41,13 @@ from vidcls.plots.run_plots import (
     roc_figure,
     save_figures,
 )
-from vidcls.prediction.predictor import Trained, build_data
+from vidcls.prediction.predictor import LoadedRun
 from vidcls.training.artifacts import log_picture, worst_figure, worst_rows, write_predictions
 
 DEFAULT_HARMLESS, DEFAULT_DOUBT = "safe", 0.2
 
 
-def splits_needed(cfg: DictConfig, trained: Trained) -> list[str]:
+def splits_needed(cfg: DictConfig, trained: LoadedRun) -> list[str]:
     """The splits to predict: the one asked for, and val and test where a policy is fitted and reported on.
 
     Raises:
@@ -74,7 +74,7 @@ def splits_needed(cfg: DictConfig, trained: Trained) -> list[str]:
     wanted = {cfg.split}
     if fits_policy(cfg.policy, trained):
         # What a policy would do is shown on test, too, but for jobs of a sweep, which must not choose by it.
-        wanted |= {"val", "test"} if trained.cfg.test else {"val"}
+        wanted |= {"val", "test"} if trained.config.test else {"val"}
     return [split for split in SPLITS if split in wanted & held]
 
 
@@ -83,14 +83,14 @@ def policy_requested(policy: DictConfig) -> bool:
     return any(policy[name] is not None for name in ("harmless", "doubt")) or bool(policy.target)
 
 
-def fits_policy(knobs: DictConfig, trained: Trained) -> bool:
+def fits_policy(knobs: DictConfig, trained: LoadedRun) -> bool:
     """Whether a new policy is asked for, or there is none and the harmless class is known."""
     return policy_requested(knobs) or (DEFAULT_HARMLESS in trained.classes and not trained.policy_path.exists())
 
 
-def prepare_data(cfg: DictConfig, trained: Trained, splits: list[str], console: Console) -> VideoDataModule:
+def prepare_data(cfg: DictConfig, trained: LoadedRun, splits: list[str], console: Console) -> VideoDataModule:
     """The videos to evaluate on: the run's own, as they were split, or those of ``data.source``."""
-    datamodule = build_data(trained, cfg.data.source, cfg.cache_dir)
+    datamodule = trained.build_datamodule(cfg.data.source, cfg.cache_dir)
     if cfg.data.source is None:
         datamodule.restore(trained.manifest, splits, console)
     else:
@@ -99,7 +99,7 @@ def prepare_data(cfg: DictConfig, trained: Trained, splits: list[str], console: 
 
 
 def choose_policy(
-    cfg: DictConfig, trained: Trained, datamodule: VideoDataModule, predictions: dict[str, Predictions]
+    cfg: DictConfig, trained: LoadedRun, datamodule: VideoDataModule, predictions: dict[str, Predictions]
 ) -> Policy | None:
     """A policy fitted on val and saved, or the one that the run has; None where there is none.
 
@@ -135,7 +135,7 @@ def choose_policy(
 
 def write_evaluation(
     cfg: DictConfig,
-    trained: Trained,
+    trained: LoadedRun,
     datamodule: VideoDataModule,
     predictions: dict[str, Predictions],
     policy: Policy | None,
@@ -162,7 +162,7 @@ def write_evaluation(
         console.print(f"Results: {_folder(trained, cfg.data.source, split)}", soft_wrap=True)
 
 
-def _folder(trained: Trained, source: str | None, split: str) -> Path:
+def _folder(trained: LoadedRun, source: str | None, split: str) -> Path:
     """evaluations/test of the run folder, or evaluations/<name>_<where> for other data: one folder per source."""
     if source is None:
         return trained.folder / "evaluations" / split
@@ -234,7 +234,7 @@ def _report(manifest: pd.DataFrame, split: str, predictions: Predictions, policy
     return policy_report(decided, labels, policy.harmless)
 
 
-def _log(trained: Trained, name: str, predictions: Predictions, pictures: dict[str, Path]) -> None:
+def _log(trained: LoadedRun, name: str, predictions: Predictions, pictures: dict[str, Path]) -> None:
     with SummaryWriter(str(trained.folder / "tensorboard"), filename_suffix=".evaluate") as writer:
         for kind, path in pictures.items():
             log_picture(writer, f"evaluate_{name}/{kind}", path, trained.step)
@@ -249,7 +249,7 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def _print(
-    trained: Trained,
+    trained: LoadedRun,
     figures: dict[str, dict[str, Any]],
     reports: dict[str, dict[str, Any]],
     policy: Policy | None,

@@ -171,6 +171,7 @@ def build_classifier(
         UserError: it is not from a trusted package, or an option is out of range.
     """
     module, _, name = target.rpartition(".")
+    build: Any = None
     if module == __name__:
         build = globals().get(name)
         known = isfunction(build) and build.__module__ == __name__  # a checkpoint must not call just anything

@@ -34,7 +34,7 @@ from vidcls.errors import check_choice, check_integer, check_number
 from vidcls.moderation.policy import DECISIONS, REVIEW, Decision, Policy, decide, harmful_scores, load_policy
 from vidcls.moderation.timeline import SCORES, segments, video_class, video_score
 from vidcls.prediction.journal import PredictionFolder, Row
-from vidcls.prediction.predictor import Judge, Trained
+from vidcls.prediction.predictor import LoadedRun, Predictor
 
 PEAKS = 8  # pictures kept per class and video, at most
 NO_POLICY = "no policy: fit one with evaluate.py run=DIR policy.harmless=CLASS"
@@ -52,14 +52,14 @@ class Settings:
     min_seconds: float
 
 
-def choose_settings(knobs: DictConfig, trained: Trained) -> Settings:
+def choose_settings(knobs: DictConfig, trained: LoadedRun) -> Settings:
     """The settings of ``predict.*``, with what training saw where they are null.
 
     Raises:
         UserError: a setting is out of range.
     """
-    data = trained.settings["data"]
-    clips = Clips(data["clip_seconds"], data["num_clips"])
+    store = trained.spec.store
+    clips = Clips(store.clip_seconds, store.num_clips)
     usable = trained.manifest[trained.manifest["status"].isin(["ok", "partial"])]
     seconds = usable["seconds"].astype(float)
     window = clips.seconds if knobs.window_seconds is None else knobs.window_seconds
@@ -70,9 +70,9 @@ def choose_settings(knobs: DictConfig, trained: Trained) -> Settings:
     whole = math.ceil(float(seconds.max()) + 0.5) if knobs.whole_seconds is None else knobs.whole_seconds
     return Settings(
         WindowPlan(
-            num_frames=data["store_num_frames"],
-            resolution=data["store_resolution"],
-            sampling=data["sampling"],
+            num_frames=store.stored_frames,
+            resolution=store.stored_resolution,
+            sampling=store.sampling,
             window_seconds=check_number("predict.window_seconds", window),
             stride_seconds=check_number("predict.stride_seconds", stride),
             whole_seconds=check_number("predict.whole_seconds", whole),
@@ -86,7 +86,7 @@ def choose_settings(knobs: DictConfig, trained: Trained) -> Settings:
     )
 
 
-def identity(trained: Trained, settings: Settings, policy: Policy | None) -> dict[str, Any]:
+def identity(trained: LoadedRun, settings: Settings, policy: Policy | None) -> dict[str, Any]:
     """All that a result depends on, beside the video: an output folder holds results of one identity."""
     return {
         "model": trained.identity,
@@ -96,7 +96,7 @@ def identity(trained: Trained, settings: Settings, policy: Policy | None) -> dic
     }
 
 
-def choose_policy(trained: Trained, console: Console) -> Policy | None:
+def choose_policy(trained: LoadedRun, console: Console) -> Policy | None:
     """The run's policy.json; None, and a warning, where it has none."""
     if trained.policy_path.exists():
         return load_policy(trained.policy_path, trained.classes, trained.identity)
@@ -104,7 +104,7 @@ def choose_policy(trained: Trained, console: Console) -> Policy | None:
     return None
 
 
-def facts(trained: Trained, settings: Settings, policy: Policy | None) -> dict[str, str]:
+def facts(trained: LoadedRun, settings: Settings, policy: Policy | None) -> dict[str, str]:
     """What was run, in words, for the head of the report."""
     plan = settings.plan
     by = f"top-{settings.top_k} mean" if settings.score == "top-k mean" else settings.score
@@ -112,7 +112,7 @@ def facts(trained: Trained, settings: Settings, policy: Policy | None) -> dict[s
         "Run": trained.folder.name,
         "Model": trained.identity,
         "Policy": f"{policy.identity}, harmless: {policy.harmless}" if policy else "none",
-        "Frames": f"{trained.settings['data']['num_frames']} of {trained.settings['data']['resolution']} pixels",
+        "Frames": f"{trained.spec.clip.num_frames} of {trained.spec.clip.resolution} pixels",
         "Judged whole": f"up to {plan.whole_seconds:g} s{_in_clips(plan)}",
         "Windows of longer videos": f"{plan.window_seconds:g} s each {plan.stride_seconds:g} s, scored by their {by}",
     }
@@ -219,7 +219,7 @@ class Prediction:
     """
 
     def __init__(
-        self, trained: Trained, judge: Judge, settings: Settings, policy: Policy | None, folder: PredictionFolder
+        self, trained: LoadedRun, judge: Predictor, settings: Settings, policy: Policy | None, folder: PredictionFolder
     ) -> None:
         self.trained, self.judge, self.settings, self.policy, self.folder = trained, judge, settings, policy, folder
         self.classes = trained.classes
@@ -246,11 +246,13 @@ class Prediction:
                 note = f"{self._finished}/{len(files)} videos, {speed:.0f} s of video per second"
                 progress.update(task, completed=done, note=note)
 
-            events = read_videos(files, self.settings.plan, limits, self._wanted, ahead=2 * self.judge.batch_size)
+            events = read_videos(
+                files, self.settings.plan, limits, self._wanted, ahead=2 * self.trained.spec.batch_size
+            )
             try:
                 for event in events:
                     self._take(event)
-                    if len(self._pending) == self.judge.batch_size:
+                    if len(self._pending) == self.trained.spec.batch_size:
                         self._judge()
                     self._write_copies()
                     show()

@@ -1,4 +1,4 @@
-"""A trained run, from its folder alone: the best network, its settings, its videos. Runs no code of the folder's.
+"""A trained run, from its folder alone, and its network over new videos. Runs no code of the folder's.
 
 A run folder may come from somebody else. Its checkpoint is read with ``weights_only=True``, and of its config.yaml
 only plain values are used.
@@ -8,51 +8,70 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import lightning as L
 import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float, UInt8
-from lightning.fabric import Fabric
-from lightning.pytorch.callbacks import RichProgressBar
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from rich.progress import track
+from torch import Tensor
 
-from vidcls.data.datamodule import VideoDataModule
 from vidcls.data.ingest import read_manifest
 from vidcls.data.sampling import select_frames
 from vidcls.errors import UserError, check_choice
 from vidcls.files import hash_file
-from vidcls.training.loop import Settings, build_network, load_checkpoint, read_config
-from vidcls.training.module import VideoModule, average_clips
-from vidcls.training.optim import AdamW
-from vidcls.training.transforms import Augment
+from vidcls.metrics.predictions import Predictions
+from vidcls.models.classifiers import Classifier
+from vidcls.training.checkpoint import build_model, build_preprocess, load_checkpoint
+from vidcls.training.inference import average_clips, clip_logits, pad_batch, video_losses
+from vidcls.training.run_folder import best_checkpoint, config_path, manifest_path, read_config
+from vidcls.training.spec import RunSpec
+from vidcls.training.transforms import Preprocess
+
+if TYPE_CHECKING:
+    from vidcls.data.datamodule import VideoDataModule
 
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
+PRECISIONS: dict[str, tuple[torch.dtype, torch.dtype | None]] = {
+    "64": (torch.float64, None),
+    "64-true": (torch.float64, None),
+    "32": (torch.float32, None),
+    "32-true": (torch.float32, None),
+    "16": (torch.float32, torch.float16),
+    "16-mixed": (torch.float32, torch.float16),
+    "bf16": (torch.float32, torch.bfloat16),
+    "bf16-mixed": (torch.float32, torch.bfloat16),
+    "16-true": (torch.float16, None),
+    "bf16-true": (torch.bfloat16, None),
+}
+"""What ``trainer.precision`` means in Lightning: the type of the weights, and that of autocast."""
 
 
 @dataclass(frozen=True)
-class Trained:
+class LoadedRun:
     """A finished run.
 
     Attributes:
         folder: where it is.
-        cfg: its configuration, with paths into the folder as it lies now.
-        settings: of the checkpoint, see `vidcls.training.loop.Settings`.
-        module: the network with the weights of best.ckpt, ready to judge.
+        config: its configuration, with paths into the folder as it lies now.
+        spec: what its network is built from.
+        model: the network with the weights of best.ckpt, in eval mode.
+        preprocess: from stored frames to the network's input.
         identity: the first 12 hex digits of the SHA-256 of best.ckpt.
-        step: how many training steps these weights have seen.
+        step: how many optimiser steps these weights have seen.
         manifest: its videos.
     """
 
     folder: Path
-    cfg: DictConfig
-    settings: Settings
-    module: VideoModule
+    config: DictConfig
+    spec: RunSpec
+    model: Classifier
+    preprocess: Preprocess
     identity: str
     step: int
     manifest: pd.DataFrame
@@ -60,114 +79,95 @@ class Trained:
     @property
     def classes(self) -> list[str]:
         """The K names, in the order of the probabilities."""
-        return list(self.settings["classes"])
+        return list(self.spec.classes)
 
     @property
     def policy_path(self) -> Path:
         """Where its policy is, or would be."""
         return self.folder / "policy.json"
 
+    def build_datamodule(self, source: str | None = None, cache_dir: str | None = None) -> VideoDataModule:
+        """The run's datamodule, with its decode options and classes, over its own videos or over those of ``source``.
 
-def load_trained(folder: Path) -> Trained:
+        Raises:
+            UserError: an option of the run's config.yaml is out of range.
+        """
+        from vidcls.data.datamodule import VideoDataModule  # only here, as it imports Lightning
+
+        plain: Any = OmegaConf.to_container(self.config.data, resolve=True)
+        options = {name: value for name, value in plain.items() if not name.startswith("_")}
+        store = {"num_frames": self.spec.store.stored_frames, "resolution": self.spec.store.stored_resolution}
+        options |= vars(self.spec.clip) | {"batch_size": self.spec.batch_size, "store": store}
+        options |= {"classes": self.classes, "cache_dir": cache_dir or options["cache_dir"]}
+        if source is not None:
+            options |= {"source": source, "demo": None}
+        return VideoDataModule(**options)
+
+
+def load_run(folder: Path | str, trust: Sequence[str] = ()) -> LoadedRun:
     """Reads the run in ``folder``.
 
+    Args:
+        folder: of a finished run.
+        trust: packages that its model may come from, beside this one. Their code is run.
+
     Raises:
-        UserError: it is not the folder of a finished run.
+        UserError: it is not the folder of a finished run, or its model is not of a trusted package.
     """
-    folder = folder.resolve()
-    best = folder / "checkpoints" / "best.ckpt"
-    for path in (folder / "config.yaml", folder / "manifest.csv", best):
+    folder = Path(folder).resolve()
+    best = best_checkpoint(folder)
+    for path in (config_path(folder), manifest_path(folder), best):
         if not path.is_file():
-            raise UserError("the folder of a finished run in run=", f"{folder} without {path.name}", "Check run=.")
+            raise UserError("the folder of a finished run", f"{folder} without {path.name}", "Check run=.", "run")
     checkpoint = load_checkpoint(best)
-    settings = checkpoint["vidcls"]
+    config = read_config(folder)
     try:
-        cfg = read_config(folder)
-        manifest = read_manifest(folder / "manifest.csv")
-    except (OmegaConfBaseException, ValueError) as error:
-        raise UserError("a run's config.yaml and manifest.csv", f"{folder}: {error}", "Check run=.") from error
-    model, preprocess = build_network(settings, Augment())
-    if cfg.compile:
+        manifest = read_manifest(manifest_path(folder))
+    except ValueError as error:
+        raise UserError("a run's manifest.csv", f"{folder}: {error}", "Check run=.", "bad-manifest") from error
+    model, preprocess = build_model(checkpoint.spec, trust), build_preprocess(checkpoint.spec)
+    model.load_state_dict(checkpoint.model_weights)
+    if config.compile:
         model.compile()  # as it was tested
-    module = VideoModule(
-        model,
-        preprocess,
-        optim=AdamW(lr=0.0, eps=1e-7, weight_decay=0.0, schedule="constant"),  # never steps
-        seed=0,
-        label_smoothing=0.0,
-        class_weights=None,
-        settings=settings,
-    )
-    module.load_state_dict(checkpoint["state_dict"])
-    module.eval()
-    return Trained(folder, cfg, settings, module, hash_file(best)[:12], int(checkpoint["global_step"]), manifest)
-
-
-def device_settings(trained: Trained, accelerator: str | None) -> dict[str, Any]:
-    """``accelerator``, ``devices`` and ``precision`` as in training, for Lightning's Trainer and Fabric.
-
-    Args:
-        trained: the run.
-        accelerator: instead of the run's own; None keeps that.
-
-    Raises:
-        UserError: it was trained on a GPU and there is none.
-    """
-    accelerator = check_choice("accelerator", accelerator or str(trained.cfg.trainer.accelerator), ACCELERATORS)
-    if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
-        raise UserError("a CUDA GPU, on which this run was trained", "none that torch can see", "Give accelerator=cpu.")
-    return {"accelerator": accelerator, "devices": 1, "precision": trained.cfg.trainer.precision}
-
-
-def build_tester(trained: Trained, accelerator: str | None) -> L.Trainer:
-    """A trainer that only tests, on one device and in the arithmetic of training."""
-    return L.Trainer(
-        **device_settings(trained, accelerator),
-        deterministic=bool(trained.cfg.trainer.deterministic),
-        benchmark=trained.cfg.trainer.get("benchmark"),
-        logger=False,
-        callbacks=[RichProgressBar(leave=False)],
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
+    identity = hash_file(best)[:12]
+    return LoadedRun(
+        folder, config, checkpoint.spec, model.eval(), preprocess.eval(), identity, checkpoint.step, manifest
     )
 
 
-def build_data(trained: Trained, source: str | None, cache_dir: str | None) -> VideoDataModule:
-    """The run's datamodule, with its decode settings and classes, over its own videos or over those of ``source``.
-
-    Raises:
-        UserError: a setting of the run's config.yaml is out of range.
-    """
-    plain: Any = OmegaConf.to_container(trained.cfg.data, resolve=True)
-    knobs = {name: value for name, value in plain.items() if not name.startswith("_")}
-    decoding = dict(trained.settings["data"])
-    knobs["store"] = {name: decoding.pop(f"store_{name}") for name in ("num_frames", "resolution")}
-    knobs |= decoding | {"classes": trained.classes, "cache_dir": cache_dir or knobs["cache_dir"]}
-    if source is not None:
-        knobs |= {"source": source, "demo": None}
-    return VideoDataModule(**knobs)
-
-
-class Judge:
-    """The network over new videos, whole or in windows, in the arithmetic of the run's own test.
+class Predictor:
+    """A run's network over new videos, in the arithmetic of the run's own test.
 
     Args:
-        trained: the run.
-        accelerator: instead of the run's own; None keeps that.
+        run: the run. Its network is moved to the device.
+        accelerator: one of `ACCELERATORS`; None: the one of training.
+
+    Raises:
+        UserError: no such device here.
     """
 
-    def __init__(self, trained: Trained, accelerator: str | None) -> None:
-        fabric = Fabric(**device_settings(trained, accelerator))
-        if trained.cfg.trainer.deterministic:  # as Lightning's trainer does it
+    def __init__(self, run: LoadedRun, accelerator: str | None = None) -> None:
+        trainer = run.config.trainer
+        self.run = run
+        self.device = choose_device(accelerator or str(trainer.accelerator))
+        dtype, self._autocast_dtype = _precision(str(trainer.precision), self.device)
+        self._model = run.model.to(self.device, dtype)
+        self._preprocess = run.preprocess.to(self.device, dtype)
+        if trainer.deterministic:  # as Lightning's trainer does it
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-            torch.use_deterministic_algorithms(True)
-        data = trained.settings["data"]
-        self.batch_size = int(data["batch_size"])
-        self._stored = int(data["store_num_frames"])
-        self._indices = select_frames(data["store_num_frames"], data["num_frames"], data["sampling"])
-        self._network = fabric.setup_module(trained.module)
-        self._device = fabric.device
+            torch.use_deterministic_algorithms(True, warn_only=trainer.deterministic == "warn")
+        torch.backends.cudnn.benchmark = bool(trainer.get("benchmark")) and not trainer.deterministic
+        store, clip = run.spec.store, run.spec.clip
+        self._indices = select_frames(store.stored_frames, clip.num_frames, clip.sampling)
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self._autocast_dtype is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, self._autocast_dtype, cache_enabled=False)
+
+    def _network(self, frames: UInt8[Tensor, "B T H W 3"]) -> Float[Tensor, "B K"]:
+        with self._autocast():
+            return self._model(self._preprocess(frames.to(self.device)))
 
     @torch.inference_mode()
     def __call__(self, stacks: Sequence[UInt8[np.ndarray, "_ H W 3"]]) -> Float[np.ndarray, "B K"]:
@@ -175,8 +175,49 @@ class Judge:
 
         A stack of F frames is a clip; those of the M clips in one of M F frames are averaged.
         """
-        counts = [len(stack) // self._stored for stack in stacks]
-        clips = [stack.reshape(-1, self._stored, *stack.shape[1:])[:, self._indices] for stack in stacks]
-        batches = torch.from_numpy(np.concatenate(clips)).split(self.batch_size)
-        logits = torch.cat([self._network(batch.to(self._device)).float() for batch in batches])
-        return np.concatenate([average_clips(part[None]).cpu().numpy() for part in logits.split(counts)])
+        stored, batch_size = self.run.spec.store.stored_frames, self.run.spec.batch_size
+        counts = [len(stack) // stored for stack in stacks]
+        clips = [stack.reshape(-1, stored, *stack.shape[1:])[:, self._indices] for stack in stacks]
+        batches = torch.from_numpy(np.concatenate(clips)).split(batch_size)
+        logits = [self._network(pad_batch(batch, batch_size))[: len(batch)].float() for batch in batches]
+        videos = torch.cat(logits).split(counts)
+        return np.concatenate([average_clips(video[None]).cpu().numpy() for video in videos])
+
+    @torch.inference_mode()
+    def predict_split(self, datamodule: VideoDataModule, split: str) -> Predictions:
+        """Predicts each video of a split once."""
+        spec = self.run.spec
+        parts: list[list[np.ndarray]] = []
+        for batch in track(datamodule.loader(split, train=False), f"Predicting {split}", transient=True):
+            logits = clip_logits(self._network, batch.frames, spec.clip.num_clips, spec.batch_size)
+            losses = video_losses(logits, batch.label.to(self.device))
+            parts.append([tensor.cpu().numpy() for tensor in (batch.label, average_clips(logits), losses)])
+        return Predictions(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+
+
+def choose_device(accelerator: str) -> torch.device:
+    """The device that an accelerator's name means in Lightning.
+
+    Raises:
+        UserError: no such accelerator, or none here.
+    """
+    check_choice("accelerator", accelerator, ACCELERATORS)
+    if accelerator == "cpu":
+        return torch.device("cpu")
+    if accelerator in ("gpu", "cuda", "auto") and torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    if accelerator in ("gpu", "mps", "auto") and torch.backends.mps.is_available():
+        return torch.device("mps")
+    if accelerator == "auto":
+        return torch.device("cpu")
+    raise UserError(
+        "a GPU, as the run was trained on one", "none that torch can see", "Give accelerator=cpu.", "no-gpu"
+    )
+
+
+def _precision(precision: str, device: torch.device) -> tuple[torch.dtype, torch.dtype | None]:
+    check_choice("trainer.precision", precision, tuple(PRECISIONS))
+    dtype, autocast_dtype = PRECISIONS[precision]
+    if device.type == "cpu" and autocast_dtype == torch.float16:  # as Lightning does it
+        autocast_dtype = torch.bfloat16
+    return dtype, autocast_dtype

@@ -81,18 +81,15 @@ def judge_winner(sweep: Sweep, accelerator: str | None, console: Console) -> Non
 def _test(folder: Path, accelerator: str | None, console: Console) -> dict[str, Any]:
     """The figures of a job on its test split, computed as evaluate.py does."""
     # Imported here: reading a sweep does not take torch.
-    from vidcls.prediction.predictor import build_data, build_tester, load_trained
-    from vidcls.training import loop as run
+    from vidcls.prediction.predictor import Predictor, load_run
 
-    run.quieten()
-    trained = load_trained(folder)
+    trained = load_run(folder)
     of_test = trained.manifest[trained.manifest["split"] == "test"]
     if not of_test["status"].isin(["ok", "partial"]).any():
         raise UserError("videos in the sweep's test split", "none", "Judge the winner with evaluate.py on new videos.")
-    datamodule = build_data(trained, source=None, cache_dir=None)
+    datamodule = trained.build_datamodule()
     datamodule.restore(trained.manifest, ["test"], console)
-    predictions = run.test(build_tester(trained, accelerator), trained.module, datamodule, ["test"])
-    return predictions["test"].summary(trained.classes)
+    return Predictor(trained, accelerator).predict_split(datamodule, "test").summary(trained.classes)
 
 
 def tested_words(tested: dict[str, Any], winner: pd.Series | None) -> str:

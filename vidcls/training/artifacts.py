@@ -10,7 +10,6 @@ from typing import Any
 import lightning as L
 import numpy as np
 import pandas as pd
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
@@ -25,8 +24,8 @@ from vidcls.data.datamodule import SPLITS, VideoDataModule
 from vidcls.files import write_atomically
 from vidcls.metrics.predictions import Predictions
 from vidcls.plots.run_plots import confusion_figure, learning_curves_figure, save_figures, strips_figure
-from vidcls.training.callbacks import History, Timing, find_callback
-from vidcls.training.module import VideoModule
+from vidcls.training.callbacks import History, Timing, find_callback, tensorboard_loggers
+from vidcls.training.module import VideoClassifier
 
 WORST_SHOWN = 6
 
@@ -50,7 +49,7 @@ def write_results(
     }
     cost = {"ingest_seconds": datamodule.cost.seconds, "videos_decoded": datamodule.cost.decoded}
     metrics["timing"] = {**cost, **timing.summary()}
-    assert isinstance(trainer.lightning_module, VideoModule)
+    assert isinstance(trainer.lightning_module, VideoClassifier)
     metrics["parameters"] = trainer.lightning_module.num_trainable
 
     figures = {"learning_curves": learning_curves_figure(history.curves, history.best_epoch)}
@@ -129,9 +128,10 @@ def hyperparameters(cfg: DictConfig) -> dict[str, bool | int | float | str]:
 
 
 def _log(trainer: L.Trainer, cfg: DictConfig, metrics: dict[str, Any], pictures: dict[str, Path]) -> None:
-    if not isinstance(trainer.logger, TensorBoardLogger):
+    logger = next(iter(tensorboard_loggers(trainer)), None)
+    if logger is None:
         return
-    writer = trainer.logger.experiment
+    writer = logger.experiment
     for name, path in pictures.items():
         log_picture(writer, f"final/{name}", path, trainer.global_step)
     # The tab shows five metrics at first, by name: of a sweep's job, which has no test figures, these and not "epoch".
@@ -142,7 +142,7 @@ def _log(trainer: L.Trainer, cfg: DictConfig, metrics: dict[str, Any], pictures:
     # Not log_hyperparams, which says what columns there are: TensorBoard would take the first run's word for all runs.
     # Left alone, it shows the knobs of all of them, those that differ first. Without a trial id, rows are named by run.
     writer._get_file_writer().add_summary(hparams_pb(hyperparameters(cfg), trial_id=""), trainer.global_step)
-    trainer.logger.save()
+    logger.save()
 
 
 def print_summary(metrics: dict[str, Any], folder: Path, console: Console) -> None:

@@ -1,4 +1,4 @@
-"""What happens around the training loop: how long it took, how it went, and what the dashboard shows."""
+"""Lightning callbacks: timing, learning curves, weight averaging, and the end of training."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from torch import Tensor
 from vidcls.errors import check_number
 from vidcls.files import write_atomically
 from vidcls.plots.run_plots import confusion_figure
-from vidcls.training.module import VideoModule
+from vidcls.training.module import VideoClassifier
 
 CURVES = ("train/loss", "train/accuracy", "val/loss", "val/accuracy")
 LAYOUT = {
@@ -38,6 +38,11 @@ def find_callback(trainer: L.Trainer, kind: type[Kind]) -> Kind:
     """The trainer's first callback of a kind."""
     callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
     return next(callback for callback in callbacks if isinstance(callback, kind))
+
+
+def tensorboard_loggers(trainer: L.Trainer) -> list[TensorBoardLogger]:
+    """Those of the trainer's loggers that write to TensorBoard."""
+    return [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
 
 
 class Timing(L.Callback):
@@ -68,19 +73,16 @@ class Timing(L.Callback):
             self._measures_memory = reset_peak_memory(trainer.strategy.root_device)
 
     def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Starts an epoch's clock."""
         self._started = self._idle_since = self._ended = time.perf_counter()
         self._wait, self._count = 0.0, 0
 
     def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, _: int) -> None:
-        """A batch has arrived."""
         self._wait += time.perf_counter() - self._idle_since
         self._count += len(batch.label) * trainer.world_size
 
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, _: int
     ) -> None:
-        """A step is done."""
         self._idle_since = self._ended = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -108,12 +110,10 @@ class Timing(L.Callback):
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """For checkpoints."""
         names = ("epoch_seconds", "wait_seconds", "clips", "fit_seconds", "peak_memory_bytes")
         return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """From a checkpoint."""
         self.__dict__.update(state_dict)
 
 
@@ -138,7 +138,7 @@ def peak_memory(device: torch.device) -> int:
 
 
 class History(L.Callback):
-    """Keeps each epoch's figures for the learning curves, and shows the confusion matrix after each epoch.
+    """Keeps each epoch's metrics for the learning curves, and shows the confusion matrix after each epoch.
 
     Args:
         path: a .csv, written after each epoch: `table` so far.
@@ -154,21 +154,20 @@ class History(L.Callback):
     @rank_zero_only
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Lays out the dashboard's own charts, unless the run is a resumed one, which has them."""
-        if isinstance(trainer.logger, TensorBoardLogger) and trainer.global_step == 0:
-            trainer.logger.experiment.add_custom_scalars(LAYOUT)
+        for logger in tensorboard_loggers(trainer) if trainer.global_step == 0 else []:
+            logger.experiment.add_custom_scalars(LAYOUT)
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Keeps what the epoch has measured, and sends its training figures to the logger."""
-        for curve in CURVES:
-            self.curves.setdefault(curve, []).append(
-                (trainer.current_epoch + 1, float(trainer.callback_metrics[curve]))
-            )
-        if isinstance(trainer.logger, TensorBoardLogger):
+        """Keeps the epoch's metrics, and sends those of training to the loggers."""
+        measured = {name: float(trainer.callback_metrics[name]) for name in CURVES if name in trainer.callback_metrics}
+        for name, value in measured.items():
+            self.curves.setdefault(name, []).append((trainer.current_epoch + 1, value))
+        for logger in trainer.loggers:
             # On disk before the checkpoint: a run killed right after it would otherwise resume with a hole in them.
-            epoch = {name: self.curves[name][-1][1] for name in ("train/loss", "train/accuracy")}
-            trainer.logger.log_metrics(epoch, step=trainer.global_step - 1)
-            trainer.logger.save()
-        if trainer.is_global_zero:
+            of_training = {name: value for name, value in measured.items() if name.startswith("train/")}
+            logger.log_metrics(of_training, step=trainer.global_step - 1)
+            logger.save()
+        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             write_atomically(self.path, self.table().to_csv(index_label="epoch").encode())
 
     def table(self) -> pd.DataFrame:
@@ -183,18 +182,17 @@ class History(L.Callback):
     @rank_zero_only
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Draws the confusion matrix."""
-        if isinstance(trainer.logger, TensorBoardLogger) and isinstance(module, VideoModule) and module.predictions:
-            classes = module.settings["classes"]
-            confusion = module.predictions.summary(classes)["confusion"]
-            figure = confusion_figure(confusion, classes, f"Validation, epoch {trainer.current_epoch + 1}")
-            trainer.logger.experiment.add_figure("val/confusion", figure, trainer.global_step)
+        loggers = tensorboard_loggers(trainer)
+        if loggers and isinstance(module, VideoClassifier) and module.metrics is not None:
+            title = f"Validation, epoch {trainer.current_epoch + 1}"
+            figure = confusion_figure(module.metrics["confusion"], list(module.spec.classes), title)
+            for logger in loggers:
+                logger.experiment.add_figure("val/confusion", figure, trainer.global_step)
 
     def state_dict(self) -> dict[str, Any]:
-        """For checkpoints."""
         return {"curves": self.curves}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """From a checkpoint."""
         self.curves = state_dict["curves"]
 
 
@@ -202,7 +200,6 @@ class StayStopped(L.Callback):
     """A run that had stopped early before it was interrupted does not train on when it is resumed."""
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Looks at the restored early stopping."""
         if any(isinstance(c, EarlyStopping) and c.wait_count >= c.patience for c in trainer.early_stopping_callbacks):
             trainer.should_stop = True
 
@@ -258,8 +255,8 @@ class Pruning(L.Callback):
     def _is_behind(self, epoch: int, module: L.LightningModule) -> bool:
         import optuna  # late: only searches need it
 
-        assert isinstance(module, VideoModule) and module.predictions is not None
-        value = module.predictions.summary(module.settings["classes"])[self.objective]
+        assert isinstance(module, VideoClassifier) and module.metrics is not None
+        value = module.metrics[self.objective]
         address = json.loads(os.environ["OPTUNA_TRIAL"])
         study = optuna.load_study(study_name=address["study_name"], storage=address["storage"], pruner=self.pruner)
         trial = optuna.Trial(study, address["trial"])

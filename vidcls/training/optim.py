@@ -1,96 +1,108 @@
-"""The optimiser, and how the learning rate of each stage of a network goes."""
+"""The optimiser and the learning rate of each stage of a network, from the options ``optim.*``."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from inspect import signature
+from typing import Any
 
-import torch
+from hydra.utils import get_object
 from torch.nn import Parameter
 from torch.optim.lr_scheduler import LambdaLR
 
-from vidcls.errors import UserError, check_choice, check_integer, check_number
+from vidcls.errors import UserError, check_choice
+
+SCHEDULE_OPTIONS = ("schedule", "warmup", "encoder_lr_factor", "unfreeze_epochs")
+ADAM_OPTIONS = ("eps", "weight_decay")
+"""Of conf/optim/adam.yaml; left out where an optimiser does not have them."""
 
 
-@dataclass(frozen=True)
-class AdamW:
-    """Adam (Kingma & Ba 2015, https://arxiv.org/abs/1412.6980) with a learning-rate schedule.
+def build_optimizer(
+    optim: Mapping[str, Any], stages: Sequence[Sequence[Parameter]], total_steps: int, epochs: int
+) -> dict[str, Any]:
+    """An optimiser and its schedule, as Lightning's ``configure_optimizers`` returns them.
 
-    Attributes:
-        lr: the learning rate at its highest.
-        eps: the term that keeps Adam from dividing by zero; Keras uses 1e-7, torch 1e-8.
-        weight_decay: decoupled from the gradient, as in AdamW (Loshchilov & Hutter 2019).
-        schedule: ``constant``, ``cosine`` down to zero at the end of training, or ``one_cycle``.
-        warmup: the share of all steps, 0..1, in which the rate rises.
-        encoder_lr_factor: times ``lr`` is the rate of all stages but the last.
-        unfreeze_epochs: how long after the stage above it a stage starts to train (Howard & Ruder 2018,
-            https://arxiv.org/abs/1801.06146). Until then its rate is 0; where training ends first, it stays as it was.
+    Args:
+        optim: ``_target_`` is the optimiser, a class of torch's or any other; its keywords beside it, and ours:
+
+            - ``schedule``: ``constant``; ``cosine``, down to zero at the end of training; ``one_cycle``; or a mapping
+              whose ``_target_`` is a scheduler, with its keywords, ``interval`` (step or epoch, the default) and
+              ``monitor``.
+            - ``warmup``: the share of all steps, 0..1, in which the rate rises.
+            - ``encoder_lr_factor``: times ``lr`` is the rate of all stages but the last.
+            - ``unfreeze_epochs``: how long after the stage above it a stage starts to train (Howard & Ruder 2018,
+              https://arxiv.org/abs/1801.06146). Until then its rate is 0; where training ends first, it never trains.
+        stages: the parameters of a network from its input to its output. Frozen ones are left out.
+        total_steps: of the optimiser, in the whole training.
+        epochs: in the whole training.
 
     Raises:
-        UserError: a setting is out of range.
+        UserError: the optimiser or scheduler cannot be built from these options.
     """
-
-    lr: float
-    eps: float
-    weight_decay: float
-    schedule: str
-    warmup: float = 0.0
-    encoder_lr_factor: float = 1.0
-    unfreeze_epochs: int = 0
-
-    def __post_init__(self) -> None:
-        check_number("optim.lr", self.lr)
-        check_number("optim.eps", self.eps)
-        check_number("optim.weight_decay", self.weight_decay)
-        check_choice("optim.schedule", self.schedule, ("constant", "cosine", "one_cycle"))
-        check_number("optim.warmup", self.warmup, 0.0, 1.0)
-        check_number("optim.encoder_lr_factor", self.encoder_lr_factor)
-        check_integer("optim.unfreeze_epochs", self.unfreeze_epochs, minimum=0)
-        if self.schedule == "one_cycle" and not 0 < self.warmup < 1:
+    ours: dict[str, Any] = {"schedule": "constant", "warmup": 0.0, "encoder_lr_factor": 1.0, "unfreeze_epochs": 0}
+    ours |= {name: optim[name] for name in SCHEDULE_OPTIONS if name in optim}
+    trainable = [[parameter for parameter in stage if parameter.requires_grad] for stage in stages]
+    groups: list[dict[str, Any]] = [{"params": parameters} for parameters in trainable if parameters]
+    above = [len(stages) - 1 - place for place, parameters in enumerate(trainable) if parameters]
+    schedule = ours["schedule"]
+    if isinstance(schedule, Mapping):
+        if ours["warmup"] or ours["unfreeze_epochs"]:
             raise UserError(
-                "optim.warmup between 0 and 1, for optim.schedule=one_cycle",
-                f"{self.warmup:g}",
-                "Give optim.warmup=0.3 or so.",
+                "optim.warmup=0 and optim.unfreeze_epochs=0, for a scheduler of your own",
+                f"{ours['warmup']} and {ours['unfreeze_epochs']}",
+                "Set them to 0, or use optim.schedule=cosine.",
+                "optim.schedule",
             )
+        for group, stages_above in zip(groups, above, strict=True):
+            group["lr"] = optim["lr"] * (ours["encoder_lr_factor"] if stages_above else 1.0)
+    else:
+        check_choice("optim.schedule", schedule, ("constant", "cosine", "one_cycle"))
+    optimizer = _build("optim", optim, groups, left_out=SCHEDULE_OPTIONS)
+    if isinstance(schedule, Mapping):
+        scheduler = _build("optim.schedule", schedule, optimizer, left_out=("interval", "monitor"))
+        interval, monitor = schedule.get("interval", "epoch"), schedule.get("monitor", "val/loss")
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": interval, "monitor": monitor},
+        }
 
-    def build(
-        self, stages: Sequence[Sequence[Parameter]], total_steps: int, epochs: int
-    ) -> tuple[torch.optim.Optimizer, LambdaLR]:
-        """The optimiser and its schedule, to be stepped after every batch.
-
-        Args:
-            stages: the parameters of a network from its input to its output. What is fixed of them is left out.
-            total_steps: of the optimiser, in the whole training.
-            epochs: in the whole training.
-        """
-        groups, factors = [], []
-        for place, stage in enumerate(stages):
-            trainable = [parameter for parameter in stage if parameter.requires_grad]
-            if trainable:
-                groups.append({"params": trainable})
-                factors.append(self._factor(len(stages) - 1 - place, total_steps, epochs))
-        optimizer = torch.optim.AdamW(groups, lr=self.lr, eps=self.eps, weight_decay=self.weight_decay)
-        return optimizer, LambdaLR(optimizer, factors)
-
-    def _factor(self, stages_above: int, total_steps: int, epochs: int) -> Callable[[int], float]:
-        """What a stage's rate is at each step, as a share of ``lr``."""
-        first_step = stages_above * self.unfreeze_epochs * total_steps / max(epochs, 1)
-        highest = self.encoder_lr_factor if stages_above else 1.0
+    def factor_of(stages_above: int) -> Callable[[int], float]:
+        first_step = stages_above * ours["unfreeze_epochs"] * total_steps / max(epochs, 1)
+        highest = ours["encoder_lr_factor"] if stages_above else 1.0
 
         def factor(step: int) -> float:
-            if step < first_step:
-                return 0.0
-            return highest * schedule_factor(self.schedule, step, total_steps, self.warmup)
+            return highest * schedule_factor(schedule, step, total_steps, ours["warmup"]) if step >= first_step else 0.0
 
         return factor
+
+    scheduler = LambdaLR(optimizer, [factor_of(stages_above) for stages_above in above])
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def _build(option: str, config: Mapping[str, Any], first: Any, left_out: Sequence[str]) -> Any:
+    """What ``_target_`` of a mapping makes of ``first`` and of the mapping's other values."""
+    keywords = {str(key): value for key, value in config.items() if key not in left_out and key[0] != "_"}
+    target = str(config.get("_target_"))
+    try:
+        build = get_object(target)
+        known = signature(build).parameters
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
+            keywords = {name: value for name, value in keywords.items() if name in known or name not in ADAM_OPTIONS}
+        return build(first, **keywords)
+    except Exception as error:  # whatever a class of somebody else's raises
+        why = " ".join(str(error).split())[:200]
+        remedy = f"Change {option}._target_ or the options beside it."
+        raise UserError(
+            f"{option} to name a class and its options", f"{target}: {why}", remedy, f"{option}._target_"
+        ) from error
 
 
 def schedule_factor(schedule: str, step: int, total_steps: int, warmup: float) -> float:
     """The share of the highest learning rate that is due at a step, 0..1.
 
     Args:
-        schedule: see `AdamW`.
+        schedule: ``constant``, ``cosine`` or ``one_cycle``.
         step: counted from 0.
         total_steps: in the whole training.
         warmup: the share of them in which the rate rises.
@@ -110,12 +122,7 @@ def schedule_factor(schedule: str, step: int, total_steps: int, warmup: float) -
 
 
 def cosine_factor(step: int, total_steps: int) -> float:
-    """From 1 at step 0 along half a cosine to 0 at ``total_steps``.
-
-    Example:
-        >>> [round(cosine_factor(step, 4), 3) for step in range(5)]
-        [1.0, 0.854, 0.5, 0.146, 0.0]
-    """
+    """From 1 at step 0 along half a cosine to 0 at ``total_steps``."""
     return 0.5 * (1 + math.cos(math.pi * min(step / max(total_steps, 1), 1.0)))
 
 

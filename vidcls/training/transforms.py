@@ -1,4 +1,7 @@
-"""On the device: uint8 frames from the store to the float frames a network sees."""
+"""On the device: uint8 frames from the store to the float frames a network sees.
+
+torchvision is imported where it is used, as its import takes seconds and most predictions do without it.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,8 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
-from torchvision import tv_tensors
-from torchvision.transforms import v2
 
-from vidcls.errors import UserError, check_integer, check_number
+from vidcls.errors import UserError
 
 
 class Augment(nn.Module):
@@ -29,9 +30,6 @@ class Augment(nn.Module):
 
     Attributes:
         mix: what blends clips with each other, to be applied to a whole batch after preprocessing.
-
-    Raises:
-        UserError: a setting is out of range.
     """
 
     def __init__(
@@ -45,20 +43,25 @@ class Augment(nn.Module):
         cutmix: float = 0.0,
     ) -> None:
         super().__init__()
-        self.flip = check_number("augment.flip", flip, 0.0, 1.0)
-        self.crop_scale = check_number("augment.crop_scale", crop_scale, 0.01, 1.0)
-        self.jitter = check_number("augment.jitter", jitter, 0.0, 1.0)
-        self.randaugment = check_integer("augment.randaugment", randaugment, minimum=0)
-        check_number("augment.randaugment_magnitude", randaugment_magnitude, 0.0, 30.0)
-        self.magnitude = check_integer("augment.randaugment_magnitude", randaugment_magnitude, minimum=0)
+        self.flip = flip
+        self.crop_scale = crop_scale
+        self.jitter = jitter
+        self.randaugment = randaugment
+        self.magnitude = randaugment_magnitude
         self.mix = Mix(mixup, cutmix)
 
     @property
-    def changes_nothing(self) -> bool:
+    def is_identity(self) -> bool:
         """Whether a training clip looks the same in every epoch."""
-        return not self._transforms((1, 1)) and self.mix.changes_nothing
+        return not self._changes_clips and self.mix.is_identity
+
+    @property
+    def _changes_clips(self) -> bool:
+        return self.flip > 0 or self.crop_scale < 1 or self.jitter > 0 or self.randaugment > 0
 
     def _transforms(self, size: tuple[int, int]) -> list[nn.Module]:
+        from torchvision.transforms import v2
+
         transforms: list[nn.Module] = []
         if self.flip > 0:
             transforms.append(v2.RandomHorizontalFlip(self.flip))
@@ -72,11 +75,10 @@ class Augment(nn.Module):
 
     def forward(self, clips: UInt8[Tensor, "B T 3 H W"]) -> UInt8[Tensor, "B T 3 H W"]:
         """Augments each clip on its own."""
-        transforms = self._transforms((clips.shape[-2], clips.shape[-1]))
-        if not transforms:
+        if not self._changes_clips:
             return clips
-        one_draw = v2.Compose(transforms)
-        return torch.stack([one_draw(clip) for clip in clips])
+        transform = nn.Sequential(*self._transforms((clips.shape[-2], clips.shape[-1])))
+        return torch.stack([transform(clip) for clip in clips])
 
 
 class Mix(nn.Module):
@@ -89,29 +91,28 @@ class Mix(nn.Module):
     Args:
         mixup: the share is drawn from Beta(mixup, mixup); 0 turns it off.
         cutmix: likewise.
-
-    Raises:
-        UserError: a setting is out of range.
     """
 
     def __init__(self, mixup: float, cutmix: float) -> None:
         super().__init__()
-        alphas = ((v2.MixUp, check_number("augment.mixup", mixup)), (v2.CutMix, check_number("augment.cutmix", cutmix)))
-        self.kinds = [kind(alpha=alpha) for kind, alpha in alphas if alpha > 0]
+        self.alphas = [(name, alpha) for name, alpha in (("MixUp", mixup), ("CutMix", cutmix)) if alpha > 0]
 
     @property
-    def changes_nothing(self) -> bool:
+    def is_identity(self) -> bool:
         """Whether both are off."""
-        return not self.kinds
+        return not self.alphas
 
     def forward(
         self, clips: Float[Tensor, "B T 3 R R"], targets: Float[Tensor, "B K"]
     ) -> tuple[Float[Tensor, "B T 3 R R"], Float[Tensor, "B K"]]:
         """Mixed clips, and how much of each class is in them; ``targets`` are one-hot."""
-        if self.changes_nothing:
+        if self.is_identity:
             return clips, targets
-        mix = self.kinds[int(torch.randint(len(self.kinds), ()))]
-        videos, targets = mix(tv_tensors.Video(clips), targets)
+        from torchvision import tv_tensors
+        from torchvision.transforms import v2
+
+        name, alpha = self.alphas[int(torch.randint(len(self.alphas), ()))]
+        videos, targets = getattr(v2, name)(alpha=alpha)(tv_tensors.Video(clips), targets)
         return videos.as_subclass(Tensor), targets
 
 
@@ -123,6 +124,9 @@ class Preprocess(nn.Module):
         mean: per channel, on the 0..1 scale.
         std: per channel, on the 0..1 scale.
         augment: applied in training mode only.
+
+    Raises:
+        UserError: not three means and three positive standard deviations.
 
     Example:
         >>> preprocess = Preprocess(64, mean=[0.5, 0.5, 0.5], std=[0.5, 0.5, 0.5], augment=Augment())
@@ -136,17 +140,24 @@ class Preprocess(nn.Module):
     def __init__(self, resolution: int, mean: Sequence[float], std: Sequence[float], augment: Augment) -> None:
         super().__init__()
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-            raise UserError("three means and three positive stds", f"{list(mean)} and {list(std)}", "Mend normalise.")
+            raise UserError(
+                "three means and three positive standard deviations",
+                f"{list(mean)} and {list(std)}",
+                "Change normalise.mean and normalise.std.",
+                "normalise",
+            )
         self.resolution = resolution
         self.augment = augment
-        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(3, 1, 1), persistent=False)
 
     def forward(self, frames: UInt8[Tensor, "B T H W 3"]) -> Float[Tensor, "B T 3 R R"]:
-        """Prepares a batch of clips."""
+        """Prepares a batch of clips, in the precision of the buffers."""
         clips = frames.movedim(-1, 2)  # [B, T, 3, H, W], a view
         if self.training:
             clips = self.augment(clips)
         if clips.shape[-2:] != (self.resolution, self.resolution):
+            from torchvision.transforms import v2
+
             clips = v2.functional.resize(clips, [self.resolution, self.resolution], antialias=True)
-        return (clips.float().div_(255) - self.mean) / self.std  # [B, T, 3, R, R]
+        return (clips.to(self.mean.dtype).div_(255) - self.mean) / self.std  # [B, T, 3, R, R]

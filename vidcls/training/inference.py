@@ -1,0 +1,48 @@
+"""Batches to probabilities outside training: the same in a run's own test, in evaluate.py and in predict.py."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import reduce
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def pad_batch(batch: Tensor, batch_size: int) -> Tensor:
+    """The batch, filled up with zeros to ``batch_size`` items.
+
+    A matrix product of another shape may round otherwise, and a video's probabilities must not depend on how many
+    others are in its batch.
+    """
+    missing = max(batch_size - len(batch), 0)
+    return torch.cat([batch, batch.new_zeros(missing, *batch.shape[1:])]) if missing else batch
+
+
+def clip_logits(
+    network: Callable[[Tensor], Tensor], videos: Tensor, num_clips: int, batch_size: int
+) -> Float[Tensor, "B M K"]:
+    """Logits of each clip of videos [B, *clip], or [B, M, *clip] where ``num_clips`` is above 1, in full batches."""
+    clips = videos.unbind(dim=1) if num_clips > 1 else [videos]
+    return torch.stack([network(pad_batch(clip, batch_size))[: len(videos)].float() for clip in clips], dim=1)
+
+
+def average_clips(logits: Float[Tensor, "B M K"]) -> Float[Tensor, "B K"]:
+    """Probabilities of videos: the mean of their clips' probabilities.
+
+    Summed one clip after the other, since a sum in another order may round otherwise.
+
+    Example:
+        >>> average_clips(torch.tensor([[[0.0, 0.0], [50.0, 0.0]]]))
+        tensor([[0.7500, 0.2500]])
+    """
+    return reduce(torch.add, logits.softmax(dim=2).unbind(dim=1)) / logits.shape[1]
+
+
+def video_losses(logits: Float[Tensor, "B M K"], labels: Int[Tensor, " B"]) -> Float[Tensor, " B"]:
+    """The cross-entropy of the averaged probabilities, finite also where one is too small for a float."""
+    log_p = logits.log_softmax(dim=2).logsumexp(dim=1) - math.log(logits.shape[1])  # [B, K]
+    return F.nll_loss(log_p, labels, reduction="none")

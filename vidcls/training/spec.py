@@ -1,0 +1,113 @@
+"""The one typed description of a run: what rebuilds its network and repeats its decoding, from config to checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from vidcls.data.sampling import ClipSpec, StoreSpec
+
+CHECKPOINT_FORMAT = 3
+
+RENAMED_TARGETS = {
+    "vidcls.augment.Augment": "vidcls.training.transforms.Augment",
+    "vidcls.callbacks.EMA": "vidcls.training.callbacks.EMA",
+    "vidcls.callbacks.History": "vidcls.training.callbacks.History",
+    "vidcls.callbacks.Pruning": "vidcls.training.callbacks.Pruning",
+    "vidcls.callbacks.StayStopped": "vidcls.training.callbacks.StayStopped",
+    "vidcls.callbacks.Timing": "vidcls.training.callbacks.Timing",
+    "vidcls.features.CacheFeatures": "vidcls.training.feature_cache.CacheFeatures",
+    "vidcls.optim.AdamW": "torch.optim.AdamW",
+}
+"""Classes that old run folders name, and what they are called today."""
+RENAMED_OPTIONS: dict[str, dict[str, str]] = {}
+"""Options of a target (its name of today) that old runs hold under another key."""
+
+
+def upgrade(config: Any) -> Any:
+    """Plain values of an old run with the names of today, at any depth; those of today stay as they are.
+
+    Example:
+        >>> upgrade({"optim": {"_target_": "vidcls.optim.AdamW", "lr": 0.1}})
+        {'optim': {'_target_': 'torch.optim.AdamW', 'lr': 0.1}}
+    """
+    if isinstance(config, list):
+        return [upgrade(value) for value in config]
+    if not isinstance(config, dict):
+        return config
+    target = config.get("_target_")
+    target = RENAMED_TARGETS.get(target, target) if isinstance(target, str) else target
+    renamed = RENAMED_OPTIONS.get(target, {}) if isinstance(target, str) else {}
+    upgraded = {renamed.get(key, key): upgrade(value) for key, value in config.items()}
+    return upgraded | {"_target_": target} if "_target_" in config else upgraded
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """Mean and standard deviation per channel, on the 0..1 scale."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """All that a network is built from, as a checkpoint holds it.
+
+    Attributes:
+        classes: the K names, in the order of the logits.
+        model: ``_target_`` and the options of the model, as plain values.
+        clip: what the network sees of a video.
+        store: what is decoded and kept of a video.
+        normalisation: of the frames.
+        batch_size: B; evaluation always fills its batches up to it.
+    """
+
+    classes: tuple[str, ...]
+    model: dict[str, Any]
+    clip: ClipSpec
+    store: StoreSpec
+    normalisation: Normalisation
+    batch_size: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for a checkpoint."""
+        return {"format": CHECKPOINT_FORMAT, **asdict(self)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> RunSpec:
+        """The inverse of `to_dict`; also reads what runs of format 2 hold.
+
+        Raises:
+            ValueError: an unknown format.
+            LookupError, TypeError: a value is missing or unknown.
+        """
+        if values["format"] == 2:
+            values = _from_format_2(values)
+        elif values["format"] != CHECKPOINT_FORMAT:
+            raise ValueError(f"format {values['format']}")
+        return cls(
+            classes=tuple(values["classes"]),
+            model=upgrade(values["model"]),
+            clip=ClipSpec(**values["clip"]),
+            store=StoreSpec(**values["store"]),
+            normalisation=Normalisation(*(tuple(values["normalisation"][name]) for name in ("mean", "std"))),
+            batch_size=values["batch_size"],
+        )
+
+
+def _from_format_2(values: dict[str, Any]) -> dict[str, Any]:
+    data = values["data"]
+    shared = {
+        "sampling": data["sampling"],
+        "clip_seconds": data.get("clip_seconds"),
+        "num_clips": data.get("num_clips", 1),
+    }
+    return {
+        "classes": values["classes"],
+        "model": values["model"],
+        "clip": {"num_frames": data["num_frames"], "resolution": data["resolution"], **shared},
+        "store": {"stored_frames": data["store_num_frames"], "stored_resolution": data["store_resolution"], **shared},
+        "normalisation": values["normalise"],
+        "batch_size": data["batch_size"],
+    }
