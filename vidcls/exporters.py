@@ -15,7 +15,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from vidcls.data.store import BrokenEntryError
+from vidcls.data.store import StoreEntryError
 from vidcls.errors import UserError, check_choice
 from vidcls.files import hash_file
 from vidcls.prediction.predictor import LoadedRun
@@ -82,8 +82,8 @@ def stored_clips(
     Raises:
         UserError: the store holds none of these videos.
     """
-    datamodule = trained.build_datamodule(cache_dir=cache_dir)
-    datamodule.adopt(trained.manifest)
+    datamodule = trained.videos(cache_dir=cache_dir)
+    datamodule.load_manifest(trained.manifest)
     clips: list[np.ndarray] = []
     held_out = [(dataset, row) for dataset in map(datamodule.dataset, ("test", "val")) for row in range(len(dataset))]
     for dataset, row in held_out:
@@ -91,7 +91,7 @@ def stored_clips(
             break
         try:
             clips.append(dataset.frames(row))
-        except BrokenEntryError:
+        except StoreEntryError:
             continue  # missing or damaged: others will do
     if not clips:
         raise UserError(

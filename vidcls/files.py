@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and what identifies their content."""
+"""Files that appear whole or not at all, files that one process alone may create, and what identifies content."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import errno
 import hashlib
 import os
 import secrets
-from collections.abc import Callable
+from io import BufferedReader, FileIO
 from pathlib import Path
 
 from vidcls.errors import UserError
+
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -28,20 +30,30 @@ def write_atomically(path: Path, content: bytes) -> None:
         os.replace(part, path)
     except BaseException as error:
         part.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if isinstance(error, OSError) and error.errno in FULL_DISK:
             raise UserError(
                 f"room for {len(content) / 1e6:.1f} MB in {path.parent}",
                 f"a full disk ({error.strerror})",
-                "Free some space or point cache_dir elsewhere, then run again: what is stored is kept.",
+                "Free some space or set another folder, then run again: what is stored is kept.",
+                "disk-full",
             ) from error
         raise
 
 
-def hash_file(file: Path, alive: Callable[[], object] = lambda: None) -> str:
-    """The SHA-256 of a file's content, in hexadecimal; ``alive`` is called each MiB."""
-    digest = hashlib.sha256()
-    with file.open("rb", buffering=0) as stream:
-        while chunk := stream.read(2**20):
-            digest.update(chunk)
-            alive()
-    return digest.hexdigest()
+def claim_file(path: Path, text: str) -> bool:
+    """Creates a file that must not exist yet; False where another process has created it before."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        return False
+    return True
+
+
+def hash_file(file: Path | BufferedReader | FileIO) -> str:
+    """The SHA-256 of a file's content, in hexadecimal."""
+    if isinstance(file, Path):
+        with file.open("rb", buffering=0) as stream:
+            return hash_file(stream)
+    return hashlib.file_digest(file, "sha256").hexdigest()

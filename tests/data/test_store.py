@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vidcls.data.decoding.frames import Reading
-from vidcls.data.store import BrokenEntryError, Store
+from vidcls.data.decoding.result import DecodeResult
+from vidcls.data.sampling import StoreSpec
+from vidcls.data.store import FrameStore, StoreEntryError
 from vidcls.errors import UserError
 from vidcls.files import write_atomically
 
-READING = Reading("partial", "one frame of 6 is damaged", "pyav", 2.5, 5 / 6)
+RESULT = DecodeResult("partial", "one frame of 6 is damaged", "pyav", 2.5, 5 / 6)
 KEY = "ab" + 62 * "0"
 OTHER = "cd" + 62 * "1"
 ALL = np.arange(6)
@@ -29,10 +30,10 @@ def frames() -> np.ndarray:
 
 
 @pytest.fixture
-def store(tmp_path: Path, frames: np.ndarray) -> Store:
+def store(tmp_path: Path, frames: np.ndarray) -> FrameStore:
     """A store that holds one video, KEY."""
-    store = Store(tmp_path / "store", 6, 8, "uniform")
-    store.write(KEY, frames, READING)
+    store = FrameStore(tmp_path / "store", StoreSpec(6, 8))
+    store.write(KEY, frames, RESULT)
     return store
 
 
@@ -43,32 +44,32 @@ def files(folder: Path) -> list[Path]:
 # ---- what goes in comes out
 
 
-def test_round_trip(store: Store, frames: np.ndarray) -> None:
-    assert store.find(KEY) == READING
+def test_round_trip(store: FrameStore, frames: np.ndarray) -> None:
+    assert store.find(KEY) == RESULT
     back = store.read(KEY, ALL)
     assert back.dtype == np.uint8
     np.testing.assert_array_equal(back, frames)
 
 
 @pytest.mark.parametrize("indices", [[2], [0, 5], [1, 3, 5], [0, 0, 4, 4], [5, 4, 3, 2, 1, 0], [3, 4, 5, 0, 1, 2]])
-def test_some_frames_only(store: Store, frames: np.ndarray, indices: list[int]) -> None:
+def test_some_frames_only(store: FrameStore, frames: np.ndarray, indices: list[int]) -> None:
     np.testing.assert_array_equal(store.read(KEY, np.array(indices)), frames[indices])
 
 
-def test_what_was_read_may_be_changed_and_does_not_change_the_store(store: Store, frames: np.ndarray) -> None:
+def test_what_was_read_may_be_changed_and_does_not_change_the_store(store: FrameStore, frames: np.ndarray) -> None:
     for indices in (ALL, ALL[:2]):
         store.read(KEY, indices)[:] = 0
     np.testing.assert_array_equal(store.read(KEY, ALL), frames)
 
 
-def test_a_video_that_is_not_there(store: Store) -> None:
+def test_a_video_that_is_not_there(store: FrameStore) -> None:
     assert store.find(OTHER) is None
-    with pytest.raises(BrokenEntryError, match=OTHER):
+    with pytest.raises(StoreEntryError, match=OTHER):
         store.read(OTHER, ALL)
 
 
-def test_writing_again_replaces(store: Store, frames: np.ndarray) -> None:
-    ok = Reading("ok", "", "decord", 2.5, 1.0)
+def test_writing_again_replaces(store: FrameStore, frames: np.ndarray) -> None:
+    ok = DecodeResult("ok", "", "decord", 2.5, 1.0)
     store.write(KEY, 255 - frames, ok)
     assert store.find(KEY) == ok
     np.testing.assert_array_equal(store.read(KEY, ALL), 255 - frames)
@@ -77,14 +78,14 @@ def test_writing_again_replaces(store: Store, frames: np.ndarray) -> None:
 
 def test_each_choice_of_settings_and_each_video_has_its_own_place(tmp_path: Path) -> None:
     settings = [(6, 8, "uniform"), (8, 6, "uniform"), (6, 8, "first"), (68, 8, "uniform"), (6, 88, "uniform")]
-    paths = {Store(tmp_path, *choice).path(key) for choice in settings for key in (KEY, OTHER)}
+    paths = {FrameStore(tmp_path, StoreSpec(*choice)).path(key) for choice in settings for key in (KEY, OTHER)}
     assert len(paths) == 2 * len(settings)
     assert all(path.is_relative_to(tmp_path) for path in paths)
 
 
-def test_another_choice_of_settings_does_not_find_it(store: Store, tmp_path: Path) -> None:
+def test_another_choice_of_settings_does_not_find_it(store: FrameStore, tmp_path: Path) -> None:
     for choice in ((3, 8, "uniform"), (6, 4, "uniform"), (6, 8, "first")):
-        assert Store(tmp_path / "store", *choice).find(KEY) is None
+        assert FrameStore(tmp_path / "store", StoreSpec(*choice)).find(KEY) is None
 
 
 @pytest.mark.parametrize(
@@ -97,23 +98,23 @@ def test_another_choice_of_settings_does_not_find_it(store: Store, tmp_path: Pat
 )
 def test_settings_out_of_range(tmp_path: Path, num_frames: int, resolution: int, sampling: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        Store(tmp_path, num_frames, resolution, sampling)
+        StoreSpec(num_frames, resolution, sampling)
 
 
 # ---- what the disk altered
 
 
 @pytest.mark.parametrize("kept", [0, 1, 7, 100, 0.5, 0.99, -1])
-def test_a_truncated_entry_is_not_trusted(store: Store, kept: float) -> None:
+def test_a_truncated_entry_is_not_trusted(store: FrameStore, kept: float) -> None:
     path = store.path(KEY)
     content = path.read_bytes()
     path.write_bytes(content[: int(kept * len(content)) if isinstance(kept, float) else kept])
     assert store.find(KEY) is None
-    with pytest.raises(BrokenEntryError, match=path.name):
+    with pytest.raises(StoreEntryError, match=path.name):
         store.read(KEY, ALL)
 
 
-def test_an_entry_with_an_altered_byte_is_not_trusted(store: Store, frames: np.ndarray) -> None:
+def test_an_entry_with_an_altered_byte_is_not_trusted(store: FrameStore, frames: np.ndarray) -> None:
     """Whichever byte it is: the entry is refused, or what was altered does not matter (as white space in the head)."""
     path = store.path(KEY)
     content = path.read_bytes()
@@ -134,7 +135,7 @@ def test_an_entry_with_an_altered_byte_is_not_trusted(store: Store, frames: np.n
     assert refused > 80
 
 
-def test_what_is_said_of_an_entry_is_checked_too(store: Store) -> None:
+def test_what_is_said_of_an_entry_is_checked_too(store: FrameStore) -> None:
     path = store.path(KEY)
     content = path.read_bytes()
     assert content.count(b"partial") == 1
@@ -143,28 +144,28 @@ def test_what_is_said_of_an_entry_is_checked_too(store: Store) -> None:
 
 
 def test_damage_elsewhere_does_not_matter_to_a_reader_but_the_entry_is_built_again(
-    store: Store, frames: np.ndarray
+    store: FrameStore, frames: np.ndarray
 ) -> None:
     path = store.path(KEY)
     content = bytearray(path.read_bytes())
     content[content.index(frames[5].tobytes())] ^= 1
     path.write_bytes(content)
     np.testing.assert_array_equal(store.read(KEY, ALL[:5]), frames[:5])
-    with pytest.raises(BrokenEntryError, match="checksums"):
+    with pytest.raises(StoreEntryError, match="checksums"):
         store.read(KEY, ALL[4:])
     assert store.find(KEY) is None
 
 
-def test_an_entry_of_another_shape_is_not_trusted(store: Store, tmp_path: Path) -> None:
-    other = Store(tmp_path / "other", 6, 4, "uniform")
-    other.write(KEY, np.zeros((6, 4, 4, 3), np.uint8), READING)
+def test_an_entry_of_another_shape_is_not_trusted(store: FrameStore, tmp_path: Path) -> None:
+    other = FrameStore(tmp_path / "other", StoreSpec(6, 4))
+    other.write(KEY, np.zeros((6, 4, 4, 3), np.uint8), RESULT)
     store.path(KEY).write_bytes(other.path(KEY).read_bytes())
     assert store.find(KEY) is None
-    with pytest.raises(BrokenEntryError, match=r"shape \[6, 4, 4, 3\]"):
+    with pytest.raises(StoreEntryError, match=r"shape \[6, 4, 4, 3\]"):
         store.read(KEY, ALL)
 
 
-def test_a_folder_in_an_entrys_place_is_no_entry(store: Store) -> None:
+def test_a_folder_in_an_entrys_place_is_no_entry(store: FrameStore) -> None:
     store.path(OTHER).mkdir(parents=True)
     assert store.find(OTHER) is None
 
@@ -219,21 +220,22 @@ STORE_ONE = """
 import resource, signal, sys
 from pathlib import Path
 import numpy as np
-from vidcls.data.decoding.frames import Reading
-from vidcls.data.store import Store
+from vidcls.data.decoding.result import DecodeResult
+from vidcls.data.sampling import StoreSpec
+from vidcls.data.store import FrameStore
 from vidcls.errors import UserError
 folder, file_limit = Path(sys.argv[1]), int(sys.argv[2])
 if file_limit:
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
 try:
-    reading = Reading("ok", "", "decord", 1.0, 1.0)
-    Store(folder, 6, 128, "uniform").write("ab" * 32, np.ones((6, 128, 128, 3), np.uint8), reading)
+    result = DecodeResult("ok", "", "decord", 1.0, 1.0)
+    FrameStore(folder, StoreSpec(6, 128)).write("ab" * 32, np.ones((6, 128, 128, 3), np.uint8), result)
 except UserError as error:
     print("UserError:", error)
 print("files:", [str(path) for path in folder.rglob("*") if path.is_file()])
 """
-FULL = r"UserError: expected room for 0\.3 MB in .*; got a full disk \(.+\)\. .*cache_dir.*\nfiles: \[\]\n"
+FULL = r"UserError: expected .* \[disk-full\]\nfiles: \[\]\n"
 
 
 def test_a_file_that_cannot_grow_is_the_users_to_mend_and_leaves_nothing_behind(tmp_path: Path) -> None:

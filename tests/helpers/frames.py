@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vidcls.data.decoding.frames import DECODERS
+from vidcls.data.decoding.result import DECODERS
 
 SIDE = 32
 

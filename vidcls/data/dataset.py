@@ -1,4 +1,4 @@
-"""Stored videos as a map-style dataset, and the samplers that say which video comes when and where."""
+"""Stored videos as map-style datasets, and the sampler that orders them and shares them out over devices."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from vidcls.data.sampling import select_frames
-from vidcls.data.store import Store
+from vidcls.data.store import FeatureStore, FrameStore
 
 
 class VideoBatch(NamedTuple):
@@ -43,16 +43,16 @@ class FeatureBatch(NamedTuple):
     index: Tensor  # type: ignore[assignment]  # not the method of tuples
 
 
-class Draw(NamedTuple):
-    """What a sampler asks of a dataset: a row, and a seed for what is random about reading it."""
+class SampleIndex(NamedTuple):
+    """What a sampler asks of a dataset: a video's place in its split, and a seed for what is random in reading it."""
 
-    row: int
-    seed: int
+    index: int  # type: ignore[assignment]  # not the method of tuples
+    seed: int = 0
 
 
-def drawn_clip(random: np.random.Generator, count: int) -> int:
-    """Which of the clips that stand for a video is trained on; of one clip, nothing is drawn."""
-    return int(random.integers(count)) if count > 1 else 0
+def random_clip(generator: np.random.Generator, count: int) -> int:
+    """Which of the M clips of a video is trained on; of a single clip, nothing is drawn."""
+    return int(generator.integers(count)) if count > 1 else 0
 
 
 class VideoDataset(Dataset[VideoBatch]):
@@ -64,46 +64,71 @@ class VideoDataset(Dataset[VideoBatch]):
         labels: the videos' classes, as places in the class order.
         num_frames: T, frames used out of the F stored.
         temporal_jitter: choose each frame at random from its run of F / T stored ones instead of the middle one.
-        every_clip: of M > 1 clips that stand for a video give all, to be judged, instead of one drawn at random.
+        all_clips: return all of a video's M > 1 clips, for evaluation, instead of a random one.
     """
 
     def __init__(
         self,
-        store: Store,
+        store: FrameStore,
         sha256s: list[str],
         labels: list[int],
         num_frames: int,
         temporal_jitter: bool,
-        every_clip: bool = False,
+        all_clips: bool = False,
     ) -> None:
         self.store = store
         self.sha256s = sha256s
         self.labels = labels
         self.num_frames = num_frames
         self.temporal_jitter = temporal_jitter
-        self.every_clip = every_clip
+        self.all_clips = all_clips
 
     def __len__(self) -> int:
         return len(self.sha256s)
 
-    def __getitem__(self, draw: Draw) -> VideoBatch:
-        random, count = np.random.default_rng(draw.seed), self.store.clips.count
-        if count > 1 and self.every_clip:
-            frames = np.stack([self.frames(draw.row, clip) for clip in range(count)])
+    def __getitem__(self, sample: SampleIndex | int) -> VideoBatch:
+        index, seed = sample if isinstance(sample, SampleIndex) else SampleIndex(sample)
+        generator, count = np.random.default_rng(seed), self.store.spec.num_clips
+        if count > 1 and self.all_clips:
+            frames = np.stack([self.frames(index, clip) for clip in range(count)])
         else:
-            frames = self.frames(draw.row, drawn_clip(random, count), random if self.temporal_jitter else None)
-        return VideoBatch(torch.from_numpy(frames), torch.tensor(self.labels[draw.row]), torch.tensor(draw.row))
+            frames = self.frames(index, random_clip(generator, count), generator if self.temporal_jitter else None)
+        return VideoBatch(torch.from_numpy(frames), torch.tensor(self.labels[index]), torch.tensor(index))
 
     def frames(
-        self, row: int, clip: int | None = None, jitter: np.random.Generator | None = None
+        self, index: int, clip: int | None = None, jitter: np.random.Generator | None = None
     ) -> UInt8[np.ndarray, "T H W 3"]:
-        """The frames of one clip of a video; None: of the one in the middle."""
-        first = (self.store.clips.count // 2 if clip is None else clip) * self.store.num_frames
-        indices = select_frames(self.store.num_frames, self.num_frames, self.store.sampling, jitter)
-        return self.store.read(self.sha256s[row], first + indices)
+        """The frames of one clip of a video; None: of the middle clip."""
+        spec = self.store.spec
+        first = (spec.num_clips // 2 if clip is None else clip) * spec.stored_frames
+        indices = select_frames(spec.stored_frames, self.num_frames, spec.sampling, jitter)
+        return self.store.read(self.sha256s[index], first + indices)
 
 
-class VideoSampler(Sampler[Draw]):
+class FeatureDataset(Dataset[FeatureBatch]):
+    """The videos of one split by their cached features.
+
+    Args:
+        videos: the split; its items say which clip, or all.
+        store: holds the features of each video; of M > 1 clips those of all, [M, *features].
+    """
+
+    def __init__(self, videos: VideoDataset, store: FeatureStore) -> None:
+        self.videos = videos
+        self.store = store
+
+    def __len__(self) -> int:
+        return len(self.videos)
+
+    def __getitem__(self, sample: SampleIndex | int) -> FeatureBatch:
+        index, seed = sample if isinstance(sample, SampleIndex) else SampleIndex(sample)
+        features, count = self.store.read(self.videos.sha256s[index]), self.videos.store.spec.num_clips
+        if count > 1 and not self.videos.all_clips:
+            features = features[random_clip(np.random.default_rng(seed), count)]
+        return FeatureBatch(torch.from_numpy(features), torch.tensor(self.videos.labels[index]), torch.tensor(index))
+
+
+class VideoSampler(Sampler[SampleIndex]):
     """The order of one epoch, a pure function of seed and epoch; over several devices, this device's share of it.
 
     Shuffled (for training), every share has the same length: the first few videos fill up the last round, as
@@ -121,13 +146,13 @@ class VideoSampler(Sampler[Draw]):
         world_size: devices in all.
 
     Example:
-        >>> [draw.row for draw in VideoSampler(5, shuffle=False, seed=0, rank=1, world_size=2)]
+        >>> [sample.index for sample in VideoSampler(5, shuffle=False, seed=0, rank=1, world_size=2)]
         [1, 3]
         >>> len(VideoSampler(5, shuffle=True, seed=0, rank=1, world_size=2))
         3
         >>> classes = [0, 0, 0, 0, 1]
         >>> drawn = VideoSampler(5, shuffle=True, balance=classes, seed=0, rank=0, world_size=1)
-        >>> sorted(classes[draw.row] for draw in drawn)
+        >>> sorted(classes[sample.index] for sample in drawn)
         [0, 0, 0, 1, 1]
     """
 
@@ -158,7 +183,7 @@ class VideoSampler(Sampler[Draw]):
             -(-self.length // self.world_size) if self.shuffle else len(range(self.rank, self.length, self.world_size))
         )
 
-    def __iter__(self) -> Iterator[Draw]:
+    def __iter__(self) -> Iterator[SampleIndex]:
         generator = np.random.default_rng([self.seed, self.epoch])
         places, seeds = np.arange(self.length), generator.integers(2**31, size=self.length)
         rows = places.copy() if self.balance is None else self._balanced(np.asarray(self.balance))
@@ -166,10 +191,10 @@ class VideoSampler(Sampler[Draw]):
             generator.shuffle(places)
             places = np.resize(places, len(self) * self.world_size)  # repeats from the start
         for place in places[self.rank :: self.world_size]:
-            yield Draw(int(rows[place]), int(seeds[place]))
+            yield SampleIndex(int(rows[place]), int(seeds[place]))
 
     def _balanced(self, classes: Int[np.ndarray, " N"]) -> Int[np.ndarray, " N"]:
-        """The epoch's rows, not yet in order.
+        """The epoch's videos, not yet in order.
 
         Over all epochs the draws go round the classes, abcabcabc..., and each class goes round its videos, each time
         in another order. An epoch is N draws of that, so the next one goes on where it ends.

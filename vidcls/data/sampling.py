@@ -27,45 +27,15 @@ ROUNDING_SECONDS = 1e-6  # sums of strides are not exact in floating point
 
 
 @dataclass(frozen=True)
-class Clips:
-    """What stands for a video: M clips, whose frames are stored one clip after the other.
-
-    Attributes:
-        seconds: how long a clip is; None: one clip, the whole video.
-        count: M; see `clip_starts` for where they lie.
-
-    Raises:
-        UserError: a value is out of range, or several clips of the whole video are asked for.
-    """
-
-    seconds: float | int | None = None
-    count: int = 1
-
-    def __post_init__(self) -> None:
-        check_integer("data.num_clips", self.count)
-        if self.seconds is not None and check_number("data.clip_seconds", self.seconds) == 0:
-            raise UserError("data.clip_seconds to be a length of time above 0", "0", "Change data.clip_seconds.")
-        if self.seconds is None and self.count > 1:
-            raise UserError(
-                f"data.clip_seconds, for data.num_clips={self.count} clips of a video",
-                "null, the whole video",
-                "Say how long a clip is, as data.clip_seconds=2, or give data.num_clips=1.",
-            )
-
-
-WHOLE = Clips()
-
-
-@dataclass(frozen=True)
 class ClipSpec:
-    """What the network sees of a video.
+    """What the network sees of a video: M clips of T frames of R x R pixels.
 
     Attributes:
         num_frames: T, frames of a clip.
         resolution: R, in pixels.
         sampling: how the frames are chosen, see `frame_indices`.
         clip_seconds: how long a clip is; None: one clip, the whole video.
-        num_clips: M, clips of a video.
+        num_clips: M, clips of a video; see `clip_starts` for where they lie.
     """
 
     num_frames: int
@@ -77,7 +47,7 @@ class ClipSpec:
 
 @dataclass(frozen=True)
 class StoreSpec:
-    """What is decoded and kept of a video: uint8 [M * F, stored_resolution, stored_resolution, 3].
+    """What is decoded and kept of a video: uint8 [M * F, stored_resolution, stored_resolution, 3], clip after clip.
 
     Attributes:
         stored_frames: F, frames of a clip.
@@ -89,9 +59,14 @@ class StoreSpec:
 
     stored_frames: int
     stored_resolution: int
-    sampling: str
+    sampling: str = "uniform"
     clip_seconds: float | int | None = None
     num_clips: int = 1
+
+    @property
+    def frames_per_video(self) -> int:
+        """M * F."""
+        return self.num_clips * self.stored_frames
 
 
 def segment_middles(start_seconds: float, end_seconds: float, num_frames: int) -> Float[np.ndarray, " T"]:
@@ -187,10 +162,8 @@ def clip_starts(seconds: float, clip_seconds: float | int, num_clips: int) -> Fl
     return np.linspace(0.0, last, num_clips) if num_clips > 1 else np.array([last / 2])
 
 
-def clip_indices(
-    timestamps: Float[np.ndarray, " N"], end_seconds: float, num_frames: int, sampling: str, clips: Clips
-) -> Int[np.ndarray, " MF"]:
-    """Chooses F of a video's N frames for each of its M clips, one clip after the other; arguments as `frame_indices`.
+def clip_indices(timestamps: Float[np.ndarray, " N"], end_seconds: float, spec: StoreSpec) -> Int[np.ndarray, " MF"]:
+    """Chooses F of a video's N frames for each of its M clips, one clip after the other; see `frame_indices`.
 
     Indices repeat, and go back from one clip to the next, where clips overlap.
 
@@ -201,18 +174,17 @@ def clip_indices(
         . . . . . x . . x .
                 [           )
 
-        >>> clip_indices(np.arange(10.0), 10.0, 2, "uniform", Clips(6.0, 2)).tolist()
+        >>> clip_indices(np.arange(10.0), 10.0, StoreSpec(2, 64, "uniform", 6.0, 2)).tolist()
         [1, 4, 5, 8]
-        >>> clip_indices(np.arange(10.0), 10.0, 2, "uniform", Clips(8.0, 2)).tolist()
+        >>> clip_indices(np.arange(10.0), 10.0, StoreSpec(2, 64, "uniform", 8.0, 2)).tolist()
         [2, 6, 4, 8]
     """
-    if clips.seconds is None:
-        return frame_indices(timestamps, end_seconds, num_frames, sampling)
+    if spec.clip_seconds is None:
+        return frame_indices(timestamps, end_seconds, spec.stored_frames, spec.sampling)
     first, end = float(timestamps[0]), max(end_seconds, float(timestamps[-1]))
-    starts = (first + clip_starts(end - first, clips.seconds, clips.count)).tolist()
-    stops = [min(start + clips.seconds, end) for start in starts]
-    bounds = zip(starts, stops, strict=True)
-    return np.concatenate([window_indices(timestamps, *each, num_frames, sampling) for each in bounds])
+    starts = (first + clip_starts(end - first, spec.clip_seconds, spec.num_clips)).tolist()
+    bounds = [(start, min(start + spec.clip_seconds, end)) for start in starts]
+    return np.concatenate([window_indices(timestamps, *each, spec.stored_frames, spec.sampling) for each in bounds])
 
 
 def window_starts(seconds: float, window_seconds: float, stride_seconds: float) -> Float[np.ndarray, " W"]:
@@ -238,14 +210,15 @@ def window_starts(seconds: float, window_seconds: float, stride_seconds: float) 
         >>> window_starts(2.5, 4.0, 3.0).tolist()
         [0.0]
     """
-    for knob, value in (("predict.window_seconds", window_seconds), ("predict.stride_seconds", stride_seconds)):
-        if check_number(knob, value) <= 0 or not np.isfinite(value):
-            raise UserError(f"{knob} to be a length of time above 0", f"{value:g}", f"Change {knob}.")
+    for option, value in (("predict.window_seconds", window_seconds), ("predict.stride_seconds", stride_seconds)):
+        if check_number(option, value) <= 0:
+            raise UserError(f"{option} to be a duration above 0", f"{value:g}", f"Change {option}.", option)
     if stride_seconds > window_seconds:
         raise UserError(
             f"predict.stride_seconds to be at most predict.window_seconds={window_seconds:g}",
             f"{stride_seconds:g}",
             "Shorten the stride or lengthen the window: what lies between two windows would never be seen.",
+            "stride-longer-than-window",
         )
     if seconds <= window_seconds:
         return np.zeros(1)

@@ -17,8 +17,10 @@ from rich.table import Table
 from rich.text import Text
 from torch.utils.tensorboard import SummaryWriter
 
-from vidcls.data.datamodule import SPLITS, VideoDataModule
+from vidcls.data.options import SPLITS
+from vidcls.data.preparation import prepare_external, redecode_missing
 from vidcls.data.splits import group_videos
+from vidcls.data.videos import Videos
 from vidcls.errors import UserError, check_choice
 from vidcls.files import write_atomically
 from vidcls.metrics.bootstrap import bootstrap_intervals
@@ -88,18 +90,20 @@ def fits_policy(knobs: DictConfig, trained: LoadedRun) -> bool:
     return policy_requested(knobs) or (DEFAULT_HARMLESS in trained.classes and not trained.policy_path.exists())
 
 
-def prepare_data(cfg: DictConfig, trained: LoadedRun, splits: list[str], console: Console) -> VideoDataModule:
+def prepare_data(cfg: DictConfig, trained: LoadedRun, splits: list[str], console: Console) -> Videos:
     """The videos to evaluate on: the run's own, as they were split, or those of ``data.source``."""
-    datamodule = trained.build_datamodule(cfg.data.source, cfg.cache_dir)
+    datamodule = trained.videos(cfg.data.source, cfg.cache_dir)
     if cfg.data.source is None:
-        datamodule.restore(trained.manifest, splits, console)
+        datamodule.load_manifest(trained.manifest)
+        redecode_missing(datamodule.options, trained.manifest, splits, console)
     else:
-        datamodule.prepare_foreign(cfg.split, trained.manifest, console)
+        prepared = prepare_external(datamodule.options, cfg.split, trained.manifest, console)
+        datamodule.load_manifest(prepared.manifest)
     return datamodule
 
 
 def choose_policy(
-    cfg: DictConfig, trained: LoadedRun, datamodule: VideoDataModule, predictions: dict[str, Predictions]
+    cfg: DictConfig, trained: LoadedRun, datamodule: Videos, predictions: dict[str, Predictions]
 ) -> Policy | None:
     """A policy fitted on val and saved, or the one that the run has; None where there is none.
 
@@ -136,7 +140,7 @@ def choose_policy(
 def write_evaluation(
     cfg: DictConfig,
     trained: LoadedRun,
-    datamodule: VideoDataModule,
+    datamodule: Videos,
     predictions: dict[str, Predictions],
     policy: Policy | None,
     console: Console,
@@ -154,7 +158,7 @@ def write_evaluation(
         if policy is not None:
             reports[split] = _report(datamodule.manifest, split, found, policy)
             _write_json(folder / "policy_report.json", {"policy": policy.identity, split: reports[split]})
-        source = None if cfg.data.source is None else str(datamodule.source.resolve())
+        source = None if cfg.data.source is None else str(Path(datamodule.options.source).resolve())
         about = {"model": trained.identity, "source": source}
         _write_json(folder / "metrics.json", {split: figures[split], "about": about})
     _print(trained, figures, reports, policy, console)
@@ -188,7 +192,7 @@ def _split_figures(
 
 
 def _draw(
-    datamodule: VideoDataModule,
+    datamodule: Videos,
     split: str,
     predictions: Predictions,
     classes: list[str],

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,7 +22,9 @@ from rich.progress import track
 from torch import Tensor
 
 from vidcls.data.ingest import read_manifest
+from vidcls.data.options import DataOptions
 from vidcls.data.sampling import select_frames
+from vidcls.data.videos import Videos
 from vidcls.errors import UserError, check_choice
 from vidcls.files import hash_file
 from vidcls.metrics.predictions import Predictions
@@ -32,9 +34,6 @@ from vidcls.training.inference import average_clips, clip_logits, pad_batch, vid
 from vidcls.training.run_folder import best_checkpoint, config_path, manifest_path, read_config
 from vidcls.training.spec import RunSpec
 from vidcls.training.transforms import Preprocess
-
-if TYPE_CHECKING:
-    from vidcls.data.datamodule import VideoDataModule
 
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 PRECISIONS: dict[str, tuple[torch.dtype, torch.dtype | None]] = {
@@ -86,14 +85,12 @@ class LoadedRun:
         """Where its policy is, or would be."""
         return self.folder / "policy.json"
 
-    def build_datamodule(self, source: str | None = None, cache_dir: str | None = None) -> VideoDataModule:
-        """The run's datamodule, with its decode options and classes, over its own videos or over those of ``source``.
+    def videos(self, source: str | None = None, cache_dir: str | None = None) -> Videos:
+        """The run's own videos, or those of ``source`` with the run's decode options and classes.
 
         Raises:
             UserError: an option of the run's config.yaml is out of range.
         """
-        from vidcls.data.datamodule import VideoDataModule  # only here, as it imports Lightning
-
         plain: Any = OmegaConf.to_container(self.config.data, resolve=True)
         options = {name: value for name, value in plain.items() if not name.startswith("_")}
         store = {"num_frames": self.spec.store.stored_frames, "resolution": self.spec.store.stored_resolution}
@@ -101,7 +98,7 @@ class LoadedRun:
         options |= {"classes": self.classes, "cache_dir": cache_dir or options["cache_dir"]}
         if source is not None:
             options |= {"source": source, "demo": None}
-        return VideoDataModule(**options)
+        return Videos(DataOptions(**options))
 
 
 def load_run(folder: Path | str, trust: Sequence[str] = ()) -> LoadedRun:
@@ -184,11 +181,11 @@ class Predictor:
         return np.concatenate([average_clips(video[None]).cpu().numpy() for video in videos])
 
     @torch.inference_mode()
-    def predict_split(self, datamodule: VideoDataModule, split: str) -> Predictions:
+    def predict_split(self, videos: Videos, split: str) -> Predictions:
         """Predicts each video of a split once."""
         spec = self.run.spec
         parts: list[list[np.ndarray]] = []
-        for batch in track(datamodule.loader(split, train=False), f"Predicting {split}", transient=True):
+        for batch in track(videos.loader(split), f"Predicting {split}", transient=True):
             logits = clip_logits(self._network, batch.frames, spec.clip.num_clips, spec.batch_size)
             losses = video_losses(logits, batch.label.to(self.device))
             parts.append([tensor.cpu().numpy() for tensor in (batch.label, average_clips(logits), losses)])

@@ -81,15 +81,17 @@ def judge_winner(sweep: Sweep, accelerator: str | None, console: Console) -> Non
 def _test(folder: Path, accelerator: str | None, console: Console) -> dict[str, Any]:
     """The figures of a job on its test split, computed as evaluate.py does."""
     # Imported here: reading a sweep does not take torch.
+    from vidcls.data.preparation import redecode_missing
     from vidcls.prediction.predictor import Predictor, load_run
 
     trained = load_run(folder)
     of_test = trained.manifest[trained.manifest["split"] == "test"]
     if not of_test["status"].isin(["ok", "partial"]).any():
         raise UserError("videos in the sweep's test split", "none", "Judge the winner with evaluate.py on new videos.")
-    datamodule = trained.build_datamodule()
-    datamodule.restore(trained.manifest, ["test"], console)
-    return Predictor(trained, accelerator).predict_split(datamodule, "test").summary(trained.classes)
+    videos = trained.videos()
+    videos.load_manifest(trained.manifest)
+    redecode_missing(videos.options, trained.manifest, ["test"], console)
+    return Predictor(trained, accelerator).predict_split(videos, "test").summary(trained.classes)
 
 
 def tested_words(tested: dict[str, Any], winner: pd.Series | None) -> str:

@@ -20,7 +20,9 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.hparams.summary_v2 import hparams_pb
 from torch.utils.tensorboard import SummaryWriter
 
-from vidcls.data.datamodule import SPLITS, VideoDataModule
+from vidcls.data.datamodule import VideoDataModule
+from vidcls.data.options import SPLITS
+from vidcls.data.videos import Videos
 from vidcls.files import write_atomically
 from vidcls.metrics.predictions import Predictions
 from vidcls.plots.run_plots import confusion_figure, learning_curves_figure, save_figures, strips_figure
@@ -47,7 +49,7 @@ def write_results(
     metrics: dict[str, Any] = {
         split: predictions[split].summary(classes) if split in predictions else None for split in SPLITS
     }
-    cost = {"ingest_seconds": datamodule.cost.seconds, "videos_decoded": datamodule.cost.decoded}
+    cost = {"ingest_seconds": datamodule.stats.seconds, "videos_decoded": datamodule.stats.decoded}
     metrics["timing"] = {**cost, **timing.summary()}
     assert isinstance(trainer.lightning_module, VideoClassifier)
     metrics["parameters"] = trainer.lightning_module.num_trainable
@@ -95,7 +97,7 @@ def worst_rows(predictions: Predictions, most: int) -> list[int]:
     return [int(row) for row in wrong[np.argsort(-confidence, kind="stable")][:most]]
 
 
-def worst_figure(datamodule: VideoDataModule, split: str, predictions: Predictions) -> Figure:
+def worst_figure(datamodule: Videos, split: str, predictions: Predictions) -> Figure:
     """Strips of frames of the most confidently wrong videos of a split, as the network sees them."""
     dataset, rows, classes = datamodule.dataset(split), datamodule.rows(split), datamodule.classes
     worst = worst_rows(predictions, WORST_SHOWN)

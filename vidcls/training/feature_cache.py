@@ -14,7 +14,7 @@ import torch
 from rich.progress import track
 
 from vidcls.data.datamodule import VideoDataModule
-from vidcls.data.features import FeatureStore
+from vidcls.data.store import FeatureStore
 from vidcls.training.module import VideoClassifier
 
 
@@ -35,7 +35,7 @@ class CacheFeatures(L.Callback):
         """Computes what is missing of train and val, before the optimiser asks how many batches the loaders have."""
         assert isinstance(module, VideoClassifier)
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
-        if stage == "fit" and module.features_cacheable and not datamodule.temporal_jitter:
+        if stage == "fit" and module.features_cacheable and not datamodule.options.temporal_jitter:
             trainer.precision_plugin.convert_module(module.to(trainer.strategy.root_device))
             datamodule.features = FeatureStore(self.folder / _address(module, trainer))
             compute_features(trainer, module, datamodule, ("train", "val"))
@@ -55,7 +55,8 @@ def compute_features(
         # Shard before checking the cache, or ranks that check later would see fewer missing rows and leave gaps.
         shard = range(trainer.global_rank, len(dataset), trainer.world_size)
         missing = [row for row in shard if not store.holds(dataset.sha256s[row])]
-        batches = [missing[i : i + datamodule.batch_size] for i in range(0, len(missing), datamodule.batch_size)]
+        size = datamodule.options.batch_size
+        batches = [missing[i : i + size] for i in range(0, len(missing), size)]
         if trainer.precision != "32-true" and not batches:
             batches = [[0]]  # shows in which precision the encoder answers
         shown = trainer.is_global_zero and len(batches) > 1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import platform
-import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,11 +18,10 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from vidcls.data.datamodule import SPLITS, VideoDataModule
-from vidcls.data.ingest import MANIFEST_COLUMNS, read_manifest
-from vidcls.data.sampling import ClipSpec, StoreSpec
+from vidcls.data.datamodule import VideoDataModule
+from vidcls.data.options import SPLITS, DataOptions
+from vidcls.data.preparation import prepare_videos
 from vidcls.errors import UserError
-from vidcls.files import write_atomically
 from vidcls.metrics.predictions import Predictions
 from vidcls.training.checkpoint import build_model, build_preprocess, load_checkpoint
 from vidcls.training.feature_cache import compute_features
@@ -46,15 +44,12 @@ def check_device(cfg: DictConfig) -> None:
 
 def build_datamodule(cfg: DictConfig, console: Console) -> VideoDataModule:
     """Lists, decodes and splits the videos; writes manifest.csv."""
-    datamodule: VideoDataModule = instantiate(cfg.data)
-    path = manifest_path(Path(cfg.run_dir))
-    if is_rank_zero():
-        datamodule.prepare(console)
-        write_atomically(path, datamodule.manifest[MANIFEST_COLUMNS].to_csv(index=False).encode())
-    else:  # the first device does the work
-        while not path.exists():
-            time.sleep(0.2)
-        datamodule.adopt(read_manifest(path))
+    options: DataOptions = instantiate(cfg.data)
+    prepared = prepare_videos(options, console) if is_rank_zero() else None
+    datamodule = VideoDataModule(options, manifest_path(Path(cfg.run_dir)), prepared)
+    if prepared is not None:
+        datamodule.write_manifest()
+    datamodule.setup()
     return datamodule
 
 
@@ -70,14 +65,13 @@ def build_module(cfg: DictConfig, datamodule: VideoDataModule) -> VideoClassifie
     folder, classes = Path(cfg.run_dir), datamodule.classes
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     model_options: Any = OmegaConf.to_container(cfg.model, resolve=True)
-    shared = (datamodule.store.sampling, datamodule.store.clips.seconds, datamodule.store.clips.count)
     spec = RunSpec(
         classes=tuple(classes),
         model=model_options,
-        clip=ClipSpec(datamodule.num_frames, datamodule.resolution, *shared),
-        store=StoreSpec(datamodule.store.num_frames, datamodule.store.resolution, *shared),
+        clip=datamodule.options.clip,
+        store=datamodule.options.store,
         normalisation=Normalisation((), ()),
-        batch_size=datamodule.batch_size,
+        batch_size=datamodule.options.batch_size,
     )
     model = build_model(spec, trust=[str(cfg.model["_target_"]).partition(".")[0]])
     last = last_checkpoint(folder)

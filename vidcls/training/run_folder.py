@@ -24,7 +24,7 @@ from vidcls.training.options import check_train_options
 from vidcls.training.spec import upgrade
 
 TRUSTED_TARGETS = re.compile(
-    r"vidcls\.data\.datamodule\.VideoDataModule"
+    r"vidcls\.data\.options\.DataOptions"
     r"|vidcls\.models\.classifiers\.\w+"
     r"|vidcls\.training\.transforms\.Augment"
     r"|vidcls\.training\.callbacks\.(EMA|History|StayStopped|Timing|Pruning)"

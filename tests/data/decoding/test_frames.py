@@ -10,8 +10,9 @@ import pytest
 from helpers.frames import EACH_DECODER, SIDE, numbered, numbers
 from helpers.videos import ffmpeg, write_video
 
-from vidcls.data.decoding.frames import DECODERS, Reading, UndecodableError, decode
-from vidcls.data.sampling import frame_indices
+from vidcls.data.decoding.frames import decode
+from vidcls.data.decoding.result import DECODERS, DecodeResult, UndecodableError
+from vidcls.data.sampling import StoreSpec, frame_indices
 from vidcls.errors import UserError
 
 # Levels of 255: both decoders use FFmpeg's bilinear scaler, but not the same version of it.
@@ -27,8 +28,8 @@ def moving(count: int, height: int = 96, width: int = 128) -> np.ndarray:
 
 def read(
     path: Path, num_frames: int, *decoders: str, sampling: str = "uniform", resolution: int = SIDE
-) -> tuple[np.ndarray, Reading]:
-    return decode(path, num_frames, resolution, sampling, decoders or DECODERS)
+) -> tuple[np.ndarray, DecodeResult]:
+    return decode(path, StoreSpec(num_frames, resolution, sampling), decoders or DECODERS)
 
 
 def difference(one: np.ndarray, other: np.ndarray) -> int:
@@ -62,11 +63,11 @@ def test_the_frames_asked_for_are_given(
     tmp_path: Path, decoder: str, num_frames: int, sampling: str, expected: list[int]
 ) -> None:
     path = write_video(tmp_path / "a.mp4", numbered(40))
-    frames, reading = read(path, num_frames, decoder, sampling=sampling)
+    frames, result = read(path, num_frames, decoder, sampling=sampling)
     assert frames.shape == (num_frames, SIDE, SIDE, 3)
     assert numbers(frames) == expected
-    assert (reading.status, reading.reason, reading.decoder, reading.coverage) == ("ok", "", decoder, 1.0)
-    assert reading.seconds == pytest.approx(1.6, abs=1e-3)
+    assert (result.status, result.reason, result.decoder, result.coverage) == ("ok", "", decoder, 1.0)
+    assert result.seconds == pytest.approx(1.6, abs=1e-3)
 
 
 @EACH_DECODER
@@ -78,8 +79,8 @@ def test_short_videos_repeat_frames(
     tmp_path: Path, decoder: str, count: int, sampling: str, expected: list[int]
 ) -> None:
     path = write_video(tmp_path / "short.mp4", numbered(count))
-    frames, reading = read(path, 5, decoder, sampling=sampling)
-    assert (numbers(frames), reading.status, reading.coverage) == (expected, "ok", 1.0)
+    frames, result = read(path, 5, decoder, sampling=sampling)
+    assert (numbers(frames), result.status, result.coverage) == (expected, "ok", 1.0)
 
 
 @pytest.mark.parametrize("late", [0, 500])
@@ -88,11 +89,11 @@ def test_a_variable_frame_rate_is_sampled_by_time(tmp_path: Path, suffix: str, l
     times = [0, 100, 200, 1000, 1100, 1900]  # milliseconds; the last frame ends at 2000
     path = write_video(tmp_path / f"v.{suffix}", numbered(6), pts=[late + time for time in times], fps=10)
     for decoders in (DECODERS, ("pyav",)):
-        frames, reading = read(path, 4, *decoders)  # 250 750 1250 1750
-        assert (numbers(frames), reading.status) == ([2, 2, 4, 4], "ok")
+        frames, result = read(path, 4, *decoders)  # 250 750 1250 1750
+        assert (numbers(frames), result.status) == ([2, 2, 4, 4], "ok")
         frames, _ = read(path, 10, *decoders)  # 100 300 ... 1900: the first and the last fall on a frame's start
         assert numbers(frames) == [1, 2, 2, 2, 2, 4, 4, 4, 4, 5]
-        assert reading.seconds == pytest.approx(2.0, abs=0.01)
+        assert result.seconds == pytest.approx(2.0, abs=0.01)
 
 
 @pytest.mark.parametrize(
@@ -110,10 +111,10 @@ def test_a_variable_frame_rate_is_sampled_by_time(tmp_path: Path, suffix: str, l
 )
 def test_containers(tmp_path: Path, suffix: str, codec: str, options: dict[str, str], decoder: str | None) -> None:
     path = write_video(tmp_path / f"clip.{suffix}", numbered(40), codec=codec, options=options)
-    frames, reading = read(path, 20)
-    assert (numbers(frames), reading.status, reading.reason) == (list(range(1, 40, 2)), "ok", "")
-    assert reading.decoder == decoder or decoder is None
-    assert reading.seconds == pytest.approx(1.6, abs=0.05)
+    frames, result = read(path, 20)
+    assert (numbers(frames), result.status, result.reason) == (list(range(1, 40, 2)), "ok", "")
+    assert result.decoder == decoder or decoder is None
+    assert result.seconds == pytest.approx(1.6, abs=0.05)
     again, _ = read(path, 20, "pyav")
     assert difference(frames, again) <= ROUNDING
 
@@ -125,9 +126,9 @@ def test_what_was_cut_off_without_encoding_again_is_not_shown(tmp_path: Path, de
     cut = tmp_path / "cut.mp4"
     ffmpeg("-ss", "1.0", "-i", whole, "-c", "copy", cut)
     assert numbers(by_ffmpeg(cut)) == list(range(25, 40))
-    frames, reading = read(cut, 5, *decoders)
-    assert (numbers(frames), reading.status) == ([26, 29, 32, 35, 38], "ok")
-    assert reading.seconds == pytest.approx(0.6, abs=0.01)
+    frames, result = read(cut, 5, *decoders)
+    assert (numbers(frames), result.status) == ([26, 29, 32, 35, 38], "ok")
+    assert result.seconds == pytest.approx(0.6, abs=0.01)
 
 
 def test_frames_that_nobody_wants_are_left_out_without_a_trace(tmp_path: Path) -> None:
@@ -135,15 +136,16 @@ def test_frames_that_nobody_wants_are_left_out_without_a_trace(tmp_path: Path) -
     path = write_video(tmp_path / "a.mp4", moving(60), options={"crf": "20", "bf": "3", "g": "30"})
     everything, _ = read(path, 60, "pyav", sampling="first")
     for num_frames in (1, 7, 20):
-        frames, reading = read(path, num_frames, "pyav")
+        frames, result = read(path, num_frames, "pyav")
         assert np.array_equal(frames, everything[frame_indices(np.arange(60.0), 60.0, num_frames, "uniform")])
-        assert reading.status == "ok"
+        assert result.status == "ok"
 
 
-def test_settings_out_of_range_are_the_users_to_mend(tmp_path: Path) -> None:
+def test_options_out_of_range(tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.mp4", numbered(3))
-    with pytest.raises(UserError, match=r"data\.num_frames"):
+    with pytest.raises(UserError) as error:
         read(path, 0, "pyav")
+    assert error.value.code == "data.num_frames"
 
 
 # ---- what is on them
@@ -172,8 +174,8 @@ def test_frames_are_scaled_as_by_ffmpeg(tmp_path: Path, decoder: str) -> None:
 @pytest.mark.parametrize("degrees", [90, 180, 270])
 def test_rotated_videos_come_upright(tmp_path: Path, decoder: str, degrees: int) -> None:
     path = write_video(tmp_path / "turned.mp4", moving(5), rotation=degrees)
-    frames, reading = read(path, 5, decoder)
-    assert reading.status == "ok"
+    frames, result = read(path, 5, decoder)
+    assert result.status == "ok"
     assert difference(frames, by_ffmpeg(path)) <= ROUNDING
     assert difference(frames, by_ffmpeg(path, "-noautorotate")) > 50
 
@@ -196,8 +198,8 @@ def test_the_marked_corner_is_where_players_show_it(
 def test_the_real_rotated_file_equals_ffmpegs_autorotated_frames(real_data: Path, decoder: str) -> None:
     path = real_data / "hard" / "rotated_90.mov"
     expected = by_ffmpeg(path, resolution=64)
-    frames, reading = read(path, len(expected), decoder, resolution=64)
-    assert reading.status == "ok"
+    frames, result = read(path, len(expected), decoder, resolution=64)
+    assert result.status == "ok"
     assert difference(frames, expected) <= ROUNDING
 
 
@@ -205,8 +207,8 @@ def test_the_real_rotated_file_equals_ffmpegs_autorotated_frames(real_data: Path
 def test_real_av1_and_10_bit_hevc(real_data: Path, name: str, decoder: str) -> None:
     path = real_data / "hard" / name
     expected = by_ffmpeg(path)
-    frames, reading = read(path, len(expected))
-    assert (reading.status, reading.decoder, reading.reason) == ("ok", decoder, "")
+    frames, result = read(path, len(expected))
+    assert (result.status, result.decoder, result.reason) == ("ok", decoder, "")
     assert difference(frames, expected) <= ROUNDING
 
 
@@ -246,25 +248,25 @@ def damaged(clip: Path, path: Path, seed: int, length: int) -> Path:
 def test_damaged_pictures_are_never_served_as_good(clip: Path, tmp_path: Path, seed: int) -> None:
     clean, _ = read(clip, 60, "pyav")
     try:
-        frames, reading = read(damaged(clip, tmp_path / "damaged.mp4", seed, 200), 60)
+        frames, result = read(damaged(clip, tmp_path / "damaged.mp4", seed, 200), 60)
     except UndecodableError:
         return
-    assert (reading.status, reading.decoder) == ("partial", "pyav")
-    assert reading.reason
-    assert 0 < reading.coverage < 1
+    assert (result.status, result.decoder) == ("partial", "pyav")
+    assert result.reason
+    assert 0 < result.coverage < 1
     different = (np.abs(frames.astype(int) - clean).max(axis=(1, 2, 3)) > 8).sum()
     assert different > 0
     # Damage lasts until the next key frame at most, so most frames are intact and equal to the clean ones.
     assert different <= 30
 
 
-def test_a_reading_does_not_depend_on_what_was_read_before(clip: Path, tmp_path: Path) -> None:
+def test_a_result_does_not_depend_on_what_was_read_before(clip: Path, tmp_path: Path) -> None:
     """FFmpeg's complaints about one file say nothing about the next, and the same complaint counts again."""
     text = tmp_path / "text.mp4"
     text.write_text("no video " * 100)
     path = damaged(clip, tmp_path / "damaged.mp4", 0, 200)
     alone = read(path, 8, "pyav")[1]
-    assert "decoder says: Invalid NAL unit size" in alone.reason
+    assert "FFmpeg reports: Invalid NAL unit size" in alone.reason
     assert read(path, 8, "pyav")[1] == alone
     for _ in range(2):
         with pytest.raises(UndecodableError):
@@ -278,20 +280,20 @@ def test_a_truncated_file_is_partial_with_its_coverage(clip: Path, tmp_path: Pat
     start = content.index(b"mdat") + 4
     path = tmp_path / "cut.mp4"
     path.write_bytes(content[: start + int(kept * (len(content) - start))])
-    frames, reading = read(path, 10)
+    frames, result = read(path, 10)
     assert frames.shape == (10, SIDE, SIDE, 3)
-    assert (reading.status, reading.decoder) == ("partial", "pyav")
-    assert reading.coverage == pytest.approx(kept, abs=0.15)
-    assert "ends early" in reading.reason and "of 60 frames" in reading.reason
+    assert (result.status, result.decoder) == ("partial", "pyav")
+    assert result.coverage == pytest.approx(kept, abs=0.15)
+    assert "ends early" in result.reason and "of 60 frames" in result.reason
 
 
 def test_the_real_corrupted_file_is_never_ok(real_data: Path) -> None:
     try:
-        _, reading = read(real_data / "hard" / "corrupted.mp4", 20)
+        _, result = read(real_data / "hard" / "corrupted.mp4", 20)
     except UndecodableError:
         return
-    assert (reading.status, reading.decoder) == ("partial", "pyav")
-    assert reading.reason and 0 < reading.coverage < 1
+    assert (result.status, result.decoder) == ("partial", "pyav")
+    assert result.reason and 0 < result.coverage < 1
 
 
 # ---- no video at all

@@ -1,6 +1,6 @@
-"""What PyAV knows of a video: when its frames are shown, and the frames asked for, with damage marked.
+"""Reading video files with PyAV: when each frame is shown, and chosen frames, with damaged ones marked.
 
-FFmpeg conceals damage and complains on stderr only, so stderr can be captured here, for whichever decoder.
+FFmpeg conceals damage and reports it on stderr only, so stderr can be captured here, for either decoder.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from jaxtyping import Float, UInt8
 
 from vidcls.data.sampling import TIE_SECONDS
 
-BROKEN = (av.FFmpegError, OSError, ValueError, IndexError)  # what PyAV raises for files that are
+DECODE_ERRORS = (av.FFmpegError, OSError, ValueError, IndexError)  # what PyAV raises for damaged files
 
 
 @dataclass(frozen=True)
 class Track:
-    """The video in a file, but for the time of each frame.
+    """The video track of a file.
 
     Attributes:
         start_seconds: when the first frame appears.
-        end_seconds: when the last one disappears.
+        end_seconds: when the last frame disappears.
         found: how many frames the file holds.
         declared: how many the container says it holds.
-        frame_seconds: the step of a counted clock, where the packets carry none or a wrong one, else None.
+        frame_seconds: the frame interval, where packets carry no or wrong timestamps and frames are counted; else None.
     """
 
     start_seconds: float
@@ -44,12 +44,12 @@ class Track:
 
     @property
     def seconds(self) -> float:
-        """How long the video is."""
+        """The duration of the video."""
         return round(self.end_seconds - self.start_seconds, 6)
 
 
 def read_track(path: Path) -> tuple[Track, Float[np.ndarray, " N"]]:
-    """The video in the file at ``path`` and when each of its N frames appears, ascending; no frame is decoded."""
+    """The video track of a file and when each of its N frames appears, ascending; decodes nothing."""
     with av.open(str(path)) as container:
         stream = _video_stream(container)
         step = float(1 / stream.average_rate) if stream.average_rate else 1 / 25
@@ -77,18 +77,18 @@ def read_track(path: Path) -> tuple[Track, Float[np.ndarray, " N"]]:
 class ChosenFrames:
     """Yields (pixels, intact) for each instant of ``times``: the frame that appears then, upright and scaled.
 
-    Where that frame cannot be decoded, the nearest one before it (or else after it) stands in, marked as not intact.
-    After damage every frame counts as damaged until the next intact key frame, for it may refer to it.
+    If that frame cannot be decoded, the nearest one before it (or else after it) takes its place, marked as not intact.
+    After damage every frame counts as damaged until the next intact key frame, since it may refer to damaged ones.
 
     Args:
         path: the video file.
-        track: what `read_track` says of it.
-        times: M of the instants that it gives, in seconds, ascending; one that is repeated is served again.
-        resolution: R, the side of the squares.
-        threads: with which to decode.
+        track: from `read_track`.
+        times: M of its frame times, in seconds, ascending; a repeated time gives its frame again.
+        resolution: R, in pixels.
+        threads: of the decoder.
 
     Attributes:
-        decoded: how many frames the decoder has given so far; each at most once.
+        decoded: how many frames the decoder has returned so far; each at most once.
     """
 
     def __init__(
@@ -100,36 +100,36 @@ class ChosenFrames:
 
     def __iter__(self) -> Iterator[tuple[UInt8[np.ndarray, "R R 3"], bool]]:
         times, upright = self._times, self._upright
-        served, previous = 0, None
+        place, previous = 0, None
         for seconds, frame, whole in self._frames():
-            while served < len(times) and times[served] < seconds - TIE_SECONDS:  # its own frame never came
+            while place < len(times) and times[place] < seconds - TIE_SECONDS:  # its own frame is missing
                 yield upright(frame if previous is None else previous), False
-                served += 1
-            while served < len(times) and times[served] <= seconds + TIE_SECONDS:
+                place += 1
+            while place < len(times) and times[place] <= seconds + TIE_SECONDS:
                 yield upright(frame), whole
-                served += 1
+                place += 1
             previous = frame
-            if served == len(times):
+            if place == len(times):
                 return
         if previous is None:
             raise ValueError("not one frame could be decoded")
-        for _ in times[served:]:
+        for _ in times[place:]:
             yield upright(previous), False
 
     def _frames(self) -> Iterator[tuple[float, av.VideoFrame, bool]]:
-        """Yields (seconds, frame, intact) in display order, going on after damaged packets."""
+        """Yields (seconds, frame, intact) in display order; continues after damaged packets."""
         with av.open(str(self._path)) as container:
             stream = _video_stream(container)
             stream.thread_type = "FRAME" if self._threads > 1 else "NONE"
             context = stream.codec_context
             context.thread_count = self._threads
-            skippable = context.name in ("h264", "hevc") and self._clock is None  # a counted clock needs each frame
+            skippable = context.name in ("h264", "hevc") and self._clock is None  # counting needs every frame
             whole = True
             for packet in container.demux(stream):
                 if skippable:
-                    # Of the frames that nobody wants FFmpeg leaves out those that no other frame refers to: a quarter
-                    # of the work, with x264's usual B-frames. Not of every codec: dav1d would drop wanted ones too.
-                    context.skip_frame = "DEFAULT" if self._wants(packet) else "NONREF"
+                    # FFmpeg skips unwanted frames that no other frame refers to: a quarter of the work with x264's
+                    # usual B-frames. Not for every codec: dav1d would drop wanted frames too.
+                    context.skip_frame = "DEFAULT" if self._is_wanted(packet) else "NONREF"
                 try:
                     frames = packet.decode()
                 except av.MemoryError:
@@ -144,7 +144,7 @@ class ChosenFrames:
                     if seconds is not None:
                         yield seconds, frame, whole
 
-    def _wants(self, packet: av.Packet) -> bool:
+    def _is_wanted(self, packet: av.Packet) -> bool:
         if not packet.size or packet.pts is None:
             return True
         seconds = float(packet.pts * packet.time_base)
@@ -153,21 +153,23 @@ class ChosenFrames:
 
 
 def _video_stream(container: av.container.InputContainer) -> av.VideoStream:
-    # A cover picture in a sound file is a video stream to FFmpeg; it is no video.
+    # The cover picture of a sound file is a video stream to FFmpeg.
     streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
     if not streams:
         raise ValueError("the file holds no video stream")
+    if streams[0].codec_context is None:
+        raise ValueError("the codec of the video stream is unknown")
     return streams[0]
 
 
-# What ffmpeg puts before its scaler for so many quarter turns anticlockwise; turned after it, colours would differ.
+# The filters that ffmpeg puts before its scaler, by quarter turns anticlockwise; after it, colours would differ.
 _TURNS = {1: (("transpose", "cclock"),), 2: (("hflip", None), ("vflip", None)), 3: (("transpose", "clock"),)}
 
 
 class _Upright:
-    """Scales frames to squares and turns them as the file's rotation metadata asks.
+    """Resizes frames to R x R and rotates them by the file's rotation metadata.
 
-    One scaler serves all frames: to set one up takes longer than to scale. It gets one thread, for it waits for more.
+    One scaler for all frames: creating one takes longer than scaling. One thread, as more would be waited for.
     """
 
     def __init__(self, resolution: int) -> None:
@@ -191,9 +193,9 @@ class _Upright:
 
 @contextmanager
 def captured_stderr() -> Iterator[Callable[[], str]]:
-    """Redirects file descriptor 2, on which FFmpeg complains, into a file; yields a function that reads its beginning.
+    """Redirects file descriptor 2, where FFmpeg reports errors, to a file; yields a function that reads its beginning.
 
-    One at a time, or one within the other.
+    Not for use in two threads at once; nesting is fine.
     """
     av.logging.set_libav_level(av.logging.ERROR)
     av.logging.restore_default_callback()  # straight to stderr
@@ -201,7 +203,7 @@ def captured_stderr() -> Iterator[Callable[[], str]]:
         kept = os.dup(2)
         os.dup2(log.fileno(), 2)
         try:
-            # Its beginning without moving the position, at which stderr goes on to write.
+            # Does not move the position at which stderr continues to write.
             yield lambda: os.pread(log.fileno(), 4096, 0).decode(errors="replace").strip()
         finally:
             os.dup2(kept, 2)

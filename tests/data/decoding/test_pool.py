@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import shutil
 import signal
@@ -9,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,14 +17,18 @@ import pytest
 from helpers.videos import ffmpeg, write_video
 
 import vidcls
-from vidcls.data.decoding.frames import DECODERS, Reading, decode
-from vidcls.data.decoding.reader import Event, Finished, Started, WindowRead, read_videos
-from vidcls.data.decoding.windows import Window, WindowPlan, stream_windows
-from vidcls.data.ingest import DecodeLimits
-from vidcls.files import hash_file
+from vidcls.data.decoding.frames import decode
+from vidcls.data.decoding.plan import Window, WindowPlan
+from vidcls.data.decoding.pool import Event, VideoFinished, VideoStarted, WindowRead, decode_into_store, read_windows
+from vidcls.data.decoding.result import DECODERS, DecodeResult
+from vidcls.data.options import DecodeLimits
+from vidcls.data.decoding.windows import stream_windows
+from vidcls.data.sampling import StoreSpec
+from vidcls.data.store import FrameStore
 
 FRAMES, SIDE = 8, 64
-PLAN = WindowPlan(FRAMES, SIDE, "uniform", window_seconds=1.0, stride_seconds=0.5, whole_seconds=2.0)
+SPEC = StoreSpec(FRAMES, SIDE)
+PLAN = WindowPlan(SPEC, window_seconds=1.0, stride_seconds=0.5, max_whole_seconds=2.0)
 LONG_WINDOWS = 79  # of 40 s
 TWO = DecodeLimits(workers=2)
 ONE = DecodeLimits(workers=1)
@@ -54,41 +57,36 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def everything(number: int, sha256: str) -> bool:
-    return True
-
-
 def start(
     *files: Path,
     limits: DecodeLimits = TWO,
-    wanted: Callable[[int, str], bool] = everything,
     ahead: int = 8,
     plan: WindowPlan = PLAN,
 ) -> Generator[Event, None, None]:
-    return read_videos(files, plan, limits, wanted, ahead)
+    return read_windows(files, plan, limits, ahead)
 
 
-def sort(events: Iterator[Event]) -> dict[int, tuple[Started | None, list[Window], Finished]]:
+def sort(events: Iterator[Event]) -> dict[int, tuple[VideoStarted | None, list[Window], VideoFinished]]:
     """Each video's events, which must come in order."""
-    started: dict[int, Started] = {}
+    started: dict[int, VideoStarted] = {}
     windows: dict[int, list[Window]] = {}
-    finished: dict[int, Finished] = {}
+    finished: dict[int, VideoFinished] = {}
     for event in events:
         assert event.number not in finished
-        if isinstance(event, Started):
+        if isinstance(event, VideoStarted):
             assert event.number not in started
             started[event.number] = event
         elif isinstance(event, WindowRead):
             windows.setdefault(event.number, []).append(event.window)
-            assert len(windows[event.number]) <= started[event.number].windows
+            assert len(windows[event.number]) <= started[event.number].num_windows
         else:
             finished[event.number] = event
     assert set(started) | set(windows) <= set(finished)
     return {number: (started.get(number), windows.get(number, []), end) for number, end in finished.items()}
 
 
-def readings(events: Iterator[Event]) -> dict[int, Reading]:
-    return {number: end.reading for number, (_, _, end) in sort(events).items()}
+def results(events: Iterator[Event]) -> dict[int, DecodeResult]:
+    return {number: end.result for number, (_, _, end) in sort(events).items()}
 
 
 def same(one: list[Window], other: list[Window]) -> bool:
@@ -130,43 +128,25 @@ def test_short_and_long_videos_come_as_they_are_read_alone(folder: Path) -> None
     for number, (begin, windows, end) in found.items():
         video = stream_windows(files[number], PLAN, DECODERS)
         assert same(windows, list(video))
-        assert begin == Started(number, hash_file(files[number]), video.seconds, len(windows))
-        assert end == Finished(number, hash_file(files[number]), video.reading)
-        assert end.reading.status == "ok"
+        assert begin == VideoStarted(number, video.seconds, len(windows))
+        assert end == VideoFinished(number, video.result)
+        assert end.result.status == "ok"
     assert [len(found[number][1]) for number in range(4)] == [1, 11, 1, LONG_WINDOWS]
     for number in (0, 2):
-        frames, reading = decode(files[number], FRAMES, SIDE, "uniform", DECODERS)
+        frames, result = decode(files[number], SPEC, DECODERS)
         assert found[number][1][0].frames.tobytes() == frames.tobytes()
-        assert found[number][2].reading == reading
-        assert reading.decoder == "decord"
+        assert found[number][2].result == result
+        assert result.decoder == "decord"
 
 
 def test_large_files_are_read_first(folder: Path) -> None:
     files = [folder / name for name in ("a.mp4", "long.mp4", "six.mp4")]
-    ends = [event.number for event in start(*files, limits=ONE) if isinstance(event, Finished)]
+    ends = [event.number for event in start(*files, limits=ONE) if isinstance(event, VideoFinished)]
     assert ends == [1, 2, 0]
 
 
 def test_no_files_no_events() -> None:
     assert list(start()) == []
-
-
-def test_what_is_not_wanted_is_not_decoded(folder: Path) -> None:
-    files = [folder / name for name in ("a.mp4", "long.mp4", "b.mp4", "missing.mp4")]
-    asked, at_once = {}, threading.Lock()
-
-    def wanted(number: int, sha256: str) -> bool:
-        assert at_once.acquire(blocking=False)  # never asked twice at the same time
-        time.sleep(0.05)
-        asked[number] = sha256
-        at_once.release()
-        return number == 2
-
-    found = sort(start(*files, wanted=wanted))
-    assert asked == {number: hash_file(files[number]) for number in range(3)}
-    assert sorted(found) == [2, 3]
-    assert found[2][2].reading.status == "ok"
-    assert found[3][2].sha256 == ""
 
 
 # ---- videos that are not
@@ -185,24 +165,22 @@ def test_no_bad_file_stops_the_others(folder: Path, tmp_path: Path) -> None:
     files = [folder / "a.mp4", *bad.values(), tmp_path / "cut.mp4", folder / "six.mp4"]
     found = sort(start(*files, limits=DecodeLimits(workers=2, timeout_seconds=2.0)))
     assert sorted(found) == list(range(len(files)))
-    assert found[0][2].reading.status == found[8][2].reading.status == "ok"
+    assert found[0][2].result.status == found[8][2].result.status == "ok"
     whys = {}
     for number, name in enumerate(bad, start=1):
         begin, windows, end = found[number]
         assert begin is None and windows == []
-        assert (end.reading.status, end.reading.decoder, end.reading.coverage) == ("undecodable", "", 0.0)
-        assert end.sha256 == (hash_file(bad[name]) if name in ("text", "empty", "sound") else "")
-        whys[name] = end.reading.reason
+        assert (end.result.status, end.result.decoder, end.result.coverage) == ("undecodable", "", 0.0)
+        whys[name] = end.result.reason
         assert "\n" not in whys[name] and str(tmp_path) not in whys[name]
     for name in ("text", "empty", "sound"):
         assert whys[name].startswith("decord: ") and "; pyav: " in whys[name]
-    assert whys["folder"] == "the file cannot be read: Is a directory"
-    assert whys["missing"] == "the file cannot be read: No such file or directory"
+    assert "Is a directory" in whys["folder"] and "No such file" in whys["missing"]
     why = "timed out after 2 s (data.decode.timeout_seconds)"
     assert whys["waiting"] == f"decord: {why}; pyav: {why}"
     begin, windows, end = found[7]
-    assert begin is not None and len(windows) == begin.windows > 3
-    assert end.reading.status == "partial" and "the file ends early" in end.reading.reason
+    assert begin is not None and len(windows) == begin.num_windows > 3
+    assert end.result.status == "partial" and "the file ends early" in end.result.reason
 
 
 def test_a_video_of_which_no_frame_is_intact_is_undecodable(folder: Path, tmp_path: Path) -> None:
@@ -212,13 +190,13 @@ def test_a_video_of_which_no_frame_is_intact_is_undecodable(folder: Path, tmp_pa
     (tmp_path / "zeroed.mp4").write_bytes(content)
     _, windows, end = sort(start(tmp_path / "zeroed.mp4"))[0]
     assert all(window.coverage == 0 for window in windows)
-    assert end.reading.status == "undecodable" and end.reading.reason.startswith("pyav: ")
+    assert end.result.status == "undecodable" and end.result.reason.startswith("pyav: ")
 
 
 def test_a_video_that_eats_memory_is_given_up(folder: Path) -> None:
-    plan = WindowPlan(10_000, 400, "uniform", 1.0, 0.5, 2.0)  # 4.8 GB a window
+    plan = WindowPlan(StoreSpec(10_000, 400), 1.0, 0.5, 2.0)  # 4.8 GB a window
     limits = DecodeLimits(workers=1, memory_gigabytes=2.0)
-    found = readings(start(folder / "a.mp4", folder / "b.mp4", limits=limits, plan=plan))
+    found = results(start(folder / "a.mp4", folder / "b.mp4", limits=limits, plan=plan))
     for number in range(2):
         assert found[number].status == "undecodable"
         assert "pyav: needs more than 2 GB (data.decode.memory_gigabytes)" in found[number].reason
@@ -239,15 +217,15 @@ def test_a_decoder_that_hangs_in_a_long_video_leaves_a_part(folder: Path) -> Non
 
     found = sort(all_events())
     begin, windows, end = found[0]
-    assert begin is not None and begin.windows == LONG_WINDOWS
+    assert begin is not None and begin.num_windows == LONG_WINDOWS
     assert 3 <= len(windows) < LONG_WINDOWS
-    reading = end.reading
-    assert (reading.status, reading.decoder, reading.seconds) == ("partial", "pyav", 40.0)
-    assert reading.coverage == len(windows) / LONG_WINDOWS
+    result = end.result
+    assert (result.status, result.decoder, result.seconds) == ("partial", "pyav", 40.0)
+    assert result.coverage == len(windows) / LONG_WINDOWS
     until = 1 + 0.5 * (len(windows) - 1)
-    assert reading.reason == f"pyav: timed out after 2 s (data.decode.timeout_seconds), at {until:g} s of 40 s"
+    assert result.reason == f"pyav: timed out after 2 s (data.decode.timeout_seconds), at {until:g} s of 40 s"
     assert same(windows, list(stream_windows(folder / "long.mp4", PLAN, DECODERS))[: len(windows)])
-    assert found[1][2].reading.status == "ok"
+    assert found[1][2].result.status == "ok"
     assert not psutil.pid_exists(process.pid)
 
 
@@ -258,29 +236,56 @@ def test_a_decoder_that_dies_in_a_long_video_leaves_a_part(folder: Path) -> None
     for process in processes():
         process.kill()
     rest = list(events)
-    (end,) = (event for event in rest if isinstance(event, Finished) and event.number == 0)
+    (end,) = (event for event in rest if isinstance(event, VideoFinished) and event.number == 0)
     windows = 3 + sum(isinstance(event, WindowRead) and event.number == 0 for event in rest)
     assert 3 <= windows < LONG_WINDOWS
-    assert (end.reading.status, end.reading.coverage) == ("partial", windows / LONG_WINDOWS)
-    assert end.reading.reason == f"pyav: the decoding process died (SIGKILL), at {(windows + 1) / 2:g} s of 40 s"
-    assert isinstance(rest[-1], Finished) and rest[-1].number == 1 and rest[-1].reading.status == "ok"
+    assert (end.result.status, end.result.coverage) == ("partial", windows / LONG_WINDOWS)
+    assert end.result.reason == f"pyav: the decoding process died (SIGKILL), at {(windows + 1) / 2:g} s of 40 s"
+    assert isinstance(rest[-1], VideoFinished) and rest[-1].number == 1 and rest[-1].result.status == "ok"
 
 
-def test_the_next_decoder_gets_its_chance(folder: Path) -> None:
-    asked = []
+def test_the_next_decoder_gets_its_chance(folder: Path, tmp_path: Path) -> None:
+    """The first decoder waits for a pipe and is given up; then the video is there."""
+    late = tmp_path / "late.mp4"
+    os.mkfifo(late)
+    events = start(late, limits=DecodeLimits(workers=1, timeout_seconds=3.0))
 
-    def wanted(number: int, sha256: str) -> bool:
-        asked.append(number)
-        if number == 0:
-            for process in processes():
-                process.kill()
-        return True
+    def replace_when_read() -> None:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            try:
+                pipe = os.open(late, os.O_WRONLY | os.O_NONBLOCK)  # refused while nobody reads from it
+            except OSError:
+                time.sleep(0.02)
+                continue
+            shutil.copy(folder / "b.mp4", tmp_path / "copy.mp4")
+            (tmp_path / "copy.mp4").replace(late)
+            time.sleep(4)
+            os.close(pipe)
+            return
 
-    found = sort(start(folder / "b.mp4", folder / "a.mp4", limits=ONE, wanted=wanted))
-    assert asked == [0, 1]
-    assert [found[number][2].reading.decoder for number in range(2)] == ["pyav", "decord"]
-    assert [found[number][2].reading.status for number in range(2)] == ["ok", "ok"]
-    assert len(found[0][1]) == 1
+    thread = threading.Thread(target=replace_when_read)
+    thread.start()
+    found = sort(events)
+    thread.join()
+    assert (found[0][2].result.status, len(found[0][1])) == ("ok", 1)
+
+
+def test_videos_are_decoded_into_the_store(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.mp4").write_text("no video\n" * 200)
+    os.mkfifo(tmp_path / "waiting.mp4")
+    files = [folder / "a.mp4", tmp_path / "text.mp4", tmp_path / "waiting.mp4", folder / "six.mp4"]
+    store = FrameStore(tmp_path / "store", SPEC)
+    sha256s = [f"{number:064x}" for number in range(4)]
+    found = decode_into_store(files, sha256s, store, DecodeLimits(workers=2, timeout_seconds=2.0))
+    assert [result.status for result in found] == ["ok", "undecodable", "undecodable", "ok"]
+    assert found[1].reason.startswith("decord: ") and "; pyav: " in found[1].reason
+    why = "timed out after 2 s (data.decode.timeout_seconds)"
+    assert found[2].reason == f"decord: {why}; pyav: {why}"
+    for number in (0, 3):
+        frames, result = decode(files[number], SPEC, DECODERS)
+        assert store.find(sha256s[number]) == found[number] == result
+        np.testing.assert_array_equal(store.read(sha256s[number], np.arange(FRAMES)), frames)
 
 
 # ---- back-pressure and ends
@@ -302,7 +307,7 @@ def test_a_slow_caller_makes_the_decoder_wait(folder: Path) -> None:
         time.sleep(0.5)
         before, now = now, position()
     assert now < 0.5 * path.stat().st_size
-    assert isinstance(begin, Started)
+    assert isinstance(begin, VideoStarted)
     windows = [event for event in events if isinstance(event, WindowRead)]
     assert len(windows) == LONG_WINDOWS
 
@@ -324,36 +329,19 @@ def test_closing_ends_everything(folder: Path, tmp_path: Path, taken: int) -> No
     assert len(os.listdir("/proc/self/fd")) <= open_files + 1  # the resource tracker's pipe, once
 
 
-def test_what_the_question_raises_reaches_the_caller(folder: Path) -> None:
-    def wanted(number: int, sha256: str) -> bool:
-        raise KeyError(number)
-
-    with pytest.raises(KeyError):
-        list(start(folder / "long.mp4", folder / "a.mp4", wanted=wanted))
-
-
-def test_where_no_process_starts_the_caller_is_told(folder: Path) -> None:
-    spawn = multiprocessing.get_context("spawn")
-    spawn.set_executable(str(shutil.which("false")))
-    try:
-        with pytest.raises(RuntimeError, match=r"no decoding process can be started: exit code 1"):
-            list(start(folder / "a.mp4"))
-    finally:
-        spawn.set_executable(sys.executable)
-
-
 # argv: the videos
 READ = """
 if __name__ == "__main__":  # the processes import this file again
     import sys
     from pathlib import Path
-    from vidcls.data.ingest import DecodeLimits
-    from vidcls.data.decoding.reader import read_videos
-    from vidcls.data.decoding.windows import WindowPlan
+    from vidcls.data.decoding.plan import WindowPlan
+    from vidcls.data.decoding.pool import read_windows
+    from vidcls.data.options import DecodeLimits
+    from vidcls.data.sampling import StoreSpec
 
     files = [Path(name) for name in sys.argv[1:]]
-    plan = WindowPlan(8, 64, "uniform", 1.0, 0.5, 2.0)
-    for event in read_videos(files, plan, DecodeLimits(workers=len(files)), lambda number, sha256: True):
+    plan = WindowPlan(StoreSpec(8, 64), 1.0, 0.5, 2.0)
+    for event in read_windows(files, plan, DecodeLimits(workers=len(files))):
         print(type(event).__name__, flush=True)
 """
 
@@ -369,7 +357,7 @@ def test_an_interrupted_caller_takes_its_processes_along(folder: Path, tmp_path:
     }
     for how, program in programs.items():
         assert program.stdout is not None
-        assert [program.stdout.readline().strip() for _ in range(3)] == ["Started", "WindowRead", "Finished"]
+        assert [program.stdout.readline().strip() for _ in range(3)] == ["VideoStarted", "WindowRead", "VideoFinished"]
         children = processes(program.pid)
         assert len(children) >= 1  # one waits for ever
         program.send_signal(how)

@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+
+from vidcls.data.hashing import HashCache, hash_files
+
+
+def test_hashes_come_in_the_order_of_the_files(tmp_path: Path) -> None:
+    files = [tmp_path / name for name in ("b", "a", "c")]
+    for number, file in enumerate(files):
+        file.write_bytes(bytes([number]) * 10**6)
+    found = hash_files(files, None)
+    assert [one.sha256 for one in found] == [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+    assert [one.error for one in found] == [""] * 3
+
+
+def test_what_cannot_be_read_has_a_reason(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    found = hash_files([tmp_path / "missing", tmp_path, tmp_path / "pipe"], None)
+    assert [one.sha256 for one in found] == [""] * 3
+    assert found[0].error == "the file cannot be read: No such file or directory"
+    assert all(one.error == "the file cannot be read: not a regular file" for one in found[1:])
+
+
+def test_a_file_that_has_not_changed_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "a"
+    file.write_bytes(b"one")
+    cache = HashCache(tmp_path / "new" / "hashes.sqlite")
+    (first,) = hash_files([file], cache)
+    monkeypatch.delattr("vidcls.data.hashing.hash_file")  # whoever hashes fails
+    assert hash_files([file], cache) == [first]
+    cache.close()
+    again = HashCache(tmp_path / "new" / "hashes.sqlite")
+    assert hash_files([file], again) == [first]
+    again.close()
+
+
+@pytest.mark.parametrize("how", ["written", "replaced"])
+def test_another_content_of_the_same_size_and_time_is_noticed(tmp_path: Path, how: str) -> None:
+    """As rsync and tar leave files: their size and modification time say nothing."""
+    file, cache = tmp_path / "a", HashCache(tmp_path / "hashes.sqlite")
+    file.write_bytes(b"one")
+    times = file.stat().st_atime_ns, file.stat().st_mtime_ns
+    (first,) = hash_files([file], cache)
+    other = file if how == "written" else tmp_path / "b"
+    other.write_bytes(b"two")
+    os.utime(other, ns=times)
+    other.replace(file)
+    assert file.stat().st_mtime_ns == times[1]
+    (second,) = hash_files([file], cache)
+    assert second.sha256 == hashlib.sha256(b"two").hexdigest() != first.sha256
+
+
+def test_a_hash_of_a_file_that_changes_meanwhile_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, cache = tmp_path / "a", HashCache(tmp_path / "hashes.sqlite")
+    file.write_bytes(b"one")
+
+    def slow_hash(stream: object) -> str:
+        file.write_bytes(b"longer")
+        return hashlib.sha256(b"one").hexdigest()
+
+    with monkeypatch.context() as patch:
+        patch.setattr("vidcls.data.hashing.hash_file", slow_hash)
+        hash_files([file], cache)
+    assert hash_files([file], cache)[0].sha256 == hashlib.sha256(b"longer").hexdigest()
+
+
+@pytest.mark.parametrize("damage", ["text", "folder"])
+def test_a_damaged_cache_is_a_warning(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "hashes.sqlite"
+    if damage == "text":
+        path.write_bytes(b"no database" * 100)
+    else:
+        path.mkdir()
+    (tmp_path / "a").write_bytes(b"one")
+    with pytest.warns(UserWarning, match="hashes.sqlite"):
+        cache = HashCache(path)
+    assert hash_files([tmp_path / "a"], cache)[0].sha256 == hashlib.sha256(b"one").hexdigest()

@@ -1,0 +1,363 @@
+"""Many videos decoded at once, in worker processes that can be killed: whole into the store, or window by window.
+
+A video that hangs its decoder, crashes it or needs too much memory costs one worker, which is replaced; the next
+decoder then gets its chance. Imports no decoder: only workers do.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import queue
+import shutil
+import signal
+import socket
+import struct
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import CancelledError
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+from pebble import ProcessExpired, ProcessFuture, ProcessPool
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from vidcls.data.decoding.plan import Window, WindowPlan
+from vidcls.data.decoding.result import DECODERS, DecodeResult, undecodable
+from vidcls.data.options import DecodeLimits
+from vidcls.data.store import FrameStore
+
+WORKER_ERRORS = (FutureTimeoutError, CancelledError, ProcessExpired, MemoryError)
+
+
+@dataclass(frozen=True)
+class VideoStarted:
+    """The video ``files[number]`` can be read.
+
+    Attributes:
+        number: which one.
+        seconds: its duration.
+        num_windows: how many windows it has; fewer follow if its worker is lost.
+    """
+
+    number: int
+    seconds: float
+    num_windows: int
+
+
+@dataclass(frozen=True)
+class WindowRead:
+    """The next window of a video that has started."""
+
+    number: int
+    window: Window
+
+
+@dataclass(frozen=True)
+class VideoFinished:
+    """Nothing more follows for this video, whether it has started or not."""
+
+    number: int
+    result: DecodeResult
+
+
+Event = VideoStarted | WindowRead | VideoFinished
+
+
+def decode_into_store(
+    files: Sequence[Path], sha256s: Sequence[str], store: FrameStore, limits: DecodeLimits
+) -> list[DecodeResult]:
+    """Decodes videos and stores each under its hash; gives the results in the order of ``files``.
+
+    Raises:
+        UserError: the disk is full. What was stored until then is kept.
+        OSError: the store cannot be written.
+    """
+    results: list[DecodeResult] = [undecodable("")] * len(files)
+    with _process_pool(limits, len(files)) as pool:
+        pending: list[tuple[int, tuple[str, ...], ProcessFuture]] = []
+
+        def submit(number: int, decoders: tuple[str, ...]) -> None:
+            arguments = [files[number], sha256s[number], store, decoders]
+            future = pool.schedule(_in_worker, ["decode_to_store", *arguments], timeout=limits.timeout_seconds)
+            pending.append((number, decoders, future))
+
+        for number in _largest_first(files):
+            submit(number, DECODERS)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
+        with Progress(*columns) as progress:
+            for number, decoders, future in progress.track(pending, len(pending), description="Decoding"):
+                try:
+                    result: DecodeResult = future.result()
+                except WORKER_ERRORS as error:
+                    result = undecodable(f"{decoders[0]}: {describe_failure(error, limits)}")
+                    if len(decoders) > 1:
+                        submit(number, decoders[1:])
+                reasons = [text for text in (results[number].reason, result.reason) if text]
+                # A decoder that was lost is worth mentioning only if no other could read the video.
+                results[number] = undecodable("; ".join(reasons)) if result.status == "undecodable" else result
+    return results
+
+
+def read_windows(
+    files: Sequence[Path], plan: WindowPlan, limits: DecodeLimits, ahead: int = 8
+) -> Generator[Event, None, None]:
+    """Reads videos window by window, in several processes at once.
+
+    Each video gives one `VideoStarted` (not if it is undecodable), its windows in order of time and, whatever happens,
+    one `VideoFinished`. Those of different videos are interleaved; large files come first. If the caller is slower than
+    the decoders, they wait. Closing the generator ends all processes.
+
+    Args:
+        files: the videos.
+        plan: how they are cut into windows.
+        limits: what one video may cost; ``timeout_seconds`` is the time for one window, or for what comes before it.
+        ahead: how many events may wait for the caller.
+
+    Raises:
+        RuntimeError: no worker process can be started.
+    """
+    if not files:
+        return
+    cores = os.cpu_count() or 1
+    threads = max(1, cores // _num_workers(limits, len(files)))
+    folder = tempfile.mkdtemp(prefix="vidcls-")  # for this user alone
+    with socket.socket(socket.AF_UNIX) as server, _process_pool(limits, len(files)) as pool:
+        server.bind(f"{folder}/socket")
+        server.listen(128)
+        receiver = _Receiver(files, server, limits, ahead)
+
+        def schedule(number: int, decoders: tuple[str, ...]) -> ProcessFuture:
+            arguments = ["send_windows", f"{folder}/socket", number, files[number], plan, decoders, threads]
+            return pool.schedule(_in_worker, arguments)
+
+        thread = threading.Thread(target=receiver.run, args=[schedule], daemon=True)
+        thread.start()
+        try:
+            yield from receiver.events()
+        finally:
+            receiver.stop()
+            thread.join()
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def describe_failure(error: BaseException, limits: DecodeLimits) -> str:
+    """Why a worker returned no result."""
+    if isinstance(error, FutureTimeoutError | CancelledError):
+        return f"timed out after {limits.timeout_seconds:g} s (data.decode.timeout_seconds)"
+    if isinstance(error, MemoryError):
+        return f"needs more than {limits.memory_gigabytes:g} GB (data.decode.memory_gigabytes)"
+    code = getattr(error, "exitcode", None) or 0
+    return f"the decoding process died ({signal.Signals(-code).name if code < 0 else error})"
+
+
+@dataclass
+class _Video:
+    """What has arrived of a video."""
+
+    number: int
+    decoders: tuple[str, ...]
+    future: ProcessFuture
+    connection: Connection | None = None
+    last_message: float | None = None  # None until its worker has connected
+    seconds: float = 0.0
+    num_windows: int = 0  # 0 until it has started
+    until_seconds: float = 0.0
+    coverage: float = 0.0  # the sum over its windows
+    reasons: list[str] = field(default_factory=list)
+
+
+class _Receiver:
+    """A thread that receives what the workers send, on one connection per video, and puts events into a short queue."""
+
+    def __init__(self, files: Sequence[Path], server: socket.socket, limits: DecodeLimits, ahead: int) -> None:
+        self._files, self._server, self._limits = files, server, limits
+        self._queue: queue.Queue[Event | BaseException | None] = queue.Queue(ahead)
+        self._videos: dict[int, _Video] = {}
+        self._stopped = threading.Event()
+
+    def events(self) -> Iterator[Event]:
+        while (event := self._queue.get()) is not None:
+            if isinstance(event, BaseException):
+                raise event
+            yield event
+
+    def stop(self) -> None:
+        self._stopped.set()
+        while True:  # the thread may wait for room
+            try:
+                self._queue.get_nowait()
+            except queue.Empty:
+                return
+
+    def run(self, schedule: Callable[[int, tuple[str, ...]], ProcessFuture]) -> None:
+        self._schedule = schedule
+        try:
+            for number in _largest_first(self._files):
+                self._videos[number] = _Video(number, DECODERS, schedule(number, DECODERS))
+            while self._videos and not self._stopped.is_set():
+                self._receive()
+                self._check_workers()
+            self._put(None)
+        except BaseException as error:
+            self._put(error)
+        finally:
+            for video in self._videos.values():
+                if video.connection is not None:
+                    video.connection.close()
+
+    def _receive(self) -> None:
+        connected = {video.connection: video for video in self._videos.values() if video.connection is not None}
+        for ready in wait([self._server, *connected], timeout=0.1):
+            if ready is self._server:
+                self._accept()
+                continue
+            video = connected[ready]  # type: ignore[index]
+            try:
+                message = video.connection.recv()  # type: ignore[union-attr]
+            except (EOFError, OSError):  # its worker is gone, or hangs with half of a message sent
+                self._disconnect(video)
+            else:
+                video.last_message = time.monotonic()
+                self._take(video, message)
+
+    def _accept(self) -> None:
+        client, _ = self._server.accept()
+        seconds, fraction = divmod(self._limits.timeout_seconds, 1)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", int(seconds), int(fraction * 1e6)))
+        connection = Connection(client.detach())
+        try:
+            video = self._videos[connection.recv()]
+        except (EOFError, OSError, KeyError):
+            connection.close()
+            return
+        video.connection, video.last_message = connection, time.monotonic()
+
+    def _take(self, video: _Video, message: Any) -> None:
+        if isinstance(message, Window):
+            video.until_seconds = message.end_seconds
+            video.coverage += message.coverage
+            self._put(WindowRead(video.number, message))
+        elif isinstance(message, DecodeResult):
+            self._finish(video, message)
+        else:
+            video.seconds, video.num_windows = message
+            self._put(VideoStarted(video.number, video.seconds, video.num_windows))
+
+    def _check_workers(self) -> None:
+        """Ends workers that send nothing any more, and looks what became of those that are gone."""
+        now = time.monotonic()
+        for video in list(self._videos.values()):
+            if video.connection is not None:
+                assert video.last_message is not None
+                if now - video.last_message > self._limits.timeout_seconds:
+                    video.future.cancel()  # kills its worker
+                    self._disconnect(video)
+            elif video.future.done():
+                self._lose(video)
+
+    def _disconnect(self, video: _Video) -> None:
+        if video.connection is not None:
+            video.connection.close()
+            video.connection = None
+        if not video.future.done():
+            with suppress(*WORKER_ERRORS):
+                video.future.result(timeout=5.0)
+            video.future.cancel()
+        self._lose(video)
+
+    def _lose(self, video: _Video) -> None:
+        """The worker of a video is gone: the next decoder gets its chance, unless windows have been read."""
+        try:
+            video.future.result(timeout=0)
+            failure = "the decoding process ended without a result"
+        except WORKER_ERRORS as error:
+            failure = describe_failure(error, self._limits)
+        video.reasons.append(f"{'pyav' if video.num_windows else video.decoders[0]}: {failure}")
+        if not video.num_windows and len(video.decoders) > 1:
+            decoders = video.decoders[1:]
+            again = _Video(video.number, decoders, self._schedule(video.number, decoders), reasons=video.reasons)
+            self._videos[video.number] = again
+            return
+        self._finish(video, undecodable(""))
+
+    def _finish(self, video: _Video, result: DecodeResult) -> None:
+        del self._videos[video.number]
+        if video.connection is not None:
+            video.connection.close()
+        if result.status == "undecodable":
+            reason = "; ".join([*video.reasons, *([result.reason] if result.reason else [])])
+            result = undecodable(reason)
+            if video.coverage:  # windows with intact frames have been read
+                reason = f"{reason}, at {video.until_seconds:g} s of {video.seconds:g} s"
+                result = DecodeResult("partial", reason, "pyav", video.seconds, video.coverage / video.num_windows)
+        self._put(VideoFinished(video.number, result))
+
+    def _put(self, event: Event | BaseException | None) -> None:
+        started = time.monotonic()
+        while not self._stopped.is_set():
+            try:
+                self._queue.put(event, timeout=0.2)
+                break
+            except queue.Full:
+                continue
+        blocked = time.monotonic() - started
+        for video in self._videos.values():  # the caller was slow, not they
+            if video.last_message is not None:
+                video.last_message += blocked
+
+
+def _in_worker(function: str, *arguments: Any) -> Any:
+    """Calls a function of `worker`, which only worker processes import, since it imports the decoders."""
+    return getattr(importlib.import_module("vidcls.data.decoding.worker"), function)(*arguments)
+
+
+def _start_worker(memory_gigabytes: float | int) -> None:
+    _in_worker("start_worker", memory_gigabytes)
+
+
+def _num_workers(limits: DecodeLimits, num_files: int) -> int:
+    return max(1, min(limits.workers or os.cpu_count() or 1, num_files))
+
+
+@contextmanager
+def _process_pool(limits: DecodeLimits, num_files: int) -> Iterator[ProcessPool]:
+    pool = ProcessPool(
+        max_workers=_num_workers(limits, num_files),
+        context=get_context("spawn"),  # a forked child would inherit the locks of this process' threads
+        initializer=_start_worker,
+        initargs=[limits.memory_gigabytes],
+    )
+    try:
+        yield pool
+    finally:
+        pool.stop()
+        pool.join()
+
+
+def _largest_first(files: Sequence[Path]) -> list[int]:
+    """A large file that comes last would keep one worker busy while the others are done."""
+
+    def size(number: int) -> int:
+        try:
+            return files[number].stat().st_size
+        except OSError:  # its worker will report it
+            return 0
+
+    return sorted(range(len(files)), key=lambda number: -size(number))
+
+
+class _Rate(ProgressColumn):
+    """Videos per second since the start."""
+
+    def render(self, task: Task) -> Text:
+        rate = task.completed / task.elapsed if task.elapsed else 0.0
+        return Text(f"{rate:.1f} videos/s", style="progress.data.speed")

@@ -1,0 +1,40 @@
+"""The outcome of decoding one video. Light: imports no decoder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import UInt8
+
+DECODERS = ("decord", "pyav")  # in the order in which they are tried
+
+Frames = UInt8[np.ndarray, "F R R 3"]
+
+
+@dataclass(frozen=True)
+class DecodeResult:
+    """The outcome for one video, beside its frames.
+
+    Attributes:
+        status: ``ok``; ``partial``, where some of the requested frames are damaged or missing; or ``undecodable``.
+        reason: why it is not ``ok``, else "".
+        decoder: ``decord`` or ``pyav``.
+        seconds: the video's duration, from the first frame's appearance to the last one's end.
+        coverage: the fraction of the requested frames that is intact, 0..1.
+    """
+
+    status: str
+    reason: str
+    decoder: str
+    seconds: float
+    coverage: float
+
+
+def undecodable(reason: str) -> DecodeResult:
+    """The result for a video without a single intact frame."""
+    return DecodeResult("undecodable", reason, decoder="", seconds=0.0, coverage=0.0)
+
+
+class UndecodableError(Exception):
+    """No decoder can give a single intact frame; the message holds the reason of each."""

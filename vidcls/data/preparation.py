@@ -1,0 +1,255 @@
+"""From a source to a manifest: list, hash, decode, split, report what is wrong. Imports neither torch nor decoders."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from vidcls.data.ingest import IngestStats, ingest, report_bad
+from vidcls.data.options import SPLITS, DataOptions
+from vidcls.data.sources import class_order, list_videos
+from vidcls.data.splits import assign_splits, drop_leaks, find_leaks, group_videos
+from vidcls.data.store import FrameStore
+from vidcls.errors import UserError
+
+
+@dataclass(frozen=True)
+class PreparedVideos:
+    """What a preparation gives.
+
+    Attributes:
+        manifest: one row per video, see `vidcls.data.ingest`.
+        classes: the K names, in the order of the probabilities.
+        stats: what it has cost.
+    """
+
+    manifest: pd.DataFrame
+    classes: list[str]
+    stats: IngestStats
+
+
+def frame_store(options: DataOptions) -> FrameStore:
+    """The store of decoded frames that these options use."""
+    return FrameStore(Path(options.cache_dir, "store"), options.store)
+
+
+def usable_rows(manifest: pd.DataFrame, split: str) -> pd.DataFrame:
+    """The rows of a split that have frames, in the manifest's order, numbered from 0."""
+    usable = manifest["status"].isin(["ok", "partial"]) & (manifest["split"] == split)
+    return manifest[usable].reset_index(drop=True)
+
+
+def prepare_videos(options: DataOptions, console: Console) -> PreparedVideos:
+    """Lists, decodes and splits the videos of a source, and reports what is wrong with them.
+
+    Raises:
+        UserError: the source holds nothing to train on, or what ``data.leakage`` or ``data.on_bad`` forbid.
+    """
+    for note in options.notes:
+        console.print(note, soft_wrap=True)
+    _draw_demo(options)
+    manifest, stats = _ingest(_list(options, options.classes, console), options, console)
+    classes = class_order(list(manifest["label"]), options.classes)
+    manifest["split"] = assign_splits(
+        list(manifest["label"]),
+        group_videos(list(manifest["creator"]), list(manifest["sha256"])),
+        list(manifest["split"]),
+        val_fraction=options.split.val_fraction,
+        test_fraction=options.split.test_fraction,
+        seed=options.seed,
+        grouped=options.split.grouped,
+    )
+    manifest = _handle_leaks(manifest, options, console)
+    _print_splits(manifest, classes, console)
+    for name in ("train", "val"):
+        if usable_rows(manifest, name).empty:
+            raise UserError(
+                f"at least one decodable video in the {name} split",
+                f"none of {len(manifest)} videos",
+                "Add videos, or see the statuses and reasons above.",
+                f"empty-{name}-split",
+            )
+    if options.sampler == "balanced":
+        count_training_videos(manifest, classes, "data.sampler")
+    return PreparedVideos(manifest, classes, stats)
+
+
+def prepare_external(options: DataOptions, split: str, trained_on: pd.DataFrame, console: Console) -> PreparedVideos:
+    """Lists and decodes other data of the classes ``options.classes``, to evaluate a trained network on.
+
+    If the source has split folders (or a csv a split column) those of ``split`` are used; else all are.
+
+    Args:
+        options: the run's, with the other source.
+        split: under which the videos are listed in the manifest.
+        trained_on: the manifest of the network's own videos. What the source shares with it is reported as leakage.
+        console: for what is wrong with the videos.
+
+    Raises:
+        UserError: unknown classes, none of the wanted split, no video that can be decoded, or what ``data.on_bad``
+            or ``data.leakage`` forbid.
+    """
+    assert options.classes is not None
+    classes = list(options.classes)
+    listing = _list(options, classes, console, refuse_others=True)
+    if (listing["split"] != "").any():
+        listing = listing[listing["split"] == split]
+        if listing.empty:
+            remedy = "Give another split=."
+            raise UserError(f"a {split} folder in {options.source}", "splits without it", remedy, "missing-split")
+    manifest, stats = _ingest(listing, options, console)
+    manifest = manifest.assign(split=split)
+    seen = trained_on[trained_on["split"].isin(["train", "val"])].assign(split="trained on")
+    leaks = find_leaks(pd.concat([seen, manifest.assign(split="evaluated")], ignore_index=True))
+    leaks = leaks[leaks["splits"].str.contains("evaluated")]
+    if not leaks.empty:
+        _print_leaks(leaks, options.leakage, console)
+    if options.leakage == "drop":  # from what is evaluated: the network has been trained on the rest already
+        shared = [manifest[key].isin(set(seen[key]) - {""}) for key in ("sha256", "creator")]
+        columns = ["status", "reason"]
+        manifest.loc[shared[0] | shared[1], columns] = ["dropped", "the network was trained on it"]
+        console.print(f"Dropped {(manifest['status'] == 'dropped').sum()} leaking videos")
+    if usable_rows(manifest, split).empty:
+        remedy = "See the statuses and reasons above."
+        raise UserError("at least one video to evaluate", f"none of {len(listing)}", remedy, "nothing-to-evaluate")
+    return PreparedVideos(manifest, classes, stats)
+
+
+def redecode_missing(options: DataOptions, manifest: pd.DataFrame, splits: Sequence[str], console: Console) -> None:
+    """Decodes again those videos of ``splits`` in a run's manifest that the store does not hold any more.
+
+    Raises:
+        UserError: such a video is not in the source any more, or has changed.
+    """
+    store = frame_store(options)
+    rows = pd.concat([usable_rows(manifest, split) for split in splits])
+    lost = rows[[store.find(sha256) is None for sha256 in rows["sha256"]]]
+    if lost.empty:
+        return
+    console.print(f"{len(lost)} of {len(rows)} videos are not in {store.folder}: decoding them again")
+    _draw_demo(options)
+    listing = _list(options, class_order(list(manifest["label"]), options.classes), console)
+    found, _ = ingest(listing[listing["path"].isin(lost["path"])], store, options.decode, _hash_cache(options))
+    now = dict(zip(found["path"], found["sha256"], strict=True))
+    changed = [row.path for row in lost.itertuples() if now.get(row.path) != row.sha256]
+    if changed:
+        raise UserError(
+            f"the videos of manifest.csv in {options.source}",
+            f"{len(changed)} that are missing or have changed, the first {changed[0]}",
+            "Restore them, or name other data with data.source=PATH.",
+            "changed-videos",
+        )
+
+
+def count_training_videos(manifest: pd.DataFrame, classes: Sequence[str], option: str) -> list[int]:
+    """How many training videos each class has.
+
+    Raises:
+        UserError: a class has none, for an option that balances classes.
+    """
+    labels = usable_rows(manifest, "train")["label"]
+    counts = [int((labels == name).sum()) for name in classes]
+    if 0 in counts:
+        raise UserError(
+            f"training videos of every class, for {option}=balanced",
+            f"none of {classes[counts.index(0)]}",
+            f"Add some, or change {option}.",
+            "class-without-training-videos",
+        )
+    return counts
+
+
+def _draw_demo(options: DataOptions) -> None:
+    if options.demo is not None:
+        from vidcls.data.demo import draw_demo  # encodes videos, which nothing else here needs
+
+        draw_demo(Path(options.source), **options.demo)
+
+
+def _hash_cache(options: DataOptions) -> Path:
+    return Path(options.cache_dir, "hashes.sqlite")
+
+
+def _list(
+    options: DataOptions, classes: Sequence[str] | None, console: Console, refuse_others: bool = False
+) -> pd.DataFrame:
+    listing = list_videos(
+        Path(options.source),
+        classes=classes,
+        creator_pattern=options.creator_pattern,
+        cache_dir=Path(options.cache_dir),
+        max_gigabytes=options.zip.max_gigabytes,
+        max_ratio=options.zip.max_ratio,
+        refuse_others=refuse_others,
+    )
+    ignored = ", ".join(f"{count} {kind}" for kind, count in sorted(listing.ignored.items()))
+    found = f"Found {len(listing.videos)} videos in {options.source}"
+    console.print(f"{found} (ignored {ignored})" if ignored else found, markup=False, soft_wrap=True)
+    return listing.videos
+
+
+def _ingest(listing: pd.DataFrame, options: DataOptions, console: Console) -> tuple[pd.DataFrame, IngestStats]:
+    manifest, stats = ingest(listing, frame_store(options), options.decode, _hash_cache(options))
+    report_bad(manifest, console)
+    bad = manifest[manifest["status"] != "ok"]
+    if options.on_bad == "error" and len(bad):
+        raise UserError(
+            "every video to be intact, for data.on_bad=error",
+            f"{len(bad)} that are not, the first {bad.iloc[0].path}: {bad.iloc[0].reason}",
+            "Fix or remove them, or set data.on_bad=skip.",
+            "bad-videos",
+        )
+    return manifest, stats
+
+
+def _handle_leaks(manifest: pd.DataFrame, options: DataOptions, console: Console) -> pd.DataFrame:
+    leaks = find_leaks(manifest)
+    if leaks.empty:
+        return manifest
+    _print_leaks(leaks, options.leakage, console)
+    if options.leakage == "warn":
+        return manifest
+    dropped = drop_leaks(manifest)
+    console.print(f"Dropped {(dropped['status'] == 'dropped').sum()} leaking videos")
+    return dropped
+
+
+def _print_leaks(leaks: pd.DataFrame, leakage: str, console: Console, limit: int = 20) -> None:
+    table = Table(title=f"Leakage between splits (data.leakage={leakage})", title_justify="left")
+    for column in leaks.columns:
+        table.add_column(column)
+    for leak in leaks.head(limit).itertuples(index=False):
+        table.add_row(*(Text(str(value)[:60]) for value in leak))
+    console.print(table)
+    if len(leaks) > limit:
+        console.print(f"... and {len(leaks) - limit} more")
+    if leakage == "error":
+        raise UserError(
+            "no video and no creator in two splits, for data.leakage=error",
+            f"{len(leaks)} leaks, in the table above",
+            "Fix the splits, or set data.leakage=drop or warn.",
+            "leakage",
+        )
+    if leakage == "warn":
+        warnings.warn("Held-out metrics will be optimistic: see the leakage table above.", stacklevel=2)
+
+
+def _print_splits(manifest: pd.DataFrame, classes: Sequence[str], console: Console) -> None:
+    table = Table(title="Videos", title_justify="left")
+    table.add_column("class")
+    labels = {split: usable_rows(manifest, split)["label"] for split in SPLITS}
+    for split in SPLITS:
+        table.add_column(split, justify="right")
+    for name in classes:
+        table.add_row(Text(name), *(str((labels[split] == name).sum()) for split in SPLITS))
+    console.print(table)
+    lost = (manifest["status"] == "undecodable").sum()
+    if lost:
+        console.print(f"[yellow]{lost} videos could not be decoded and are left out[/yellow]")

@@ -1,0 +1,87 @@
+"""The videos of a run, from its manifest and its store: rows, datasets and loaders of each split."""
+
+from __future__ import annotations
+
+import pandas as pd
+import torch
+from torch.utils.data import DataLoader
+
+from vidcls.data.dataset import FeatureBatch, FeatureDataset, VideoBatch, VideoDataset, VideoSampler
+from vidcls.data.ingest import MANIFEST_COLUMNS
+from vidcls.data.options import DataOptions
+from vidcls.data.preparation import count_training_videos, frame_store, usable_rows
+from vidcls.data.sources import class_order
+from vidcls.data.store import FeatureStore
+
+
+class Videos:
+    """Serves stored videos.
+
+    Args:
+        options: of the run.
+
+    Attributes:
+        store: the decoded frames.
+        manifest: one row per video, see `vidcls.data.ingest`; empty until `load_manifest`.
+        classes: the K names, in the order of the probabilities.
+        features: of a frozen encoder, which loaders then serve instead of frames.
+    """
+
+    def __init__(self, options: DataOptions) -> None:
+        super().__init__()
+        self.options = options
+        self.store = frame_store(options)
+        self.manifest = pd.DataFrame(columns=MANIFEST_COLUMNS)
+        self.classes: list[str] = []
+        self.features: FeatureStore | None = None
+
+    def load_manifest(self, manifest: pd.DataFrame) -> None:
+        """Takes the videos and splits of a manifest."""
+        self.manifest = manifest
+        self.classes = class_order(list(manifest["label"]), self.options.classes)
+
+    def rows(self, split: str) -> pd.DataFrame:
+        """The manifest's usable rows of one split, in the order of the split's dataset."""
+        return usable_rows(self.manifest, split)
+
+    def dataset(self, split: str, *, train: bool = False) -> VideoDataset:
+        """The videos of one split: jittered and one random clip of each for training, else all clips."""
+        rows, options = self.rows(split), self.options
+        labels = [self.classes.index(label) for label in rows["label"]]
+        jitter = options.temporal_jitter and train
+        return VideoDataset(self.store, list(rows["sha256"]), labels, options.num_frames, jitter, all_clips=not train)
+
+    def rank_and_world_size(self) -> tuple[int, int]:
+        """The number of this device, and of devices in all."""
+        return 0, 1
+
+    def loader(self, split: str, *, train: bool = False) -> DataLoader[VideoBatch | FeatureBatch]:
+        """Batches: shuffled and jittered for training, else in order, each video once over all devices."""
+        rank, world_size = self.rank_and_world_size()
+        videos, options = self.dataset(split, train=train), self.options
+        return DataLoader(
+            videos if self.features is None else FeatureDataset(videos, self.features),
+            batch_size=options.batch_size,
+            sampler=VideoSampler(
+                len(videos),
+                shuffle=train,
+                seed=options.seed,
+                rank=rank,
+                world_size=world_size,
+                balance=videos.labels if train and options.sampler == "balanced" else None,
+            ),
+            num_workers=options.num_workers,
+            pin_memory=options.pin_memory,
+            persistent_workers=options.num_workers > 0,
+            # Its own: creating a loader draws from the global one, earlier in a resumed run than in a whole one.
+            generator=torch.Generator(),
+        )
+
+    def balanced_class_weights(self) -> list[float]:
+        """N / (K n_k) for each class k of the training split, so that each class weighs the same.
+
+        Raises:
+            UserError: a class has no training videos.
+        """
+        counts = count_training_videos(self.manifest, self.classes, "loss.class_weights")
+        return [sum(counts) / (len(counts) * count) for count in counts]
