@@ -11,6 +11,7 @@ CHECKPOINT_FORMAT = 3
 
 RENAMED_TARGETS = {
     "vidcls.augment.Augment": "vidcls.training.transforms.Augment",
+    "vidcls.data.datamodule.VideoDataModule": "vidcls.data.options.DataOptions",
     "vidcls.callbacks.EMA": "vidcls.training.callbacks.EMA",
     "vidcls.callbacks.History": "vidcls.training.callbacks.History",
     "vidcls.callbacks.Pruning": "vidcls.training.callbacks.Pruning",
