@@ -7,9 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from vidcls.data.dataset import Draw, VideoBatch, VideoDataset, VideoSampler
-from vidcls.data.decoding.frames import Reading
-from vidcls.data.store import BrokenEntryError, Store
+from vidcls.data.dataset import SampleIndex, VideoBatch, VideoDataset, VideoSampler
+from vidcls.data.decoding.result import DecodeResult
+from vidcls.data.sampling import StoreSpec
+from vidcls.data.store import FrameStore, StoreEntryError
 
 LENGTHS, WORLDS, SEEDS = st.integers(1, 60), st.integers(1, 5), st.integers(0, 2**31)
 VIDEOS, STORED, USED, SIDE = 7, 12, 4, 8
@@ -17,7 +18,7 @@ VIDEOS, STORED, USED, SIDE = 7, 12, 4, 8
 
 def shares(
     length: int, world_size: int, *, shuffle: bool, seed: int = 0, epoch: int = 0, balance: list[int] | None = None
-) -> list[list[Draw]]:
+) -> list[list[SampleIndex]]:
     """What each device is asked to read in one epoch."""
     samplers = [
         VideoSampler(length, shuffle=shuffle, seed=seed, rank=r, world_size=world_size, balance=balance)
@@ -30,8 +31,8 @@ def shares(
     return drawn
 
 
-def rows(draws: list[Draw]) -> list[int]:
-    return [draw.row for draw in draws]
+def rows(draws: list[SampleIndex]) -> list[int]:
+    return [draw.index for draw in draws]
 
 
 # ---- the sampler
@@ -43,7 +44,7 @@ def test_in_order_each_video_is_in_exactly_one_share(length: int, world_size: in
     assert all(rows(part) == sorted(rows(part)) for part in parts)
     assert sorted(row for part in parts for row in rows(part)) == list(range(length))
     # Round by round the devices' batches are the file order.
-    rounds = [part[i].row for i in range(len(parts[0])) for part in parts if i < len(part)]
+    rounds = [part[i].index for i in range(len(parts[0])) for part in parts if i < len(part)]
     assert rounds == list(range(length))
 
 
@@ -87,11 +88,11 @@ def test_going_on_after_a_resume_gives_the_order_of_that_epoch() -> None:
 
 
 def test_a_videos_seed_is_its_own_and_does_not_depend_on_the_devices() -> None:
-    one = {draw.row: draw.seed for draw in shares(24, 1, shuffle=True, epoch=2)[0]}
+    one = {draw.index: draw.seed for draw in shares(24, 1, shuffle=True, epoch=2)[0]}
     for part in shares(24, 3, shuffle=True, epoch=2):
-        assert all(one[draw.row] == draw.seed for draw in part)
+        assert all(one[draw.index] == draw.seed for draw in part)
     assert len(set(one.values())) == 24
-    other = {draw.row: draw.seed for draw in shares(24, 1, shuffle=True, epoch=3)[0]}
+    other = {draw.index: draw.seed for draw in shares(24, 1, shuffle=True, epoch=3)[0]}
     assert all(one[row] != other[row] for row in one)
 
 
@@ -106,7 +107,7 @@ def test_a_plain_epoch_written_out() -> None:
     generator = np.random.default_rng([3, 4])
     seeds, order = generator.integers(2**31, size=9), np.arange(9)
     generator.shuffle(order)
-    assert shares(9, 1, shuffle=True, seed=3, epoch=4)[0] == [Draw(int(row), int(seeds[row])) for row in order]
+    assert shares(9, 1, shuffle=True, seed=3, epoch=4)[0] == [SampleIndex(int(row), int(seeds[row])) for row in order]
 
 
 # ---- balanced
@@ -114,7 +115,7 @@ def test_a_plain_epoch_written_out() -> None:
 LABELS = st.lists(st.integers(0, 3), min_size=1, max_size=40)
 
 
-def balanced(labels: list[int], world_size: int = 1, seed: int = 0, epoch: int = 0) -> list[list[Draw]]:
+def balanced(labels: list[int], world_size: int = 1, seed: int = 0, epoch: int = 0) -> list[list[SampleIndex]]:
     return shares(len(labels), world_size, shuffle=True, seed=seed, epoch=epoch, balance=labels)
 
 
@@ -153,7 +154,7 @@ def test_balanced_the_devices_share_one_order(labels: list[int], world_size: int
 
 def test_balanced_a_small_class_comes_again_and_is_read_anew() -> None:
     """Of nine draws, four or five are the one video's, each with a seed of its own for the jitter."""
-    draws = [draw for draw in balanced([0] * 8 + [1])[0] if draw.row == 8]
+    draws = [draw for draw in balanced([0] * 8 + [1])[0] if draw.index == 8]
     assert len(draws) in (4, 5) and len({draw.seed for draw in draws}) == len(draws)
 
 
@@ -169,13 +170,13 @@ def test_balanced_another_epoch_or_seed_is_another_order() -> None:
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+def store(tmp_path_factory: pytest.TempPathFactory) -> FrameStore:
     """Videos of which frame f of video v has the value 20 v + f everywhere."""
-    store = Store(tmp_path_factory.mktemp("store"), STORED, SIDE, "uniform")
+    store = FrameStore(tmp_path_factory.mktemp("store"), StoreSpec(STORED, SIDE))
     for video in range(VIDEOS):
         values = (20 * video + np.arange(STORED)).astype(np.uint8)
         frames = np.broadcast_to(values[:, None, None, None], (STORED, SIDE, SIDE, 3))
-        store.write(key(video), np.ascontiguousarray(frames), Reading("ok", "", "decord", 1.0, 1.0))
+        store.write(key(video), np.ascontiguousarray(frames), DecodeResult("ok", "", "decord", 1.0, 1.0))
     return store
 
 
@@ -183,7 +184,7 @@ def key(video: int) -> str:
     return f"{video:064x}"
 
 
-def dataset(store: Store, *, jitter: bool = False, num_frames: int = USED) -> VideoDataset:
+def dataset(store: FrameStore, *, jitter: bool = False, num_frames: int = USED) -> VideoDataset:
     labels = [video % 3 for video in range(VIDEOS)]
     return VideoDataset(store, [key(video) for video in range(VIDEOS)], labels, num_frames, jitter)
 
@@ -194,10 +195,10 @@ def stored_frames_of(clip: VideoBatch) -> list[int]:
     return [value - 20 * int(clip.index) for value in values]
 
 
-def test_a_clip(store: Store) -> None:
+def test_a_clip(store: FrameStore) -> None:
     videos = dataset(store)
     assert len(videos) == VIDEOS
-    clip = videos[Draw(5, seed=1)]
+    clip = videos[SampleIndex(5, seed=1)]
     assert isinstance(clip, VideoBatch)
     assert (clip.frames.dtype, clip.label.dtype, clip.index.dtype) == (torch.uint8, torch.int64, torch.int64)
     assert tuple(clip.frames.shape) == (USED, SIDE, SIDE, 3)
@@ -206,41 +207,41 @@ def test_a_clip(store: Store) -> None:
     np.testing.assert_array_equal(videos.frames(5), clip.frames.numpy())
 
 
-def test_without_jitter_the_seed_does_not_matter(store: Store) -> None:
+def test_without_jitter_the_seed_does_not_matter(store: FrameStore) -> None:
     videos = dataset(store)
-    assert torch.equal(videos[Draw(3, seed=1)].frames, videos[Draw(3, seed=2)].frames)
+    assert torch.equal(videos[SampleIndex(3, seed=1)].frames, videos[SampleIndex(3, seed=2)].frames)
 
 
-def test_with_jitter_each_frame_stays_in_its_run_and_the_seed_decides(store: Store) -> None:
+def test_with_jitter_each_frame_stays_in_its_run_and_the_seed_decides(store: FrameStore) -> None:
     videos = dataset(store, jitter=True)
-    drawn = [stored_frames_of(videos[Draw(2, seed=seed)]) for seed in range(60)]
+    drawn = [stored_frames_of(videos[SampleIndex(2, seed=seed)]) for seed in range(60)]
     assert all([frame // 3 for frame in frames] == [0, 1, 2, 3] for frames in drawn)
-    assert drawn == [stored_frames_of(videos[Draw(2, seed=seed)]) for seed in range(60)]
+    assert drawn == [stored_frames_of(videos[SampleIndex(2, seed=seed)]) for seed in range(60)]
     for place in range(USED):
         assert {frames[place] % 3 for frames in drawn} == {0, 1, 2}
 
 
-def test_a_store_with_just_the_frames_used_leaves_no_room_for_jitter(store: Store) -> None:
-    clip = dataset(store, jitter=True, num_frames=STORED)[Draw(0, seed=1)]
+def test_a_store_with_just_the_frames_used_leaves_no_room_for_jitter(store: FrameStore) -> None:
+    clip = dataset(store, jitter=True, num_frames=STORED)[SampleIndex(0, seed=1)]
     assert stored_frames_of(clip) == list(range(STORED))
 
 
-def test_a_missing_entry_is_never_replaced_by_another(store: Store) -> None:
+def test_a_missing_entry_is_never_replaced_by_another(store: FrameStore) -> None:
     videos = VideoDataset(store, [key(0), "f" * 64], [0, 1], USED, False)
-    with pytest.raises(BrokenEntryError, match="f" * 64):
-        videos[Draw(1, seed=0)]
+    with pytest.raises(StoreEntryError, match="f" * 64):
+        videos[SampleIndex(1, seed=0)]
 
 
 # ---- both behind a loader
 
 
-def epoch_of(store: Store, epoch: int, num_workers: int) -> list[VideoBatch]:
+def epoch_of(store: FrameStore, epoch: int, num_workers: int) -> list[VideoBatch]:
     sampler = VideoSampler(VIDEOS, shuffle=True, seed=0, rank=0, world_size=1)
     sampler.set_epoch(epoch)
     return list(DataLoader(dataset(store, jitter=True), batch_size=3, sampler=sampler, num_workers=num_workers))
 
 
-def test_batches_do_not_depend_on_the_number_of_workers(store: Store) -> None:
+def test_batches_do_not_depend_on_the_number_of_workers(store: FrameStore) -> None:
     alone, helped = epoch_of(store, 4, 0), epoch_of(store, 4, 2)
     assert [tuple(batch.frames.shape) for batch in alone] == [(3, USED, SIDE, SIDE, 3)] * 2 + [(1, USED, SIDE, SIDE, 3)]
     for one, other in zip(alone, helped, strict=True):
@@ -251,7 +252,7 @@ def test_batches_do_not_depend_on_the_number_of_workers(store: Store) -> None:
     assert all((batch.label == batch.index % 3).all() for batch in alone)
 
 
-def test_epochs_draw_other_frames_and_repeat_exactly(store: Store) -> None:
+def test_epochs_draw_other_frames_and_repeat_exactly(store: FrameStore) -> None:
     def frames_used(epoch: int) -> dict[int, list[int]]:
         batches = epoch_of(store, epoch, 0)
         return {

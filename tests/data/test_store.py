@@ -15,7 +15,6 @@ import pytest
 from vidcls.data.decoding.result import DecodeResult
 from vidcls.data.sampling import StoreSpec
 from vidcls.data.store import FrameStore, StoreEntryError
-from vidcls.errors import UserError
 from vidcls.files import write_atomically
 
 RESULT = DecodeResult("partial", "one frame of 6 is damaged", "pyav", 2.5, 5 / 6)
@@ -86,19 +85,6 @@ def test_each_choice_of_settings_and_each_video_has_its_own_place(tmp_path: Path
 def test_another_choice_of_settings_does_not_find_it(store: FrameStore, tmp_path: Path) -> None:
     for choice in ((3, 8, "uniform"), (6, 4, "uniform"), (6, 8, "first")):
         assert FrameStore(tmp_path / "store", StoreSpec(*choice)).find(KEY) is None
-
-
-@pytest.mark.parametrize(
-    ("num_frames", "resolution", "sampling", "message"),
-    [
-        (0, 8, "uniform", r"data\.num_frames to be an integer >= 1; got 0"),
-        (6, -1, "uniform", r"data\.resolution to be an integer >= 1; got -1"),
-        (6, 8, "last", r"data\.sampling to be one of uniform, first; got 'last'"),
-    ],
-)
-def test_settings_out_of_range(tmp_path: Path, num_frames: int, resolution: int, sampling: str, message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        StoreSpec(num_frames, resolution, sampling)
 
 
 # ---- what the disk altered

@@ -15,8 +15,8 @@ from helpers.runs import CLASSES, evaluate, metrics_of, results, same_weights, t
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from safetensors.numpy import save_file
 from torchvision.models import get_model
-
 from vidcls.data.features import FeatureStore
+
 from vidcls.data.store import BrokenEntryError
 from vidcls.prediction.predictor import load_run
 from vidcls.training.feature_cache import compute_features

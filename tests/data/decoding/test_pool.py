@@ -21,8 +21,8 @@ from vidcls.data.decoding.frames import decode
 from vidcls.data.decoding.plan import Window, WindowPlan
 from vidcls.data.decoding.pool import Event, VideoFinished, VideoStarted, WindowRead, decode_into_store, read_windows
 from vidcls.data.decoding.result import DECODERS, DecodeResult
-from vidcls.data.options import DecodeLimits
 from vidcls.data.decoding.windows import stream_windows
+from vidcls.data.options import DecodeLimits
 from vidcls.data.sampling import StoreSpec
 from vidcls.data.store import FrameStore
 
