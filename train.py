@@ -18,15 +18,18 @@ from vidcls.sweeps.jobs import job
 @job
 def main(cfg: DictConfig) -> float | None:
     """One run, from its configuration to its folder; gives its objective, for sweeps that search."""
-    # Imported here: decoding processes import this file again, and should not pay for torch.
     from rich.console import Console
 
-    from vidcls.training import loop
-    from vidcls.training.artifacts import write_results
     from vidcls.training.run_folder import open_run
 
-    console = Console()
     cfg = open_run(cfg)
+
+    # Imported here: mistakes in the options show before torch is imported, and decoding processes, which import this
+    # file again, never import it.
+    from vidcls.training import loop
+    from vidcls.training.artifacts import write_results
+
+    console = Console()
     loop.silence_lightning()
     loop.check_device(cfg)
     datamodule = loop.build_datamodule(cfg, console)

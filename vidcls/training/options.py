@@ -1,35 +1,234 @@
-"""The options of train.py that are checked before torch and Lightning are imported."""
+"""The options of train.py, checked in the first second: before torch is imported, and before anything is decoded."""
 
 from __future__ import annotations
 
-from omegaconf import DictConfig
+from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
 
-from vidcls.errors import check_choice, check_integer, check_number
+from omegaconf import DictConfig, OmegaConf
+
+from vidcls.data.options import DataOptions
+from vidcls.errors import UserError, check_choice, check_integer, check_number
 from vidcls.metrics.objectives import LOWER_IS_BETTER
+
+Check = Callable[[str, Any], object]
+
+LOGGER_PACKAGES = {
+    "CometLogger": "comet_ml",
+    "MLFlowLogger": "mlflow",
+    "NeptuneLogger": "neptune",
+    "WandbLogger": "wandb",
+}
+
+
+def _check_flag(option: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise UserError(f"{option} to be true or false", repr(value), f"Change {option}.", option)
+
+
+def _check_channels(option: str, value: Any) -> None:
+    """Three numbers, one for each of red, green and blue; positive ones where they divide."""
+    numbers = value if isinstance(value, list) else []
+    lowest = 0 if option == "normalise.std" else float("-inf")
+    if len(numbers) != 3 or not all(isinstance(number, (int, float)) and number > lowest for number in numbers):
+        kind = "positive numbers" if option == "normalise.std" else "numbers"
+        raise UserError(f"{option} to be three {kind}", repr(value), f"Change {option}, or leave it out.", option)
+
+
+def _check_conv_channels(option: str, value: Any) -> None:
+    if not isinstance(value, list) or not value:
+        raise UserError(f"{option} to be one or more integers", repr(value), f"Give {option}=[32,64,128].", option)
+    for number in value:
+        check_integer(option, number)
+
+
+def _check_group(option: str, value: Any) -> None:
+    if isinstance(value, str):
+        group = option.replace(".", "/")
+        raise UserError(f"{option} to hold options", repr(value), f"Choose a group: {group}={value}.", option)
+
+
+def _check_weights(option: str, value: Any) -> None:
+    if value not in (None, "default") and not Path(value).is_file():
+        remedy = f"Check the path, or give {option}=default to download those of the library."
+        raise UserError(f"a file of weights in {option}", f"no such file: {value}", remedy, option)
+
+
+def _or_null(check: Check) -> Check:
+    return lambda option, value: None if value is None else check(option, value)
+
+
+def _choice(*choices: str) -> Check:
+    return lambda option, value: check_choice(option, value if value is None else str(value), choices)
+
+
+_share: Check = partial(check_number, minimum=0.0, maximum=1.0)
+_not_negative: Check = partial(check_integer, minimum=0)
+
+CHECKS: dict[str, Check] = {
+    "seed": _not_negative,
+    "objective": _choice(*LOWER_IS_BETTER),
+    "test": _check_flag,
+    "compile": _check_flag,
+    "normalise.mean": _or_null(_check_channels),
+    "normalise.std": _or_null(_check_channels),
+    "loss.label_smoothing": _share,
+    "loss.class_weights": _choice("none", "balanced"),
+    "trainer.max_epochs": check_integer,
+    "trainer.accelerator": _choice("auto", "cpu", "gpu", "cuda", "mps", "tpu"),
+    "trainer.precision": _choice(
+        *("16", "16-mixed", "16-true", "bf16", "bf16-mixed", "bf16-true", "32", "32-true", "64", "64-true"),
+        *("transformer-engine", "transformer-engine-float16"),
+    ),
+    "trainer.gradient_clip_val": _or_null(check_number),
+    "trainer.accumulate_grad_batches": check_integer,
+    "optim.lr": check_number,
+    "optim.eps": check_number,
+    "optim.weight_decay": check_number,
+    "optim.warmup": _share,
+    "optim.encoder_lr_factor": check_number,
+    "optim.unfreeze_epochs": _not_negative,
+    "augment.flip": _share,
+    "augment.crop_scale": partial(check_number, minimum=0.01, maximum=1.0),
+    "augment.jitter": _share,
+    "augment.randaugment": _not_negative,
+    "augment.randaugment_magnitude": partial(check_number, minimum=0.0, maximum=30.0),
+    "augment.mixup": check_number,
+    "augment.cutmix": check_number,
+    "callbacks.ema.decay": _share,
+    "callbacks.early_stopping.patience": _not_negative,
+}
+"""What each option must be, in whatever configuration it appears."""
+
+MODEL_CHECKS: dict[str, Check] = {
+    "model.name": _choice("r3d_18", "mc3_18", "r2plus1d_18", "s3d", "mvit_v2_s", "swin3d_t"),
+    "model.dropout": _share,
+    "model.stream": _choice("rgb", "difference", "feature_difference", "early_fusion", "late_fusion"),
+    "model.weights": _check_weights,
+    "model.norm_eval": _check_flag,
+    "model.lstm.hidden_size": check_integer,
+    "model.encoder": _check_group,
+    "model.encoder.channels": _check_conv_channels,
+    "model.encoder.weights": _check_weights,
+    "model.encoder.norm_eval": _check_flag,
+    "model.encoder.temporal_shift": _check_flag,
+    "model.head": _check_group,
+    "model.head.name": _choice("lstm", "gru", "pool", "transformer"),
+    "model.head.hidden_size": check_integer,
+    "model.head.num_layers": check_integer,
+    "model.head.num_heads": check_integer,
+    "model.head.pooling": _choice("last", "mean", "max", "attention", "statistics"),
+}
+"""The same for the models of this package; a model of your own may use these names for anything."""
 
 
 def check_train_options(cfg: DictConfig) -> None:
-    """Refuses options that are out of range.
+    """Checks ranges, choices, paths and class names in train.py's configuration.
 
     Raises:
-        UserError: says which.
+        UserError: an option cannot be used; the code is its name.
     """
-    check_integer("seed", cfg.seed, minimum=0)
-    check_choice("objective", cfg.objective, tuple(LOWER_IS_BETTER))
-    check_integer("trainer.max_epochs", cfg.trainer.max_epochs)
-    check_choice("loss.class_weights", cfg.loss.class_weights, ("none", "balanced"))
-    check_number("loss.label_smoothing", cfg.loss.label_smoothing, 0.0, 1.0)
-    for name in ("lr", "eps", "weight_decay", "encoder_lr_factor"):
-        check_number(f"optim.{name}", cfg.optim.get(name, 0.0))
-    check_number("optim.warmup", cfg.optim.warmup, 0.0, 1.0)
-    check_integer("optim.unfreeze_epochs", cfg.optim.unfreeze_epochs, minimum=0)
-    if not isinstance(cfg.optim.schedule, DictConfig):
-        check_choice("optim.schedule", cfg.optim.schedule, ("constant", "cosine", "one_cycle"))
-    for name in ("flip", "jitter"):
-        check_number(f"augment.{name}", cfg.augment[name], 0.0, 1.0)
-    check_number("augment.crop_scale", cfg.augment.crop_scale, 0.01, 1.0)
-    check_integer("augment.randaugment", cfg.augment.randaugment, minimum=0)
-    check_integer("augment.randaugment_magnitude", cfg.augment.randaugment_magnitude, minimum=0)
-    check_number("augment.randaugment_magnitude", cfg.augment.randaugment_magnitude, 0.0, 30.0)
-    check_number("augment.mixup", cfg.augment.mixup)
-    check_number("augment.cutmix", cfg.augment.cutmix)
+    plain: Any = OmegaConf.to_container(cfg, resolve=True)
+    own_model = not str(plain["model"]["_target_"]).startswith("vidcls.")
+    resumes = plain["resume"] is not None
+    for option, check in (CHECKS | ({} if own_model else MODEL_CHECKS)).items():
+        found, value = _find(plain, option)
+        if found and not (resumes and check is _check_weights):  # a resumed run has them in its checkpoint
+            check(option, value)
+    _check_schedule(plain["optim"])
+    _check_loggers(plain.get("logger") or {})
+    data = DataOptions(**{name: value for name, value in plain["data"].items() if not name.startswith("_")})
+    if own_model:
+        _check_importable(str(plain["model"]["_target_"]))
+    else:
+        _check_model_fits(plain["model"], data)
+    if not resumes:
+        _check_source(data)
+
+
+def _find(plain: Any, option: str) -> tuple[bool, Any]:
+    """Whether a nested dict has an option with a dotted name, and its value."""
+    for key in option.split("."):
+        if not isinstance(plain, dict) or key not in plain:
+            return False, None
+        plain = plain[key]
+    return True, plain
+
+
+def _check_schedule(optim: dict[str, Any]) -> None:
+    schedule = optim.get("schedule")
+    if isinstance(schedule, dict):
+        return
+    check_choice("optim.schedule", schedule, ("constant", "cosine", "one_cycle"))
+    if schedule == "one_cycle" and not 0 < optim.get("warmup", 0.0) < 1:
+        expected = "optim.warmup between 0 and 1, for optim.schedule=one_cycle"
+        raise UserError(expected, f"{optim['warmup']:g}", "Give optim.warmup=0.3.", "optim.warmup")
+
+
+def _check_loggers(loggers: dict[str, Any]) -> None:
+    for logger in [loggers] if "_target_" in loggers else loggers.values():
+        package = LOGGER_PACKAGES.get(str(logger["_target_"]).rpartition(".")[2])
+        if package and find_spec(package) is None:
+            expected = f"the package {package}, for {logger['_target_']}"
+            remedy = f"Install it (pip install {package}), or choose another logger."
+            raise UserError(expected, "no such package installed", remedy, "missing-package")
+
+
+def _check_importable(target: str) -> None:
+    package = target.partition(".")[0]
+    if not package.isidentifier() or find_spec(package) is None:
+        remedy = "Check the name; the package must be installed, or its folder on PYTHONPATH."
+        raise UserError("a model that can be imported in model._target_", target, remedy, "model._target_")
+
+
+def _check_model_fits(model: dict[str, Any], data: DataOptions) -> None:
+    """What the options of one of this package's models say about each other, and about those of the data."""
+    channels = _find(model, "encoder.channels")[1]
+    least_pixels, least_frames, reason = 1, 1, ""  # of those below at most one holds
+    if channels:
+        least_pixels, reason = 2 ** len(channels), f"{len(channels)} poolings"
+    if model.get("name") == "s3d":
+        least_pixels, least_frames, reason = 17, 8, "model.name=s3d"
+    if model.get("stream", "rgb") != "rgb":
+        least_frames, reason = 2, f"model.stream={model['stream']}"
+    for name, value, least in (
+        ("data.resolution", data.resolution, least_pixels),
+        ("data.num_frames", data.num_frames, least_frames),
+    ):
+        if value < least:
+            raise UserError(f"{name} >= {least} for {reason}", str(value), f"Give {name}={least} or more.", name)
+    head = model.get("head", {})
+    if "num_heads" in head and head["hidden_size"] % head["num_heads"]:
+        expected = f"model.head.num_heads to divide model.head.hidden_size={head['hidden_size']}"
+        raise UserError(expected, str(head["num_heads"]), "Change one of them.", "model.head.num_heads")
+    for path, options in (("model", model), ("model.encoder", model.get("encoder", {}))):
+        if "weights" in options and options["weights"] is None:
+            for option, default in {"trainable_from": "all", "norm_eval": False}.items():
+                if options.get(option, default) != default:
+                    given = str(options[option]).lower()
+                    raise UserError(
+                        f"{path}.weights, as {path}.{option}={given} keeps part of the network as it is",
+                        "null: random values",
+                        f"Give {path}.weights=default or a path, or {path}.{option}={str(default).lower()}.",
+                        f"{path}.weights",
+                    )
+
+
+def _check_source(data: DataOptions) -> None:
+    """Lists the videos: a path or a class name that is wrong shows now."""
+    source = Path(data.source)
+    if data.demo is not None or (source.suffix.lower() == ".zip" and source.is_file()):
+        return  # to be drawn or extracted first
+    from vidcls.data.sources import list_videos
+
+    list_videos(
+        source,
+        classes=data.classes,
+        creator_pattern=data.creator_pattern,
+        cache_dir=Path(data.cache_dir),
+        max_gigabytes=data.zip.max_gigabytes,
+        max_ratio=data.zip.max_ratio,
+    )

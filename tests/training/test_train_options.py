@@ -1,0 +1,102 @@
+"""What train.py's options must be: mistakes are named by the option, and every shipped configuration is fine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from helpers.commands import CONF
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+import vidcls.sweeps.jobs  # noqa: F401  # registers the resolvers that the configuration uses
+from vidcls.errors import UserError
+from vidcls.training.options import check_train_options
+
+BACKBONE = ["model=encoder_head", "model.encoder.name=timm/test_resnet"]
+PLAIN_VIDEO = ["model=r3d_18"]
+
+
+def composed(*overrides: str) -> DictConfig:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("train", list(overrides))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "code"),
+    [
+        (["seed=-1"], "seed"),
+        (["objective=auc"], "objective"),
+        (["compile=1"], "compile"),
+        (["trainer.max_epochs=0"], "trainer.max_epochs"),
+        (["trainer.accelerator=gpus"], "trainer.accelerator"),
+        (["trainer.precision=8"], "trainer.precision"),
+        (["loss.class_weights=some"], "loss.class_weights"),
+        (["loss.label_smoothing=2.0"], "loss.label_smoothing"),
+        (["normalise.std=[0.0,1.0,1.0]"], "normalise.std"),
+        (["normalise.mean=[0.5]"], "normalise.mean"),
+        (["optim.lr=-1.0"], "optim.lr"),
+        (["optim.schedule=step"], "optim.schedule"),
+        (["optim.schedule=one_cycle"], "optim.warmup"),
+        (["augment.flip=2.0"], "augment.flip"),
+        (["augment.randaugment=1.5"], "augment.randaugment"),
+        (["callbacks=ema", "callbacks.ema.decay=2"], "callbacks.ema.decay"),
+        (["model.dropout=1.5"], "model.dropout"),
+        (["model.lstm.hidden_size=0"], "model.lstm.hidden_size"),
+        (["model.encoder.channels=[]"], "model.encoder.channels"),
+        (["model.encoder.channels=[8,0]"], "model.encoder.channels"),
+        (["data.resolution=7"], "data.resolution"),
+        (["data.num_frames=0"], "data.num_frames"),
+        (["data.split.val_fraction=1"], "data.split.val_fraction"),
+        (["model._target_=no_such_package.Net"], "model._target_"),
+        ([*BACKBONE, "model.encoder.weights=nowhere.pt"], "model.encoder.weights"),
+        ([*BACKBONE, "model.encoder.trainable_from=none"], "model.encoder.weights"),
+        ([*BACKBONE, "model.head=bilstm"], "model.head"),
+        ([*BACKBONE, "model.head.pooling=median"], "model.head.pooling"),
+        ([*BACKBONE, "model/head=transformer", "model.head.num_heads=5"], "model.head.num_heads"),
+        ([*BACKBONE, "model.stream=difference", "data.num_frames=1"], "data.num_frames"),
+        (["model=s3d", "data.num_frames=4"], "data.num_frames"),
+        (["model=r3d_18", "model.name=resnet"], "model.name"),
+        (["model=r3d_18", "model.norm_eval=true"], "model.weights"),
+        (["logger=wandb"], "missing-package"),
+        (["logger=[csv,mlflow]"], "missing-package"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_out_of_range(overrides: list[str], code: str) -> None:
+    with pytest.raises(UserError) as error:
+        check_train_options(composed(*overrides))
+    assert error.value.code == code
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        BACKBONE,
+        ["model=s3d"],
+        ["logger=[tensorboard,csv]"],
+        ["~logger"],
+        ["trainer=gpu"],
+        ["optim=adamw", "optim.schedule={_target_:torch.optim.lr_scheduler.StepLR,step_size:5}"],
+        ["model._target_=json.loads", "model.dropout=7"],
+    ],
+    ids=str,
+)
+def test_fine(overrides: list[str]) -> None:
+    check_train_options(composed(*overrides))
+
+
+def test_the_source_is_listed(demo_folder: Path, tmp_path: Path) -> None:
+    folder = ["data=folder", f"data.source={demo_folder}"]
+    check_train_options(composed(*folder, "data.classes=[safe,harmful]"))
+    with pytest.raises(UserError) as error:
+        check_train_options(composed(*folder, "data.classes=[safe,unheard_of]"))
+    assert "unheard_of" in str(error.value)
+    with pytest.raises(UserError) as error:
+        check_train_options(composed("data=folder", f"data.source={tmp_path / 'nowhere'}"))
+    check_train_options(composed("data=folder", f"data.source={tmp_path / 'nowhere'}", "resume=runs/train/one"))
+
+
+def test_a_resumed_run_has_its_weights_in_its_checkpoint() -> None:
+    check_train_options(composed(*BACKBONE, "model.encoder.weights=gone.pt", "resume=runs/train/one"))
