@@ -17,19 +17,23 @@ from vidcls.cli import allow_new_keys, quote_overrides, trusted_packages, user_e
 @user_errors_exit
 def main(cfg: DictConfig) -> None:
     """From a run folder to what it is worth."""
-    # Imported here: decoding processes import this file again, and should not pay for torch.
     from rich.console import Console
 
+    from vidcls.evaluation.options import plan_evaluation
+
+    plan = plan_evaluation(cfg)
+
+    # Imported here: mistakes in the options show before torch is imported, and decoding processes, which import this
+    # file again, never import it.
     from vidcls.evaluation import evaluator as evaluation
     from vidcls.prediction.predictor import Predictor, load_run
 
     console = Console()
     trained = load_run(Path(str(cfg.run)), trusted_packages(cfg))
-    splits = evaluation.splits_needed(cfg, trained)
-    datamodule = evaluation.prepare_data(cfg, trained, splits, console)
+    datamodule = evaluation.prepare_data(cfg, trained, plan.splits, console)
     predictor = Predictor(trained, cfg.accelerator)
-    predictions = {split: predictor.predict_split(datamodule, split) for split in splits}
-    policy = evaluation.choose_policy(cfg, trained, datamodule, predictions)
+    predictions = {split: predictor.predict_split(datamodule, split) for split in plan.splits}
+    policy = evaluation.choose_policy(plan.policy, trained, datamodule, predictions)
     evaluation.write_evaluation(cfg, trained, datamodule, predictions, policy, console)
 
 

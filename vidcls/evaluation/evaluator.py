@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from torch.utils.tensorboard import SummaryWriter
 
-from vidcls.data.options import SPLITS
 from vidcls.data.preparation import prepare_external, redecode_missing
 from vidcls.data.splits import group_videos
 from vidcls.data.videos import Videos
-from vidcls.errors import UserError, check_choice
+from vidcls.evaluation.options import PolicyOptions
 from vidcls.files import write_atomically
 from vidcls.metrics.bootstrap import bootstrap_intervals
 from vidcls.metrics.classification import calibration_error
@@ -46,49 +44,6 @@ from vidcls.plots.run_plots import (
 from vidcls.prediction.predictor import LoadedRun
 from vidcls.training.artifacts import log_picture, worst_figure, worst_rows, write_predictions
 
-DEFAULT_HARMLESS, DEFAULT_DOUBT = "safe", 0.2
-
-
-def splits_needed(cfg: DictConfig, trained: LoadedRun) -> list[str]:
-    """The splits to predict: the one asked for, and val and test where a policy is fitted and reported on.
-
-    Raises:
-        UserError: no such split, or a policy to be fitted on other data than the run's own val split.
-    """
-    check_choice("split", cfg.split, SPLITS)
-    if not os.access(trained.folder, os.W_OK):  # results go there
-        raise UserError("a run folder that can be written", str(trained.folder), "Copy it to where you may write.")
-    if cfg.data.source is not None:
-        if policy_requested(cfg.policy):
-            raise UserError(
-                "policy.* without data.source, as a policy is fitted on the run's own val videos",
-                f"data.source={cfg.data.source}",
-                "Fit the policy first, in a call without data.source; this call then reports on it.",
-            )
-        return [cfg.split]
-    held = set(trained.manifest.loc[trained.manifest["status"].isin(["ok", "partial"]), "split"])
-    if cfg.split not in held:
-        raise UserError(
-            f"videos in the run's {cfg.split} split",
-            "none",
-            f"Give split={'test' if 'test' in held else 'val'}, or other videos with data.source=PATH.",
-        )
-    wanted = {cfg.split}
-    if fits_policy(cfg.policy, trained):
-        # What a policy would do is shown on test, too, but for jobs of a sweep, which must not choose by it.
-        wanted |= {"val", "test"} if trained.config.test else {"val"}
-    return [split for split in SPLITS if split in wanted & held]
-
-
-def policy_requested(policy: DictConfig) -> bool:
-    """Whether any option of the policy is set."""
-    return any(policy[name] is not None for name in ("harmless", "doubt")) or bool(policy.target)
-
-
-def fits_policy(knobs: DictConfig, trained: LoadedRun) -> bool:
-    """Whether a new policy is asked for, or there is none and the harmless class is known."""
-    return policy_requested(knobs) or (DEFAULT_HARMLESS in trained.classes and not trained.policy_path.exists())
-
 
 def prepare_data(cfg: DictConfig, trained: LoadedRun, splits: list[str], console: Console) -> Videos:
     """The videos to evaluate on: the run's own, as they were split, or those of ``data.source``."""
@@ -103,34 +58,28 @@ def prepare_data(cfg: DictConfig, trained: LoadedRun, splits: list[str], console
 
 
 def choose_policy(
-    cfg: DictConfig, trained: LoadedRun, datamodule: Videos, predictions: dict[str, Predictions]
+    options: PolicyOptions | None,
+    trained: LoadedRun,
+    datamodule: Videos,
+    predictions: dict[str, Predictions],
 ) -> Policy | None:
     """A policy fitted on val and saved, or the one that the run has; None where there is none.
 
     Raises:
-        UserError: the wishes make no sense, or the val videos cannot support them.
+        UserError: the val videos cannot support the targets.
     """
-    if cfg.data.source is not None or not fits_policy(cfg.policy, trained):
+    if options is None:
         path = trained.policy_path
         return load_policy(path, trained.classes, trained.identity) if path.exists() else None
-    harmless = cfg.policy.harmless
-    if harmless is None:
-        if DEFAULT_HARMLESS not in trained.classes:
-            raise UserError(
-                f"policy.harmless to be one of {', '.join(trained.classes)}", "none", "Say which class needs no action."
-            )
-        harmless = DEFAULT_HARMLESS
     # A video that is damaged goes to a person whatever the network says of it: thresholds are for the others.
     whole = (datamodule.rows("val")["status"] == "ok").to_numpy()
-    targets = OmegaConf.to_container(cfg.policy.target, resolve=True)
-    assert isinstance(targets, dict)
     policy = fit_policy(
         predictions["val"].probabilities[whole],
         predictions["val"].labels[whole],
         trained.classes,
-        harmless=str(harmless),
-        targets={str(name): wish for name, wish in targets.items()},
-        doubt=DEFAULT_DOUBT if cfg.policy.doubt is None else cfg.policy.doubt,
+        harmless=options.safe_class,
+        targets=options.targets,
+        doubt=options.review_margin,
         model=trained.identity,
     )
     save_policy(policy, trained.policy_path)

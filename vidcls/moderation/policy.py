@@ -30,6 +30,7 @@ from scipy.stats import beta, binomtest
 from vidcls.errors import UserError
 from vidcls.files import write_atomically
 from vidcls.metrics.classification import calibration_error, check_predictions
+from vidcls.moderation.targets import check_open_share, check_targets
 from vidcls.moderation.timeline import video_score
 
 ALLOW, REVIEW, BLOCK = DECISIONS = ("allow", "review", "block")
@@ -212,8 +213,8 @@ def fit_policy(
             support.
         ValueError: arrays that do not fit together, as in `vidcls.metrics.classification.summarise`.
     """
-    wishes = _check(classes, harmless, targets)
-    _check_share("policy.doubt", doubt)
+    wishes = check_targets(classes, harmless, targets)
+    check_open_share("policy.doubt", doubt)
     check_predictions(probabilities, labels, np.zeros(len(labels)), classes)
     before = calibration_error(probabilities, labels)
     temperature = fit_temperature(probabilities, labels)
@@ -360,30 +361,6 @@ def _band(low: float | None, high: float | None, doubt: float) -> tuple[float, f
     if low is None:
         return (0.5 - doubt / 2, 0.5 + doubt / 2) if high is None else (max(0.0, high - doubt), high)
     return (low, min(1.0, low + doubt)) if high is None else (min(low, high), high)
-
-
-def _check(classes: Sequence[str], harmless: str, targets: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """The targets as plain types, each of which is known to make sense."""
-    if harmless not in classes:
-        raise UserError(f"policy.harmless to be one of {', '.join(classes)}", repr(harmless), "Change policy.harmless.")
-    harmful = [name for name in classes if name != harmless]
-    for name, wish in targets.items():
-        if name not in harmful:
-            got = f"{name!r}, which is policy.harmless" if name == harmless else repr(name)
-            raise UserError(f"policy.target to name harmful classes, of {', '.join(harmful)}", got, "Change its name.")
-        if not isinstance(wish, Mapping) or not set(wish) <= {"recall", "precision"}:
-            got = ", ".join(map(str, wish)) if isinstance(wish, Mapping) else repr(wish)
-            raise UserError(
-                f"policy.target.{name} to hold recall, precision or both", got, f"Set policy.target.{name}.recall=0.95."
-            )
-        for kind, value in wish.items():
-            _check_share(f"policy.target.{name}.{kind}", value)
-    return {name: {kind: float(value) for kind, value in wish.items()} for name, wish in targets.items()}
-
-
-def _check_share(knob: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1:
-        raise UserError(f"{knob} to be a number between 0 and 1, both excluded", repr(value), f"Change {knob}.")
 
 
 def _rate(events: list[bool]) -> dict[str, Any]:

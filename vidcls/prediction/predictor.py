@@ -31,11 +31,17 @@ from vidcls.metrics.predictions import Predictions
 from vidcls.models.classifiers import Classifier
 from vidcls.training.checkpoint import build_model, build_preprocess, load_checkpoint
 from vidcls.training.inference import average_clips, clip_logits, pad_batch, video_losses
-from vidcls.training.run_folder import best_checkpoint, config_path, manifest_path, read_config
+from vidcls.training.run_folder import (
+    ACCELERATORS,
+    best_checkpoint,
+    check_finished,
+    manifest_path,
+    policy_path,
+    read_config,
+)
 from vidcls.training.spec import RunSpec
 from vidcls.training.transforms import Preprocess
 
-ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 PRECISIONS: dict[str, tuple[torch.dtype, torch.dtype | None]] = {
     "64": (torch.float64, None),
     "64-true": (torch.float64, None),
@@ -83,7 +89,7 @@ class LoadedRun:
     @property
     def policy_path(self) -> Path:
         """Where its policy is, or would be."""
-        return self.folder / "policy.json"
+        return policy_path(self.folder)
 
     def videos(self, source: str | None = None, cache_dir: str | None = None) -> Videos:
         """The run's own videos, or those of ``source`` with the run's decode options and classes.
@@ -111,11 +117,8 @@ def load_run(folder: Path | str, trust: Sequence[str] = ()) -> LoadedRun:
     Raises:
         UserError: it is not the folder of a finished run, or its model is not of a trusted package.
     """
-    folder = Path(folder).resolve()
+    folder = check_finished(Path(folder))
     best = best_checkpoint(folder)
-    for path in (config_path(folder), manifest_path(folder), best):
-        if not path.is_file():
-            raise UserError("the folder of a finished run", f"{folder} without {path.name}", "Check run=.", "run")
     checkpoint = load_checkpoint(best)
     config = read_config(folder)
     try:

@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from vidcls.cli import in_sweep, run_folder, trusted_packages
-from vidcls.errors import UserError
+from vidcls.errors import UserError, check_choice
 from vidcls.files import write_atomically
 from vidcls.training.options import check_train_options
 from vidcls.training.spec import upgrade
@@ -36,6 +36,8 @@ TRUSTED_TARGETS = re.compile(
     r"|optuna\.pruners\.[A-Z]\w*"
 )
 """What the config.yaml of a run folder may name; each pattern is a whole name, with no way into a submodule."""
+
+ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 
 
 def config_path(folder: Path) -> Path:
@@ -56,6 +58,35 @@ def best_checkpoint(folder: Path) -> Path:
 def last_checkpoint(folder: Path) -> Path:
     """Where a resumed run continues; it does not exist before the end of the first epoch."""
     return folder / "checkpoints" / "last.ckpt"
+
+
+def policy_path(folder: Path) -> Path:
+    """What to do about a video, see `vidcls.moderation.policy`; evaluate.py writes it."""
+    return folder / "policy.json"
+
+
+def check_run_options(cfg: DictConfig) -> Path:
+    """Checks the options ``run`` and ``accelerator`` of the commands that use a finished run; gives its folder.
+
+    Raises:
+        UserError: it is not the folder of a finished run, or there is no such accelerator.
+    """
+    if cfg.accelerator is not None:
+        check_choice("accelerator", cfg.accelerator, ACCELERATORS)
+    return check_finished(Path(str(cfg.run)))
+
+
+def check_finished(folder: Path) -> Path:
+    """The folder of a finished run as an absolute path.
+
+    Raises:
+        UserError: it is none.
+    """
+    folder = folder.resolve()
+    for path in (config_path(folder), manifest_path(folder), best_checkpoint(folder)):
+        if not path.is_file():
+            raise UserError("the folder of a finished run", f"{folder} without {path.name}", "Check run=.", "run")
+    return folder
 
 
 def is_rank_zero() -> bool:

@@ -1,0 +1,114 @@
+"""The options of evaluate.py, checked against the run folder before torch is imported."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from omegaconf import DictConfig, OmegaConf
+
+from vidcls.data.options import SPLITS
+from vidcls.data.sources import class_order, list_videos
+from vidcls.errors import UserError, check_choice
+from vidcls.moderation.targets import check_open_share, check_targets
+from vidcls.training.run_folder import check_run_options, manifest_path, policy_path, read_config
+
+DEFAULT_SAFE_CLASS, DEFAULT_REVIEW_MARGIN = "safe", 0.2
+
+
+@dataclass(frozen=True)
+class PolicyOptions:
+    """What a new policy is fitted to; see `vidcls.moderation.policy.fit_policy`."""
+
+    safe_class: str
+    targets: dict[str, dict[str, float]]
+    review_margin: float
+
+
+@dataclass(frozen=True)
+class EvaluationPlan:
+    """What to evaluate.
+
+    Attributes:
+        split: whose metrics are asked for.
+        splits: to be predicted: that one, and val and test where a policy is fitted and reported on.
+        policy: what to fit a policy to; None keeps the one that the run has, if any.
+    """
+
+    split: str
+    splits: list[str]
+    policy: PolicyOptions | None
+
+
+def plan_evaluation(cfg: DictConfig) -> EvaluationPlan:
+    """Checks evaluate.py's configuration against the run folder.
+
+    Raises:
+        UserError: there is no such run, split, source or class, or an option is out of range.
+    """
+    folder = check_run_options(cfg)
+    check_choice("split", cfg.split, SPLITS)
+    if not os.access(folder, os.W_OK):  # results go there
+        raise UserError("a run folder that can be written", str(folder), "Copy it to where you may write.", "run")
+    run_config = read_config(folder)
+    manifest = pd.read_csv(manifest_path(folder), dtype=str, keep_default_na=False)
+    classes = class_order(list(manifest["label"]), run_config.data.classes)
+    policy = _policy_options(cfg.policy, classes, has_policy=policy_path(folder).exists())
+    if cfg.data.source is not None:
+        if _policy_requested(cfg.policy):
+            raise UserError(
+                "policy.* without data.source, as a policy is fitted on the run's own val videos",
+                f"data.source={cfg.data.source}",
+                "Fit the policy first, in a call without data.source; this call then reports on it.",
+                "policy-source",
+            )
+        _check_source(Path(str(cfg.data.source)), classes, run_config)
+        return EvaluationPlan(cfg.split, [cfg.split], None)
+    held = set(manifest.loc[manifest["status"].isin(["ok", "partial"]), "split"])
+    if cfg.split not in held:
+        raise UserError(
+            f"videos in the run's {cfg.split} split",
+            "none",
+            f"Give split={'test' if 'test' in held else 'val'}, or other videos with data.source=PATH.",
+            "split",
+        )
+    wanted = {cfg.split}
+    if policy is not None:
+        # What a policy would do is shown on test, too, but for jobs of a sweep, which must not choose by it.
+        wanted |= {"val", "test"} if run_config.test else {"val"}
+    return EvaluationPlan(cfg.split, [split for split in SPLITS if split in wanted & held], policy)
+
+
+def _policy_requested(options: DictConfig) -> bool:
+    return any(options[name] is not None for name in ("harmless", "doubt")) or bool(options.target)
+
+
+def _policy_options(options: DictConfig, classes: list[str], has_policy: bool) -> PolicyOptions | None:
+    """None where no option is set, and the run has a policy or its safe class is not known."""
+    if not _policy_requested(options) and (has_policy or DEFAULT_SAFE_CLASS not in classes):
+        return None
+    safe_class = str(DEFAULT_SAFE_CLASS if options.harmless is None else options.harmless)
+    targets: Any = OmegaConf.to_container(options.target, resolve=True)
+    review_margin = DEFAULT_REVIEW_MARGIN if options.doubt is None else options.doubt
+    check_open_share("policy.doubt", review_margin)
+    return PolicyOptions(
+        safe_class,
+        check_targets(classes, safe_class, {str(name): target for name, target in targets.items()}),
+        float(review_margin),
+    )
+
+
+def _check_source(source: Path, classes: list[str], run_config: DictConfig) -> None:
+    """Lists the videos, but for a zip, which must be extracted first."""
+    if not (source.suffix.lower() == ".zip" and source.is_file()):
+        list_videos(
+            source,
+            classes=classes,
+            creator_pattern=run_config.data.creator_pattern,
+            cache_dir=Path(run_config.data.cache_dir),
+            **run_config.data.zip,
+            refuse_others=True,
+        )

@@ -1,0 +1,44 @@
+"""The options ``policy.*``, checked against the classes of a run. Needs neither NumPy nor SciPy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vidcls.errors import UserError
+
+
+def check_targets(classes: Sequence[str], safe_class: str, targets: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """The targets as plain values.
+
+    Args:
+        classes: the K names.
+        safe_class: the class that needs no action.
+        targets: ``recall``, ``precision`` or both for some of the other classes, each between 0 and 1.
+
+    Raises:
+        UserError: a class is unknown, or a target is no number between 0 and 1.
+    """
+    if safe_class not in classes:
+        expected = f"policy.harmless to be one of {', '.join(classes)}"
+        raise UserError(expected, repr(safe_class), "Change policy.harmless.", "policy.harmless")
+    harmful = [name for name in classes if name != safe_class]
+    for name, target in targets.items():
+        if name not in harmful:
+            got = f"{name!r}, which is policy.harmless" if name == safe_class else repr(name)
+            expected = f"policy.target to name harmful classes, of {', '.join(harmful)}"
+            raise UserError(expected, got, "Change its name.", "policy.target")
+        if not isinstance(target, Mapping) or not set(target) <= {"recall", "precision"}:
+            got = ", ".join(map(str, target)) if isinstance(target, Mapping) else repr(target)
+            expected = f"policy.target.{name} to hold recall, precision or both"
+            raise UserError(expected, got, f"Set policy.target.{name}.recall=0.95.", f"policy.target.{name}")
+        for metric, value in target.items():
+            check_open_share(f"policy.target.{name}.{metric}", value)
+    return {name: {metric: float(value) for metric, value in target.items()} for name, target in targets.items()}
+
+
+def check_open_share(option: str, value: Any) -> None:
+    """Refuses what is not a number between 0 and 1, both excluded."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1:
+        expected = f"{option} to be a number between 0 and 1, both excluded"
+        raise UserError(expected, repr(value), f"Change {option}.", option)
