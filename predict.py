@@ -1,7 +1,7 @@
-"""Runs a trained network over new videos, short or long, and says of each what to do.
+"""Runs a trained network over new videos, short or long, and decides for each: allow, review or block.
 
 python predict.py run=DIR input=PATH output=DIR         PATH is a video, a folder or a glob in quotes
-The same command continues an interrupted run: no video is judged twice.
+The same command continues an interrupted run: no video is classified twice.
 """
 
 import os
@@ -17,38 +17,44 @@ from vidcls.cli import quote_overrides, trusted_packages, user_errors_exit
 @user_errors_exit
 def main(cfg: DictConfig) -> None:
     """From a run folder and videos to a folder of results."""
-    # The network's threads must not spin while they wait, as decoders need the cores. To be said before torch comes.
+    # The network's threads must not spin while they wait, as decoders need the cores. To be set before torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # Imported here: decoding processes import this file again, and should not pay for torch.
     from rich.console import Console
 
-    from vidcls.data.ingest import DecodeLimits
+    from vidcls.data.options import DecodeLimits
     from vidcls.data.sources import find_videos
     from vidcls.errors import check_integer
-    from vidcls.prediction import pipeline as prediction
-    from vidcls.prediction.html_report import write_report
-    from vidcls.prediction.journal import PredictionFolder
-    from vidcls.prediction.predictor import Predictor, load_run
+    from vidcls.prediction.journal import Journal, check_output
+    from vidcls.prediction.options import PredictOptions
 
-    console = Console()
-    limits, most = DecodeLimits(**cfg.data.decode), check_integer("report.most", cfg.report.most)
+    console, output = Console(), Path(str(cfg.output))
+    options, limits = PredictOptions(**cfg.predict), DecodeLimits(**cfg.data.decode)
+    max_videos = check_integer("report.max_videos", cfg.report.max_videos)
     paths, files, ignored = find_videos(str(cfg.input))
-    trained = load_run(Path(str(cfg.run)), trusted_packages(cfg))
-    settings = prediction.choose_settings(cfg.predict, trained)
-    policy = prediction.choose_policy(trained, console)
-    judge = Predictor(trained, cfg.accelerator)
-    identity = prediction.identity(trained, settings, policy)
-    prediction.print_plan(settings, paths, ignored, console)
-    folder = PredictionFolder(Path(str(cfg.output)), trained.classes, identity)
-    work = prediction.Prediction(trained, judge, settings, policy, folder)
+    check_output(output)
+
+    # torch is imported from here on
+    from vidcls.prediction import summary
+    from vidcls.prediction.html_report import write_report
+    from vidcls.prediction.pipeline import predict_videos
+    from vidcls.prediction.predictor import Predictor, load_run
+    from vidcls.prediction.result_files import prediction_columns, write_result_files
+
+    run = load_run(str(cfg.run), trusted_packages(cfg))
+    prediction_columns(run.classes)  # refuses reserved names
+    options = options.complete(run.spec.clip.clip_seconds, run.manifest)
+    policy = summary.find_policy(run, console)
+    predictor = Predictor(run, cfg.accelerator)
+    summary.print_plan(options.plan(run.spec.store), len(paths), ignored, console)
+    journal = Journal(output, summary.result_settings(run, options, policy))
     try:
-        work.run(paths, files, limits, console)
-    finally:  # after Ctrl-C too: what is done is there to be used
-        folder.close()
-        facts = prediction.facts(trained, settings, policy)
-        harmless = policy.harmless if policy else None
-        write_report(folder.folder, trained.classes, harmless, facts, most=most, blur=cfg.report.blur)
-        prediction.print_summary(folder, paths, console)
+        predict_videos(paths, files, predictor, options, policy, journal, limits, console)
+    finally:  # also after Ctrl-C: what is done can be used
+        write_result_files(journal, run.classes)
+        facts, safe_class = summary.report_facts(run, options, policy), policy.harmless if policy else None
+        write_report(journal, run.classes, safe_class, facts, max_videos=max_videos, blur=cfg.report.blur)
+        summary.print_summary(journal.rows(), paths, output, console)
+        journal.close()
 
 
 if __name__ == "__main__":

@@ -7,23 +7,25 @@ import os
 import tempfile
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
-from torchvision.transforms import v2
 
-from vidcls.data.store import StoreEntryError
-from vidcls.errors import UserError, check_choice
+from vidcls.data.sampling import select_frames
+from vidcls.data.store import FrameStore, StoreEntryError
+from vidcls.errors import UserError
 from vidcls.files import hash_file
 from vidcls.prediction.predictor import LoadedRun
+from vidcls.training.run_folder import best_checkpoint
 from vidcls.training.spec import RunSpec
 from vidcls.training.transforms import Preprocess
 
-FILES = {"onnx": "model.onnx", "torch_export": "model.pt2"}
-"""The formats, and what their files are called unless the user says otherwise."""
+SUFFIXES = {"onnx": ".onnx", "torch_export": ".pt2"}
 METADATA_FILE = "vidcls.json"
 """Where a .pt2 holds the metadata: ``torch.export.load(path, extra_files=files)`` fills ``files["vidcls.json"]``."""
 TOLERANCE = 1e-5
@@ -59,46 +61,47 @@ class ExportedClassifier(nn.Module):
 
 
 def describe(spec: RunSpec, checkpoint_sha256: str) -> dict[str, str]:
-    """A file's metadata: all that is needed to feed it and to read its answer. ``classes`` is a JSON list.
+    """The metadata of an exported file: all that is needed to use it. ``classes`` is a JSON list.
 
-    Where ``num_clips`` is above 1 its user averages the probabilities of so many clips of ``clip_seconds``. Where that
-    is missing, a clip is a whole video.
+    With ``num_clips`` > 1 its user averages the probabilities of that many clips of ``clip_seconds`` each. Without
+    ``clip_seconds`` a clip is a whole video.
     """
     store = {"store_num_frames": spec.store.stored_frames, "store_resolution": spec.store.stored_resolution}
-    data = {name: str(value) for name, value in (vars(spec.clip) | store).items() if value is not None}
+    data = {name: str(value) for name, value in (asdict(spec.clip) | store).items() if value is not None}
     return {"classes": json.dumps(spec.classes), **data, "checkpoint_sha256": checkpoint_sha256}
 
 
 def stored_clips(
-    trained: LoadedRun, cache_dir: str | None, most: int = CHECKED_CLIPS
+    run: LoadedRun, cache_dir: str | None, max_clips: int = CHECKED_CLIPS
 ) -> UInt8[np.ndarray, "N T H W 3"]:
-    """A clip of each of up to ``most`` test and validation videos of a run, as its test saw them.
+    """The middle clip of each of up to ``max_clips`` test and validation videos of a run, as stored.
 
     Args:
-        trained: the run.
-        cache_dir: where decoded frames are kept; None: where the run's config.yaml says.
-        most: N, at most.
+        run: which one.
+        cache_dir: where decoded frames are stored; None: where the run's config.yaml says.
+        max_clips: N, at most.
 
     Raises:
-        UserError: the store holds none of these videos.
+        UserError: none of these videos is stored.
     """
-    datamodule = trained.videos(cache_dir=cache_dir)
-    datamodule.load_manifest(trained.manifest)
+    spec = run.spec
+    store = FrameStore(Path(cache_dir or run.config.data.cache_dir) / "store", spec.store)
+    first = spec.clip.num_clips // 2 * spec.store.stored_frames
+    indices = first + select_frames(spec.store.stored_frames, spec.clip.num_frames, spec.clip.sampling)
+    usable = run.manifest[run.manifest["status"].isin(["ok", "partial"])]
+    held_out = [sha256 for split in ("test", "val") for sha256 in usable.loc[usable["split"] == split, "sha256"]]
     clips: list[np.ndarray] = []
-    held_out = [(dataset, row) for dataset in map(datamodule.dataset, ("test", "val")) for row in range(len(dataset))]
-    for dataset, row in held_out:
-        if len(clips) == most:
-            break
-        try:
-            clips.append(dataset.frames(row))
-        except StoreEntryError:
-            continue  # missing or damaged: others will do
+    for sha256 in held_out:
+        if len(clips) < max_clips:
+            with suppress(StoreEntryError):  # missing or damaged: others will do
+                clips.append(store.read(sha256, indices))
     if not clips:
         raise UserError(
             "decoded test or validation videos of the run, to check the export on",
-            f"none of {len(held_out)} in {datamodule.store.folder}",
+            f"none of {len(held_out)} in {store.folder}",
             "Start from the folder the run was trained in, give cache_dir=DIR, or decode them again: "
             "python evaluate.py run=DIR split=test.",
+            "no-stored-videos",
         )
     return np.stack(clips)
 
@@ -155,7 +158,7 @@ def check_parity(
 ) -> float:
     """The largest absolute difference between two networks' probabilities.
 
-    The reference gets the clips as they are stored, and the exported one resized, as its users will do it. The first
+    The reference gets the clips as stored, and the exported network gets them resized, as its users will. The first
     clip goes alone and the others in batches, so that a batch size frozen into a file shows.
 
     Raises:
@@ -172,6 +175,7 @@ def check_parity(
             f"the exported network to agree with the trained one within {tolerance:g}",
             f"probabilities that differ by up to {worst:.3g} over {len(clips)} clips",
             "Nothing was kept; try the other format.",
+            "export-differs",
         )
     return worst
 
@@ -180,20 +184,22 @@ def resize(clips: UInt8[np.ndarray, "N T H W 3"], resolution: int) -> UInt8[np.n
     """Clips at a network's resolution, exactly as `vidcls.training.transforms.Preprocess` resizes stored ones."""
     if clips.shape[2:4] == (resolution, resolution):
         return clips
+    from torchvision.transforms import v2  # only here, as its import takes seconds
+
     channels_first = torch.from_numpy(clips).movedim(-1, 2)
     resized = v2.functional.resize(channels_first, [resolution, resolution], antialias=True)
     return np.ascontiguousarray(resized.movedim(2, -1).numpy())
 
 
-def export_trained(trained: LoadedRun, format: str, output: Path, cache_dir: str | None) -> tuple[float, int]:
-    """Writes a run's best network to ``output``; gives the largest difference and over how many clips.
+def export_run(run: LoadedRun, format: str, output: Path, cache_dir: str | None) -> tuple[float, int]:
+    """Writes a run's network to ``output``; gives the largest difference of probabilities, and over how many clips.
 
     Raises:
         UserError: see `stored_clips` and `export_checked`.
     """
-    classifier = ExportedClassifier(trained.model, trained.preprocess)
-    metadata = describe(trained.spec, hash_file(trained.folder / "checkpoints" / "best.ckpt"))
-    clips = stored_clips(trained, cache_dir)
+    classifier = ExportedClassifier(run.model, run.preprocess)
+    metadata = describe(run.spec, hash_file(best_checkpoint(run.folder)))
+    clips = stored_clips(run, cache_dir)
     return export_checked(classifier, format, output, metadata, clips), len(clips)
 
 
@@ -204,12 +210,11 @@ def export_checked(
     metadata: dict[str, str],
     clips: UInt8[np.ndarray, "N T H W 3"],
 ) -> float:
-    """Writes ``output`` only where the file agrees with the network on ``clips``; gives the largest difference.
+    """Writes ``output`` only if the file agrees with the network on ``clips``; gives the largest difference.
 
     Raises:
-        UserError: the format is unknown, ``output`` cannot be written, or the two disagree: see `check_parity`.
+        UserError: ``output`` cannot be written, or the two disagree: see `check_parity`.
     """
-    check_choice("format", format, tuple(FILES))
     write, read = (export_onnx, open_onnx) if format == "onnx" else (export_torch, open_torch)
     resolution = classifier.preprocess.resolution
     # Two clips: torch.export takes a batch of one for a constant.
@@ -217,12 +222,13 @@ def export_checked(
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
-            part = Path(folder, FILES[format])
+            part = Path(folder, f"model{SUFFIXES[format]}")
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # what torch's exporter says of torch's own LSTM
+                warnings.simplefilter("ignore")  # torch's exporter warns about torch's own LSTM
                 write(classifier, part, metadata, example)
             difference = check_parity(classifier.classify, read(part), clips, resolution)
             os.replace(part, output)
     except OSError as error:
-        raise UserError("output to be a file that can be written", str(error), "Give another output=.") from error
+        expected = "output to be a file that can be written"
+        raise UserError(expected, str(error), "Give another output=.", "output") from error
     return difference

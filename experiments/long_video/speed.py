@@ -57,22 +57,22 @@ def predict_seconds(video: Path, window_seconds: float) -> float:
     """How long a prediction takes, from the start of its decoding process to its last row; imports are not counted."""
     from rich.console import Console
 
-    from vidcls.data.decoding.windows import WindowPlan
-    from vidcls.data.ingest import DecodeLimits
-    from vidcls.prediction.journal import PredictionFolder
-    from vidcls.prediction.pipeline import Prediction, Settings
-    from vidcls.prediction.predictor import Judge, load_trained
+    from vidcls.data.options import DecodeLimits
+    from vidcls.prediction.journal import Journal
+    from vidcls.prediction.options import PredictOptions
+    from vidcls.prediction.pipeline import predict_videos
+    from vidcls.prediction.predictor import Predictor, load_run
 
-    trained = load_run(SCRATCH / "demo")
-    data = trained.settings["data"]
-    plan = WindowPlan(data["num_frames"], data["resolution"], data["sampling"], window_seconds, window_seconds / 2, 4.0)
-    settings = Settings(plan, score="max", top_k=3, enter=0.5, leave=0.4, min_seconds=0.0)
+    predictor = Predictor(load_run(SCRATCH / "demo"), "cpu")
+    options = PredictOptions(window_seconds=window_seconds, max_whole_seconds=4.0)
+    options = options.complete(None, predictor.run.manifest)
     with tempfile.TemporaryDirectory() as name:
-        folder = PredictionFolder(Path(name, "output"), trained.classes, {})
-        work = Prediction(trained, Predictor(trained, "cpu"), settings, None, folder)
+        journal = Journal(Path(name, "output"), {})
         started = time.perf_counter()
-        work.run(["video"], [video], DecodeLimits(), Console(quiet=True))
-        return time.perf_counter() - started
+        predict_videos(["video"], [video], predictor, options, None, journal, DecodeLimits(), Console(quiet=True))
+        seconds = time.perf_counter() - started
+        journal.close()
+        return seconds
 
 
 def peak_megabytes(video: Path) -> dict[str, float]:

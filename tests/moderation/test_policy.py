@@ -424,7 +424,7 @@ def test_many_windows_are_one_score() -> None:
     windows = np.array([[0.9, 0.1, 0.0], [0.2, 0.8, 0.0], [0.6, 0.4, 0.0]])  # T = 1: calibrated as they are
     assert harmful_scores(policy(), windows, "max") == pytest.approx({"harmful": 0.8, "adult": 0.0}, abs=1e-9)
     assert decide(policy(), windows, "ok", "") == ("block", "harmful 0.800 >= 0.750")
-    assert decide(policy(), windows, "ok", "", "top-k mean", 2) == ("review", "harmful 0.600 >= 0.250")
+    assert decide(policy(), windows, "ok", "", "top_k_mean", 2) == ("review", "harmful 0.600 >= 0.250")
     assert decide(policy(), windows, "ok", "", "mean").decision == "review"
     assert decide(policy(), windows[[0, 0]], "ok", "").decision == "allow"
     sick = np.vstack([windows[0], [np.nan, 0.0, 1.0]])  # one window without probabilities is enough

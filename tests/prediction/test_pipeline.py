@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import csv
-import fcntl
 import json
 import os
 import shutil
 import signal
-import subprocess
-import time
-from collections.abc import Callable
+import sqlite3
+from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -19,13 +17,14 @@ import pandas as pd
 import pytest
 import torch
 from helpers.commands import call, once, start
-from helpers.runs import CLASSES, predict, refused, rows_of, table
+from helpers.runs import CLASSES, predict, refused, rows_of, table, wait_until
 from helpers.videos import ffmpeg, write_video
 
-from vidcls.data.decoding.windows import Window
+from vidcls.errors import UserError
 from vidcls.moderation.policy import Policy, save_policy
-from vidcls.prediction.pipeline import PEAKS, Peaks
-from vidcls.prediction.predictor import load_run
+from vidcls.prediction.options import PredictOptions
+from vidcls.prediction.pipeline import predict_file
+from vidcls.prediction.predictor import Predictor, load_run
 from vidcls.training.checkpoint import build_model, load_checkpoint
 
 STATUSES = {"ok", "partial", "undecodable"}
@@ -48,9 +47,9 @@ def plain_policy(run: Path) -> Policy:
 
 
 @pytest.fixture(scope="session")
-def judged(shared: Path, finished: Path, demo_folder: Path) -> Path:
+def predicted(shared: Path, finished: Path, demo_folder: Path) -> Path:
     """The output of a finished run, without a policy, over all demo videos."""
-    return once(shared, "judged", lambda folder: predict(finished, demo_folder, folder))
+    return once(shared, "predicted", lambda folder: predict(finished, demo_folder, folder))
 
 
 @pytest.fixture(scope="session")
@@ -76,6 +75,13 @@ def bright(shared: Path, finished: Path) -> Path:
     return once(shared, "bright", make)
 
 
+def details_of(output: Path) -> dict[str, dict]:
+    """The details in the journal by SHA-256, in the order in which they were written."""
+    with closing(sqlite3.connect(output / "journal.sqlite")) as database:
+        rows = database.execute("SELECT sha256, details FROM results ORDER BY id").fetchall()
+    return {sha256: json.loads(details) for sha256, details in rows if details is not None}
+
+
 def lit(seconds: float, *passages: tuple[float, float], fps: int = 25) -> np.ndarray:
     """Dark frames, bright in the passages (start, end)."""
     times = np.arange(round(seconds * fps)) / fps
@@ -86,9 +92,9 @@ def lit(seconds: float, *passages: tuple[float, float], fps: int = 25) -> np.nda
 # ---- as in the test of the run
 
 
-def test_probabilities_are_those_of_the_test_run(judged: Path, finished: Path) -> None:
+def test_probabilities_are_those_of_the_test_run(predicted: Path, finished: Path) -> None:
     """To the last digit, though other videos come in other batches."""
-    found, compared = rows_of(judged), 0
+    found, compared = rows_of(predicted), 0
     for split in ("val", "test"):
         tested = pd.read_csv(finished / f"predictions_{split}.csv", dtype=str).set_index("path")
         for path, row in tested.iterrows():
@@ -98,8 +104,8 @@ def test_probabilities_are_those_of_the_test_run(judged: Path, finished: Path) -
     assert compared == 6
 
 
-def test_every_video_has_a_row(judged: Path, finished: Path, demo_folder: Path) -> None:
-    found = rows_of(judged)
+def test_every_video_has_a_row(predicted: Path, finished: Path, demo_folder: Path) -> None:
+    found = rows_of(predicted)
     manifest = table(finished / "manifest.csv").set_index("path")
     assert sorted(found.index) == sorted(manifest.index)
     assert set(found["windows"]) == {"1"} and set(found["coverage"]) == {"1"}
@@ -107,12 +113,12 @@ def test_every_video_has_a_row(judged: Path, finished: Path, demo_folder: Path) 
     for path, row in found.iterrows():
         assert (row["sha256"], row["status"]) == (manifest.loc[path, "sha256"], "ok")
         assert float(row["seconds"]) == pytest.approx(manifest.loc[path, "seconds"], abs=1e-3)
-    # Nobody has said which class is harmless, so that nothing may be allowed.
+    # The safe class is unknown, so nothing may be allowed.
     assert set(found["decision"]) == {"review"} and found["reason"].str.contains("no policy").all()
 
 
-def test_timelines_hold_the_same_probabilities(judged: Path) -> None:
-    timelines, found = pd.read_parquet(judged / "timelines.parquet").set_index("path"), rows_of(judged)
+def test_timelines_hold_the_same_probabilities(predicted: Path) -> None:
+    timelines, found = pd.read_parquet(predicted / "timelines.parquet").set_index("path"), rows_of(predicted)
     assert list(timelines.columns) == ["sha256", "start_seconds", "end_seconds", *CLASSES]
     assert sorted(timelines.index) == sorted(found.index)
     for path, row in timelines.iterrows():
@@ -120,16 +126,32 @@ def test_timelines_hold_the_same_probabilities(judged: Path) -> None:
         assert row["start_seconds"] == 0 and row["end_seconds"] == pytest.approx(float(found.loc[path, "seconds"]))
 
 
-def test_a_glob_and_a_single_file(finished: Path, judged: Path, demo_folder: Path, tmp_path: Path) -> None:
+def test_a_glob_and_a_single_file(finished: Path, predicted: Path, demo_folder: Path, tmp_path: Path) -> None:
     pattern = f"{demo_folder}/rtp/test/**/*.mp4"
     predict(finished, pattern, tmp_path / "glob")
-    found, before = rows_of(tmp_path / "glob"), rows_of(judged)
+    found, before = rows_of(tmp_path / "glob"), rows_of(predicted)
     assert len(found) == 3 and all(Path(path).is_file() for path in found.index)
     one = demo_folder / "rtp" / "test" / "safe" / "drawn.creator_003_0002.mp4"
     assert found.loc[str(one), CLASSES].tolist() == before.loc[f"rtp/test/safe/{one.name}", CLASSES].tolist()
     shutil.copy(one, tmp_path / "no_extension")
     predict(finished, tmp_path / "no_extension", tmp_path / "one")
     assert rows_of(tmp_path / "one").loc["no_extension", "status"] == "ok"
+
+
+def test_a_loaded_run_gives_the_same_probabilities(
+    finished: Path, bright: Path, demo_folder: Path, tmp_path: Path
+) -> None:
+    long = write_video(tmp_path / "in" / "long.mp4", lit(30, (3, 9)))
+    short = demo_folder / "rtp" / "test" / "safe" / "drawn.creator_003_0002.mp4"
+    for run, video in ((finished, short), (bright, long)):
+        predict(run, video, tmp_path / run.name)
+        found = rows_of(tmp_path / run.name)
+        probabilities = predict_file(Predictor(load_run(run)), video, PredictOptions())
+        assert {name: f"{p:.9g}" for name, p in probabilities.items()} == found.loc[video.name, CLASSES].to_dict()
+    for broken in (tmp_path / "nowhere.mp4", tmp_path / "in"):
+        with pytest.raises(UserError) as error:
+            predict_file(Predictor(load_run(finished)), broken, PredictOptions())
+        assert error.value.code == "undecodable-video"
 
 
 @pytest.mark.parametrize("name", ["my clips (1)", "a,b=c", "it's [here] {now}", "100 % #1 @home!"])
@@ -145,8 +167,8 @@ def test_paths_are_given_as_they_are(bright: Path, tmp_path: Path, name: str) ->
 
 def test_a_short_passage_of_a_long_video_surfaces_with_its_time(bright: Path, tmp_path: Path) -> None:
     video = write_video(tmp_path / "long.mp4", lit(120, (31, 34), (80, 83.5)))
-    knobs = ["predict.window_seconds=2", "predict.stride_seconds=1", "predict.whole_seconds=5"]
-    predict(bright, video, tmp_path / "out", *knobs)
+    options = ["predict.window_seconds=2", "predict.stride_seconds=1", "predict.max_whole_seconds=5"]
+    predict(bright, video, tmp_path / "out", *options)
     row = rows_of(tmp_path / "out").loc["long.mp4"]
     assert (row["decision"], row["predicted"], row["windows"], row["status"]) == ("block", "harmful", "119", "ok")
     found = table(tmp_path / "out" / "segments.csv")
@@ -158,16 +180,16 @@ def test_a_short_passage_of_a_long_video_surfaces_with_its_time(bright: Path, tm
     inside = timeline["start_seconds"].isin([31, 32, 80, 81])  # windows [s, s + 2) that are bright from end to end
     outside = ~timeline["start_seconds"].isin([30, 31, 32, 33, 79, 80, 81, 82, 83])
     assert (timeline["harmful"][inside] > 0.99).all() and (timeline["harmful"][outside] < 0.01).all()
-    details = json.loads((tmp_path / "out" / "details.jsonl").read_text())
-    peaks = [(peak["class"], round(peak["seconds"])) for peak in details["peaks"] if peak["class"] == "harmful"]
-    assert [name for name, _ in peaks] == ["harmful"] * 2 and 31 <= peaks[0][1] <= 34 and 80 <= peaks[1][1] <= 84
+    (details,) = details_of(tmp_path / "out").values()
+    peaks = [seconds for name, seconds, _, _ in details["peaks"] if name == "harmful"]
+    assert len(peaks) == 2 and 31 <= peaks[0] <= 34 and 80 <= peaks[1] <= 84
 
 
-@pytest.mark.parametrize(("score", "decision"), [("max", "block"), ("mean", "allow"), ("top-k mean", "review")])
-def test_the_video_score_decides(bright: Path, tmp_path: Path, score: str, decision: str) -> None:
+@pytest.mark.parametrize(("aggregation", "decision"), [("max", "block"), ("mean", "allow"), ("top_k_mean", "review")])
+def test_the_video_score_decides(bright: Path, tmp_path: Path, aggregation: str, decision: str) -> None:
     video = write_video(tmp_path / "long.mp4", lit(40, (8, 16)))  # two of ten windows
-    knobs = ["predict.window_seconds=4", "predict.stride_seconds=4", "predict.whole_seconds=5", "predict.top_k=4"]
-    predict(bright, video, tmp_path / "out", *knobs, f"predict.score={score}")
+    options = ["predict.window_seconds=4", "predict.stride_seconds=4", "predict.max_whole_seconds=5", "predict.top_k=4"]
+    predict(bright, video, tmp_path / "out", *options, f"predict.aggregation={aggregation}")
     row = rows_of(tmp_path / "out").loc["long.mp4"]
     assert (row["decision"], row["windows"]) == (decision, "10")
 
@@ -176,25 +198,12 @@ def test_windows_default_to_what_training_saw(bright: Path, tmp_path: Path) -> N
     video = write_video(tmp_path / "long.mp4", lit(30))
     predict(bright, video, tmp_path / "out")
     manifest = table(bright / "manifest.csv")
-    plan = json.loads((tmp_path / "out" / "predict.json").read_text())["plan"]
+    plan = json.loads((tmp_path / "out" / "predict.json").read_text())
     assert plan["window_seconds"] == pytest.approx(manifest.query("split == 'train'")["seconds"].median(), abs=1e-3)
     assert plan["stride_seconds"] == plan["window_seconds"] / 2
-    assert manifest["seconds"].max() < plan["whole_seconds"] < manifest["seconds"].max() + 2
+    assert manifest["seconds"].max() < plan["max_whole_seconds"] < manifest["seconds"].max() + 2
     assert rows_of(tmp_path / "out").loc["long.mp4", "decision"] == "allow"
     assert (tmp_path / "out" / "segments.csv").read_text().count("\n") == 1
-
-
-def test_peaks_are_few_and_the_highest_of_their_run() -> None:
-    peaks = Peaks(["a", "b"], leave=0.5)
-    course = [0.1, 0.6, 0.9, 0.7, 0.2, 0.6] + [0.0, 0.55] * 20
-    for second, p in enumerate(course):
-        picture = np.full((1, 8, 8, 3), second, np.uint8)
-        peaks.add(Window(float(second), second + 2.0, picture, 1.0), np.float32([p, 0.01 * second]))
-    found = peaks.pictures(skip=None)
-    of_a = [(peak["seconds"], round(peak["probability"], 3)) for peak in found if peak["class"] == "a"]
-    assert len(of_a) <= PEAKS + 1 and of_a[:2] == [(3.0, 0.9), (6.0, 0.6)] and of_a == sorted(of_a)
-    assert [peak["seconds"] for peak in found if peak["class"] == "b"] == [len(course)]  # never 0.5: the best of all
-    assert {peak["class"] for peak in peaks.pictures(skip="a")} == {"b"}
 
 
 # ---- awkward files
@@ -249,13 +258,13 @@ def test_a_video_that_hangs_is_reviewed_with_its_reason(bright: Path, tmp_path: 
     assert set(found.index) == {"good.mp4"}  # no regular file: not a video, and counted as ignored
 
 
-def test_the_same_content_is_judged_once(bright: Path, tmp_path: Path) -> None:
+def test_the_same_content_is_classified_once(bright: Path, tmp_path: Path) -> None:
     one = write_video(tmp_path / "in" / "a.mp4", lit(30, (3, 9)))
     shutil.copy(one, tmp_path / "in" / "b.mp4")
     predict(bright, tmp_path / "in", tmp_path / "out")
     found = rows_of(tmp_path / "out")
     assert found.loc["a.mp4"].tolist() == found.loc["b.mp4"].tolist() and found.loc["a.mp4", "decision"] == "block"
-    assert (tmp_path / "out" / "details.jsonl").read_text().count("\n") == 1
+    assert len(details_of(tmp_path / "out")) == 1
     assert table(tmp_path / "out" / "segments.csv")["path"].value_counts().to_dict() == {"a.mp4": 1, "b.mp4": 1}
     timelines = pd.read_parquet(tmp_path / "out" / "timelines.parquet")
     assert (timelines["path"] == "a.mp4").sum() == (timelines["path"] == "b.mp4").sum() == len(timelines) / 2
@@ -282,9 +291,9 @@ def test_the_same_command_again_adds_what_is_new_alone(bright: Path, tmp_path: P
     write_video(tmp_path / "in" / "a.mp4", lit(2))
     changing = write_video(tmp_path / "in" / "b.mp4", lit(2, (0, 2)))
     predict(bright, tmp_path / "in", tmp_path / "out")
-    before = (tmp_path / "out" / "details.jsonl").read_text()
+    before = details_of(tmp_path / "out")
     predict(bright, tmp_path / "in", tmp_path / "out")
-    assert (tmp_path / "out" / "details.jsonl").read_text() == before
+    assert details_of(tmp_path / "out") == before
     write_video(tmp_path / "in" / "c.mp4", lit(3))
     write_video(changing, lit(2.5))  # the same name, other content: its row is the new one's
     predict(bright, tmp_path / "in", tmp_path / "out")
@@ -307,26 +316,6 @@ def test_swapped_files_get_their_own_segments(bright: Path, tmp_path: Path) -> N
         assert table(tmp_path / "out" / "segments.csv")["path"].tolist() == ["b.mp4"]
 
 
-def test_results_that_somebody_removed_are_made_again(bright: Path, tmp_path: Path) -> None:
-    write_video(tmp_path / "in" / "a.mp4", lit(2, (0, 2)))
-    predict(bright, tmp_path / "in", tmp_path / "out")
-    before = rows_of(tmp_path / "out")
-    for lost in ("", "not json\n"):
-        (tmp_path / "out" / "details.jsonl").write_text(lost)
-        predict(bright, tmp_path / "in", tmp_path / "out")
-        pd.testing.assert_frame_equal(rows_of(tmp_path / "out"), before)
-        assert len(pd.read_parquet(tmp_path / "out" / "timelines.parquet")) == 1
-
-
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 120
-    while not condition():
-        if process.poll() is not None:
-            pytest.fail(f"ended with {process.returncode} before its time: {process.communicate()[1]}")
-        assert time.monotonic() < deadline, "it takes too long"
-        time.sleep(0.01)
-
-
 @pytest.fixture(scope="session")
 def many(shared: Path) -> Path:
     """A folder of videos that take some seconds in all."""
@@ -339,41 +328,77 @@ def many(shared: Path) -> Path:
     return once(shared, "many", make)
 
 
-WINDOWS = ["predict.window_seconds=2", "predict.stride_seconds=0.1", "predict.whole_seconds=2", "data.decode.workers=1"]
+WINDOWS = [
+    "predict.window_seconds=2",
+    "predict.stride_seconds=0.1",
+    "predict.max_whole_seconds=2",
+    "data.decode.workers=1",
+]
 
 
-@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGINT])
-def test_an_interrupted_run_goes_on_and_does_nothing_twice(
-    bright: Path, many: Path, tmp_path: Path, ending: signal.Signals
+FILES = ("predictions.csv", "segments.csv", "predict.json")
+
+
+def num_done(output: Path) -> int:
+    """How many videos the journal holds, for a run that may be killed at any moment."""
+    copied = output.with_name(f"{output.name}.copy")
+    shutil.rmtree(copied, ignore_errors=True)
+    copied.mkdir()
+    for file in output.glob("journal.sqlite*"):
+        shutil.copy(file, copied)
+    try:
+        with closing(sqlite3.connect(copied / "journal.sqlite")) as database:
+            return database.execute("SELECT count(*) FROM videos").fetchone()[0]
+    except sqlite3.Error:  # not there yet
+        return 0
+
+
+def assert_same_results(output: Path, reference: Path) -> None:
+    for name in FILES:
+        assert (output / name).read_bytes() == (reference / name).read_bytes(), name
+    timelines = [pd.read_parquet(folder / "timelines.parquet") for folder in (output, reference)]
+    pd.testing.assert_frame_equal(*timelines)
+    assert details_of(output) == details_of(reference)
+    # The facts at its head and the rows are the same; the details are listed in the same order.
+    assert (output / "report.html").read_bytes() == (reference / "report.html").read_bytes()
+
+
+@pytest.fixture(scope="session")
+def undisturbed(shared: Path, bright: Path, many: Path) -> Path:
+    return once(shared, "undisturbed", lambda folder: predict(bright, many, folder, *WINDOWS))
+
+
+def test_a_run_that_is_killed_again_and_again_ends_as_if_it_had_not_been(
+    bright: Path, many: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    output, done = tmp_path / "out", [0]
+    for _ in range(3):
+        process = start("predict.py", f"run={bright}", f"input={many}", f"output={output}", *WINDOWS, cwd=tmp_path)
+        wait_until(lambda: num_done(output) > done[-1], process)
+        process.kill()
+        process.communicate(timeout=60)
+        done.append(num_done(output))
+    assert done == sorted(set(done)) and done[-1] < 8
+    predict(bright, many, output, *WINDOWS)
+    assert_same_results(output, undisturbed)
+
+
+def test_ctrl_c_leaves_all_files_and_the_next_run_continues(
+    bright: Path, many: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "out"
-    command = [f"run={bright}", f"input={many}", f"output={output}", *WINDOWS]
-    process = start("predict.py", *command, cwd=tmp_path)
-    wait_for(lambda: (output / "predictions.csv").exists() and len(rows_of(output)) >= 2, process)
-    process.send_signal(ending)
-    _, stderr = process.communicate(timeout=60)
-    done = rows_of(output)
-    assert 2 <= len(done) < 8
-    if ending == signal.SIGINT:
-        assert process.returncode == 130 and "interrupted" in stderr and "Traceback" not in stderr
-        assert set(pd.read_parquet(output / "timelines.parquet")["path"]) == set(done.index)
-        assert all(path in (output / "report.html").read_text() for path in done.index)
-    else:
-        with (output / "predictions.csv").open("a") as file:  # as if it had been killed in the middle of a line
-            file.write('video_99.mp4,"abc')
-        with (output / "details.jsonl").open("a") as file:
-            file.write('{"sha256": "abc", "sta')
-    details = (output / "details.jsonl").read_text().splitlines()
+    process = start("predict.py", f"run={bright}", f"input={many}", f"output={output}", *WINDOWS, cwd=tmp_path)
+    wait_until(lambda: num_done(output) >= 2, process)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130 and "interrupted" in stderr and "Traceback" not in stderr
+    done, details = rows_of(output), details_of(output)
+    assert 2 <= len(done) < 8 and f"{len(done)} of 8 videos" in stdout
+    assert set(pd.read_parquet(output / "timelines.parquet")["path"]) == set(done.index)
+    assert all(path in (output / "report.html").read_text() for path in done.index)
     predict(bright, many, output, *WINDOWS)
-    predict(bright, many, tmp_path / "whole", *WINDOWS)
-    pd.testing.assert_frame_equal(rows_of(output).sort_index(), rows_of(tmp_path / "whole").sort_index())
-    after = [json.loads(line)["sha256"] for line in (output / "details.jsonl").read_text().splitlines()]
-    assert len(after) == len(set(after)) == 8
-    kept = [json.loads(line)["sha256"] for line in details if line.endswith("}")]
-    assert after[: len(done)] == [sha256 for sha256 in kept if sha256 in set(done["sha256"])]
-    both = [pd.read_parquet(folder / "timelines.parquet") for folder in (output, tmp_path / "whole")]
-    keys = ["path", "start_seconds"]
-    pd.testing.assert_frame_equal(*(one.sort_values(keys).reset_index(drop=True) for one in both))
+    assert list(details_of(output).items())[: len(details)] == list(details.items())  # nothing was done twice
+    assert_same_results(output, undisturbed)
 
 
 # ---- refused
@@ -382,48 +407,51 @@ def test_an_interrupted_run_goes_on_and_does_nothing_twice(
 def test_another_runs_output_is_refused(bright: Path, finished: Path, tmp_path: Path) -> None:
     video = write_video(tmp_path / "a.mp4", lit(2))
     predict(bright, video, tmp_path / "out")
-    knobs = [f"input={video}", f"output={tmp_path / 'out'}"]
-    refused(call("predict.py", f"run={finished}", *knobs), "made with the same model, policy", "another output=DIR")
-    refused(call("predict.py", f"run={bright}", *knobs, "predict.score=mean"), "made with the same score")
-    result = call("predict.py", f"run={bright}", knobs[0], f"output={video}")
-    refused(result, "output= to be a folder that can be written")
+    options = [f"input={video}", f"output={tmp_path / 'out'}"]
+    refused(call("predict.py", f"run={finished}", *options), "the same model, policy", "[other-settings]")
+    refused(
+        call("predict.py", f"run={bright}", *options, "predict.aggregation=mean"),
+        "the same aggregation",
+        "[other-settings]",
+    )
+    refused(call("predict.py", f"run={bright}", options[0], f"output={video}"), "[output]")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("precious")
-    refused(call("predict.py", f"run={bright}", knobs[0], f"output={tmp_path / 'mine'}"), "which holds other files")
+    refused(call("predict.py", f"run={bright}", options[0], f"output={tmp_path / 'mine'}"), "[foreign-output]")
 
 
 def test_two_at_once_in_one_folder_are_refused(bright: Path, tmp_path: Path) -> None:
     video = write_video(tmp_path / "a.mp4", lit(2))
     predict(bright, video, tmp_path / "out")
-    with (tmp_path / "out" / "predict.json").open() as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
+    with closing(sqlite3.connect(tmp_path / "out" / "journal.sqlite")) as held:
+        held.execute("BEGIN EXCLUSIVE")
         before = (tmp_path / "out" / "predictions.csv").read_bytes()
         result = call("predict.py", f"run={bright}", f"input={video}", f"output={tmp_path / 'out'}")
-        refused(result, "an output folder that no other process writes to")
+        refused(result, "[output-in-use]")
         assert (tmp_path / "out" / "predictions.csv").read_bytes() == before
     predict(bright, video, tmp_path / "out")
 
 
 @pytest.mark.parametrize(
-    ("override", "words"),
+    ("override", "code"),
     [
         ("input=nowhere", "nothing"),
-        ("run=nowhere", "the folder of a finished run"),
+        ("run=nowhere", "[run]"),
         ("predict.stride_seconds=99", "predict.stride_seconds"),
         ("predict.window_seconds=0", "predict.window_seconds"),
-        ("predict.score=median", "predict.score to be one of max, mean, top-k mean"),
-        ("predict.leave=0.9", "predict.leave"),
-        ("data.decode.workers=0", "data.decode.workers"),
-        ("report.most=0", "report.most"),
-        ("accelerator=gpux", "accelerator to be one of auto, cpu"),
+        ("predict.aggregation=median", "[predict.aggregation]"),
+        ("predict.exit_threshold=0.9", "[predict.exit_threshold]"),
+        ("data.decode.workers=0", "[data.decode.workers]"),
+        ("report.max_videos=0", "[report.max_videos]"),
+        ("accelerator=gpux", "[accelerator]"),
     ],
 )
-def test_what_makes_no_sense_is_refused_in_one_line(bright: Path, tmp_path: Path, override: str, words: str) -> None:
+def test_what_makes_no_sense_is_refused_in_one_line(bright: Path, tmp_path: Path, override: str, code: str) -> None:
     video = write_video(tmp_path / "a.mp4", lit(1))
     arguments = {"run": str(bright), "input": str(video), "output": str(tmp_path / "out")}
     name, _, value = override.partition("=")
     given = [f"{key}={text}" for key, text in {**arguments, name: value}.items()]
-    refused(call("predict.py", *given), words)
+    refused(call("predict.py", *given), code)
     assert not (tmp_path / "out").exists()
 
 
@@ -438,4 +466,4 @@ def test_a_policy_of_another_network_is_refused(bright: Path, tmp_path: Path) ->
 
 
 def test_all_three_must_be_named() -> None:
-    refused(call("predict.py"), "a value for input")
+    refused(call("predict.py"), "a value for input", "[missing-option]")

@@ -7,15 +7,12 @@ hashes in a Content-Security-Policy that forbids everything else, and pictures a
 from __future__ import annotations
 
 import base64
-import csv
 import hashlib
 import itertools
-import json
 import math
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,84 +20,72 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from vidcls.files import write_atomically
 from vidcls.moderation.policy import ALLOW, BLOCK, REVIEW
+from vidcls.prediction.journal import Journal, VideoDetails
 
 STATUSES = ("ok", "partial", "undecodable")
 URGENCY = (BLOCK, REVIEW, ALLOW)
-COPIES = 5  # named of one content, at most
+MAX_COPIES = 5  # paths of one content that are named
 Row = dict[str, str]
 
 
-@dataclass(frozen=True)
-class Video:
-    """One row of the page. Numbers are None where they are unknown; ``probabilities`` are those of the K classes."""
-
-    row: Row
-    score: float | None
-    probabilities: list[float | None]
-    seconds: float | None
-    segments: list[Row]
-    details: int | None  # the place of its details among those of all videos, which copies share
-    copies: str  # other paths of the same content
-
-
 def write_report(
-    folder: Path, classes: Sequence[str], harmless: str | None, facts: Mapping[str, str], *, most: int, blur: bool
+    journal: Journal,
+    classes: Sequence[str],
+    safe_class: str | None,
+    facts: Mapping[str, str],
+    *,
+    max_videos: int,
+    blur: bool,
 ) -> Path:
-    """Writes report.html from predictions.csv, segments.csv and details.jsonl of the same folder; gives its path.
+    """Writes report.html into the journal's folder, and gives its path.
 
     Args:
-        folder: as predict.py leaves it. A file that is missing counts as empty.
+        journal: what was found.
         classes: the K names, in the order of the probabilities.
-        harmless: the class that is not drawn over time; None draws all.
+        safe_class: the class that is not drawn over time; None draws all.
         facts: what was run, shown above everything else.
-        most: so many videos get a row, the most urgent first (see `by_urgency`); a note counts the others.
+        max_videos: how many videos get a row, the most urgent first (see `by_urgency`); a note counts the others.
         blur: whether pictures are blurred until somebody wants to see them.
 
     Raises:
         UserError: the disk is full; a report that was there before stays.
     """
-    rows = by_urgency(list(_read_csv(folder / "predictions.csv")))
-    page = _environment().get_template("report.html.j2")
-    shown = rows[:most]
-    segments = _segments(folder / "segments.csv", {row["path"] for row in shown})
-    paths: dict[str, list[str]] = {}  # by content; copies are equally urgent, so the first path of any shown is shown
+    rows = by_urgency(journal.rows())
+    shown = rows[:max_videos]
+    paths: dict[str, list[str]] = {}
     for row in rows:
         paths.setdefault(row["sha256"], []).append(row["path"])
-    contents = {row["sha256"] for row in shown if row["sha256"]}
-    details = {
-        sha256: _drawn(one, segments.get(paths[sha256][0], []), classes)
-        for sha256, one in _details(folder / "details.jsonl", contents)
-    }
+    contents = {row["sha256"]: journal.details(row["sha256"]) for row in shown}
+    details = {sha256: _details(one, classes) for sha256, one in contents.items() if one is not None}
     places = {sha256: place for place, sha256 in enumerate(details)}
     videos = [
-        Video(
-            row,
-            _number(row["score"]),
-            [_number(row[name]) for name in classes],
-            _number(row["seconds"]) or None,  # 0 s: nothing is known
-            segments.get(row["path"], []),
-            places.get(row["sha256"]),
-            _others(paths[row["sha256"]], row["path"]) if row["sha256"] else "",
-        )
+        {
+            "row": row,
+            "num_segments": len(details[row["sha256"]]["segments"]) if row["sha256"] in details else 0,
+            "details": places.get(row["sha256"]),  # which copies share
+            "copies": _others(paths[row["sha256"]], row["path"]) if row["sha256"] else "",
+        }
         for row in shown
     ]
-    text = page.render(
-        page={
-            "classes": [visible(name) for name in classes],
-            "plotted": [k for k, name in enumerate(classes) if name != harmless],
-            "total": len(rows),
-        },
+    page = {
+        "classes": [visible(name) for name in classes],
+        "plotted": [k for k, name in enumerate(classes) if name != safe_class],
+        "total": len(rows),
+    }
+    template = _environment().get_template("report.html.j2")
+    text = template.render(
+        page=page,
         classes=classes,
         facts=facts,
         blur=blur,
         total=len(rows),
-        decisions=_counts([row["decision"] for row in rows], URGENCY),
-        statuses=_counts([row["status"] for row in rows], STATUSES),
+        decisions=dict.fromkeys(URGENCY, 0) | Counter(row["decision"] for row in rows),
+        statuses=dict.fromkeys(STATUSES, 0) | Counter(row["status"] for row in rows),
         videos=videos,
-        scored=any(video.score is not None for video in videos),
+        scored=any(_number(row["score"]) is not None for row in shown),
         details=list(details.values()),
     )
-    path = folder / "report.html"
+    path = journal.folder / "report.html"
     write_atomically(path, text.encode())
     return path
 
@@ -108,7 +93,8 @@ def write_report(
 def by_urgency(rows: Sequence[Row]) -> list[Row]:
     """Blocked videos, then those to review, then allowed ones.
 
-    Within these, videos that were not read well come first, then those without a score, then the highest score.
+    Within these, videos that were not decoded completely come first, then those without a score, then the highest
+    score.
 
     Example:
         >>> rows = [("review", "ok", "0.4"), ("allow", "ok", "0.1"), ("review", "partial", ""), ("review", "ok", "0.5")]
@@ -165,79 +151,46 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         finalize=lambda value: "" if value is None else value,
     )
-    environment.filters |= {"clock": clock, "visible": visible, "source": _source, "probability": _probability}
+    environment.filters |= {
+        "clock": clock,
+        "visible": visible,
+        "number": _number,
+        "probability": lambda value: "–" if value is None else f"{value:.3f}",  # noqa: RUF001
+        # How a Content-Security-Policy allows this script or style alone.
+        "source": lambda text: f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'",
+    }
     return environment
 
 
-def _source(text: str) -> str:
-    """How a Content-Security-Policy allows this script or style alone."""
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-
-
-def _probability(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"  # noqa: RUF001
-
-
-def _read_csv(path: Path) -> Iterator[Row]:
-    if path.exists():
-        with path.open(encoding="utf-8", newline="") as file:
-            yield from csv.DictReader(file)
-
-
 def _number(text: str) -> float | None:
+    """A number of a row; None where it is unknown."""
     number = float(text or "nan")
     return number if math.isfinite(number) else None
 
 
-def _counts(values: Sequence[str], order: Sequence[str]) -> dict[str, int]:
-    """How often each value occurs: those of ``order`` first, in any case, then any others."""
-    return dict.fromkeys(order, 0) | Counter(values)
-
-
-def _segments(path: Path, paths: set[str]) -> dict[str, list[Row]]:
-    found: dict[str, list[Row]] = {}
-    for segment in _read_csv(path):
-        if segment["path"] in paths:
-            found.setdefault(segment["path"], []).append(segment)
-    return found
-
-
 def _others(paths: Sequence[str], path: str) -> str:
     """The paths but for ``path``; a viral video has thousands of copies, so only some are named."""
-    named = [other for other in paths[: COPIES + 1] if other != path][:COPIES]
+    named = [other for other in paths[: MAX_COPIES + 1] if other != path][:MAX_COPIES]
     more = len(paths) - 1 - len(named)
     return ", ".join(named) + (f" and {more} more" if more else "")
 
 
-def _details(path: Path, hashes: set[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The lines of details.jsonl of these contents only, one at a time: the others are many, and hold pictures."""
-    if path.exists():
-        with path.open(encoding="utf-8") as file:
-            for line in file:
-                details = json.loads(line)
-                if details["sha256"] in hashes:
-                    yield details["sha256"], details
-
-
-def _drawn(details: dict[str, Any], segments: Sequence[Row], classes: Sequence[str]) -> dict[str, Any]:
+def _details(details: VideoDetails, classes: Sequence[str]) -> dict[str, Any]:
     """What the page's script draws of one content; classes as numbers, times in seconds."""
-    middles = [(start + end) / 2 for start, end in zip(details["starts"], details["ends"], strict=True)]
+    windows = zip(details.start_seconds, details.end_seconds, strict=True)
+    middles = [(start + end) / 2 for start, end in windows]
     cuts = [(one + other) / 2 for one, other in itertools.pairwise(middles)]
-    names = ("start_seconds", "end_seconds", "peak", "peak_seconds")
-    found = [[classes.index(one["class"]), *(_number(one[name]) for name in names)] for one in segments]
-    peaks = [
-        [classes.index(one["class"]), round(one["seconds"], 3), _rounded(one["probability"]), one["jpeg"]]
-        for one in details["peaks"]
-    ]
+    segments = [[classes.index(name), *map(_rounded, values)] for name, *values in details.segments]
+    peaks = [[classes.index(name), *map(_rounded, values), jpeg] for name, *values, jpeg in details.peaks]
     return {
         # The windows' cells, as in `vidcls.moderation.timeline.segments`.
-        "cuts": [round(cut, 3) for cut in (0.0, *cuts, details["ends"][-1])],
-        "probabilities": [[_rounded(p) for p in column] for column in zip(*details["probabilities"], strict=True)],
-        "segments": sorted(found, key=lambda one: one[1]),
+        "cuts": [_rounded(cut) for cut in (0.0, *cuts, details.end_seconds[-1])],
+        "probabilities": [[_rounded(p) for p in column] for column in zip(*details.probabilities, strict=True)],
+        "segments": sorted(segments, key=lambda one: one[1]),
         "peaks": sorted(peaks, key=lambda one: one[1]),
     }
 
 
-def _rounded(probability: float) -> float | None:
-    """JSON knows no NaN, and the page no more than four digits."""
-    return round(probability, 4) if math.isfinite(probability) else None
+def _rounded(value: float) -> float | None:
+    """JSON has no NaN, and the page shows at most three digits."""
+    return round(value, 4) if math.isfinite(value) else None

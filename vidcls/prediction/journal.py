@@ -1,239 +1,177 @@
-"""The folder that predict.py writes: rows as they are done, whole files whatever happens, and where to go on.
+"""journal.sqlite: what predict.py has found so far. One transaction per video, so that a killed run can continue.
 
-Three files only grow, line by line: details.jsonl, segments.csv and, last for each video, its row in predictions.csv.
-A video counts as done once that row is there; a killed run leaves at most half a line, which the next one cuts off.
-timelines.parquet and report.html cannot grow and are made from them at the end, also after Ctrl-C.
+settings   everything that results depend on
+results    one per distinct content: its cells of predictions.csv, and its details as JSON
+videos     which result belongs to which path
 """
 
 from __future__ import annotations
 
-import csv
-import fcntl
-import io
 import json
-from collections.abc import Iterable, Iterator, Sequence
+import os
+import sqlite3
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-
-import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from vidcls.errors import UserError
 from vidcls.files import write_atomically
 
-SEGMENT_COLUMNS = ("path", "sha256", "class", "start_seconds", "end_seconds", "peak", "peak_seconds")
-ROW_GROUP = 10_000  # windows, at least, that are written to timelines.parquet at once
-Row = dict[str, str]
+SCHEMA = (
+    "CREATE TABLE IF NOT EXISTS settings (json TEXT)",
+    "CREATE TABLE IF NOT EXISTS results (id INTEGER PRIMARY KEY, sha256 TEXT UNIQUE, cells TEXT, details TEXT)",
+    "CREATE TABLE IF NOT EXISTS videos (path TEXT PRIMARY KEY, result INTEGER REFERENCES results)",
+)
 
 
-def prediction_columns(classes: Sequence[str]) -> list[str]:
-    """The columns of predictions.csv.
-
-    Raises:
-        UserError: a class has the name of another column.
-
-    Example:
-        >>> prediction_columns(["bad", "safe"])[2:6]
-        ['decision', 'predicted', 'bad', 'safe']
-    """
-    before = ["path", "sha256", "decision", "predicted"]
-    after = ["score", "coverage", "status", "reason", "decoder", "seconds", "windows", "model", "policy"]
-    taken = {*before, *after, *SEGMENT_COLUMNS} & set(classes)
-    if taken:
-        raise UserError(
-            "classes that are not named as a column of predictions.csv",
-            ", ".join(sorted(taken)),
-            "Rename that class's folder and train again.",
-        )
-    return [*before, *classes, *after]
-
-
-class PredictionFolder:
-    """An output folder, new or to be continued.
-
-    Args:
-        folder: where it is.
-        classes: the K names.
-        identity: all that results depend on, as plain values; a folder is continued only by the same.
+@dataclass(frozen=True)
+class VideoDetails:
+    """The timeline of a video that could be decoded, as plain values.
 
     Attributes:
-        rows: of predictions.csv, by path.
-        segments: of segments.csv, by the content's SHA-256; without the path.
-
-    Raises:
-        UserError: the folder holds something else, or predictions made otherwise.
+        start_seconds: of its W windows.
+        end_seconds: likewise.
+        probabilities: [W][K].
+        segments: (class, start, end, peak, when that is), all but the first as in `vidcls.moderation.timeline.Segment`.
+        peaks: (class, middle of the window, probability, JPEG in base64).
     """
 
-    def __init__(self, folder: Path, classes: Sequence[str], identity: dict[str, Any]) -> None:
+    start_seconds: list[float]
+    end_seconds: list[float]
+    probabilities: list[list[float]]
+    segments: list[tuple[str, float, float, float, float]]
+    peaks: list[tuple[str, float, float, str]]
+
+
+@dataclass(frozen=True)
+class VideoResult:
+    """What was found in one video.
+
+    Attributes:
+        cells: the columns of predictions.csv but for path and sha256, as text.
+        details: None where it could not be decoded.
+    """
+
+    cells: dict[str, str]
+    details: VideoDetails | None
+
+
+class Journal:
+    """The journal of an output folder, new or to be continued; one process at a time holds it.
+
+    Args:
+        folder: the output folder.
+        settings: everything that results depend on, as plain values; also written to predict.json.
+
+    Raises:
+        UserError: the folder cannot be written, holds something else, is in use, or was made with other settings.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
         self.folder = folder
-        self.columns = prediction_columns(classes)
-        self.classes = list(classes)
+        check_output(folder)
         try:
-            self._check_identity(identity)
-        except (OSError, ValueError) as error:
-            raise UserError(
-                "output= to be a folder that can be written", f"{folder}: {error}", "Give another."
-            ) from error
-        self._lock = (folder / "predict.json").open()
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel lets go of it when the process ends
-        except OSError:
-            raise UserError(
-                "an output folder that no other process writes to",
-                str(folder),
-                "Wait for it, or give another output=DIR.",
-            ) from None
-        self.rows: dict[str, Row] = {}
-        self.segments: dict[str, list[Row]] = {}
-        self._recover()
-        self._predictions, self._segments, self._details = (
-            (folder / name).open("a", encoding="utf-8", newline="")
-            for name in ("predictions.csv", "segments.csv", "details.jsonl")
-        )
+            folder.mkdir(parents=True, exist_ok=True)
+            self._database = sqlite3.connect(folder / "journal.sqlite", timeout=0)
+            try:
+                self._open(json.dumps(settings, indent=2))
+            except BaseException:
+                self.close()
+                raise
+        except sqlite3.Error as error:
+            if error.sqlite_errorcode == sqlite3.SQLITE_BUSY:
+                expected, code = "an output folder that no other process writes to", "output-in-use"
+                raise UserError(expected, str(folder), "Wait for it, or give another output=DIR.", code) from None
+            raise _unusable(folder, error) from error
+        except (OSError, TypeError, ValueError) as error:
+            raise _unusable(folder, error) from error
 
-    def _check_identity(self, identity: dict[str, Any]) -> None:
-        path = self.folder / "predict.json"
-        if path.exists():
-            before = json.loads(path.read_text())
-            other = [name for name in identity if before.get(name) != json.loads(json.dumps(identity[name]))]
-            if other:
-                raise UserError(
-                    f"an output folder made with the same {', '.join(other)}",
-                    f"{self.folder}, made with {', '.join(f'{name}={before.get(name)}' for name in other)}",
-                    "Give another output=DIR, or the same settings to continue that one.",
-                )
-        elif self.folder.exists() and any(self.folder.iterdir()):
+    def _open(self, text: str) -> None:
+        # A lock that the kernel releases with the process. With it WAL needs no shared memory, which network file
+        # systems lack.
+        for pragma in ("locking_mode = EXCLUSIVE", "journal_mode = WAL", "synchronous = NORMAL"):
+            self._database.execute(f"PRAGMA {pragma}")
+        with self._database as database:
+            database.execute("BEGIN EXCLUSIVE")
+            for statement in SCHEMA:
+                database.execute(statement)
+            database.execute("INSERT INTO settings SELECT ? WHERE NOT EXISTS (SELECT 1 FROM settings)", (text,))
+            (found,) = database.execute("SELECT json FROM settings").fetchone()
+        before, now = json.loads(found), json.loads(text)
+        if differing := [name for name in now if before.get(name) != now[name]]:
             raise UserError(
-                "output= to be a new or empty folder, or one of predict.py",
-                f"{self.folder}, which holds other files",
-                "Give another output=DIR.",
+                f"an output folder made with the same {', '.join(differing)}",
+                f"{self.folder}, made with {', '.join(f'{name}={before.get(name)}' for name in differing)}",
+                "Give another output=DIR, or the same settings to continue that one.",
+                "other-settings",
             )
-        else:
-            write_atomically(path, json.dumps(identity, indent=2).encode())
+        write_atomically(self.folder / "predict.json", text.encode())
 
-    def _recover(self) -> None:
-        """Reads what is done, and cuts off what an interrupted run left unfinished."""
-        self.rows = {row["path"]: row for row in self._read("predictions.csv", self.columns)}
-        self.segments, speakers = {}, dict[str, str]()
-        for segment in self._read("segments.csv", SEGMENT_COLUMNS):
-            path, sha256 = segment.pop("path"), segment["sha256"]
-            # What is left of a file's earlier content does not count, and one of several copies speaks for all.
-            if path in self.rows and self.rows[path]["sha256"] == sha256 and speakers.setdefault(sha256, path) == path:
-                self.segments.setdefault(sha256, []).append(segment)
-        detailed = {details["sha256"] for details in self.details()}
-        for path, row in list(self.rows.items()):
-            if row["windows"] != "0" and row["sha256"] not in detailed:  # somebody has removed them: judge it again
-                del self.rows[path]
-        _write_csv(self.folder / "predictions.csv", self.columns, self.rows.values())
-        _write_csv(self.folder / "segments.csv", SEGMENT_COLUMNS, self._all_segments(self.rows.values()))
-        hashes = {row["sha256"] for row in self.rows.values()}
-        part = self.folder / ".details.jsonl"
-        with part.open("w", encoding="utf-8") as file:
-            for details in self.details():
-                if details["sha256"] in hashes:
-                    hashes.remove(details["sha256"])
-                    file.write(json.dumps(details) + "\n")
-        part.replace(self.folder / "details.jsonl")
+    def close(self) -> None:
+        """Releases the folder."""
+        self._database.close()
 
-    def _read(self, name: str, columns: Sequence[str]) -> Iterator[Row]:
-        path = self.folder / name
-        if path.exists():
-            text = path.read_bytes().decode(errors="replace")
-            text = text[: text.rfind("\n") + 1]
-            for row in csv.DictReader(io.StringIO(text, newline="")):
-                if set(row) == set(columns) and None not in row.values():
-                    yield row
+    def assign(self, hashes: Mapping[str, str]) -> set[str]:
+        """Records the content that each path has now, and gives the contents that have no result yet.
 
-    def _all_segments(self, rows: Iterable[Row]) -> Iterator[Row]:
-        for row in rows:
-            for segment in self.segments.get(row["sha256"], []):
-                yield {**segment, "path": row["path"], "sha256": row["sha256"]}
+        Args:
+            hashes: SHA-256 by path.
+        """
+        with self._database as database:
+            database.executemany("DELETE FROM videos WHERE path = ?", ((path,) for path in hashes))
+            query = "INSERT INTO videos SELECT ?, id FROM results WHERE sha256 = ?"
+            database.executemany(query, hashes.items())
+        return set(hashes.values()) - {sha256 for (sha256,) in self._database.execute("SELECT sha256 FROM results")}
 
-    def details(self) -> Iterator[dict[str, Any]]:
-        """The lines of details.jsonl, one at a time: they may be many, and hold pictures."""
-        path = self.folder / "details.jsonl"
-        if path.exists():
-            with path.open(encoding="utf-8") as file:
-                for line in file:
-                    try:
-                        yield json.loads(line)
-                    except ValueError:  # half a line, or a damaged one
-                        continue
-
-    def write(self, row: Row, segments: Sequence[Row], details: dict[str, Any] | None) -> None:
-        """Adds one video, in place of what its path had before.
-
-        ``details`` is None where they are there already, or where the video has none.
+    def write(self, paths: Iterable[str], sha256: str, result: VideoResult) -> None:
+        """Adds the result of the videos ``paths``, whose content has this hash ("" where it cannot be read).
 
         Raises:
             UserError: the disk is full, or gone.
         """
+        details = None if result.details is None else json.dumps(asdict(result.details))
         try:
-            if details is not None:
-                self._details.write(json.dumps(details) + "\n")
-            self.segments[row["sha256"]] = list(segments)
-            self._segments.write(_csv_lines(SEGMENT_COLUMNS, self._all_segments([row])))
-            for file in (self._details, self._segments):
-                file.flush()
-            self._predictions.write(_csv_lines(self.columns, [row]))
-            self._predictions.flush()
-        except OSError as error:
-            raise UserError(
-                f"room for results in {self.folder}",
-                str(error.strerror),
-                "Make some, then give the same command: what is done is kept.",
-            ) from error
-        self.rows[row["path"]] = row
+            with self._database as database:
+                row = sha256 or None, json.dumps(result.cells), details
+                number = database.execute("INSERT INTO results VALUES (NULL, ?, ?, ?)", row).lastrowid
+                database.executemany("REPLACE INTO videos VALUES (?, ?)", ((path, number) for path in paths))
+        except sqlite3.OperationalError as error:
+            remedy = "Make some, then give the same command: what is done is kept."
+            raise UserError(f"room for results in {self.folder}", str(error), remedy, "output-full") from error
 
-    def copy(self, row: Row, path: str) -> None:
-        """Adds a video that has the content of another one, whose ``row`` is given."""
-        self.write({**row, "path": path}, self.segments.get(row["sha256"], []), None)
+    def rows(self) -> list[dict[str, str]]:
+        """The rows of predictions.csv, sorted by path as listings are."""
+        query = "SELECT path, sha256, cells FROM videos JOIN results ON result = id ORDER BY path"
+        found = self._database.execute(query)
+        return [{"path": path, "sha256": sha256 or "", **json.loads(cells)} for path, sha256, cells in found]
 
-    def close(self) -> None:
-        """Leaves every file whole: one row per path, and timelines.parquet."""
-        for file in (self._predictions, self._segments, self._details):
-            file.close()
-        self._recover()
-        self._write_timelines()
-        self._lock.close()
+    def details(self, sha256: str) -> VideoDetails | None:
+        """The details of a content; None where it could not be decoded."""
+        found = self._database.execute("SELECT details FROM results WHERE sha256 = ?", (sha256,)).fetchone()
+        if not found or not found[0]:
+            return None
+        values = json.loads(found[0])
+        return VideoDetails(**values | {name: [tuple(one) for one in values[name]] for name in ("segments", "peaks")})
 
-    def _write_timelines(self) -> None:
-        """timelines.parquet: path, sha256, start_seconds, end_seconds and one column per class; one row per window."""
-        paths: dict[str, list[str]] = {}
-        for row in self.rows.values():
-            paths.setdefault(row["sha256"], []).append(row["path"])
-        schema = pa.schema(
-            {"path": pa.string(), "sha256": pa.string(), "start_seconds": pa.float64(), "end_seconds": pa.float64()}
-            | {name: pa.float32() for name in self.classes}
+
+def check_output(folder: Path) -> None:
+    """Refuses an output folder that predict.py could not use, without changing anything.
+
+    Raises:
+        UserError: it cannot be written, or holds other files, such as the results of an earlier version.
+    """
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise _unusable(folder, f"{existing} is no folder that can be written")
+    if folder.exists() and not (folder / "journal.sqlite").exists() and (others := os.listdir(folder)):
+        raise UserError(
+            "output= to be a new or empty folder, or one with a journal.sqlite of predict.py",
+            f"{folder}, which holds {min(others)}",
+            "Give another output=DIR.",
+            "foreign-output",
         )
-        part = self.folder / ".timelines.parquet"
-        with pq.ParquetWriter(part, schema) as writer:
-            pending: list[pd.DataFrame] = []
-            for details in self.details():
-                for path in paths.get(details["sha256"], []):
-                    table = pd.DataFrame(details["probabilities"], columns=self.classes, dtype="float32")
-                    table["path"], table["sha256"] = path, details["sha256"]
-                    table["start_seconds"], table["end_seconds"] = details["starts"], details["ends"]
-                    pending.append(table)
-                if sum(map(len, pending)) >= ROW_GROUP:
-                    writer.write_table(pa.Table.from_pandas(pd.concat(pending), schema, preserve_index=False))
-                    pending.clear()
-            if pending:
-                writer.write_table(pa.Table.from_pandas(pd.concat(pending), schema, preserve_index=False))
-        part.replace(self.folder / "timelines.parquet")
 
 
-def _csv_lines(columns: Sequence[str], rows: Iterable[Row], header: bool = False) -> str:
-    text = io.StringIO(newline="")
-    plain = csv.DictWriter(text, columns, lineterminator="\n")
-    quoted = csv.DictWriter(text, columns, lineterminator="\n", quoting=csv.QUOTE_ALL)
-    if header:
-        plain.writeheader()
-    for row in rows:  # Python 3.11 does not quote a carriage return, which a file's name may hold
-        (quoted if any("\r" in cell for cell in row.values()) else plain).writerow(row)
-    return text.getvalue()
-
-
-def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[Row]) -> None:
-    write_atomically(path, _csv_lines(columns, rows, header=True).encode())
+def _unusable(folder: Path, why: object) -> UserError:
+    return UserError("output= to be a folder for predict.py to write", f"{folder}: {why}", "Give another.", "output")

@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from vidcls.errors import UserError
+from vidcls.prediction.journal import Journal, VideoDetails, VideoResult, check_output
+from vidcls.prediction.result_files import prediction_columns, write_result_files
+
+CLASSES = ["bad", "safe"]
+DETAILS = VideoDetails([0.0, 1.5], [2.0, 3.5], [[0.25, 0.75], [1.0, 0.0]], [("bad", 1.25, 3.5, 1.0, 2.5)], [])
+
+
+def result(decision: str = "allow", details: VideoDetails | None = DETAILS) -> VideoResult:
+    windows = 0 if details is None else len(details.start_seconds)
+    cells = dict.fromkeys(prediction_columns(CLASSES)[2:], "") | {"decision": decision, "windows": str(windows)}
+    return VideoResult(cells, details)
+
+
+def test_what_is_written_is_there_when_it_is_opened_again(tmp_path: Path) -> None:
+    with closing(Journal(tmp_path, {"model": "m", "size": 1.5})) as journal:
+        journal.write(["b", "a"], "1", result())
+        journal.write(["c"], "", result("review", None))
+    with closing(Journal(tmp_path, {"size": 1.5, "model": "m"})) as journal:
+        rows = journal.rows()
+        assert [(row["path"], row["sha256"], row["decision"]) for row in rows] == [
+            ("a", "1", "allow"),
+            ("b", "1", "allow"),
+            ("c", "", "review"),
+        ]
+        details = journal.details("1")
+        assert details is not None and details.probabilities == DETAILS.probabilities
+        assert journal.details("") is None
+    assert not list(tmp_path.glob("journal.sqlite-*"))
+
+
+def test_paths_follow_the_content_of_their_files(tmp_path: Path) -> None:
+    with closing(Journal(tmp_path, {})) as journal:
+        assert journal.assign({"a": "1", "b": "2"}) == {"1", "2"}
+        journal.write(["a"], "1", result("block"))
+        journal.write(["b"], "2", result("allow"))
+        assert journal.assign({"a": "2", "b": "1", "c": "1"}) == set()  # swapped, and a copy
+        assert [row["decision"] for row in journal.rows()] == ["allow", "block", "block"]
+        assert journal.assign({"a": "3"}) == {"3"}  # changed: what was known of it no longer counts
+        assert [row["path"] for row in journal.rows()] == ["b", "c"]
+
+
+def test_a_result_that_is_interrupted_leaves_nothing(tmp_path: Path) -> None:
+    def interrupted() -> object:
+        yield "a"
+        raise KeyboardInterrupt
+
+    with closing(Journal(tmp_path, {})) as journal:
+        with pytest.raises(KeyboardInterrupt):
+            journal.write(interrupted(), "1", result())
+        assert journal.rows() == [] and journal.assign({"a": "1"}) == {"1"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "code"), [({"model": "other"}, "other-settings"), ({"model": "m"}, "output-in-use")]
+)
+def test_who_may_not_write_is_refused(tmp_path: Path, settings: dict[str, str], code: str) -> None:
+    journal = Journal(tmp_path, {"model": "m"})
+    if code == "other-settings":
+        journal.close()
+    with pytest.raises(UserError) as error:
+        Journal(tmp_path, settings)
+    assert error.value.code == code
+    journal.close()
+    Journal(tmp_path, {"model": "m"}).close()
+
+
+@pytest.mark.parametrize("content", [b"", b"no database, but long enough to be taken for one" * 100])
+def test_a_journal_that_is_none(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "journal.sqlite").write_bytes(content)
+    if content:
+        with pytest.raises(UserError) as error:
+            Journal(tmp_path, {})
+        assert error.value.code == "output"
+    else:  # killed before its first transaction
+        Journal(tmp_path, {}).close()
+
+
+def test_output_folders_that_are_refused(tmp_path: Path) -> None:
+    check_output(tmp_path)
+    check_output(tmp_path / "new" / "deep")
+    (tmp_path / "predict.json").write_text("{}")  # of the version before the journal
+    for folder, code in ((tmp_path, "foreign-output"), (tmp_path / "predict.json", "output")):
+        with pytest.raises(UserError) as error:
+            check_output(folder)
+        assert error.value.code == code
+
+
+def test_the_disk_is_full(tmp_path: Path) -> None:
+    with closing(Journal(tmp_path, {})) as journal:
+        journal.write(["a"], "1", result())
+        pages = journal._database.execute("PRAGMA page_count").fetchone()[0]
+        journal._database.execute(f"PRAGMA max_page_count = {pages}")
+        long = VideoDetails([0.0] * 10000, [1.0] * 10000, [[0.5, 0.5]] * 10000, [], [])
+        with pytest.raises(UserError) as error:
+            journal.write(["b"], "2", result("allow", long))
+        assert error.value.code == "output-full"
+        assert [row["path"] for row in journal.rows()] == ["a"]
+
+
+@pytest.mark.parametrize("path", ["plain.mp4", "a,b\r.mp4", 'new\nline".mp4', "=SUM(A1).mp4", "@x", "\u2028é.mp4"])
+def test_result_files_hold_any_name(tmp_path: Path, path: str) -> None:
+    with closing(Journal(tmp_path, {})) as journal:
+        journal.write([path, "0"], "1", result())
+        journal.write(["none"], "2", result("review", None))
+        write_result_files(journal, CLASSES)
+    tables = [
+        pd.read_csv(tmp_path / name, keep_default_na=False, dtype=str) for name in ("predictions.csv", "segments.csv")
+    ]
+    assert tables[0]["path"].tolist() == sorted([path, "0", "none"])
+    assert list(tables[0].columns) == prediction_columns(CLASSES)
+    assert tables[1]["path"].tolist() == sorted([path, "0"])
+    assert tables[1].iloc[0].tolist()[1:] == ["1", "bad", "1.250", "3.500", "1", "2.500"]
+    timelines = pd.read_parquet(tmp_path / "timelines.parquet")
+    assert timelines["path"].tolist() == sorted([path, "0"] * 2)
+    assert timelines["bad"].tolist() == [0.25, 1.0] * 2 and timelines["bad"].dtype == "float32"
+    assert timelines["end_seconds"].tolist() == [2.0, 3.5] * 2
+
+
+def test_no_videos_make_files_too(tmp_path: Path) -> None:
+    with closing(Journal(tmp_path, {})) as journal:
+        write_result_files(journal, CLASSES)
+    assert (tmp_path / "predictions.csv").read_text() == ",".join(prediction_columns(CLASSES)) + "\n"
+    assert len(pd.read_parquet(tmp_path / "timelines.parquet")) == 0
+
+
+def test_classes_named_as_columns_are_refused() -> None:
+    with pytest.raises(UserError) as error:
+        prediction_columns(["safe", "score"])
+    assert error.value.code == "reserved-class-name"
+
+
+def test_the_journal_is_an_ordinary_database(tmp_path: Path) -> None:
+    with closing(Journal(tmp_path, {})) as journal:
+        journal.write(["a"], "1", result("block"))
+    with closing(sqlite3.connect(tmp_path / "journal.sqlite")) as database:
+        query = "SELECT path, cells ->> 'decision' FROM videos JOIN results ON result = id"
+        assert database.execute(query).fetchall() == [("a", "block")]

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pandas as pd
+import pytest
+from helpers.commands import ROOT
+
+from vidcls.errors import UserError
+from vidcls.prediction.options import PredictOptions
+
+MANIFEST = pd.DataFrame(
+    {
+        "status": ["ok", "ok", "partial", "undecodable", "ok"],
+        "split": ["train", "train", "train", "train", "test"],
+        "seconds": [4.0, 5.0, 6.0, 900.0, 7.2],
+    }
+)
+
+
+def lengths(options: PredictOptions) -> tuple[Any, ...]:
+    return options.window_seconds, options.stride_seconds, options.max_whole_seconds
+
+
+def test_defaults_are_what_training_saw() -> None:
+    assert lengths(PredictOptions().complete(None, MANIFEST)) == (5.0, 2.5, 8.0)
+    assert lengths(PredictOptions().complete(2, MANIFEST)) == (2.0, 1.0, 8.0)
+    given = PredictOptions(window_seconds=3, stride_seconds=1, max_whole_seconds=0)
+    assert lengths(given.complete(2, MANIFEST)) == (3.0, 1.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "code"),
+    [
+        ({"window_seconds": 0}, "predict.window_seconds"),
+        ({"window_seconds": 2, "stride_seconds": 3}, "stride-longer-than-window"),
+        ({"stride_seconds": -1}, "predict.stride_seconds"),
+        ({"max_whole_seconds": -1}, "predict.max_whole_seconds"),
+        ({"aggregation": "median"}, "predict.aggregation"),
+        ({"aggregation": "top-k mean"}, "predict.aggregation"),
+        ({"top_k": 0}, "predict.top_k"),
+        ({"enter_threshold": 1.1}, "predict.enter_threshold"),
+        ({"enter_threshold": 0.5, "exit_threshold": 0.6}, "predict.exit_threshold"),
+        ({"exit_threshold": -0.1}, "predict.exit_threshold"),
+        ({"min_seconds": -1.0}, "predict.min_seconds"),
+    ],
+)
+def test_options_out_of_range_are_refused(options: dict[str, Any], code: str) -> None:
+    with pytest.raises(UserError) as error:
+        PredictOptions(**options)
+    assert error.value.code == code
+
+
+def test_a_stride_longer_than_the_runs_window_is_refused() -> None:
+    with pytest.raises(UserError) as error:
+        PredictOptions(stride_seconds=5.5).complete(None, MANIFEST)
+    assert error.value.code == "stride-longer-than-window"
+
+
+def test_options_and_output_are_checked_without_torch() -> None:
+    code = (
+        "import sys; import vidcls.prediction.options, vidcls.prediction.journal, vidcls.data.sources; "
+        "print([name for name in ('torch', 'lightning', 'decord', 'av', 'scipy') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

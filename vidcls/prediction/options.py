@@ -1,0 +1,76 @@
+"""The options of predict.py: checked before torch is imported, and then completed from the run."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import pandas as pd
+
+from vidcls.data.decoding.plan import WindowPlan
+from vidcls.data.sampling import StoreSpec, window_starts
+from vidcls.errors import check_choice, check_integer, check_number
+from vidcls.moderation.timeline import AGGREGATIONS
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """The options ``predict.*``; see conf/predict.yaml for what they mean.
+
+    Raises:
+        UserError: one is out of range.
+    """
+
+    max_whole_seconds: float | int | None = None
+    window_seconds: float | int | None = None
+    stride_seconds: float | int | None = None
+    aggregation: str = "max"
+    top_k: int = 3
+    enter_threshold: float | int = 0.5
+    exit_threshold: float | int = 0.4
+    min_seconds: float | int = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("max_whole_seconds", "window_seconds", "stride_seconds", "min_seconds"):
+            if getattr(self, name) is not None:
+                check_number(f"predict.{name}", getattr(self, name))
+        if self.window_seconds is not None:
+            window_starts(0.0, float(self.window_seconds), self._stride(self.window_seconds))
+        check_choice("predict.aggregation", self.aggregation, AGGREGATIONS)
+        check_integer("predict.top_k", self.top_k)
+        check_number("predict.enter_threshold", self.enter_threshold, maximum=1.0)
+        check_number("predict.exit_threshold", self.exit_threshold, maximum=self.enter_threshold)
+
+    def _stride(self, window_seconds: float | int) -> float:
+        return float(window_seconds / 2 if self.stride_seconds is None else self.stride_seconds)
+
+    def complete(self, clip_seconds: float | int | None, manifest: pd.DataFrame) -> PredictOptions:
+        """With values in place of null.
+
+        Args:
+            clip_seconds: of the run.
+            manifest: of the run: by default, videos as long as its own are classified whole, and windows are as long as
+                its training videos (median).
+
+        Raises:
+            UserError: the stride is longer than the window.
+        """
+        usable = manifest[manifest["status"].isin(["ok", "partial"])]
+        seconds = usable["seconds"].astype(float)
+        window, max_whole = self.window_seconds, self.max_whole_seconds
+        if window is None:
+            window = clip_seconds or round(float(seconds[usable["split"] == "train"].median()), 3)
+        if max_whole is None:  # half a second to spare, as containers disagree about when a video ends
+            max_whole = math.ceil(float(seconds.max()) + 0.5)
+        return replace(
+            self,
+            window_seconds=float(window),
+            stride_seconds=self._stride(window),
+            max_whole_seconds=float(max_whole),
+        )
+
+    def plan(self, store: StoreSpec) -> WindowPlan:
+        """How videos are cut into windows and decoded, from complete options."""
+        assert self.window_seconds is not None and self.stride_seconds is not None
+        assert self.max_whole_seconds is not None
+        return WindowPlan(store, self.window_seconds, self.stride_seconds, self.max_whole_seconds)

@@ -1,0 +1,87 @@
+"""What predict.py says of its work: on the terminal, in predict.json and at the head of report.html."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from vidcls.data.decoding.plan import WindowPlan
+from vidcls.moderation.policy import DECISIONS, Policy, load_policy
+from vidcls.prediction.options import PredictOptions
+from vidcls.prediction.predictor import LoadedRun
+from vidcls.prediction.video_result import NO_POLICY
+
+
+def find_policy(run: LoadedRun, console: Console) -> Policy | None:
+    """The policy.json of the run; None, and a warning, where it has none."""
+    if run.policy_path.exists():
+        return load_policy(run.policy_path, run.classes, run.identity)
+    console.print(f"[yellow]Every video will be marked for review[/yellow]: the run has {NO_POLICY}", soft_wrap=True)
+    return None
+
+
+def result_settings(run: LoadedRun, options: PredictOptions, policy: Policy | None) -> dict[str, Any]:
+    """Everything that a result depends on, beside the video."""
+    return {
+        "model": run.identity,
+        "policy": policy.identity if policy else None,
+        "classes": run.classes,
+        **asdict(run.spec.store),
+        **asdict(options),
+    }
+
+
+def report_facts(run: LoadedRun, options: PredictOptions, policy: Policy | None) -> dict[str, str]:
+    """What was run, for the head of the report."""
+    plan, clip = options.plan(run.spec.store), run.spec.clip
+    aggregation = f"mean of the top {options.top_k}" if options.aggregation == "top_k_mean" else options.aggregation
+    return {
+        "Run": run.folder.name,
+        "Model": run.identity,
+        "Policy": f"{policy.identity}, safe class: {policy.harmless}" if policy else "none",
+        "Frames": f"{clip.num_frames} of {clip.resolution} x {clip.resolution} pixels",
+        "Classified whole": f"videos up to {plan.max_whole_seconds:g} s{_clips(plan)}",
+        "Longer videos": f"{_windows(plan)}, aggregated by {aggregation}",
+    }
+
+
+def _windows(plan: WindowPlan) -> str:
+    return f"windows of {plan.window_seconds:g} s every {plan.stride_seconds:g} s"
+
+
+def _clips(plan: WindowPlan) -> str:
+    count, seconds = plan.spec.num_clips, plan.spec.clip_seconds
+    if seconds is None:
+        return ""
+    return f", by the mean of {count} clips of {seconds:g} s" if count > 1 else f", by their middle {seconds:g} s"
+
+
+def print_plan(plan: WindowPlan, num_videos: int, ignored: Mapping[str, int], console: Console) -> None:
+    """What will be done."""
+    others = ", ".join(f"{count} {kind}" for kind, count in sorted(ignored.items()))
+    console.print(f"{num_videos} videos{f' (ignored {others})' if others else ''}", markup=False, soft_wrap=True)
+    whole = f"Videos up to {plan.max_whole_seconds:g} s are classified whole{_clips(plan)}, as in training"
+    console.print(f"{whole}; longer ones in {_windows(plan)}", soft_wrap=True)
+
+
+def print_summary(rows: Sequence[Mapping[str, str]], paths: Sequence[str], folder: Path, console: Console) -> None:
+    """How many of the videos ``paths`` got which decision, by status; and how many have none yet."""
+    listed = set(paths)
+    rows = [row for row in rows if row["path"] in listed]
+    table = Table(title=f"{len(rows)} of {len(paths)} videos", title_justify="left")
+    table.add_column("status")
+    for decision in (*DECISIONS, "all"):
+        table.add_column(decision, justify="right")
+    for status in ("ok", "partial", "undecodable", "all"):
+        decisions = [row["decision"] for row in rows if status in (row["status"], "all")]
+        table.add_row(status, *(str(decisions.count(decision)) for decision in DECISIONS), str(len(decisions)))
+    console.print(table)
+    if len(rows) < len(paths):
+        console.print("Run the same command again to continue.")
+    console.print(f"Results: {folder}", soft_wrap=True)
+    console.print("  predictions.csv  segments.csv  timelines.parquet  report.html")

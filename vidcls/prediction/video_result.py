@@ -1,0 +1,75 @@
+"""From a video's windows to its result: scores, decision, segments and pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float
+
+from vidcls.data.decoding.result import DecodeResult
+from vidcls.moderation.policy import REVIEW, Decision, Policy, decide, harmful_scores
+from vidcls.moderation.timeline import segments, video_class, video_score
+from vidcls.prediction.journal import VideoDetails, VideoResult
+from vidcls.prediction.options import PredictOptions
+from vidcls.prediction.peaks import Peaks
+
+NO_POLICY = "no policy: fit one with evaluate.py run=DIR policy.harmless=CLASS"
+
+
+def build_result(
+    decoded: DecodeResult,
+    windows: Sequence[tuple[float, float, Float[np.ndarray, " K"]]],
+    peaks: Peaks | None,
+    *,
+    model: str,
+    classes: Sequence[str],
+    policy: Policy | None,
+    options: PredictOptions,
+) -> VideoResult:
+    """The result of one video.
+
+    Args:
+        decoded: how its decoding ended.
+        windows: when each starts and ends, and the probabilities in it.
+        peaks: of its timeline; None where it has none.
+        model: the identity of the network.
+        classes: the K names.
+        policy: which decides; without one every video is for review.
+        options: complete.
+    """
+    cells = dict.fromkeys(("predicted", *classes, "score"), "") | {
+        "coverage": f"{decoded.coverage:.6g}",
+        "status": decoded.status,
+        "decoder": decoded.decoder,
+        "seconds": f"{decoded.seconds:.6f}",
+        "windows": "0",
+        "model": model,
+        "policy": policy.identity if policy else "",
+    }
+    aggregation = options.aggregation, options.top_k
+    details, probabilities = None, np.full((1, len(classes)), np.nan, np.float32)
+    if peaks is not None and decoded.status != "undecodable":  # which may have windows, but none with an intact frame
+        starts, ends, rows = zip(*windows, strict=True)
+        probabilities = np.stack(rows)  # [W, K]
+        scores = video_score(probabilities, *aggregation)
+        cells |= {name: f"{p:.9g}" for name, p in zip(classes, scores.tolist(), strict=True)}
+        best = int(scores.argmax())
+        if policy is not None:
+            best = video_class(probabilities, classes.index(policy.harmless), *aggregation)
+            cells["score"] = f"{max(harmful_scores(policy, probabilities, *aggregation).values()):.9g}"
+        cells |= {"predicted": classes[best], "windows": str(len(windows))}
+        thresholds = options.enter_threshold, options.exit_threshold, options.min_seconds
+        found = [
+            (name, segment.start_seconds, segment.end_seconds, segment.peak, segment.peak_seconds)
+            for k, name in enumerate(classes)
+            if policy is None or name != policy.harmless
+            for segment in segments(np.array(starts), ends[0] - starts[0], ends[-1], probabilities[:, k], *thresholds)
+        ]
+        pictures = peaks.pictures(skip=policy.harmless if policy else None)
+        details = VideoDetails(list(starts), list(ends), probabilities.tolist(), found, pictures)
+    if policy is not None:
+        decision = decide(policy, probabilities, decoded.status, decoded.reason, *aggregation)
+    else:
+        decision = Decision(REVIEW, f"{decoded.status}: {decoded.reason}" if decoded.status != "ok" else NO_POLICY)
+    return VideoResult(cells | {"decision": decision.decision, "reason": decision.reason}, details)
