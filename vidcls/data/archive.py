@@ -69,7 +69,9 @@ def extract(archive: Path, cache_dir: Path, max_gigabytes: float | int, max_rati
         write_atomically(seen, folder.name.encode("ascii"))
         return folder
     except _DAMAGE as damage:
-        raise UserError("an intact zip", f"{archive}: {damage or type(damage).__name__}", _NEW_COPY) from damage
+        raise UserError(
+            "an intact zip", f"{archive}: {damage or type(damage).__name__}", _NEW_COPY, "damaged-zip"
+        ) from damage
     except OSError as failure:
         raise _os_error(archive, cache_dir, failure) from failure
 
@@ -88,26 +90,40 @@ def check_members(
         name = info.orig_filename  # zipfile cuts `filename` at a NUL
         if problem := _name_problem(name):
             raise UserError(
-                "zip members named inside the zip's own folder", f"{problem}: {name!r} in {archive}", _UNPACK_BY_HAND
+                "zip members named inside the zip's own folder",
+                f"{problem}: {name!r} in {archive}",
+                _UNPACK_BY_HAND,
+                "zip-path",
             )
         if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-            raise UserError("a zip of plain files", f"a link or special file: {name!r} in {archive}", _UNPACK_BY_HAND)
+            raise UserError(
+                "a zip of plain files", f"a link or special file: {name!r} in {archive}", _UNPACK_BY_HAND, "zip-link"
+            )
         if info.flag_bits & 0x1:
-            raise UserError("a zip without a password", f"an encrypted member: {name!r} in {archive}", _UNPACK_BY_HAND)
+            raise UserError(
+                "a zip without a password",
+                f"an encrypted member: {name!r} in {archive}",
+                _UNPACK_BY_HAND,
+                "zip-password",
+            )
         if info.compress_type not in _COMPRESSIONS:
             method = f"method {info.compress_type}: {name!r} in {archive}"
-            raise UserError("zip members stored or compressed by deflate, bzip2 or lzma", method, _UNPACK_BY_HAND)
+            raise UserError(
+                "zip members stored or compressed by deflate, bzip2 or lzma", method, _UNPACK_BY_HAND, "zip-compression"
+            )
         if info.is_dir():
             continue
         path = str(PurePosixPath(name))
         if path in files:
-            raise UserError("zip members with names of their own", f"{path!r} twice in {archive}", _UNPACK_BY_HAND)
+            raise UserError(
+                "zip members with names of their own", f"{path!r} twice in {archive}", _UNPACK_BY_HAND, "zip-names"
+            )
         files[path] = info
     for path in files:
         for parent in PurePosixPath(path).parents:
             if str(parent) in files:
                 both = f"{str(parent)!r} as a file and as a folder in {archive}"
-                raise UserError("zip members with names of their own", both, _UNPACK_BY_HAND)
+                raise UserError("zip members with names of their own", both, _UNPACK_BY_HAND, "zip-names")
     _check_sizes(archive, sum(info.file_size for info in files.values()), max_gigabytes, max_ratio)
     return [(info, path) for path, info in files.items()]
 
@@ -137,6 +153,7 @@ def _check_sizes(archive: Path, size: int, max_gigabytes: float | int, max_ratio
             f"at most {max_gigabytes:g} GB of files in a zip",
             f"{size / 1e9:.3g} GB in {archive}",
             "If you trust the zip, raise data.zip.max_gigabytes.",
+            "data.zip.max_gigabytes",
         )
     ratio = size / archive.stat().st_size
     if ratio > max_ratio:
@@ -144,6 +161,7 @@ def _check_sizes(archive: Path, size: int, max_gigabytes: float | int, max_ratio
             f"a zip that grows at most {max_ratio:g} times",
             f"{ratio:.4g} times in {archive}",
             "Videos hardly compress, so this may be a zip bomb; if you trust it, raise data.zip.max_ratio.",
+            "data.zip.max_ratio",
         )
 
 
@@ -242,13 +260,18 @@ def _os_error(archive: Path, cache_dir: Path, failure: OSError) -> UserError:
     """``failure`` in the user's words; which side failed shows in its file name, or in there being none."""
     what = f"{failure.strerror or failure} ({archive})"
     if failure.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return UserError(f"room for the zip's files under {cache_dir}", what, "Free some space, or move the cache.")
+        return UserError(
+            f"room for the zip's files under {cache_dir}", what, "Free some space, or move the cache.", "disk-full"
+        )
     if failure.errno is None:  # bz2's way of saying that the data are damaged
-        return UserError("an intact zip", what, _NEW_COPY)
+        return UserError("an intact zip", what, _NEW_COPY, "damaged-zip")
     if failure.errno == errno.ENAMETOOLONG:
-        return UserError("zip members with names that this disk can hold", what, _UNPACK_BY_HAND)
+        return UserError("zip members with names that this disk can hold", what, _UNPACK_BY_HAND, "zip-names")
     if failure.filename is not None and os.fspath(failure.filename) == os.fspath(archive):
-        return UserError("a zip that can be read", what, "Check data.source and its permissions.")
+        return UserError("a zip that can be read", what, "Check data.source and its permissions.", "unreadable-zip")
     return UserError(
-        f"to write the zip's files under {cache_dir}", f"{failure.strerror}: {failure.filename}", _UNPACK_BY_HAND
+        f"to write the zip's files under {cache_dir}",
+        f"{failure.strerror}: {failure.filename}",
+        _UNPACK_BY_HAND,
+        "zip-cache",
     )

@@ -149,6 +149,7 @@ def draw_demo(folder: Path, *, seed: int, creators: int, videos_per_creator: int
             f"data.demo.videos_per_creator to be a multiple of {len(CLASSES)}, as many for each class",
             str(videos_per_creator),
             f"Set data.demo.videos_per_creator={-(-videos_per_creator // len(CLASSES)) * len(CLASSES)}.",
+            "data.demo.videos_per_creator",
         )
     arguments = {"recipe": RECIPE, "seed": seed, "creators": creators, "videos_per_creator": videos_per_creator}
     if _drawn_with(folder) == arguments:
@@ -175,7 +176,9 @@ def _drawn_with(folder: Path) -> dict[str, int] | None:
     except (OSError, ValueError):
         if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
             return None
-    raise UserError("a folder to draw the demo videos in", f"other things there: {folder}", "Choose another folder.")
+    raise UserError(
+        "a folder to draw the demo videos in", f"other things there: {folder}", "Choose another folder.", "demo-folder"
+    )
 
 
 def split_of_creators(creators: int, rng: np.random.Generator) -> list[str]:

@@ -89,7 +89,9 @@ def list_videos(
         if source.is_dir():
             videos = _list_folder(source, classes, pattern, ignored)
         elif not source.exists():
-            raise UserError("a folder, .zip or .csv in data.source", f"nothing at {source}", "Check data.source.")
+            raise UserError(
+                "a folder, .zip or .csv in data.source", f"nothing at {source}", "Check data.source.", "missing-source"
+            )
         elif source.suffix.lower() == ".zip":
             folder = extract(source, cache_dir, max_gigabytes, max_ratio)
             videos = _list_folder(folder, classes, pattern, ignored)
@@ -100,10 +102,14 @@ def list_videos(
                 "a folder, .zip or .csv in data.source",
                 f"a file of another type: {source}",
                 "Give the folder of the videos.",
+                "source-type",
             )
     except OSError as error:
         raise UserError(
-            "a data.source that can be read", f"{error.strerror}: {error.filename or source}", "Check its permissions."
+            "a data.source that can be read",
+            f"{error.strerror}: {error.filename or source}",
+            "Check its permissions.",
+            "unreadable-source",
         ) from error
     kept, others = [], Counter[str]()
     for video in videos:
@@ -117,6 +123,7 @@ def list_videos(
             f"videos of the classes {', '.join(classes or ())} alone in {source}",
             f"also {found}",
             "Rename or remove those folders, or list the videos in a .csv with the right labels.",
+            "unknown-classes",
         )
     for label, count in others.items():
         ignored[f"videos of class {label!r}, which is not in data.classes"] += count
@@ -145,6 +152,7 @@ def find_videos(pattern: str) -> tuple[list[str], list[Path], dict[str, int]]:
                 "an input whose folders can all be read",
                 f"{error.strerror}: {error.filename}",
                 "Check its permissions.",
+                "input",
             ) from error
         files = [Path(absolute, name) for name in names]
     elif os.path.isfile(pattern):
@@ -159,6 +167,7 @@ def find_videos(pattern: str) -> tuple[list[str], list[Path], dict[str, int]]:
             "a video, a folder of videos or a glob that matches some in input=",
             f"{pattern}: {what}",
             "Check input=; quote a glob, so that the shell leaves it alone.",
+            "input",
         )
     return names, files, dict(ignored)
 
@@ -312,7 +321,7 @@ def _list_csv(source: Path, pattern: re.Pattern[str], ignored: Counter[str]) -> 
         if problem:
             wrong.setdefault(problem, []).append(f"line {line}: {','.join(row.values())}")
     for problem, rows in wrong.items():
-        raise UserError(f"{problem} in {source}", _some(rows, "; "), "Correct the .csv.")
+        raise UserError(f"{problem} in {source}", _some(rows, "; "), "Correct the .csv.", "bad-csv")
     return list(videos.values())
 
 
@@ -327,17 +336,21 @@ def _read_csv(source: Path) -> Iterator[tuple[int, dict[str, str]]]:
                     f"the columns path,label[,split,creator] in {source}",
                     f"no {' and no '.join(missing)}, but the columns {header}",
                     "Name them in its first line, separated by commas.",
+                    "csv-columns",
                 )
             for cells in reader:
                 if len(cells) not in (0, len(header)):
                     where = f"{len(cells)} in line {reader.line_num}"
                     raise UserError(
-                        f"{len(header)} cells in each row of {source}", where, "Quote cells that hold commas."
+                        f"{len(header)} cells in each row of {source}",
+                        where,
+                        "Quote cells that hold commas.",
+                        "bad-csv",
                     )
                 if any(cells):
                     yield reader.line_num, {name: cell.strip() for name, cell in zip(header, cells, strict=True)}
     except (csv.Error, UnicodeDecodeError) as error:
-        raise UserError(f"a UTF-8 .csv in {source}", str(error), "Save it again as CSV in UTF-8.") from error
+        raise UserError(f"a UTF-8 .csv in {source}", str(error), "Save it again as CSV in UTF-8.", "bad-csv") from error
 
 
 def _check_found(
@@ -350,15 +363,21 @@ def _check_found(
             f"the videos in class folders: {LAYOUT}",
             f"{_counts(strays)} in {source}",
             "Arrange them so, or give a .csv.",
+            "no-class-folders",
         )
     if not videos:
         what = f"only {_counts(ignored)}" if ignored else "nothing in it"
         known = ", ".join(sorted(VIDEO_EXTENSIONS))
-        raise UserError(f"videos ({known}) in {source}", what, f"Check data.source; a folder's layout is {LAYOUT}.")
+        raise UserError(
+            f"videos ({known}) in {source}", what, f"Check data.source; a folder's layout is {LAYOUT}.", "empty-source"
+        )
     if classes is not None and (empty := [name for name in classes if name not in found]):
         others = f" (ignored: {_counts(ignored)})" if ignored else ""
         raise UserError(
-            f"videos of each of data.classes in {source}", f"none of {_some(empty)}{others}", "Correct data.classes."
+            f"videos of each of data.classes in {source}",
+            f"none of {_some(empty)}{others}",
+            "Correct data.classes.",
+            "data.classes",
         )
     if len(found) < fewest:
         others = f" (ignored: {_counts(ignored)})" if ignored else ""
@@ -366,6 +385,7 @@ def _check_found(
             f"two or more classes in {source}",
             f"the one class {found[0]!r} with {len(videos)} videos{others}",
             f"Check data.source; a folder's layout is {LAYOUT}.",
+            "one-class",
         )
 
 

@@ -95,6 +95,7 @@ def assign_splits(
             "data.split.val_fraction + data.split.test_fraction to be less than 1",
             f"{val_fraction:g} + {test_fraction:g}",
             "Leave some videos to train on.",
+            "data.split",
         )
     there = set(given)
     if "" in there and len(there) > 1:
@@ -103,12 +104,14 @@ def assign_splits(
             "a split for each video or for none",
             f"{count} videos without one beside {', '.join(sorted(there - {''}))}",
             "Give each video a split, or none at all.",
+            "partial-splits",
         )
     if there and not there & {"", "train"}:
         raise UserError(
             "a train split beside the other splits",
             f"only {', '.join(sorted(there))}",
             "Add train videos, or remove the split folders to have the splits made.",
+            "no-train-split",
         )
     fractions = {"test": test_fraction, "val": val_fraction} if there == {""} else {"val": val_fraction}
     drawn = {name: fraction for name, fraction in fractions.items() if fraction > 0 and name not in there}
@@ -137,6 +140,7 @@ def _check_enough(labels: np.ndarray, groups: np.ndarray, needed: int, grouped: 
                 f"at least {needed} {_units(grouped)} in each class, to make {needed} splits",
                 f"class {name!r} with {count}" + (f" (of {videos} videos)" if grouped else ""),
                 _remedy(grouped),
+                "too-few-per-class",
             )
 
 
@@ -169,6 +173,7 @@ def _hold_out(
             f"none to be found, mostly for want of class {name!r}, which has {held_by}"
             + ", some in other classes too" * grouped,
             _remedy(grouped),
+            "no-grouped-split",
         )
     return best
 
