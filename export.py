@@ -19,9 +19,10 @@ DEFAULT_FILES = {"onnx": "model.onnx", "torch_export": "model.pt2"}
 def main(cfg: DictConfig) -> None:
     """Writes the file, if its probabilities are those of the network."""
     from vidcls.errors import check_choice
+    from vidcls.training.run_folder import check_run_options
 
     check_choice("format", cfg.format, tuple(DEFAULT_FILES))
-    run_dir = Path(str(cfg.run))
+    run_dir = check_run_options(cfg)
     output = Path(str(cfg.output)) if cfg.output is not None else run_dir / "export" / DEFAULT_FILES[cfg.format]
 
     from rich.console import Console  # torch is imported from here on

@@ -19,28 +19,32 @@ def main(cfg: DictConfig) -> None:
     """From a run folder and videos to a folder of results."""
     # The network's threads must not spin while they wait, as decoders need the cores. To be set before torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from rich.console import Console
-
     from vidcls.data.options import DecodeLimits
-    from vidcls.data.sources import find_videos
     from vidcls.errors import check_integer
     from vidcls.prediction.journal import Journal, check_output
     from vidcls.prediction.options import PredictOptions
+    from vidcls.training.run_folder import check_run_options
 
-    console, output = Console(), Path(str(cfg.output))
+    run_dir, output = check_run_options(cfg), Path(str(cfg.output))
     options, limits = PredictOptions(**cfg.predict), DecodeLimits(**cfg.data.decode)
     max_videos = check_integer("report.max_videos", cfg.report.max_videos)
-    paths, files, ignored = find_videos(str(cfg.input))
     check_output(output)
 
+    from vidcls.data.sources import find_videos
+
+    paths, files, ignored = find_videos(str(cfg.input))
+
     # torch is imported from here on
+    from rich.console import Console
+
     from vidcls.prediction import summary
     from vidcls.prediction.html_report import write_report
     from vidcls.prediction.pipeline import predict_videos
     from vidcls.prediction.predictor import Predictor, load_run
     from vidcls.prediction.result_files import prediction_columns, write_result_files
 
-    run = load_run(str(cfg.run), trusted_packages(cfg))
+    console = Console()
+    run = load_run(run_dir, trusted_packages(cfg))
     prediction_columns(run.classes)  # refuses reserved names
     options = options.complete(run.spec.clip.clip_seconds, run.manifest)
     policy = summary.find_policy(run, console)

@@ -22,7 +22,8 @@ from helpers.runs import CLASSES, refused
 from torch import nn
 
 from vidcls.data.decoding.frames import decode
-from vidcls.data.store import Store
+from vidcls.data.sampling import StoreSpec
+from vidcls.data.store import FrameStore
 from vidcls.errors import UserError
 from vidcls.exporters import ExportedClassifier, check_parity, describe, export_checked, resize, stored_clips
 from vidcls.models.classifiers import cnn_lstm, cnn_mean
@@ -72,10 +73,9 @@ def exported(shared: Path, finished: Path, tiny: list[str]) -> Path:
 def held_out_clips(run: Path) -> tuple[np.ndarray, np.ndarray]:
     """The stored frames of a run's test videos at its resolution, and the predictions of the run's test."""
     loaded = load_run(run)
-    kept = loaded.spec.store
-    store = Store(Path(loaded.config.cache_dir, "store"), kept.stored_frames, kept.stored_resolution, kept.sampling)
+    store = FrameStore(Path(loaded.config.cache_dir, "store"), loaded.spec.store)
     manifest = pd.read_csv(run / "manifest.csv", keep_default_na=False)
-    step = store.num_frames // 4
+    step = store.spec.stored_frames // 4
     indices = np.arange(4) * step + step // 2
     frames = np.stack([store.read(sha256, indices) for sha256 in manifest.loc[manifest["split"] == "test", "sha256"]])
     probabilities = pd.read_csv(run / "predictions_test.csv")[CLASSES].to_numpy()
@@ -242,7 +242,7 @@ def test_damaged_store_entries_are_passed_over(finished: Path, tmp_path: Path) -
     assert np.array_equal(clips[:2], stored_clips(trained, str(cache), max_clips=2))
     manifest = trained.manifest
     first = manifest.loc[manifest["split"] == "test", "sha256"].iloc[0]
-    Store(cache / "store", 4, 16, "uniform").path(first).write_bytes(b"damaged")
+    FrameStore(cache / "store", StoreSpec(4, 16, "uniform")).path(first).write_bytes(b"damaged")
     assert np.array_equal(clips[1:], stored_clips(trained, str(cache)))
 
 
@@ -319,7 +319,7 @@ def test_the_notebooks_network_on_real_clips_in_batches_of_any_size(
     real_data: Path, tmp_path: Path, format: str
 ) -> None:
     files = sorted((real_data / "fights" / "val").rglob("*.*"))[:6]
-    clips = np.stack([decode(file, 20, 64, "uniform", ("pyav",))[0] for file in files])
+    clips = np.stack([decode(file, StoreSpec(20, 64, "uniform"), ("pyav",))[0] for file in files])
     torch.manual_seed(0)
     network = untrained(cnn_lstm(2, 64, {"channels": [32, 64, 128]}, {"hidden_size": 64}, dropout=0.5), resolution=64)
     assert len(clips) == 6  # checked in batches of 1, 4 and 1

@@ -10,13 +10,14 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
-
-import pandas as pd
+from typing import TYPE_CHECKING, NamedTuple
 
 from vidcls.data.archive import extract
 from vidcls.data.options import check_classes, check_creator_pattern
 from vidcls.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 VIDEO_EXTENSIONS = frozenset(("mp4", "mov", "m4v", "mkv", "webm", "avi", "mpg", "mpeg", "ts", "3gp", "flv", "wmv"))
 SPLIT_NAMES = {
@@ -128,6 +129,8 @@ def list_videos(
     for label, count in others.items():
         ignored[f"videos of class {label!r}, which is not in data.classes"] += count
     _check_found(source, kept, None if refuse_others else classes, ignored, fewest=1 if refuse_others else 2)
+    import pandas as pd  # only here: predict.py finds its videos without it
+
     table = pd.DataFrame(sorted(kept), columns=list(_Video._fields), dtype=str)
     return Listing(table, dict(sorted(ignored.items())))
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from vidcls.data.decoding.plan import WindowPlan
 from vidcls.data.sampling import StoreSpec, window_starts
 from vidcls.errors import check_choice, check_integer, check_number
 from vidcls.moderation.timeline import AGGREGATIONS
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
