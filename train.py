@@ -36,9 +36,6 @@ def main(cfg: DictConfig) -> float | None:
     module = loop.build_module(cfg, datamodule)
     console.print(f"Training {module.num_trainable:,} parameters; results go to {cfg.run_dir}", soft_wrap=True)
     trainer, val = loop.fit(cfg, module, datamodule)
-    if val is None:
-        console.print("trainer.fast_dev_run: it runs, and nothing was saved")
-        return None
     predictions = {"val": val}
     if cfg.test:
         predictions |= loop.test(trainer, module, datamodule, ("train", "test"))

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -39,6 +40,12 @@ OmegaConf.register_new_resolver("new_run_dir", _new_run_dir, use_cache=True, rep
 def run_folder() -> Path:
     """The folder of the run that this process works for."""
     return Path(HydraConfig.get().runtime.output_dir)
+
+
+def compose_config(name: str, *overrides: str) -> DictConfig:
+    """A configuration of conf/ as the command line composes it, such as ``compose_config("train", "seed=1")``."""
+    with initialize_config_dir(str(Path(__file__).parents[1] / "conf"), version_base="1.3"):
+        return compose(name, list(overrides))
 
 
 def in_sweep() -> bool:

@@ -10,6 +10,7 @@ import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,22 @@ class LoadedRun:
     def policy_path(self) -> Path:
         """Where its policy is, or would be."""
         return policy_path(self.folder)
+
+    @cached_property
+    def predictor(self) -> Predictor:
+        """The network on the device of training."""
+        return Predictor(self)
+
+    def predict(self, video: Path | str) -> dict[str, float]:
+        """The probability of each class for one video, the same as predict.py's with its default options.
+
+        Raises:
+            UserError: the video cannot be decoded.
+        """
+        from vidcls.prediction.options import PredictOptions  # late, as these import this module
+        from vidcls.prediction.pipeline import predict_file
+
+        return predict_file(self.predictor, Path(video), PredictOptions())
 
     def videos(self, source: str | None = None, cache_dir: str | None = None) -> Videos:
         """The run's own videos, or those of ``source`` with the run's decode options and classes.

@@ -42,8 +42,14 @@ def write_results(
 ) -> float:
     """Writes everything that a finished run holds beyond its checkpoints, metrics.json last, and prints a summary.
 
+    A run with limited splits (``trainer.limit_val_batches`` and the like) is marked in metrics.json as ``limited``, and
+    has no predictions of its limited splits; ``trainer.fast_dev_run`` has no results.
+
     Gives the val figure that ``cfg.objective`` names; NaN where it is not defined.
     """
+    if trainer.fast_dev_run:  # type: ignore[attr-defined]
+        console.print("trainer.fast_dev_run: training, validation and test work; no results were written")
+        return math.nan
     folder, classes = Path(cfg.run_dir), datamodule.classes
     history, timing = find_callback(trainer, History), find_callback(trainer, Timing)
     metrics: dict[str, Any] = {
@@ -54,9 +60,15 @@ def write_results(
     assert isinstance(trainer.lightning_module, VideoClassifier)
     metrics["parameters"] = trainer.lightning_module.num_trainable
 
+    defaults = {"limit_train_batches": 1.0, "limit_val_batches": 1.0, "limit_test_batches": 1.0, "overfit_batches": 0.0}
+    limited = {name: getattr(trainer, name) for name, value in defaults.items() if getattr(trainer, name) != value}
+    if limited:
+        metrics["limited"] = limited
+    whole = [split for split in predictions if len(predictions[split].labels) == len(datamodule.rows(split))]
+
     figures = {"learning_curves": learning_curves_figure(history.curves, history.best_epoch)}
     for split in ("val", "test"):
-        if split in predictions:
+        if split in whole:
             write_predictions(folder / f"predictions_{split}.csv", datamodule.rows(split), predictions[split], classes)
             title = f"{split}: accuracy {metrics[split]['accuracy']:.3f} of {metrics[split]['n']} videos"
             figures[f"{split}_confusion"] = confusion_figure(metrics[split]["confusion"], classes, title)

@@ -123,14 +123,14 @@ def fit(
     module: VideoClassifier,
     datamodule: VideoDataModule,
     extra_callbacks: Sequence[L.Callback] = (),
-) -> tuple[L.Trainer, Predictions | None]:
+) -> tuple[L.Trainer, Predictions]:
     """Trains, from the last checkpoint where there is one, and loads the best weights into ``module``.
 
     ``extra_callbacks`` come before those of the configuration.
 
     Returns:
-        The trainer, and the validation predictions of the best weights; None of a ``trainer.fast_dev_run``, which
-        writes no checkpoints.
+        The trainer, and the validation predictions of the best weights (of a ``trainer.fast_dev_run``, which writes no
+        checkpoints, of the last ones).
 
     Raises:
         KeyboardInterrupt: Ctrl-C; the run can be resumed.
@@ -154,8 +154,10 @@ def fit(
             raise KeyboardInterrupt from None
         raise
     if trainer.fast_dev_run:  # type: ignore[attr-defined]
-        return trainer, None
+        assert module.predictions is not None
+        return trainer, module.predictions
     best = load_checkpoint(best_checkpoint(folder))
+    assert best.val_predictions is not None
     module.load_state_dict(best.state_dict)
     return trainer, best.val_predictions
 

@@ -226,8 +226,8 @@ def _is_trusted(target: Any, trust: Sequence[str]) -> bool:
 
 
 def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
-    """Every value that is no dict or list, with its dotted key."""
-    if isinstance(value, dict | list):
+    """Every value that is no dict or list, with its dotted key; of a target every value."""
+    if isinstance(value, dict | list) and not key.endswith("_target_"):
         for name, child in value.items() if isinstance(value, dict) else enumerate(value):
             yield from _leaves(child, f"{key}.{name}" if key else str(name))
     else:
