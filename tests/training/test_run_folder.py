@@ -44,7 +44,7 @@ def test_a_folder_is_claimed_once(tmp_path: Path) -> None:
 
 
 TRUSTED = [
-    "vidcls.data.datamodule.VideoDataModule",
+    "vidcls.data.options.DataOptions",
     "vidcls.models.classifiers.cnn_lstm",
     "vidcls.training.callbacks.EMA",
     "lightning.Trainer",
