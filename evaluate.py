@@ -1,8 +1,8 @@
-"""Judges a trained run on its held-out videos or on others, and fits what to do about a video.
+"""Evaluates a trained run on its held-out videos or on others, and fits a policy: what to allow, review and block.
 
-python evaluate.py run=DIR split=test                   figures, intervals, curves, the worst errors
+python evaluate.py run=DIR split=test                   metrics, intervals, curves, the worst errors
 python evaluate.py run=DIR data.source=PATH             the same on other videos of the same classes
-python evaluate.py run=DIR policy.harmless=safe policy.target.harmful.recall=0.95       and a policy.json, from val
+python evaluate.py run=DIR policy.safe_class=safe policy.target.harmful.recall=0.95     and a policy.json, fitted on val
 """
 
 from pathlib import Path
@@ -16,25 +16,36 @@ from vidcls.cli import allow_new_keys, quote_overrides, trusted_packages, user_e
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
 @user_errors_exit
 def main(cfg: DictConfig) -> None:
-    """From a run folder to what it is worth."""
+    """From a run folder to how good it is."""
+    # Imported here: decoding processes import this file again. Options are checked before torch is imported.
     from rich.console import Console
 
     from vidcls.evaluation.options import plan_evaluation
 
     plan = plan_evaluation(cfg)
 
-    # Imported here: mistakes in the options show before torch is imported, and decoding processes, which import this
-    # file again, never import it.
-    from vidcls.evaluation import evaluator as evaluation
+    from vidcls.evaluation.results import (
+        choose_policy,
+        evaluate_split,
+        prepare_evaluation,
+        result_folder,
+        write_split,
+    )
+    from vidcls.evaluation.summary_tables import print_evaluation
     from vidcls.prediction.predictor import Predictor, load_run
 
-    console = Console()
-    trained = load_run(Path(str(cfg.run)), trusted_packages(cfg))
-    datamodule = evaluation.prepare_data(cfg, trained, plan.splits, console)
-    predictor = Predictor(trained, cfg.accelerator)
-    predictions = {split: predictor.predict_split(datamodule, split) for split in plan.splits}
-    policy = evaluation.choose_policy(plan.policy, trained, datamodule, predictions)
-    evaluation.write_evaluation(cfg, trained, datamodule, predictions, policy, console)
+    console, source = Console(), cfg.data.source
+    run = load_run(Path(str(cfg.run)), trusted_packages(cfg))
+    videos = prepare_evaluation(run, plan, source, cfg.cache_dir, console)
+    predictor = Predictor(run, cfg.accelerator)
+    predictions = {split: predictor.predict_split(videos, split) for split in plan.splits}
+    policy = choose_policy(run, plan.policy, videos, predictions)
+    results = {}
+    for split, predicted in predictions.items():
+        folder = result_folder(run, source, split)
+        results[split] = evaluate_split(run, videos, split, predicted, policy, folder)
+        write_split(run, videos, split, results[split], policy, source)
+    print_evaluation(run.folder.name, run.classes, results, policy, console)
 
 
 if __name__ == "__main__":

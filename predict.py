@@ -55,7 +55,7 @@ def main(cfg: DictConfig) -> None:
         predict_videos(paths, files, predictor, options, policy, journal, limits, console)
     finally:  # also after Ctrl-C: what is done can be used
         write_result_files(journal, run.classes)
-        facts, safe_class = summary.report_facts(run, options, policy), policy.harmless if policy else None
+        facts, safe_class = summary.report_facts(run, options, policy), policy.safe_class if policy else None
         write_report(journal, run.classes, safe_class, facts, max_videos=max_videos, blur=cfg.report.blur)
         summary.print_summary(journal.rows(), paths, output, console)
         journal.close()

@@ -41,7 +41,7 @@ def train(name: str, harmless: str, *overrides: str) -> Path:
     if not (run / "metrics.json").exists():
         call("train.py", f"run_dir={run}", *overrides)
     if not (run / "policy.json").exists():
-        call("evaluate.py", f"run={run}", "split=val", f"policy.harmless={harmless}")
+        call("evaluate.py", f"run={run}", "split=val", f"policy.safe_class={harmless}")
     return run
 
 

@@ -15,14 +15,15 @@ from hypothesis import strategies as st
 from sklearn.metrics import confusion_matrix, f1_score, precision_recall_fscore_support, roc_auc_score
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_f1_score
 
-from vidcls.metrics.classification import calibration_error, summarise
+from vidcls.metrics.calibration import calibration_error
+from vidcls.metrics.classification import summarise
 
 
 def one_hot(predicted: list[int], k: int) -> np.ndarray:
     return np.eye(k)[predicted]
 
 
-def figures(
+def measured(
     probabilities: Any, labels: list[int], classes: list[str], losses: list[float] | None = None
 ) -> dict[str, Any]:
     per_video = np.ones(len(labels)) if losses is None else np.array(losses)
@@ -50,7 +51,7 @@ def test_a_table_worked_out_by_hand() -> None:
         [0.2, 0.2, 0.6],
         [0.1, 0.0, 0.9],
     ]
-    got = figures(probabilities, [0, 0, 0, 1, 1, 2], ["safe", "harmful", "adult"], [0.1, 0.2, 0.3, 0.4, 0.5, 0.9])
+    got = measured(probabilities, [0, 0, 0, 1, 1, 2], ["safe", "harmful", "adult"], [0.1, 0.2, 0.3, 0.4, 0.5, 0.9])
     assert got["confusion"] == [[2, 1, 0], [0, 1, 1], [0, 0, 1]]
     assert got["n"] == 6
     assert got["accuracy"] == 4 / 6
@@ -70,7 +71,7 @@ def test_a_table_worked_out_by_hand() -> None:
 
 
 def test_wilson_interval_against_the_formula() -> None:
-    low, high = figures(one_hot([0] * 8 + [1] * 2, 2), [0] * 10, ["a", "b"])["accuracy_ci95"]
+    low, high = measured(one_hot([0] * 8 + [1] * 2, 2), [0] * 10, ["a", "b"])["accuracy_ci95"]
     p, n, z = 0.8, 10, 1.959964
     middle = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
@@ -84,7 +85,7 @@ def test_equals_scikit_learn(split: tuple[np.ndarray, np.ndarray]) -> None:
     probabilities, labels = split
     k = probabilities.shape[1]
     predicted, every = probabilities.argmax(axis=1), list(range(k))
-    got = figures(probabilities, labels.tolist(), [f"class {i}" for i in every])
+    got = measured(probabilities, labels.tolist(), [f"class {i}" for i in every])
     assert got["accuracy"] == (predicted == labels).mean()
     assert got["confusion"] == confusion_matrix(labels, predicted, labels=every).tolist()
     macro = f1_score(labels, predicted, labels=every, average="macro", zero_division=0)
@@ -121,34 +122,34 @@ def test_equals_torchmetrics_and_is_strict_json_that_hangs_on_no_order(split: tu
 def test_a_class_absent_from_the_split_counts_0_in_macro_f1_and_not_at_all_in_auroc() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # torchmetrics warns of classes without videos; here that is no news
-        got = figures([[0.7, 0.2, 0.1], [0.2, 0.7, 0.1]], [0, 1], ["safe", "harmful", "adult"])
+        got = measured([[0.7, 0.2, 0.1], [0.2, 0.7, 0.1]], [0, 1], ["safe", "harmful", "adult"])
     assert got["per_class"]["adult"] == {"precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 0}
     assert got["macro_f1"] == pytest.approx(2 / 3)
     assert got["auroc"] == 1.0
 
 
 def test_one_class_present_leaves_auroc_undefined() -> None:
-    got = figures([[0.7, 0.3], [0.4, 0.6]], [0, 0], ["safe", "harmful"])
+    got = measured([[0.7, 0.3], [0.4, 0.6]], [0, 0], ["safe", "harmful"])
     assert got["auroc"] is None
     assert got["per_class"]["harmful"] == {"precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 0}
 
 
 def test_a_single_video() -> None:
-    got = figures([[0.25, 0.75]], [1], ["safe", "harmful"], [0.5])
+    got = measured([[0.25, 0.75]], [1], ["safe", "harmful"], [0.5])
     assert (got["n"], got["accuracy"], got["loss"], got["auroc"]) == (1, 1.0, 0.5, None)
     assert got["calibration_error"] == 0.25
     assert got["accuracy_ci95"] == pytest.approx([0.2065, 1.0], abs=1e-4)  # one video says next to nothing
 
 
 def test_a_tie_goes_to_the_first_class() -> None:
-    assert figures([[0.4, 0.4, 0.2]] * 3, [0, 1, 2], ["a", "b", "c"])["confusion"] == [[1, 0, 0]] * 3
-    assert figures([[0.4, 0.4, 0.2]] * 2, [1, 1], ["a", "b", "c"])["calibration_error"] == pytest.approx(0.4)
+    assert measured([[0.4, 0.4, 0.2]] * 3, [0, 1, 2], ["a", "b", "c"])["confusion"] == [[1, 0, 0]] * 3
+    assert measured([[0.4, 0.4, 0.2]] * 2, [1, 1], ["a", "b", "c"])["calibration_error"] == pytest.approx(0.4)
 
 
 def test_calibration_counts_certainty_in_the_last_bin() -> None:
     # All four in the bin that ends at 1: mean confidence 0.975, accuracy 0.75. With 1.0 in a bin of its own it would be
     # (|1 - 0.5| + |0.95 - 1|) / 2 = 0.275.
-    got = figures([[1.0, 0.0], [1.0, 0.0], [0.95, 0.05], [0.95, 0.05]], [0, 1, 0, 0], ["a", "b"])
+    got = measured([[1.0, 0.0], [1.0, 0.0], [0.95, 0.05], [0.95, 0.05]], [0, 1, 0, 0], ["a", "b"])
     assert got["calibration_error"] == pytest.approx(0.975 - 0.75, abs=1e-6)
 
 
@@ -160,7 +161,7 @@ def test_single_precision_that_sums_to_a_little_over_1_is_not_taken_for_logits()
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_is_null(loss: float) -> None:
-    assert figures([[0.7, 0.3]] * 2, [0, 1], ["a", "b"], [1.0, loss])["loss"] is None
+    assert measured([[0.7, 0.3]] * 2, [0, 1], ["a", "b"], [1.0, loss])["loss"] is None
 
 
 @pytest.mark.parametrize(

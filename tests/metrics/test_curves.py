@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from vidcls.metrics.classification import calibration_error, summarise
-from vidcls.metrics.curves import precision_recall_curves, reliability, roc_curves
+from vidcls.metrics.calibration import calibration_error, reliability
+from vidcls.metrics.classification import summarise
+from vidcls.metrics.curves import precision_recall_curves, roc_curves
 
 
 @st.composite

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+from collections.abc import Sequence
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,14 +20,13 @@ from scipy.special import softmax
 from scipy.stats import binomtest, norm
 
 from vidcls.errors import UserError
+from vidcls.metrics.calibration import calibrate, fit_temperature
 from vidcls.metrics.classification import summarise
 from vidcls.moderation.policy import (
     Policy,
     block_threshold,
-    calibrate,
     decide,
     fit_policy,
-    fit_temperature,
     harmful_scores,
     load_policy,
     policy_report,
@@ -40,7 +42,7 @@ def policy(**changes: Any) -> Policy:
     content: dict[str, Any] = {
         "model": MODEL,
         "classes": CLASSES,
-        "harmless": "safe",
+        "safe_class": "safe",
         "temperature": 1.0,
         "review": {"harmful": 0.25, "adult": 0.5},
         "block": {"harmful": 0.75, "adult": 0.875},
@@ -129,8 +131,9 @@ def test_calibrate_at_one_leaves_probabilities_alone() -> None:
 def test_the_least_number_of_videos(recall: float, needed: int) -> None:
     scores = np.linspace(0.2, 0.9, needed)
     assert review_threshold(scores, np.ones(needed, bool), recall, name="harmful") == 0.2  # no miss is allowed
-    with pytest.raises(UserError, match=rf"at least {needed} val videos of 'harmful' for policy.target.harmful.recall"):
+    with pytest.raises(UserError) as error:
         review_threshold(scores[1:], np.ones(needed - 1, bool), recall, name="harmful")
+    assert error.value.code == "recall-not-supported" and f"at least {needed} val videos" in str(error.value)
 
 
 # The least n for 0, 1, 2, 3 misses are 59, 93, 124, 153 in tables of Wilks' tolerance limits (95 % / 95 %).
@@ -143,11 +146,13 @@ def test_misses_that_095_allows(n: int, misses: int) -> None:
 
 def test_too_few_for_recall_says_what_would_do() -> None:
     scores, positives = np.linspace(0, 1, 30), np.arange(30) < 20
-    with pytest.raises(UserError, match=r"got 20\. Add val videos of 'a', or set policy.target.a.recall=0.86 or less"):
+    with pytest.raises(UserError) as error:
         review_threshold(scores, positives, 0.95, name="a")
+    assert "policy.target.a.recall=0.86 or less" in str(error.value)
     review_threshold(scores, positives, 0.86, name="a")  # as the message says
-    with pytest.raises(UserError, match=r"got 0\. Add val videos of 'a'\.$"):
+    with pytest.raises(UserError) as error:
         review_threshold(scores, np.zeros(30, bool), 0.95, name="a")
+    assert error.value.code == "recall-not-supported" and "or less" not in str(error.value)
 
 
 scored = st.integers(0, 2**32 - 1).map(np.random.default_rng)
@@ -168,7 +173,7 @@ def test_review_is_the_highest_threshold_whose_bound_holds(
     if thresholds:
         assert review_threshold(scores, positives, recall, name="a") == max(thresholds)
     else:
-        with pytest.raises(UserError, match="at 95% confidence"):
+        with pytest.raises(UserError, match="not-supported"):
             review_threshold(scores, positives, recall, name="a")
 
 
@@ -213,7 +218,7 @@ def test_videos_that_tie_are_blocked_together() -> None:
     assert block_threshold(scores, first, 0.95, name="a") == 0.8
     first[60:64] = False  # the tie as a whole falls short, though some of it would do in the order of the file
     assert block_threshold(scores, first, 0.95, name="a") == 0.9
-    with pytest.raises(UserError, match="no threshold"):
+    with pytest.raises(UserError, match="precision-not-supported"):
         block_threshold(np.full(70, 0.5), np.arange(70) < 60, 0.95, name="a")
 
 
@@ -232,18 +237,20 @@ def test_block_is_the_lowest_threshold_whose_bound_holds(
     if thresholds:
         assert block_threshold(scores, positives, precision, name="a") == min(thresholds)
     else:
-        with pytest.raises(UserError, match="at 95% confidence"):
+        with pytest.raises(UserError, match="not-supported"):
             block_threshold(scores, positives, precision, name="a")
 
 
 def test_no_threshold_for_precision_says_what_would_do() -> None:
     scores, positives = np.linspace(1, 0, 40), np.arange(40) < 30
-    with pytest.raises(UserError, match=r"at least 59 val videos of 'a' .*; got 30 val videos of it, and no") as caught:
+    with pytest.raises(UserError) as caught:
         block_threshold(scores, positives, 0.95, name="a")
+    assert caught.value.code == "precision-not-supported" and "at least 59 val videos" in str(caught.value)
     assert "set policy.target.a.precision=0.904 or less" in str(caught.value)  # 0.05 ** (1 / 30) = 0.9049...
     assert block_threshold(scores, positives, 0.904, name="a") == scores[29]
-    with pytest.raises(UserError, match=r"got 0 val videos of it.*above 0\.000\. Add val videos of 'a'\.$"):
+    with pytest.raises(UserError) as caught:
         block_threshold(scores, np.zeros(40, bool), 0.95, name="a")
+    assert "or less" not in str(caught.value)
 
 
 @pytest.mark.parametrize(("n", "separation", "precision"), [(200, 2.0, 0.9), (1000, 2.0, 0.9)])
@@ -274,7 +281,7 @@ def test_thresholds_of_a_fit() -> None:
     assert found.review == {"harmful": low, "adult": high - 0.2}
     assert found.block == {"harmful": low + 0.2, "adult": high}
     assert found.support == {name: int((labels == k).sum()) for k, name in enumerate(CLASSES)}
-    assert found.targets == targets and found.harmless == "safe" and found.classes == CLASSES
+    assert found.targets == targets and found.safe_class == "safe" and found.classes == CLASSES
     # What was asked of the videos at hand is what decisions give them, boundary included.
     rows = [decide(found, row, "ok", "").decision for row in probabilities]
     seen = np.mean([rows[i] != "allow" for i in np.flatnonzero(labels == 1)])
@@ -286,7 +293,7 @@ def test_thresholds_of_a_fit() -> None:
 def test_a_fit_with_both_targets() -> None:
     probabilities, labels = draw(3000, 3.0, seed=2)
     hard = fit_policy(probabilities, labels, ["a", "b"], "a", {"b": {"recall": 0.95, "precision": 0.95}}, 0.2, "m")
-    assert hard.review["b"] < hard.block["b"]  # what neither wish settles is for a person
+    assert hard.review["b"] < hard.block["b"]  # what neither target settles is for a person
     scores = calibrate(probabilities, hard.temperature)[:, 1]
     assert hard.review["b"] == review_threshold(scores, labels == 1, 0.95, name="b")
     assert hard.block["b"] == block_threshold(scores, labels == 1, 0.95, name="b")
@@ -320,31 +327,29 @@ def test_a_fit_reports_calibration_before_and_after() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "code"),
     [
-        ({"harmless": "sfae"}, "policy.harmless to be one of safe, harmful, adult; got 'sfae'"),
-        (
-            {"targets": {"gore": {"recall": 0.9}}},
-            "policy.target to name harmful classes, of harmful, adult; got 'gore'",
-        ),
-        ({"targets": {"safe": {"recall": 0.9}}}, "of harmful, adult; got 'safe', which is policy.harmless"),
-        ({"targets": {"adult": {"f1": 0.9}}}, "policy.target.adult to hold recall, precision or both; got f1"),
-        ({"targets": {"adult": 0.9}}, r"policy.target.adult to hold recall, precision or both; got 0\.9"),
-        ({"targets": {"adult": {"recall": 1}}}, "policy.target.adult.recall to be a number between 0 and 1.*; got 1"),
-        ({"targets": {"adult": {"recall": 0.0}}}, "policy.target.adult.recall to be a number between 0 and 1"),
-        ({"targets": {"adult": {"precision": 95}}}, "policy.target.adult.precision to be a number between.*; got 95"),
-        ({"targets": {"adult": {"precision": "high"}}}, "policy.target.adult.precision to be a number.*; got 'high'"),
-        ({"targets": {"adult": {"recall": math.nan}}}, "policy.target.adult.recall to be a number.*; got nan"),
-        ({"doubt": 0.0}, r"policy.doubt to be a number between 0 and 1, both excluded; got 0\.0"),
-        ({"doubt": 1.5}, "policy.doubt to be a number between 0 and 1"),
-        ({"targets": {"adult": {"recall": 0.99}}}, "at least 299 val videos of 'adult'"),
+        ({"safe_class": "sfae"}, "policy.safe_class"),
+        ({"targets": {"gore": {"recall": 0.9}}}, "policy.target"),
+        ({"targets": {"safe": {"recall": 0.9}}}, "policy.target"),
+        ({"targets": {"adult": {"f1": 0.9}}}, "policy.target.adult"),
+        ({"targets": {"adult": 0.9}}, "policy.target.adult"),
+        ({"targets": {"adult": {"recall": 1}}}, "policy.target.adult.recall"),
+        ({"targets": {"adult": {"recall": 0.0}}}, "policy.target.adult.recall"),
+        ({"targets": {"adult": {"precision": 95}}}, "policy.target.adult.precision"),
+        ({"targets": {"adult": {"precision": "high"}}}, "policy.target.adult.precision"),
+        ({"targets": {"adult": {"recall": math.nan}}}, "policy.target.adult.recall"),
+        ({"review_margin": 0.0}, "policy.review_margin"),
+        ({"review_margin": 1.5}, "policy.review_margin"),
+        ({"targets": {"adult": {"recall": 0.99}}}, "recall-not-supported"),
     ],
 )
-def test_wishes_that_make_no_sense(changes: dict[str, Any], message: str) -> None:
+def test_options_that_make_no_sense(changes: dict[str, Any], code: str) -> None:
     probabilities, labels = draw(60, 2.0, seed=0, k=3)
-    wishes: dict[str, Any] = {"harmless": "safe", "targets": {}, "doubt": 0.2, "model": "m", **changes}
-    with pytest.raises(UserError, match=message):
-        fit_policy(probabilities, labels, CLASSES, **wishes)
+    options: dict[str, Any] = {"safe_class": "safe", "targets": {}, "review_margin": 0.2, "model": "m", **changes}
+    with pytest.raises(UserError) as error:
+        fit_policy(probabilities, labels, CLASSES, **options)
+    assert error.value.code == code
 
 
 # Decide
@@ -409,13 +414,13 @@ def test_what_is_no_probability_is_reviewed(row: np.ndarray, place: int, value: 
 @pytest.mark.parametrize("row", [[0.0, 0.0, 0.0], [1.2, -0.1, -0.1], [2.0, 0.0, 0.0], [np.nan, 0.0, 1.0]])
 def test_what_does_not_add_up_is_reviewed(row: list[float]) -> None:
     found = decide(policy(), np.array(row), "ok", "")
-    assert found.decision == "review" and "the network gave no probabilities" in found.reason
+    assert found.decision == "review" and "the network returned no valid probabilities" in found.reason
 
 
 def test_decide_reasons_and_misuse() -> None:
     assert decide(policy(), np.full(3, np.nan), "undecodable", "no frames") == ("review", "undecodable: no frames")
     assert decide(policy(), np.full(3, np.nan), "timeout", "") == ("review", "timeout")
-    assert "no probabilities: [nan" in decide(policy(), np.full(3, np.nan), "ok", "").reason
+    assert "no valid probabilities: [nan" in decide(policy(), np.full(3, np.nan), "ok", "").reason
     with pytest.raises(ValueError, match="one probability for each"):
         decide(policy(), np.array([0.5, 0.5]), "ok", "")
 
@@ -434,7 +439,7 @@ def test_many_windows_are_one_score() -> None:
 def test_a_calibration_that_fails_is_reviewed() -> None:
     with np.errstate(all="ignore"):
         found = decide(policy(temperature=0.0), np.array([0.2, 0.5, 0.3]), "ok", "")
-    assert found.decision == "review" and "calibration gave no probabilities" in found.reason
+    assert found.decision == "review" and "calibration gave no valid probabilities" in found.reason
 
 
 def test_each_window_is_calibrated_by_itself() -> None:
@@ -455,7 +460,7 @@ def test_report_by_hand() -> None:
         "n": 10,
         "review_load": 0.2,
         "harmful_allowed": one_in_five,
-        "harmless_blocked": one_in_five,
+        "safe_blocked": one_in_five,
         "confusion": {
             "adult": {"allow": 0, "review": 0, "block": 2},
             "harmful": {"allow": 1, "review": 1, "block": 1},
@@ -468,7 +473,7 @@ def test_report_by_hand() -> None:
 def test_report_at_its_edges() -> None:
     found = policy_report(["allow"], ["safe"], "safe")
     assert found["harmful_allowed"] == {"count": 0, "of": 0, "rate": None, "ci95": None}
-    assert found["harmless_blocked"]["ci95"] == [0.0, pytest.approx(0.7935, abs=1e-4)]  # z^2 / (1 + z^2), z = 1.96
+    assert found["safe_blocked"]["ci95"] == [0.0, pytest.approx(0.7935, abs=1e-4)]  # z^2 / (1 + z^2), z = 1.96
     for decisions, labels in [([], []), (["allow"], []), (["maybe"], ["safe"])]:
         with pytest.raises(ValueError, match="expected one of"):
             policy_report(decisions, labels, "safe")
@@ -497,26 +502,29 @@ def test_identity_is_of_the_content() -> None:
 
 def test_load_refuses_what_is_no_policy_for_this_network(tmp_path: Path) -> None:
     path = tmp_path / "policy.json"
-    with pytest.raises(UserError, match=r"policy.json, which cannot be read .*No such file"):
-        load_policy(path, CLASSES, MODEL)
-    for content, message in [
-        (b"\xff\xfe", "which cannot be read .*utf-8"),
-        (b"{", "which cannot be read .Expecting"),
-        (b"[]", "which holds something else"),
-        (b'{"identity": "0"}', "which holds something else"),
-    ]:
+
+    def refused(classes: Sequence[str] = CLASSES, model: str = MODEL) -> None:
+        with pytest.raises(UserError) as error:
+            load_policy(path, classes, model)
+        assert error.value.code == "policy-file"
+
+    refused()
+    for content in (b"\xff\xfe", b"{", b"[]", b'{"identity": "0"}'):
         path.write_bytes(content)
-        with pytest.raises(UserError, match=message):
-            load_policy(path, CLASSES, MODEL)
+        refused()
     save_policy(policy(), path)
-    with pytest.raises(UserError, match=r"a policy for the classes a, b; got one for safe, harmful, adult\. Fit"):
-        load_policy(path, ["a", "b"], MODEL)
-    with pytest.raises(UserError, match="for the classes harmful, safe, adult"):  # the order is that of the columns
-        load_policy(path, ["harmful", "safe", "adult"], MODEL)
-    with pytest.raises(
-        UserError, match=r"a policy for the network ffff; got .*policy.json, one for 0123456789ab\. Fit"
-    ):
-        load_policy(path, CLASSES, "ffff")
+    refused(classes=["a", "b"])
+    refused(classes=["harmful", "safe", "adult"])  # the order is that of the columns
+    refused(model="ffff")
     path.write_text(path.read_text().replace("0.75", "0.95"))
-    with pytest.raises(UserError, match=f"as it was fitted .{policy().identity}.; got .*which was changed since"):
-        load_policy(path, CLASSES, MODEL)
+    refused()
+
+
+def test_a_policy_of_an_older_run_is_read(tmp_path: Path) -> None:
+    """It calls the safe class by another key, and its identity is of that content."""
+    content = json.loads(json.dumps(asdict(policy())))
+    content["harmless"] = content.pop("safe_class")
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    identity = hashlib.sha256(canonical.encode()).hexdigest()[:12]
+    (tmp_path / "policy.json").write_text(json.dumps({**content, "identity": identity}))
+    assert load_policy(tmp_path / "policy.json", CLASSES, MODEL) == policy()

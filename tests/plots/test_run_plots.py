@@ -14,16 +14,17 @@ from helpers.commands import ROOT
 from matplotlib.figure import Figure
 from PIL import Image
 
-from vidcls.metrics.curves import precision_recall_curves, reliability, roc_curves
+from vidcls.metrics.calibration import reliability
+from vidcls.metrics.curves import precision_recall_curves, roc_curves
 from vidcls.plots.run_plots import (
     confusion_figure,
     learning_curves_figure,
     precision_recall_figure,
     reliability_figure,
     roc_figure,
-    save_figure,
     strips_figure,
 )
+from vidcls.plots.style import save_figure
 
 
 def texts(figure: Figure) -> list[str]:
@@ -177,7 +178,7 @@ def test_reliability_plots_each_bin_that_holds_videos_and_its_share() -> None:
     assert bars.get_data().values.tolist() == [0] * 9 + [0.25, 0, 0, 0, 0.75, 0]
     assert bars.get_data().edges.tolist() == pytest.approx([edge / 15 for edge in range(16)])
     names = [text.get_text() for text in above.get_legend().get_texts()]
-    assert names == ["as often right as sure", f"network (ECE {found.error:.3f})"]
+    assert names == ["perfect calibration", f"network (ECE {found.error:.3f})"]
 
 
 def test_reliability_before_and_after_are_told_apart() -> None:

@@ -34,7 +34,7 @@ def plain_policy(run: Path) -> Policy:
     policy = Policy(
         model=load_run(run).identity,
         classes=tuple(CLASSES),
-        harmless="safe",
+        safe_class="safe",
         temperature=1.0,
         review={"adult": 0.4, "harmful": 0.4},
         block={"adult": 0.8, "harmful": 0.8},

@@ -83,17 +83,17 @@ def plan_evaluation(cfg: DictConfig) -> EvaluationPlan:
 
 
 def _policy_requested(options: DictConfig) -> bool:
-    return any(options[name] is not None for name in ("harmless", "doubt")) or bool(options.target)
+    return any(options[name] is not None for name in ("safe_class", "review_margin")) or bool(options.target)
 
 
 def _policy_options(options: DictConfig, classes: list[str], has_policy: bool) -> PolicyOptions | None:
     """None where no option is set, and the run has a policy or its safe class is not known."""
     if not _policy_requested(options) and (has_policy or DEFAULT_SAFE_CLASS not in classes):
         return None
-    safe_class = str(DEFAULT_SAFE_CLASS if options.harmless is None else options.harmless)
+    safe_class = str(DEFAULT_SAFE_CLASS if options.safe_class is None else options.safe_class)
     targets: Any = OmegaConf.to_container(options.target, resolve=True)
-    review_margin = DEFAULT_REVIEW_MARGIN if options.doubt is None else options.doubt
-    check_open_share("policy.doubt", review_margin)
+    review_margin = DEFAULT_REVIEW_MARGIN if options.review_margin is None else options.review_margin
+    check_open_share("policy.review_margin", review_margin)
     return PolicyOptions(
         safe_class,
         check_targets(classes, safe_class, {str(name): target for name, target in targets.items()}),

@@ -1,4 +1,4 @@
-"""How far the figures of a split can be trusted where its videos come in groups, such as creators. Pure."""
+"""Confidence intervals for videos that come in groups, such as creators. Pure."""
 
 from __future__ import annotations
 
@@ -26,32 +26,27 @@ def bootstrap_intervals(
     resamples: int = 2000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """95 % intervals of the figures of `vidcls.metrics.classification.summarise`, in plain Python types.
+    """95 % intervals of the metrics of `vidcls.metrics.classification.summarise`, in plain Python types.
 
     The cluster bootstrap (Field & Welsh 2007, "Bootstrapping clustered data") with percentile intervals (Efron &
-    Tibshirani 1993, "An introduction to the bootstrap", section 13.3): G groups are drawn from the G at hand with
-    replacement, each with all its videos, and the figures computed anew, ``resamples`` times. Videos of one group may
-    be as alike as they like; groups are taken to be independent.
+    Tibshirani 1993, section 13.3): the G groups are resampled with replacement, each with all its videos, ``resamples``
+    times. Videos of one group may be alike; groups are assumed to be independent.
 
-    The keys are ``unit``, ``units`` (G), ``resamples`` and ``seed``, and as ``[low, high]``:
+    The keys are ``unit``, ``units`` (G), ``resamples`` and ``seed``, and as ``[low, high]``: ``accuracy``,
+    ``macro_f1``, ``loss`` (None if a loss is not finite) and ``per_class``: ``{name: {precision, recall, f1}}``. 0/0 is
+    0, but a resample without videos of a class is left out of its recall, which is None if fewer than 100 remain.
 
-    - ``accuracy``, ``macro_f1`` and ``loss`` (None where a loss is not finite);
-    - ``per_class``: ``{name: {precision, recall, f1}}``. 0/0 is 0, except that a resample which holds no video of a
-      class says nothing of its recall: it is left out there, and the interval is None where fewer than 100 remain.
-
-    All are None where G < 2. Where G is small they are too narrow (Cameron, Gelbach & Miller 2008, "Bootstrap-based
-    improvements for inference with clustered errors"): in a simulation (10 videos per group, intraclass correlation
-    0.11, true accuracy 0.8) they held the truth in 82 % of 300 draws with 5 groups, 92 % with 10 or 20, 95 % with 40,
-    where Wilson's, which takes videos to be independent, held it in 82 to 87 %. A figure that is the same in every
-    group, such as an accuracy of 1, has no width at all; there Wilson's interval says more.
+    All are None if G < 2. For small G they are too narrow (Cameron, Gelbach & Miller 2008): in a simulation (10 videos
+    per group, intraclass correlation 0.11, true accuracy 0.8) they covered the truth in 82 % of 300 draws with 5
+    groups, 92 % with 10 or 20, 95 % with 40; Wilson's, which assumes independent videos, in 82 to 87 %.
 
     Args:
         probabilities: each row sums to 1.
         labels: the true class of each video, in [0, K).
         losses: the loss of each video.
-        groups: of each video, the number of its group; any integers.
+        groups: the group of each video; any integers.
         classes: the K names, in the order of the columns.
-        unit: what a group is, to be reported.
+        unit: what a group is, for the report.
         resamples: how many.
         seed: of the draws.
 
@@ -62,16 +57,16 @@ def bootstrap_intervals(
     k, finite = len(classes), bool(np.isfinite(losses).all())
     predicted = probabilities.argmax(axis=1)
     numbers, group = np.unique(groups, return_inverse=True)
-    # Of the confusion matrix of each group, all that the figures need: its diagonal and its margins, and the losses.
+    # Of each group's confusion matrix all that the metrics need: its diagonal and its margins, and the losses.
     columns = [_counts(group[predicted == labels], labels[predicted == labels], len(numbers), k)]
     columns += [_counts(group, labels, len(numbers), k), _counts(group, predicted, len(numbers), k)]
     columns += [np.bincount(group, weights=losses if finite else None)[:, None]]
     table = np.concatenate(columns, axis=1)  # [G, 3K + 1]
     drawn = np.concatenate([times @ table for times in _draws(len(numbers), resamples, seed)])
-    hits, truth, said = (drawn[:, i * k : (i + 1) * k] for i in range(3))  # [resamples, K] each
+    hits, truth, predicted_counts = (drawn[:, i * k : (i + 1) * k] for i in range(3))  # [resamples, K] each
     n = truth.sum(axis=1)
-    f1 = 2 * hits / np.maximum(truth + said, 1)  # max: 0/0 is 0
-    precision, recall = hits / np.maximum(said, 1), hits / np.maximum(truth, 1)
+    f1 = 2 * hits / np.maximum(truth + predicted_counts, 1)  # max: 0/0 is 0
+    precision, recall = hits / np.maximum(predicted_counts, 1), hits / np.maximum(truth, 1)
     enough = len(numbers) >= 2
     return {
         "unit": unit,

@@ -1,14 +1,10 @@
-"""What to do with a video, given what the network says of it: allow, review or block. Pure, but for save and load.
+"""Probabilities to decisions: allow, review or block. Pure, but for `save_policy` and `load_policy`.
 
-A policy is fitted on the val split, never on test: a temperature that makes the probabilities honest, and for each
-harmful class two thresholds on the calibrated probability, with the band of doubt between them::
+A policy holds a temperature and, for each harmful class, two thresholds on the calibrated probability. Targets hold
+with 95 % confidence on future videos from the same distribution as val; docs/policy.md has the statistics::
 
     0 ------- allow ------- review ------- review ------- block ------- block ------- 1
-                            threshold     (the doubt)     threshold
-
-Thresholds come with a statement about videos to come, not only about the val videos at hand: at 95 % confidence they
-meet the wanted recall or precision. That takes val videos to be independent draws of what will come. Videos of one
-creator are not independent, so where creators are few the truth is less certain than this says.
+                            threshold  (review margin)    threshold
 """
 
 from __future__ import annotations
@@ -23,38 +19,44 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax, softmax
 from scipy.stats import beta, binomtest
 
 from vidcls.errors import UserError
 from vidcls.files import write_atomically
-from vidcls.metrics.classification import calibration_error, check_predictions
+from vidcls.metrics.calibration import calibrate, calibration_error, fit_temperature
+from vidcls.metrics.classification import check_predictions
 from vidcls.moderation.targets import check_open_share, check_targets
 from vidcls.moderation.timeline import video_score
 
 ALLOW, REVIEW, BLOCK = DECISIONS = ("allow", "review", "block")
 CONFIDENCE = 0.95  # of every lower bound, one-sided
-TEMPERATURES = (0.05, 20.0)
-_TINY = float(np.finfo(np.float32).tiny)  # stands for a probability that float32 rounded to 0
 
 
 @dataclass(frozen=True)
 class Policy:
     """A fitted policy, as policy.json holds it.
 
-    ``calibration_error`` is that of `summarise`, ``before`` and ``after`` calibration. Both are measured
-    on the videos that the temperature was fitted on, so ``after`` flatters: see test for the truth.
+    Attributes:
+        model: the identity of the network it was fitted for.
+        classes: in the order of the probabilities.
+        safe_class: the class that needs no action.
+        temperature: see `vidcls.metrics.calibration.fit_temperature`.
+        review: by harmful class, the calibrated probability from which on a person looks at a video.
+        block: likewise, from which on it is blocked; never below review.
+        targets: the recall and precision that were asked for.
+        support: how many videos of each class it was fitted on.
+        calibration_error: ``before`` and ``after`` calibration, on the videos the temperature was fitted on: ``after``
+            is optimistic.
     """
 
-    model: str  # the identity of the network it was fitted for
-    classes: tuple[str, ...]  # in the order of the probabilities
-    harmless: str
+    model: str
+    classes: tuple[str, ...]
+    safe_class: str
     temperature: float
-    review: dict[str, float]  # by harmful class: the calibrated probability from which on a person looks
-    block: dict[str, float]  # likewise, from which on the video is blocked; never below review
-    targets: dict[str, dict[str, float]]  # the recall and precision that were asked for
-    support: dict[str, int]  # how many videos of each class it was fitted on
+    review: dict[str, float]
+    block: dict[str, float]
+    targets: dict[str, dict[str, float]]
+    support: dict[str, int]
     calibration_error: dict[str, float]
 
     @property
@@ -70,42 +72,6 @@ class Decision(NamedTuple):
     reason: str
 
 
-def fit_temperature(probabilities: Float[np.ndarray, "N K"], labels: Int[np.ndarray, "N"]) -> float:
-    """The T in [0.05, 20] under which softmax(log(p) / T) gives the labels the highest likelihood.
-
-    Temperature scaling (Guo et al. 2017, "On calibration of modern neural networks", section 4.2). T > 1 makes the
-    network less sure, T < 1 surer; which class is the most probable stays as it is.
-
-    T is 1 where the true class is the most probable one in every row, for then labels cannot tell how sure to be: the
-    likelihood only grows as T falls, down to a "certain" for every video.
-
-    Example:
-        >>> p = np.array([[0.99, 0.01], [0.99, 0.01], [0.99, 0.01], [0.99, 0.01]])  # so sure, and right in 3 of 4:
-        >>> T = fit_temperature(p, np.array([0, 0, 0, 1]))
-        >>> calibrate(p, T)[0].round(3).tolist()
-        [0.75, 0.25]
-    """
-    if len(labels) == 0 or not np.isfinite(probabilities).all():
-        raise ValueError(f"expected finite probabilities of at least one video; got {probabilities}")
-    logs, rows = _logs(probabilities), np.arange(len(labels))
-
-    def loss(log_temperature: float) -> float:
-        return float(-log_softmax(logs / math.exp(log_temperature), axis=1)[rows, labels].mean())
-
-    if (logs[rows, labels] == logs.max(axis=1)).all():
-        return 1.0
-    low, high = map(math.log, TEMPERATURES)
-    # The loss is convex in 1 / T, so it has one minimum in log T and a bounded search finds it.
-    found = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-9})
-    return math.exp(found.x)
-
-
-def calibrate(probabilities: Float[np.ndarray, "*N K"], temperature: float) -> Float[np.ndarray, "*N K"]:
-    """softmax(log(p) / temperature), in float64: of one video or of many, with the same bits either way."""
-    calibrated: np.ndarray = softmax(_logs(probabilities) / temperature, axis=-1)
-    return calibrated
-
-
 def review_threshold(
     scores: Float[np.ndarray, "N"],
     positives: Bool[np.ndarray, "N"],
@@ -114,18 +80,19 @@ def review_threshold(
     *,
     name: str,
 ) -> float:
-    """The highest threshold that misses few enough of the class, with confidence: P(score >= threshold) >= recall.
+    """The highest threshold with P(score >= threshold) >= ``recall`` for the class, at ``confidence``.
 
-    It is the k-th highest score among the positives, for the least k whose lower bound (Clopper and Pearson 1934, one
-    sided) of k hits in n is at least ``recall``. As an order statistic it is a tolerance limit (Wilks 1941,
-    "Determination of sample sizes for setting tolerance limits"): k is settled before the scores are seen, so the
-    confidence holds whatever their distribution, and choosing costs nothing. Ties only add to the recall.
+    An order statistic of the positives' scores (Wilks 1941), so the confidence holds for any distribution of scores.
 
-    ``scores`` are the calibrated probabilities of the class, ``positives`` the videos that are of it, ``recall`` is in
-    (0, 1), and ``name`` is the class, for the message.
+    Args:
+        scores: calibrated probabilities of the class.
+        positives: which videos are of the class.
+        recall: in (0, 1).
+        confidence: one-sided.
+        name: of the class, for the message.
 
     Raises:
-        UserError: too few positives: even with no miss at all, it takes n >= log(1 - confidence) / log(recall).
+        UserError: too few positives: even if none is missed, n >= log(1 - confidence) / log(recall) are needed.
 
     Example:
         >>> scores = np.linspace(0, 1, 101)
@@ -141,6 +108,7 @@ def review_threshold(
             f"at {confidence:.0%} confidence, with none of them missed",
             str(n),
             _remedy(name, "recall", best),
+            "recall-not-supported",
         )
     return float(np.sort(scores[positives])[::-1][enough[0]])
 
@@ -153,15 +121,9 @@ def block_threshold(
     *,
     name: str,
 ) -> float:
-    """The lowest score at which the lower bound of precision, one-sided Clopper-Pearson, is at least ``precision``.
+    """The lowest score whose lower bound of the precision (Clopper and Pearson 1934) is at least ``precision``.
 
-    Of the n videos that score at least as high, k are of the class; the bound is that of k hits in n. Each bound holds
-    at its own threshold; the lowest of all that pass is chosen with the labels in view, which is optimistic: a lucky
-    run of labels is looked for. In simulations (200 to 5000 videos, normal scores) the chosen threshold fell short of
-    the wanted precision in 2 to 6 % of the draws for a network that separates the classes, up to 9 % for one that
-    hardly does, rather than in the nominal 5 %. Look at ``harmless_blocked`` on test.
-
-    The arguments are those of `review_threshold`, with a ``precision`` in (0, 1).
+    Arguments as for `review_threshold`.
 
     Raises:
         UserError: no threshold will do: too few videos of the class, or too many others that score as high.
@@ -178,6 +140,7 @@ def block_threshold(
             f"policy.target.{name}.precision={precision:g} at {confidence:.0%} confidence (more with a miss)",
             f"{int(positives.sum())} val videos of it, and no threshold with a bound above {best:.3f}",
             _remedy(name, "precision", best),
+            "precision-not-supported",
         )
     return float(ranked[passing[-1]])
 
@@ -186,72 +149,73 @@ def fit_policy(
     probabilities: Float[np.ndarray, "N K"],
     labels: Int[np.ndarray, "N"],
     classes: Sequence[str],
-    harmless: str,
+    safe_class: str,
     targets: Mapping[str, Any],
-    doubt: float | int,
+    review_margin: float | int,
     model: str,
 ) -> Policy:
-    """The policy that meets the ``targets`` on the given (val) videos; see `Policy`.
+    """The policy that meets the ``targets`` on the given (val) videos.
 
-    The thresholds of a harmful class, on its calibrated probability:
+    A recall sets the review threshold of its class, a precision the block threshold. With one of the two, the other
+    threshold is ``review_margin`` away; with neither, they are 0.5 -+ ``review_margin`` / 2.
 
-    - a recall gives its review threshold, a precision its block threshold (`review_threshold`, `block_threshold`);
-    - with one of the two alone, the other threshold lies ``doubt`` above or below it, within [0, 1];
-    - with both, the band is what lies between them. Where review would be above block, both wishes are met with room
-      to spare: then both thresholds are the block threshold, at which the precision was shown to hold and the recall
-      is at least what was asked, and no video needs a person for this class;
-    - with neither, they are 0.5 - doubt / 2 and 0.5 + doubt / 2.
-
-    The temperature is fitted on the same videos as the thresholds. With two classes it leaves their order as it is,
-    and so costs the bounds nothing; with more, the one number it takes from the data is neglected.
-
-    ``probabilities`` are the network's own, ``labels`` in [0, K), and ``classes`` names the columns. ``targets`` is
-    ``{class: {"recall": r, "precision": p}}``, either or both, for any harmful class. ``model`` names the network.
+    Args:
+        probabilities: the network's own, uncalibrated.
+        labels: in [0, K).
+        classes: the K names, in the order of the columns.
+        safe_class: the class that needs no action.
+        targets: ``{class: {"recall": r, "precision": p}}``, either or both, for any harmful class.
+        review_margin: between 0 and 1.
+        model: the identity of the network.
 
     Raises:
-        UserError: unknown or harmless classes among the targets, values outside (0, 1), wishes that the videos cannot
+        UserError: unknown or safe classes among the targets, values outside (0, 1), targets that the videos cannot
             support.
-        ValueError: arrays that do not fit together, as in `vidcls.metrics.classification.summarise`.
+        ValueError: arrays that do not fit together.
     """
-    wishes = check_targets(classes, harmless, targets)
-    check_open_share("policy.doubt", doubt)
+    checked = check_targets(classes, safe_class, targets)
+    check_open_share("policy.review_margin", review_margin)
     check_predictions(probabilities, labels, np.zeros(len(labels)), classes)
     before = calibration_error(probabilities, labels)
     temperature = fit_temperature(probabilities, labels)
     calibrated = calibrate(probabilities, temperature)
     review, block = {}, {}
     for column, name in enumerate(classes):
-        if name == harmless:
+        if name == safe_class:
             continue
-        scores, positives, wish = calibrated[:, column], labels == column, wishes.get(name, {})
-        low = review_threshold(scores, positives, wish["recall"], name=name) if "recall" in wish else None
-        high = block_threshold(scores, positives, wish["precision"], name=name) if "precision" in wish else None
-        review[name], block[name] = _band(low, high, doubt)
+        scores, positives, target = calibrated[:, column], labels == column, checked.get(name, {})
+        low = review_threshold(scores, positives, target["recall"], name=name) if "recall" in target else None
+        high = block_threshold(scores, positives, target["precision"], name=name) if "precision" in target else None
+        review[name], block[name] = _band(low, high, review_margin)
     support = {name: int((labels == column).sum()) for column, name in enumerate(classes)}
     error = {"before": before, "after": calibration_error(calibrated, labels)}
-    return Policy(model, tuple(classes), harmless, temperature, review, block, wishes, support, error)
+    return Policy(model, tuple(classes), safe_class, temperature, review, block, checked, support, error)
 
 
 def harmful_scores(
-    policy: Policy, probabilities: Float[np.ndarray, "W K"], how: str = "max", k: int = 3
+    policy: Policy, probabilities: Float[np.ndarray, "W K"], aggregation: str = "max", top_k: int = 3
 ) -> dict[str, float]:
     """The calibrated score of each harmful class, from the network's own probabilities in a video's W windows.
 
-    Each window is calibrated by itself, then `video_score` makes one score of them, by ``how`` and
-    ``k``. The thresholds were fitted on videos of one window; where a video has many, ``max`` gives a class as many
-    chances to be found, and to be found wrongly.
+    Each window is calibrated by itself, then `vidcls.moderation.timeline.video_score` aggregates them. The thresholds
+    were fitted on videos of one window: with ``max``, each further window is another chance of a false alarm.
     """
-    found = video_score(calibrate(probabilities, policy.temperature), how, k).tolist()
-    return {name: score for name, score in zip(policy.classes, found, strict=True) if name != policy.harmless}
+    found = video_score(calibrate(probabilities, policy.temperature), aggregation, top_k).tolist()
+    return {name: score for name, score in zip(policy.classes, found, strict=True) if name != policy.safe_class}
 
 
 def decide(
-    policy: Policy, probabilities: Float[np.ndarray, "*W K"], status: str, reason: str, how: str = "max", k: int = 3
+    policy: Policy,
+    probabilities: Float[np.ndarray, "*W K"],
+    status: str,
+    reason: str,
+    aggregation: str = "max",
+    top_k: int = 3,
 ) -> Decision:
     """What to do with one video, from the network's own (uncalibrated) probabilities, in one window or in W.
 
-    A ``status`` other than ``ok`` is for a person to see, with its ``reason``; ``probabilities`` may then be anything.
-    So are probabilities that are none, such as NaN. ``how`` and ``k`` are those of `harmful_scores`.
+    A ``status`` other than ``ok`` is always for review, with its ``reason``, whatever the ``probabilities``. So is a
+    video whose probabilities are not valid, such as NaN. The last two arguments are those of `harmful_scores`.
 
     Example:
         >>> nothing = {"targets": {}, "support": {}, "calibration_error": {}}
@@ -267,12 +231,12 @@ def decide(
     if windows.shape[1] != len(policy.classes):
         raise ValueError(f"expected one probability for each of {policy.classes}; got {windows.shape[1]}")
     # 1e-2 leaves room for a softmax in bfloat16. Written so that NaN fails it.
-    sound = (windows.min(axis=1) >= 0) & (np.abs(windows.sum(axis=1, dtype=np.float64) - 1) <= 1e-2)
-    if not sound.all():
-        return Decision(REVIEW, f"the network gave no probabilities: {windows[~sound][0].tolist()}")
-    found = harmful_scores(policy, windows, how, k)
+    valid = (windows.min(axis=1) >= 0) & (np.abs(windows.sum(axis=1, dtype=np.float64) - 1) <= 1e-2)
+    if not valid.all():
+        return Decision(REVIEW, f"the network returned no valid probabilities: {windows[~valid][0].tolist()}")
+    found = harmful_scores(policy, windows, aggregation, top_k)
     if not all(map(math.isfinite, found.values())):
-        return Decision(REVIEW, f"calibration gave no probabilities: {found}")
+        return Decision(REVIEW, f"calibration gave no valid probabilities: {found}")
     for decision, thresholds in ((BLOCK, policy.block), (REVIEW, policy.review)):
         over = [f"{name} {found[name]:.3f} >= {at:.3f}" for name, at in thresholds.items() if found[name] >= at]
         if over:
@@ -280,16 +244,16 @@ def decide(
     return Decision(ALLOW, "")
 
 
-def policy_report(decisions: Sequence[str], labels: Sequence[str], harmless: str) -> dict[str, Any]:
-    """What a policy did to videos whose class is known, in plain Python types.
+def policy_report(decisions: Sequence[str], labels: Sequence[str], safe_class: str) -> dict[str, Any]:
+    """The outcome of a policy for videos whose class is known, in plain Python types.
 
-    - ``n``, ``review_load``: the share of videos that a person has to see.
-    - ``harmful_allowed``, ``harmless_blocked``: ``{count, of, rate, ci95}``, where ``of`` counts the videos of that
+    - ``n``, ``review_load``: the fraction of videos that a person has to review.
+    - ``harmful_allowed``, ``safe_blocked``: ``{count, of, rate, ci95}``, where ``of`` counts the videos of that
       kind and ``ci95`` is Wilson's interval (1927) of ``count / of``; both are None where ``of`` is 0.
     - ``confusion``: ``{label: {decision: count}}``.
 
     Raises:
-        ValueError: no videos, lengths that differ, or a decision that is none.
+        ValueError: no videos, lengths that differ, or an unknown decision.
     """
     if not decisions or len(decisions) != len(labels) or not set(decisions) <= set(DECISIONS):
         raise ValueError(f"expected one of {DECISIONS} per video, for {len(labels)} videos; got {list(decisions)}")
@@ -297,8 +261,8 @@ def policy_report(decisions: Sequence[str], labels: Sequence[str], harmless: str
     return {
         "n": len(pairs),
         "review_load": sum(decision == REVIEW for decision in decisions) / len(pairs),
-        "harmful_allowed": _rate([decision == ALLOW for label, decision in pairs if label != harmless]),
-        "harmless_blocked": _rate([decision == BLOCK for label, decision in pairs if label == harmless]),
+        "harmful_allowed": _rate([decision == ALLOW for label, decision in pairs if label != safe_class]),
+        "safe_blocked": _rate([decision == BLOCK for label, decision in pairs if label == safe_class]),
         "confusion": {
             name: {decision: pairs.count((name, decision)) for decision in DECISIONS} for name in sorted(set(labels))
         },
@@ -315,34 +279,35 @@ def load_policy(path: Path, classes: Sequence[str], model: str) -> Policy:
     """The policy at ``path``, for the network ``model`` with these ``classes``.
 
     Raises:
-        UserError: no such file, a file that is no policy, one that was changed since, or one for another network.
+        UserError: no such file, a file that is no policy, one that was changed since it was fitted, or one for another
+            network.
     """
-    again = "Fit it again: python evaluate.py run=DIR policy.harmless=CLASS."
+
+    def refuse(expected: str, got: str) -> UserError:
+        remedy = "Fit it again: python evaluate.py run=DIR policy.safe_class=CLASS."
+        return UserError(expected, got, remedy, "policy-file")
+
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:  # no file, not UTF-8, not JSON
-        raise UserError("a policy.json", f"{path}, which cannot be read ({error})", again) from error
-    if not isinstance(content, dict) or set(content) != {"identity", *(field.name for field in fields(Policy))}:
-        raise UserError("a policy.json", f"{path}, which holds something else", again)
-    written = content.pop("identity")
-    if written != _identity(content):
-        raise UserError(f"a policy as it was fitted ({written})", f"{path}, which was changed since", again)
+        raise refuse("a policy.json", f"{path}, which cannot be read ({error})") from error
+    identity = content.pop("identity", None) if isinstance(content, dict) else None
+    if identity is None or identity != _identity(content):
+        raise refuse("a policy.json as it was fitted", f"{path}, which holds something else or was changed since")
+    if "harmless" in content:  # of older runs
+        content["safe_class"] = content.pop("harmless")
+    if set(content) != {field.name for field in fields(Policy)}:
+        raise refuse("a policy.json", f"{path}, which holds something else")
     policy = Policy(**{**content, "classes": tuple(content["classes"])})
     if policy.classes != tuple(classes):
-        raise UserError(f"a policy for the classes {', '.join(classes)}", f"one for {', '.join(policy.classes)}", again)
+        raise refuse(f"a policy for the classes {', '.join(classes)}", f"one for {', '.join(policy.classes)}")
     if policy.model != model:
-        raise UserError(f"a policy for the network {model}", f"{path}, one for {policy.model}", again)
+        raise refuse(f"a policy for the network {model}", f"{path}, one for {policy.model}")
     return policy
 
 
-def _logs(probabilities: np.ndarray) -> np.ndarray:
-    """log(p) in float64. C order, so that a row is summed in the same order alone as among others."""
-    logs: np.ndarray = np.log(np.maximum(np.ascontiguousarray(probabilities, dtype=np.float64), _TINY))
-    return logs
-
-
 def _lower_bound(hits: Int[np.ndarray, "N"], n: Int[np.ndarray, "N"] | int, confidence: float) -> np.ndarray:
-    """Clopper and Pearson's one-sided lower bound of a share, having seen ``hits`` in ``n``; 0 without a hit."""
+    """Clopper and Pearson's one-sided lower bound of a proportion, from ``hits`` in ``n``; 0 without a hit."""
     return np.where(hits > 0, beta.ppf(1 - confidence, np.maximum(hits, 1), n - hits + 1), 0.0)
 
 
@@ -351,16 +316,16 @@ def _needed(share: float, confidence: float) -> int:
 
 
 def _remedy(name: str, kind: str, best: float) -> str:
-    supported = math.floor(best * 1000) / 1000  # what the videos at hand do support, rounded so that they still do
+    supported = math.floor(best * 1000) / 1000  # what these videos do support, rounded down
     otherwise = f", or set policy.target.{name}.{kind}={supported:g} or less" if supported else ""
     return f"Add val videos of {name!r}{otherwise}."
 
 
-def _band(low: float | None, high: float | None, doubt: float) -> tuple[float, float]:
+def _band(low: float | None, high: float | None, margin: float) -> tuple[float, float]:
     """The review and block thresholds, from those that the targets give; see `fit_policy`."""
     if low is None:
-        return (0.5 - doubt / 2, 0.5 + doubt / 2) if high is None else (max(0.0, high - doubt), high)
-    return (low, min(1.0, low + doubt)) if high is None else (min(low, high), high)
+        return (0.5 - margin / 2, 0.5 + margin / 2) if high is None else (max(0.0, high - margin), high)
+    return (low, min(1.0, low + margin)) if high is None else (min(low, high), high)
 
 
 def _rate(events: list[bool]) -> dict[str, Any]:

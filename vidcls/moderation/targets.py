@@ -20,12 +20,12 @@ def check_targets(classes: Sequence[str], safe_class: str, targets: Mapping[str,
         UserError: a class is unknown, or a target is no number between 0 and 1.
     """
     if safe_class not in classes:
-        expected = f"policy.harmless to be one of {', '.join(classes)}"
-        raise UserError(expected, repr(safe_class), "Change policy.harmless.", "policy.harmless")
+        expected = f"policy.safe_class to be one of {', '.join(classes)}"
+        raise UserError(expected, repr(safe_class), "Change policy.safe_class.", "policy.safe_class")
     harmful = [name for name in classes if name != safe_class]
     for name, target in targets.items():
         if name not in harmful:
-            got = f"{name!r}, which is policy.harmless" if name == safe_class else repr(name)
+            got = f"{name!r}, which is policy.safe_class" if name == safe_class else repr(name)
             expected = f"policy.target to name harmful classes, of {', '.join(harmful)}"
             raise UserError(expected, got, "Change its name.", "policy.target")
         if not isinstance(target, Mapping) or not set(target) <= {"recall", "precision"}:

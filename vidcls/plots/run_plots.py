@@ -1,35 +1,42 @@
-"""Figures of a run. The only file that knows matplotlib, never its pyplot: no window, no state, nothing to close."""
+"""Plots of a run: confusion matrices, learning curves, reliability, precision-recall and ROC curves, frames."""
 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
-from functools import cache
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from jaxtyping import Float, UInt8
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties, findfont, get_font
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from vidcls.metrics.curves import Curve, Reliability
+from vidcls.metrics.calibration import Reliability
+from vidcls.metrics.curves import Curve
+from vidcls.plots.style import (
+    BLUE,
+    DPI,
+    GREEN,
+    INK,
+    QUIET,
+    VERMILION,
+    WIDTH,
+    add_title,
+    ink_on,
+    new_figure,
+    printable,
+    soften,
+)
 
-WIDTH, DPI = 10.0, 100  # inches, pixels per inch: PNGs 1000 pixels wide
-INK, QUIET = "#222222", "#8a8a8a"
-# Okabe & Ito, "Color universal design" (2008): told apart by colour-blind readers too.
-BLUE, VERMILION, GREEN = "#0072B2", "#D55E00", "#009E73"
 PALETTE = {"train": BLUE, "val": VERMILION, "test": GREEN, "best": INK}
 MAX_FRAMES = 8  # of one strip
 GUTTER = 0.04  # between the frames of a strip, in frame widths
+MAX_LABELLED_CLASSES = 40  # of a confusion matrix: of more, the cells are too small for text
 
 
 def confusion_figure(confusion: Sequence[Sequence[int]], classes: Sequence[str], title: str) -> Figure:
-    """Counts and shares of each true class (a row), coloured by the share; drawn for 2 to 20 classes.
+    """Counts and fractions of each true class (a row), coloured by the fraction.
 
     Args:
         confusion: K x K counts, rows = truth.
@@ -44,11 +51,12 @@ def confusion_figure(confusion: Sequence[Sequence[int]], classes: Sequence[str],
         raise ValueError(f"expected a {k} x {k} table for {k} classes; got shape {counts.shape}")
     support = counts.sum(axis=1)
     shares = counts / np.maximum(support, 1)[:, None]  # a class without videos: a row of 0
-    figure = _figure(float(np.clip(3 + 0.5 * k, 4.5, 10)), title)
+    figure = new_figure(float(np.clip(3 + 0.5 * k, 4.5, 10)), title)
     axes = figure.subplots()
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-    for row in range(k):
-        for column in range(k):
+    labelled = range(k) if k <= MAX_LABELLED_CLASSES else ()
+    for row in labelled:
+        for column in labelled:
             share = f"{shares[row, column]:.0%}" if support[row] else "–"  # noqa: RUF001 (a dash that means "none")
             axes.text(
                 column,
@@ -57,16 +65,16 @@ def confusion_figure(confusion: Sequence[Sequence[int]], classes: Sequence[str],
                 ha="center",
                 va="center",
                 fontsize=float(np.clip(90 / k, 6.5, 14)),
-                color=_ink_on(image.cmap(shares[row, column])),
+                color=ink_on(image.cmap(shares[row, column])),
             )
-    names = [_printable(name, 24) for name in classes]
+    names = [printable(name, 24) for name in classes]
     slanted = k > 6 or max(map(len, names)) > 72 / k
     axes.set_xticks(range(k), names, rotation=40 if slanted else 0, ha="right" if slanted else "center")
     if slanted:
         for label in axes.get_xticklabels():
             label.set_rotation_mode("anchor")
     axes.set_yticks(range(k), [f"{name} (n={n})" for name, n in zip(names, support, strict=True)])
-    axes.set(xlabel="predicted (videos, share of the true class)", ylabel="truth")
+    axes.set(xlabel="predicted (videos, fraction of the true class)", ylabel="truth")
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0, labelsize=10 if k <= 8 else 9)
     axes.set_xticks(np.arange(k - 1) + 0.5, minor=True)  # white lines between the cells
@@ -96,7 +104,7 @@ def strips_figure(frames: Sequence[UInt8[np.ndarray, "_T _H _W 3"]], captions: S
     total = head + sum(heights) + gap * max(len(strips), 1) + margin
     figure = Figure(figsize=(WIDTH, total), dpi=DPI)
     left, top = margin / WIDTH, head
-    _title(figure, title, y=1 - 0.12 / total)
+    add_title(figure, title, y=1 - 0.12 / total)
     if not strips:
         figure.text(left, 1 - (head + gap / 2) / total, "no videos", va="center", color=QUIET, fontsize=11)
     for strip, caption, height in zip(strips, captions, heights, strict=True):
@@ -104,7 +112,7 @@ def strips_figure(frames: Sequence[UInt8[np.ndarray, "_T _H _W 3"]], captions: S
         axes = figure.add_axes((left, 1 - (top + height) / total, 1 - 2 * left, height / total))
         axes.imshow(strip, aspect="auto")
         axes.set_axis_off()
-        axes.set_title(_printable(caption, 100), loc="left", color=INK, fontsize=10, pad=4)
+        axes.set_title(printable(caption, 100), loc="left", color=INK, fontsize=10, pad=4)
         top += height
     return figure
 
@@ -123,7 +131,7 @@ def learning_curves_figure(history: dict[str, list[tuple[int, float]]], best_epo
         raise ValueError(f'expected curves named "split/metric", as "val/loss"; got {list(history)}')
     metrics = list(dict.fromkeys(key.split("/", 1)[1] for key in history))
     seen = [epoch for points in history.values() for epoch, _ in points]
-    figure = _figure(4.2, "Learning curves")
+    figure = new_figure(4.2, "Learning curves")
     for axes, metric in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):
         for key, points in history.items():
             split, name = key.split("/", 1)
@@ -151,19 +159,18 @@ def learning_curves_figure(history: dict[str, list[tuple[int, float]]], best_epo
 
 
 def reliability_figure(before: Reliability, after: Reliability | None, title: str) -> Figure:
-    """How often the network is right against how sure it is, and below that how often it is how sure.
+    """Accuracy against confidence, and below it the distribution of confidence.
 
-    Points on the dotted diagonal are honest, points below it too sure. Their area grows with their videos: a small one
-    says little.
+    Points below the dotted diagonal are overconfident. The area of a point grows with its number of videos.
 
     Args:
         before: of the network's own probabilities.
         after: of the calibrated ones; None draws the first alone.
         title: one line.
     """
-    figure = _figure(6.8, title)
+    figure = new_figure(6.8, title)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    above.plot([0, 1], [0, 1], color=QUIET, linestyle=":", linewidth=1.5, label="as often right as sure")
+    above.plot([0, 1], [0, 1], color=QUIET, linestyle=":", linewidth=1.5, label="perfect calibration")
     network = "network" if after is None else "before calibration"
     for name, found, colour in ((network, before, VERMILION), ("after calibration", after, BLUE)):
         if found is None:
@@ -180,20 +187,20 @@ def reliability_figure(before: Reliability, after: Reliability | None, title: st
     below.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     above.legend(frameon=False)
     for axes in (above, below):
-        _soften(axes)
+        soften(axes)
     return figure
 
 
 def precision_recall_figure(curves: Mapping[str, Curve | None], title: str) -> Figure:
-    """Precision against recall, a panel per class; dotted, the precision of calling any videos by its name.
+    """Precision against recall, a panel per class; dotted: the precision of guessing.
 
     Args:
-        curves: as `vidcls.metrics.curves.precision_recall_curves` gives them, drawn for 2 to 20 classes.
+        curves: from `vidcls.metrics.curves.precision_recall_curves`.
         title: one line.
     """
     figure, panels = _class_panels(curves, title, "AP", "steps-pre")
     figure.supxlabel("recall")
-    figure.supylabel("precision (dotted: by guessing)")
+    figure.supylabel("precision (dotted: guessing)")
     for axes, curve in zip(panels, curves.values(), strict=True):
         if curve is not None:
             axes.axhline(curve.prevalence, color=INK, linestyle=":", linewidth=1.2, zorder=2)
@@ -201,15 +208,15 @@ def precision_recall_figure(curves: Mapping[str, Curve | None], title: str) -> F
 
 
 def roc_figure(curves: Mapping[str, Curve | None], title: str) -> Figure:
-    """The true against the false positive rate, a panel per class; dotted, those of guessing.
+    """The true against the false positive rate, a panel per class; dotted: guessing.
 
     Args:
-        curves: as `vidcls.metrics.curves.roc_curves` gives them, drawn for 2 to 20 classes.
+        curves: from `vidcls.metrics.curves.roc_curves`.
         title: one line.
     """
     figure, panels = _class_panels(curves, title, "AUROC", "default")
     figure.supxlabel("false positive rate")
-    figure.supylabel("true positive rate (dotted: by guessing)")
+    figure.supylabel("true positive rate (dotted: guessing)")
     for axes in panels:
         axes.plot([0, 1], [0, 1], color=INK, linestyle=":", linewidth=1.2, zorder=2)
     return figure
@@ -219,8 +226,8 @@ def timeline_figure(
     starts: Float[np.ndarray, " W"],
     ends: Float[np.ndarray, " W"],
     probabilities: Float[np.ndarray, " W"],
-    shown: Sequence[tuple[float, float]],
-    found: Sequence[tuple[float, float]],
+    truth: Sequence[tuple[float, float]],
+    detected: Sequence[tuple[float, float]],
     title: str,
 ) -> Figure:
     """The probability of one class over a long video, each window a step around its middle.
@@ -229,53 +236,39 @@ def timeline_figure(
         starts: of the W windows, in seconds.
         ends: likewise.
         probabilities: of the class.
-        shown: (start, end) of the passages that are of the class, shaded.
-        found: (start, end) of the segments that were found, bars on top.
+        truth: (start, end) of the passages that are of the class, shaded.
+        detected: (start, end) of the detected segments, bars on top.
         title: one line.
     """
-    figure = _figure(3.4, title)
+    figure = new_figure(3.4, title)
     axes = figure.subplots()
-    for number, (start, end) in enumerate(shown):
-        axes.axvspan(start, end, color=VERMILION, alpha=0.3, linewidth=0, label=None if number else "shown")
+    for number, (start, end) in enumerate(truth):
+        axes.axvspan(start, end, color=VERMILION, alpha=0.3, linewidth=0, label=None if number else "truth")
     axes.step((starts + ends) / 2, probabilities, where="mid", color=BLUE, linewidth=1.2, label="probability")
-    for number, (start, end) in enumerate(found):
+    for number, (start, end) in enumerate(detected):
         axes.plot(
-            [start, end], [1.06, 1.06], color=INK, linewidth=5, solid_capstyle="butt", label=None if number else "found"
+            [start, end],
+            [1.06, 1.06],
+            color=INK,
+            linewidth=5,
+            solid_capstyle="butt",
+            label=None if number else "detected",
         )
     axes.set(xlabel="minutes:seconds", xlim=(0, float(ends.max())), ylim=(-0.03, 1.12), ylabel="probability")
     axes.xaxis.set_major_formatter(lambda seconds, _: f"{int(seconds // 60)}:{int(seconds % 60):02}")
     axes.legend(frameon=False, ncols=3, loc="upper left", bbox_to_anchor=(0, 1.16))
-    _soften(axes)
+    soften(axes)
     return figure
-
-
-def save_figure(figure: Figure, path: Path) -> None:
-    """Write a PNG; whoever reads ``path`` meanwhile sees the old file or the new one, never half of one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        figure.savefig(partial, format="png", dpi=DPI)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def save_figures(figures: Mapping[str, Figure], folder: Path) -> dict[str, Path]:
-    """Writes each as ``<name>.png``; gives their paths by name."""
-    pictures = {name: folder / f"{name}.png" for name in figures}
-    for name, path in pictures.items():
-        save_figure(figures[name], path)
-    return pictures
 
 
 def _class_panels(
     curves: Mapping[str, Curve | None], title: str, area: str, drawstyle: Literal["default", "steps-pre"]
 ) -> tuple[Figure, list[Axes]]:
-    """A square for each class: its curve, and in grey those of the others. Twenty colours nobody could tell apart."""
+    """A square per class: its curve, and in grey those of the others, as nobody can tell twenty colours apart."""
     k = len(curves)
     columns = k if k <= 4 else math.ceil(math.sqrt(k))
     rows = math.ceil(k / columns)
-    figure = _figure(1.1 + rows * (9.0 / columns + 0.35), title)
+    figure = new_figure(1.1 + rows * (9.0 / columns + 0.35), title)
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
     for axes in grid[k:]:
         axes.set_axis_off()
@@ -283,7 +276,7 @@ def _class_panels(
         for other in curves.values():
             if other is not None and other is not curve:
                 axes.plot(other.x, other.y, drawstyle=drawstyle, color="#d5d5d5", linewidth=1, zorder=1)
-        head = _printable(name, round(100 / columns))
+        head = printable(name, round(100 / columns))
         if curve is None:
             axes.text(0.5, 0.5, "not defined", ha="center", va="center", color=QUIET, backgroundcolor="white")
         else:
@@ -292,14 +285,8 @@ def _class_panels(
         axes.set_title(head, loc="left", color=INK, fontsize=10)
         axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), aspect="equal", xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
         axes.tick_params(labelbottom=place + columns >= k)  # also where the last row does not reach
-        _soften(axes)
+        soften(axes)
     return figure, list(grid[:k])
-
-
-def _soften(axes: Axes) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(color="#e5e5e5", linewidth=0.8)
-    axes.set_axisbelow(True)
 
 
 def _strip(video: UInt8[np.ndarray, "T H W 3"], columns: int) -> UInt8[np.ndarray, "H S 3"]:
@@ -314,41 +301,3 @@ def _strip(video: UInt8[np.ndarray, "T H W 3"], columns: int) -> UInt8[np.ndarra
         start = column * (width + gutter)
         strip[:, start : start + width] = video[(2 * column + 1) * length // (2 * shown)]
     return strip
-
-
-def _figure(height: float, title: str) -> Figure:
-    figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1))
-    _title(figure, title)
-    return figure
-
-
-def _title(figure: Figure, title: str, y: float | None = None) -> None:
-    place = {} if y is None else {"y": y}
-    figure.suptitle(_printable(title, 70), x=0.015, ha="left", color=INK, fontsize=14, **place)
-
-
-def _printable(text: str, limit: int) -> str:
-    r"""One line of at most ``limit`` characters that the font holds, from a name that may contain anything.
-
-    Two dollar signs would start a formula, hence ``\$``, which matplotlib prints as $.
-    """
-    line = "".join(letter if ord(letter) in _letters() else "□" for letter in " ".join(text.split()))
-    if len(line) > limit:
-        head = (limit - 1) // 2
-        line = f"{line[:head]}…{line[head + 1 - limit :]}"
-    return line.replace("$", r"\$")
-
-
-@cache
-def _letters() -> frozenset[int]:
-    return frozenset(get_font(findfont(FontProperties())).get_charmap())
-
-
-def _ink_on(colour: tuple[float, float, float, float]) -> str:
-    """White on dark, black on light, by relative luminance (WCAG 2.2).
-
-    Both have equal contrast at 0.18; from there to 0.22 either is legible, and on these blues white reads better.
-    """
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour[:3]]
-    luminance = float(np.dot([0.2126, 0.7152, 0.0722], linear))
-    return "white" if luminance < 0.22 else "black"

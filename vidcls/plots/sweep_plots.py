@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, NullFormatter, ScalarFormatter
 
-from vidcls.plots.run_plots import BLUE, GREEN, INK, QUIET, VERMILION, _figure, _ink_on, _printable, _soften
+from vidcls.plots.style import BLUE, GREEN, INK, QUIET, VERMILION, ink_on, new_figure, printable, soften
 from vidcls.sweeps.tables import (
     SEED,
     Sweep,
@@ -52,7 +52,7 @@ def effects_figure(sweep: Sweep) -> Figure | None:
     done = sweep.done.dropna(subset="objective")
     columns = 2 if len(sweep.knobs) == 4 else min(3, len(sweep.knobs))
     rows = math.ceil(len(sweep.knobs) / columns)
-    figure = _figure(1.0 + 2.9 * rows, f"Each knob on its own: {len(done)} finished jobs")
+    figure = new_figure(1.0 + 2.9 * rows, f"Each knob on its own: {len(done)} finished jobs")
     grid = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
     for axes in grid[len(sweep.knobs) :]:
         axes.set_axis_off()
@@ -61,8 +61,8 @@ def effects_figure(sweep: Sweep) -> Figure | None:
             _continuous_panel(axes, [float(text) for text in done[knob]], done["objective"])
         else:
             _discrete_panel(axes, done[knob], done["objective"], round(90 / columns), joined=knob != SEED)
-        axes.set_title(_printable(knob, round(100 / columns)), loc="left", color=INK, fontsize=10)
-        _soften(axes)
+        axes.set_title(printable(knob, round(100 / columns)), loc="left", color=INK, fontsize=10)
+        soften(axes)
     figure.supylabel(objective_name(sweep), fontsize=10)
     figure.supxlabel("grey: one job each; blue: mean of the jobs with that value", fontsize=10, color=QUIET)
     return figure
@@ -84,7 +84,7 @@ def _discrete_panel(axes: Axes, column: pd.Series, objective: pd.Series, room: i
         means.append(found.mean() if len(found) > 1 else math.nan)
     ordered = joined and all(number(value) is not None for value in values)
     axes.plot(range(len(values)), means, color=BLUE, linewidth=1.5 if ordered else 0, marker="_", ms=22, mew=2.5)
-    shown = [_printable(short_value(value), 18) for value in values]
+    shown = [printable(short_value(value), 18) for value in values]
     slanted = sum(map(len, shown)) + 2 * len(shown) > room
     axes.set_xticks(range(len(values)), shown, rotation=35 if slanted else 0, ha="right" if slanted else "center")
     for text in axes.get_xticklabels():
@@ -114,7 +114,7 @@ def heatmap_figure(sweep: Sweep) -> Figure | None:
     rows = math.ceil(len(panels) / columns)
     title = f"Mean {objective_name(sweep)}"
     height = 1.6 + rows * (0.7 + float(np.clip(0.5 * len(values[up]), 1.3, 5)))
-    figure = _figure(height, title)
+    figure = new_figure(height, title)
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
     colours = colormaps["Blues_r" if sweep.lower else "Blues"].with_extremes(bad="#f4f4f4")
     best = means.idxmin() if sweep.lower else means.idxmax()
@@ -125,23 +125,23 @@ def heatmap_figure(sweep: Sweep) -> Figure | None:
         cells = np.array([[means.get((x, y, *panel), math.nan) for x in values[across]] for y in values[up]], float)
         image = axes.imshow(np.ma.masked_invalid(cells), cmap=colours, norm=scale, aspect="auto", origin="lower")
         for (row, column), cell in np.ndenumerate(cells):
-            text, ink = ("–", QUIET) if math.isnan(cell) else (f"{cell:.3f}", _ink_on(colours(scale(cell))))  # noqa: RUF001
+            text, ink = ("–", QUIET) if math.isnan(cell) else (f"{cell:.3f}", ink_on(colours(scale(cell))))  # noqa: RUF001
             axes.text(column, row, text, ha="center", va="center", fontsize=size, color=ink)
             if (values[across][column], values[up][row], *panel) == best:
                 axes.add_patch(
                     Rectangle((column - 0.46, row - 0.46), 0.92, 0.92, fill=False, edgecolor=VERMILION, linewidth=2.5)
                 )
         for axis, knob in ((axes.xaxis, across), (axes.yaxis, up)):
-            axis.set_ticks(range(len(values[knob])), [_printable(short_value(value), 14) for value in values[knob]])
+            axis.set_ticks(range(len(values[knob])), [printable(short_value(value), 14) for value in values[knob]])
         axes.tick_params(length=0, labelbottom=place + columns >= len(panels))
         axes.spines[:].set_visible(False)
         head = "\n".join(f"{names[knob]}={short_value(value)}" for knob, value in zip(apart, panel, strict=True))
         axes.set_title(
-            "\n".join(_printable(line, round(110 / columns)) for line in head.split("\n")), loc="left", size=10
+            "\n".join(printable(line, round(110 / columns)) for line in head.split("\n")), loc="left", size=10
         )
     note = f"framed: the best cell{'; means over ' if over else ''}{', '.join(names[knob] for knob in over)}"
-    figure.supxlabel(f"{_printable(across, 90)}\n({_printable(note, 110)})", fontsize=10)
-    figure.supylabel(_printable(up, max(12, round(8 * height))), fontsize=10)
+    figure.supxlabel(f"{printable(across, 90)}\n({printable(note, 110)})", fontsize=10)
+    figure.supylabel(printable(up, max(12, round(8 * height))), fontsize=10)
     figure.colorbar(image, ax=list(grid), shrink=0.9, aspect=30, pad=0.015)
     return figure
 
@@ -156,7 +156,7 @@ def pareto_figure(sweep: Sweep, ranking: pd.DataFrame) -> Figure | None:
         return None
     costs, means = list(1000 / known["clips_per_second"]), list(known["objective_mean"])
     front = pareto_front(costs, means, sweep.lower)
-    figure = _figure(4.9 + 0.2 * min(len(front), MOST_NAMED), "What good figures cost")
+    figure = new_figure(4.9 + 0.2 * min(len(front), MOST_NAMED), "What good figures cost")
     axes = figure.subplots()
     axes.errorbar(
         costs,
@@ -184,12 +184,12 @@ def pareto_figure(sweep: Sweep, ranking: pd.DataFrame) -> Figure | None:
     named = sorted(front, key=lambda place: int(known["rank"][place]))[:MOST_NAMED]
     for place in named:
         name = f"#{known['rank'][place]}  {label(known.loc[place], sweep)}"
-        axes.plot([], [], linestyle="", label=_printable(f"{name}: {means[place]:.3f} at {costs[place]:.3g} ms", 120))
+        axes.plot([], [], linestyle="", label=printable(f"{name}: {means[place]:.3f} at {costs[place]:.3g} ms", 120))
     if _is_wide(costs):
         axes.set_xscale("log")
     axes.margins(x=0.1, y=0.1)
     axes.set(xlabel="milliseconds per training clip", ylabel=objective_name(sweep))
-    _soften(axes)
+    soften(axes)
     handles, labels = axes.get_legend_handles_labels()  # the bars come last, whatever was drawn first
     handles, labels = handles[-1:] + handles[:-1], labels[-1:] + labels[:-1]
     figure.legend(handles, labels, loc="outside lower left", frameon=False, fontsize=9, handlelength=1.6)
@@ -233,14 +233,14 @@ def curves_figure(sweep: Sweep, ranking: pd.DataFrame) -> Figure | None:
         return None
     coloured = dict(zip(order, COLOURS, strict=False))
     ranks = dict(zip(ranking["configuration"], ranking["rank"], strict=True))
-    figure = _figure(4.6 + 0.2 * len(coloured), "Learning curves")
+    figure = new_figure(4.6 + 0.2 * len(coloured), "Learning curves")
     panels = figure.subplots(1, 2)
     for name in reversed(order):  # the best on top
         row = sweep.jobs[sweep.jobs["configuration"] == name].iloc[0]
         text = f"#{ranks[name]}  {label(row, sweep)}" if name in ranks else f"{label(row, sweep)} (unfinished)"
         style: dict[str, Any] = {"color": OTHERS, "linewidth": 1.0, "zorder": 2}
         if name in coloured:
-            style = {"color": coloured[name], "linewidth": 2.0, "zorder": 3, "label": _printable(text, 120)}
+            style = {"color": coloured[name], "linewidth": 2.0, "zorder": 3, "label": printable(text, 120)}
         style |= {"linestyle": "-" if name in ranks else "--", "marker": "o", "markersize": 3}
         for axes, metric in zip(panels, ("val/loss", "val/accuracy"), strict=True):
             axes.plot(lines[name].index, lines[name][metric], **style)
@@ -249,7 +249,7 @@ def curves_figure(sweep: Sweep, ranking: pd.DataFrame) -> Figure | None:
         axes.set(xlabel="epoch", ylabel=f"{metric.replace('/', ' ')}, mean over seeds")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.set_xlim(drawn.index.min() - 0.5, drawn.index.max() + 0.5)
-        _soften(axes)
+        soften(axes)
     losses = drawn["val/loss"][np.isfinite(drawn["val/loss"])]
     if _is_wide(losses):  # one that diverges would press the others flat
         panels[0].set_yscale("log")

@@ -43,7 +43,7 @@ def report_facts(run: LoadedRun, options: PredictOptions, policy: Policy | None)
     return {
         "Run": run.folder.name,
         "Model": run.identity,
-        "Policy": f"{policy.identity}, safe class: {policy.harmless}" if policy else "none",
+        "Policy": f"{policy.identity}, safe class: {policy.safe_class}" if policy else "none",
         "Frames": f"{clip.num_frames} of {clip.resolution} x {clip.resolution} pixels",
         "Classified whole": f"videos up to {plan.max_whole_seconds:g} s{_clips(plan)}",
         "Longer videos": f"{_windows(plan)}, aggregated by {aggregation}",

@@ -14,7 +14,7 @@ from vidcls.prediction.journal import VideoDetails, VideoResult
 from vidcls.prediction.options import PredictOptions
 from vidcls.prediction.peaks import Peaks
 
-NO_POLICY = "no policy: fit one with evaluate.py run=DIR policy.harmless=CLASS"
+NO_POLICY = "no policy: fit one with evaluate.py run=DIR policy.safe_class=CLASS"
 
 
 def build_result(
@@ -56,17 +56,17 @@ def build_result(
         cells |= {name: f"{p:.9g}" for name, p in zip(classes, scores.tolist(), strict=True)}
         best = int(scores.argmax())
         if policy is not None:
-            best = video_class(probabilities, classes.index(policy.harmless), *aggregation)
+            best = video_class(probabilities, classes.index(policy.safe_class), *aggregation)
             cells["score"] = f"{max(harmful_scores(policy, probabilities, *aggregation).values()):.9g}"
         cells |= {"predicted": classes[best], "windows": str(len(windows))}
         thresholds = options.enter_threshold, options.exit_threshold, options.min_seconds
         found = [
             (name, segment.start_seconds, segment.end_seconds, segment.peak, segment.peak_seconds)
             for k, name in enumerate(classes)
-            if policy is None or name != policy.harmless
+            if policy is None or name != policy.safe_class
             for segment in segments(np.array(starts), ends[0] - starts[0], ends[-1], probabilities[:, k], *thresholds)
         ]
-        pictures = peaks.pictures(skip=policy.harmless if policy else None)
+        pictures = peaks.pictures(skip=policy.safe_class if policy else None)
         details = VideoDetails(list(starts), list(ends), probabilities.tolist(), found, pictures)
     if policy is not None:
         decision = decide(policy, probabilities, decoded.status, decoded.reason, *aggregation)

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vidcls.files import write_atomically
-from vidcls.plots.run_plots import save_figures
+from vidcls.plots.style import save_figures
 from vidcls.plots.sweep_plots import curves_figure, effects_figure, heatmap_figure, objective_name, pareto_figure
 from vidcls.sweeps.tables import (
     Sweep,

@@ -1,4 +1,4 @@
-"""What a run leaves behind: metrics.json, predictions, figures, the dashboard and a closing table."""
+"""What a training run leaves behind: metrics.json, predictions, plots, the dashboard and a closing table."""
 
 from __future__ import annotations
 
@@ -8,28 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import numpy as np
 import pandas as pd
 from lightning.pytorch.utilities import rank_zero_only
-from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
-from PIL import Image
 from rich.console import Console
 from rich.table import Table
-from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.hparams.summary_v2 import hparams_pb
-from torch.utils.tensorboard import SummaryWriter
 
 from vidcls.data.datamodule import VideoDataModule
 from vidcls.data.options import SPLITS
-from vidcls.data.videos import Videos
 from vidcls.files import write_atomically
 from vidcls.metrics.predictions import Predictions
-from vidcls.plots.run_plots import confusion_figure, learning_curves_figure, save_figures, strips_figure
+from vidcls.plots.run_plots import confusion_figure, learning_curves_figure
+from vidcls.plots.style import save_figures
 from vidcls.training.callbacks import History, Timing, find_callback, tensorboard_loggers
 from vidcls.training.module import VideoClassifier
-
-WORST_SHOWN = 6
+from vidcls.training.records import log_picture, worst_errors_figure, write_predictions
 
 
 @rank_zero_only
@@ -45,7 +39,8 @@ def write_results(
     A run with limited splits (``trainer.limit_val_batches`` and the like) is marked in metrics.json as ``limited``, and
     has no predictions of its limited splits; ``trainer.fast_dev_run`` has no results.
 
-    Gives the val figure that ``cfg.objective`` names; NaN where it is not defined.
+    Returns:
+        The val metric that ``cfg.objective`` names; NaN if it is not defined.
     """
     if trainer.fast_dev_run:  # type: ignore[attr-defined]
         console.print("trainer.fast_dev_run: training, validation and test work; no results were written")
@@ -55,8 +50,8 @@ def write_results(
     metrics: dict[str, Any] = {
         split: predictions[split].summary(classes) if split in predictions else None for split in SPLITS
     }
-    cost = {"ingest_seconds": datamodule.stats.seconds, "videos_decoded": datamodule.stats.decoded}
-    metrics["timing"] = {**cost, **timing.summary()}
+    stats = {"ingest_seconds": datamodule.stats.seconds, "videos_decoded": datamodule.stats.decoded}
+    metrics["timing"] = {**stats, **timing.summary()}
     assert isinstance(trainer.lightning_module, VideoClassifier)
     metrics["parameters"] = trainer.lightning_module.num_trainable
 
@@ -72,9 +67,8 @@ def write_results(
             write_predictions(folder / f"predictions_{split}.csv", datamodule.rows(split), predictions[split], classes)
             title = f"{split}: accuracy {metrics[split]['accuracy']:.3f} of {metrics[split]['n']} videos"
             figures[f"{split}_confusion"] = confusion_figure(metrics[split]["confusion"], classes, title)
-            figures[f"{split}_worst"] = worst_figure(datamodule, split, predictions[split])
-    pictures = save_figures(figures, folder / "figures")
-    _log(trainer, cfg, metrics, pictures)
+            figures[f"{split}_worst"] = worst_errors_figure(datamodule, split, predictions[split])
+    _log(trainer, cfg, metrics, save_figures(figures, folder / "figures"))
     write_atomically(folder / "metrics.json", json.dumps(metrics, indent=2).encode())
     objective = metrics["val"][cfg.objective]
     if cfg.test:
@@ -84,50 +78,11 @@ def write_results(
     return math.nan if objective is None else float(objective)
 
 
-def log_picture(writer: SummaryWriter, tag: str, path: Path, step: int) -> None:
-    """Shows a PNG in the dashboard as it is: ``add_figure`` would draw and compress it once more."""
-    with Image.open(path) as picture:
-        width, height = picture.size
-    shown = Summary.Image(height=height, width=width, colorspace=4, encoded_image_string=path.read_bytes())
-    writer._get_file_writer().add_summary(Summary(value=[Summary.Value(tag=tag, image=shown)]), step)
-
-
-def write_predictions(path: Path, rows: pd.DataFrame, predictions: Predictions, classes: list[str]) -> None:
-    """One line per video: path, label, predicted, and the probability of each class under its name."""
-    table = pd.DataFrame({"path": rows["path"], "label": rows["label"]})
-    table["predicted"] = [classes[k] for k in predictions.probabilities.argmax(axis=1)]
-    for k, name in enumerate(classes):
-        table[name] = [f"{p:.9g}" for p in predictions.probabilities[:, k]]  # nine digits hold a float32 exactly
-    write_atomically(path, table.to_csv(index=False).encode())
-
-
-def worst_rows(predictions: Predictions, most: int) -> list[int]:
-    """The rows of the most confidently wrong videos, worst first."""
-    predicted = predictions.probabilities.argmax(axis=1)
-    wrong = np.flatnonzero(predicted != predictions.labels)
-    confidence = predictions.probabilities[wrong, predicted[wrong]]
-    return [int(row) for row in wrong[np.argsort(-confidence, kind="stable")][:most]]
-
-
-def worst_figure(datamodule: Videos, split: str, predictions: Predictions) -> Figure:
-    """Strips of frames of the most confidently wrong videos of a split, as the network sees them."""
-    dataset, rows, classes = datamodule.dataset(split), datamodule.rows(split), datamodule.classes
-    worst = worst_rows(predictions, WORST_SHOWN)
-    captions = []
-    for row in worst:
-        k = int(predictions.probabilities[row].argmax())
-        probability = predictions.probabilities[row, k]
-        captions.append(f"{rows['path'][row]}: {rows['label'][row]} taken for {classes[k]} ({probability:.2f})")
-    wrong = int((predictions.probabilities.argmax(axis=1) != predictions.labels).sum())
-    title = f"{split}: the most confident of {wrong} wrong among {len(rows)} videos"
-    return strips_figure([dataset.frames(row) for row in worst], captions, title)
-
-
 def hyperparameters(cfg: DictConfig) -> dict[str, bool | int | float | str]:
-    """What TensorBoard's HParams tab compares runs by, as flat ``group.knob`` names; in a sweep, what it varies."""
+    """What TensorBoard's HParams tab compares runs by, as flat ``group.option`` names; in a sweep, what it varies."""
     job = Path(cfg.run_dir, "job.json")
-    if job.exists():  # columns that are the same for all jobs would push the figures out of sight
-        knobs: dict[str, Any] = json.loads(job.read_text())["knobs"]
+    if job.exists():  # columns that are the same for all jobs would push the metrics out of sight
+        options: dict[str, Any] = json.loads(job.read_text())["knobs"]
     else:
         tree = {
             "seed": cfg.seed,
@@ -136,9 +91,9 @@ def hyperparameters(cfg: DictConfig) -> dict[str, bool | int | float | str]:
             **{name: OmegaConf.to_container(cfg[name], resolve=True) for name in ("model", "augment", "optim", "loss")},
         }
         flat = pd.json_normalize(tree).to_dict("records")[0]
-        knobs = {str(key): value for key, value in flat.items() if not str(key).endswith("_")}  # those are Hydra's
-        knobs["model"] = cfg.model["_target_"].rsplit(".", 1)[-1]
-    return {key: value if isinstance(value, bool | int | float | str) else str(value) for key, value in knobs.items()}
+        options = {str(key): value for key, value in flat.items() if not str(key).endswith("_")}  # those are Hydra's
+        options["model"] = cfg.model["_target_"].rsplit(".", 1)[-1]
+    return {key: value if isinstance(value, bool | int | float | str) else str(value) for key, value in options.items()}
 
 
 def _log(trainer: L.Trainer, cfg: DictConfig, metrics: dict[str, Any], pictures: dict[str, Path]) -> None:
@@ -148,20 +103,20 @@ def _log(trainer: L.Trainer, cfg: DictConfig, metrics: dict[str, Any], pictures:
     writer = logger.experiment
     for name, path in pictures.items():
         log_picture(writer, f"final/{name}", path, trainer.global_step)
-    # The tab shows five metrics at first, by name: of a sweep's job, which has no test figures, these and not "epoch".
+    # The tab shows five metrics at first, by name: for a sweep's job, which has no test metrics, these and not "epoch".
     for split in ("val", "test"):
         for name in ("accuracy", "auroc", "calibration_error", "loss", "macro_f1"):
             if metrics[split] is not None and metrics[split][name] is not None:
                 writer.add_scalar(f"best/{split}_{name}", metrics[split][name], trainer.global_step)
-    # Not log_hyperparams, which says what columns there are: TensorBoard would take the first run's word for all runs.
-    # Left alone, it shows the knobs of all of them, those that differ first. Without a trial id, rows are named by run.
+    # Not log_hyperparams, which declares columns: TensorBoard would take the first run's columns for all runs.
+    # Without a declaration it shows the options of all of them. Without a trial id, rows are named by run.
     writer._get_file_writer().add_summary(hparams_pb(hyperparameters(cfg), trial_id=""), trainer.global_step)
     logger.save()
 
 
 def print_summary(metrics: dict[str, Any], folder: Path, console: Console) -> None:
-    """The closing table: the figures of each split, and where to look next."""
-    table = Table(title="Figures of the best epoch (by validation loss)", title_justify="left")
+    """The closing table: the metrics of each split, and where to look next."""
+    table = Table(title="Metrics of the best epoch (by validation loss)", title_justify="left")
     for column in ("split", "n", "accuracy (95 % interval)", "macro F1", "AUROC", "ECE", "loss"):
         table.add_column(column, justify="left" if column == "split" else "right", no_wrap=True)
     for split in SPLITS:
@@ -178,7 +133,7 @@ def print_summary(metrics: dict[str, Any], folder: Path, console: Console) -> No
         )
     console.print(table)
     if metrics["test"] is None:
-        console.print("No test split: the validation figures chose the epoch and are therefore optimistic.")
+        console.print("No test split: the validation metrics chose the epoch and are therefore optimistic.")
     timing = metrics["timing"]
     console.print(
         f"Trained at {timing['clips_per_second']:.1f} clips/s, {timing['epoch_seconds']:.1f} s per epoch, "

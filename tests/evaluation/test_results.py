@@ -16,7 +16,8 @@ from helpers.commands import call, once, train
 from helpers.runs import CLASSES, csv_source, evaluate, metrics_of, refused, results, table
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from vidcls.moderation.policy import calibrate, decide, load_policy, save_policy
+from vidcls.metrics.calibration import calibrate
+from vidcls.moderation.policy import decide, load_policy, save_policy
 from vidcls.prediction.predictor import load_run
 
 
@@ -145,7 +146,7 @@ def test_other_data_is_matched_by_class_name(copied: Path, demo_folder: Path, tm
 
 def test_one_class_alone_can_be_evaluated(copied: Path, demo_folder: Path, tmp_path: Path) -> None:
     shutil.copytree(demo_folder / "rtp" / "train" / "harmful", tmp_path / "alone" / "harmful")
-    with pytest.warns(UserWarning, match="look better than they are"):  # as the network was trained on them
+    with pytest.warns(UserWarning, match="Held-out metrics will be optimistic"):  # as the network was trained on them
         evaluate(copied, f"data.source={tmp_path / 'alone'}")
     (folder,) = (copied / "evaluations").glob("alone_*_test")
     figures = results(folder)["test"]
@@ -170,7 +171,7 @@ def test_the_split_of_other_data_is_used(copied: Path, demo_folder: Path, tmp_pa
 
 
 def test_what_the_network_was_trained_on_is_reported_as_leakage(copied: Path, demo_folder: Path) -> None:
-    with pytest.warns(UserWarning, match="look better than they are"):
+    with pytest.warns(UserWarning, match="Held-out metrics will be optimistic"):
         printed = evaluate(copied, f"data.source={demo_folder}", "split=train")
     assert "Leakage" in printed and "evaluated+trained on" in printed
 
@@ -182,7 +183,7 @@ def test_a_policy_is_fitted_on_val_and_reported_on_both(evaluated: Path) -> None
     trained = load_run(evaluated)
     policy = load_policy(evaluated / "policy.json", CLASSES, trained.identity)
     val = table(evaluated / "predictions_val.csv")
-    assert policy.harmless == "safe" and policy.support == val["label"].value_counts().to_dict()
+    assert policy.safe_class == "safe" and policy.support == val["label"].value_counts().to_dict()
     for split in ("val", "test"):
         report = json.loads((evaluated / "evaluations" / split / "policy_report.json").read_text())
         assert report["policy"] == policy.identity
@@ -196,7 +197,7 @@ def test_a_policy_is_fitted_on_val_and_reported_on_both(evaluated: Path) -> None
 
 
 def test_the_wished_for_recall_sets_the_threshold(copied: Path) -> None:
-    printed = evaluate(copied, "policy.target.harmful.recall=0.05", "policy.doubt=0.1")
+    printed = evaluate(copied, "policy.target.harmful.recall=0.05", "policy.review_margin=0.1")
     policy = load_policy(copied / "policy.json", CLASSES, load_run(copied).identity)
     assert policy.targets == {"harmful": {"recall": 0.05}} and "recall 0.05" in printed
     val = table(copied / "predictions_val.csv")
@@ -210,7 +211,7 @@ def test_the_wished_for_recall_sets_the_threshold(copied: Path) -> None:
 
 
 def test_a_policy_that_allows_the_probably_harmful_is_pointed_out(evaluated: Path, copied: Path) -> None:
-    assert "Mind" not in evaluated.with_suffix(".txt").read_text()  # in doubt around 0.5 a person looks
+    assert "Note for" not in evaluated.with_suffix(".txt").read_text()  # in doubt around 0.5 a person looks
     model = load_run(copied).identity  # of the same file as evaluated's
     policy = load_policy(evaluated / "policy.json", CLASSES, model)
     lax = replace(policy, review=policy.review | {"adult": 0.9}, block=policy.block | {"adult": 0.95})
@@ -229,10 +230,10 @@ def test_a_wish_that_val_cannot_support_is_refused_with_the_number(copied: Path)
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("policy.harmless=sfae", "policy.harmless to be one of adult, harmful, safe; got 'sfae'"),
+        ("policy.safe_class=sfae", "policy.safe_class to be one of adult, harmful, safe; got 'sfae'"),
         ("policy.target.gore.recall=0.5", "policy.target to name harmful classes, of adult, harmful; got 'gore'"),
         ("policy.target.adult.f1=0.5", "policy.target.adult to hold recall, precision or both"),
-        ("policy.doubt=2", "policy.doubt"),
+        ("policy.review_margin=2", "policy.review_margin"),
         ("split=tset", "split to be one of train, val, test; got 'tset'"),
         ("run=nowhere", "the folder of a finished run"),
         ("data.source=nowhere", "nothing at nowhere"),
@@ -253,7 +254,7 @@ def test_the_run_must_be_named() -> None:
 
 
 def test_a_policy_needs_the_runs_own_val_videos(finished: Path, demo_folder: Path) -> None:
-    result = call("evaluate.py", f"run={finished}", f"data.source={demo_folder}", "policy.doubt=0.3")
+    result = call("evaluate.py", f"run={finished}", f"data.source={demo_folder}", "policy.review_margin=0.3")
     refused(result, "policy.* without data.source")
 
 
@@ -275,7 +276,7 @@ def test_without_a_class_called_safe_the_harmless_one_must_be_named(
     assert result.code == 0, result.stderr
     assert "No policy" in evaluate(run)
     assert not (run / "policy.json").exists()
-    refused(call("evaluate.py", f"run={run}", "policy.doubt=0.3"), "policy.harmless to be one of 0, 1")
-    evaluate(run, "policy.harmless=0", "policy.target.1.precision=0.01")
+    refused(call("evaluate.py", f"run={run}", "policy.review_margin=0.3"), "policy.safe_class to be one of 0, 1")
+    evaluate(run, "policy.safe_class=0", "policy.target.1.precision=0.01")
     report = json.loads((run / "evaluations" / "test" / "policy_report.json").read_text())["test"]
     assert report["n"] == 3 and report["confusion"]["1"]["review"] >= 1  # the lost one counts, as a review

@@ -1,0 +1,186 @@
+"""What evaluate.py measures and leaves in a run folder: metrics with intervals, curves, errors, and a policy."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from rich.console import Console
+from torch.utils.tensorboard import SummaryWriter
+
+from vidcls.data.preparation import prepare_external, redecode_missing
+from vidcls.data.splits import group_videos
+from vidcls.data.videos import Videos
+from vidcls.evaluation.options import EvaluationPlan, PolicyOptions
+from vidcls.files import write_atomically
+from vidcls.metrics.bootstrap import bootstrap_intervals
+from vidcls.metrics.calibration import Reliability, calibrate, reliability
+from vidcls.metrics.predictions import Predictions, SplitSummary, summarise_split
+from vidcls.moderation.policy import Policy, decide, fit_policy, load_policy, policy_report, save_policy
+from vidcls.plots.run_plots import confusion_figure, precision_recall_figure, reliability_figure, roc_figure
+from vidcls.plots.style import save_figures
+from vidcls.prediction.predictor import LoadedRun
+from vidcls.training.records import log_picture, worst_errors_figure, write_predictions
+
+
+@dataclass(frozen=True)
+class SplitResult:
+    """The evaluation of one split.
+
+    Attributes:
+        folder: where its files are.
+        predictions: of each video.
+        summary: what is measured of them.
+        metrics: the contents of metrics.json for the split: the summary's metrics, intervals, average precision.
+        calibrated: the reliability after calibration by the policy; None without one.
+        policy_report: what the policy does with the split; None without one.
+    """
+
+    folder: Path
+    predictions: Predictions
+    summary: SplitSummary
+    metrics: dict[str, Any]
+    calibrated: Reliability | None
+    policy_report: dict[str, Any] | None
+
+
+def prepare_evaluation(
+    run: LoadedRun, plan: EvaluationPlan, source: str | None, cache_dir: str | None, console: Console
+) -> Videos:
+    """The videos to evaluate on: the run's own, as they were split, or those of ``source``.
+
+    Raises:
+        UserError: a video has changed or cannot be found, or the source cannot be used.
+    """
+    videos = run.videos(source, cache_dir)
+    if source is None:
+        redecode_missing(videos.options, run.manifest, plan.splits, console)
+        videos.load_manifest(run.manifest)
+    else:
+        videos.load_manifest(prepare_external(videos.options, plan.split, run.manifest, console).manifest)
+    return videos
+
+
+def choose_policy(
+    run: LoadedRun, options: PolicyOptions | None, videos: Videos, predictions: dict[str, Predictions]
+) -> Policy | None:
+    """A policy fitted on val and saved, if one is asked for; else the one that the run has, if any.
+
+    Raises:
+        UserError: the val videos cannot support the targets, or the run's policy.json is not one.
+    """
+    if options is None:
+        path = run.policy_path
+        return load_policy(path, run.classes, run.identity) if path.exists() else None
+    # A damaged video is always for review: thresholds are for the others.
+    intact = (videos.rows("val")["status"] == "ok").to_numpy()
+    policy = fit_policy(
+        predictions["val"].probabilities[intact],
+        predictions["val"].labels[intact],
+        run.classes,
+        safe_class=options.safe_class,
+        targets=options.targets,
+        review_margin=options.review_margin,
+        model=run.identity,
+    )
+    save_policy(policy, run.policy_path)
+    return policy
+
+
+def evaluate_split(
+    run: LoadedRun, videos: Videos, split: str, predictions: Predictions, policy: Policy | None, folder: Path
+) -> SplitResult:
+    """Measures a split, once, for everything that is then written, plotted and printed."""
+    rows, summary = videos.rows(split), summarise_split(predictions, run.classes)
+    groups = np.array(group_videos(list(rows["creator"]), list(rows["sha256"])))
+    unit = "creators" if (rows["creator"] != "").any() else "videos"
+    given = (predictions.probabilities, predictions.labels)
+    areas = {name: None if curve is None else curve.area for name, curve in summary.precision_recall.items()}
+    metrics = {
+        **summary.metrics,
+        "bootstrap_ci95": bootstrap_intervals(*given, predictions.losses, groups, run.classes, unit=unit),
+        "average_precision": areas,
+    }
+    calibrated = report = None
+    if policy is not None:
+        calibrated = reliability(calibrate(predictions.probabilities, policy.temperature), predictions.labels)
+        metrics["calibration_error_calibrated"] = calibrated.error
+        report = _policy_report(videos.manifest, split, predictions, policy)
+    return SplitResult(folder, predictions, summary, metrics, calibrated, report)
+
+
+def result_folder(run: LoadedRun, source: str | None, split: str) -> Path:
+    """evaluations/test of the run folder, or evaluations/<name>_<hash>_<split> for other data: one per source."""
+    if source is None:
+        return run.folder / "evaluations" / split
+    path = Path(source).resolve()
+    return run.folder / "evaluations" / f"{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:6]}_{split}"
+
+
+def write_split(
+    run: LoadedRun, videos: Videos, split: str, result: SplitResult, policy: Policy | None, source: str | None
+) -> None:
+    """Writes the files of a split, and shows its plots in TensorBoard."""
+    folder, rows = result.folder, videos.rows(split)
+    write_predictions(folder / "predictions.csv", rows, result.predictions, run.classes)
+    _write_errors(folder / "errors.csv", rows, result.predictions, run.classes)
+    figures = {**_plots(split, result, run.classes), "errors": worst_errors_figure(videos, split, result.predictions)}
+    _log(run, folder.name, result.predictions, save_figures(figures, folder / "figures"))
+    if policy is not None:
+        _write_json(folder / "policy_report.json", {"policy": policy.identity, split: result.policy_report})
+    about = {"model": run.identity, "source": None if source is None else str(Path(source).resolve())}
+    _write_json(folder / "metrics.json", {split: result.metrics, "about": about})
+
+
+def _plots(split: str, result: SplitResult, classes: list[str]) -> dict[str, Figure]:
+    metrics, summary = result.metrics, result.summary
+    what = f"{split}, {metrics['n']} videos"
+    accuracy = f"{split}: accuracy {metrics['accuracy']:.3f} of {metrics['n']} videos"
+    return {
+        "confusion": confusion_figure(metrics["confusion"], classes, accuracy),
+        "reliability": reliability_figure(summary.reliability, result.calibrated, f"Reliability: {what}"),
+        "precision_recall": precision_recall_figure(summary.precision_recall, f"Precision-recall: {what}"),
+        "roc": roc_figure(summary.roc, f"ROC: {what}"),
+    }
+
+
+def _write_errors(path: Path, rows: pd.DataFrame, predictions: Predictions, classes: list[str]) -> None:
+    """Every wrongly classified video, the most confident first."""
+    wrong = predictions.worst_errors()
+    table = rows.loc[wrong, ["path", "label"]]
+    table["predicted"] = [classes[k] for k in predictions.predicted[wrong]]
+    table["confidence"] = [f"{p:.9g}" for p in predictions.probabilities[wrong].max(axis=1)]
+    table["loss"] = [f"{loss:.9g}" for loss in predictions.losses[wrong]]
+    table = pd.concat([table, rows.loc[wrong, ["creator", "status", "reason"]]], axis=1)
+    write_atomically(path, table.to_csv(index=False).encode())
+
+
+def _policy_report(manifest: pd.DataFrame, split: str, predictions: Predictions, policy: Policy) -> dict[str, Any]:
+    """What the policy does with a split, including the videos that could not be decoded."""
+    decisions, labels, probabilities = [], [], iter(predictions.probabilities)
+    for row in manifest[(manifest["split"] == split) & (manifest["status"] != "dropped")].itertuples():
+        lost = row.status == "undecodable"
+        of_video = np.full(len(policy.classes), np.nan) if lost else next(probabilities)
+        decisions.append(decide(policy, of_video, row.status, row.reason).decision)
+        labels.append(row.label)
+    return policy_report(decisions, labels, policy.safe_class)
+
+
+def _log(run: LoadedRun, name: str, predictions: Predictions, pictures: dict[str, Path]) -> None:
+    with SummaryWriter(str(run.folder / "tensorboard"), filename_suffix=".evaluate") as writer:
+        for kind, path in pictures.items():
+            log_picture(writer, f"evaluate_{name}/{kind}", path, run.step)
+        for k, label in enumerate(run.classes):
+            writer.add_pr_curve(
+                f"evaluate_{name}/{label}", predictions.labels == k, predictions.probabilities[:, k], run.step
+            )
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    write_atomically(path, json.dumps(content, indent=2, allow_nan=False).encode())

@@ -1,0 +1,105 @@
+"""What evaluate.py prints."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from vidcls.evaluation.results import SplitResult
+from vidcls.moderation.policy import Policy
+
+
+def print_evaluation(
+    name: str, classes: list[str], results: dict[str, SplitResult], policy: Policy | None, console: Console
+) -> None:
+    """Prints the metrics of each split, the policy and what it would do.
+
+    Args:
+        name: of the run.
+        classes: the K names.
+        results: by split.
+        policy: None where there is none.
+        console: where to.
+    """
+    console.print(_by_split(f"Metrics of {name}", {s: _metric_cells(r.metrics) for s, r in results.items()}))
+    if policy is None:
+        example = f"policy.safe_class={classes[-1]}"
+        console.print(f"No policy. To fit one, name the class that needs no action, such as {example}", soft_wrap=True)
+    else:
+        _print_policy(policy, results, console)
+    for result in results.values():
+        console.print(f"Results: {result.folder}", soft_wrap=True)
+
+
+def _print_policy(policy: Policy, results: dict[str, SplitResult], console: Console) -> None:
+    before, after = policy.calibration_error["before"], policy.calibration_error["after"]
+    console.print(
+        f"Policy {policy.identity}: temperature {policy.temperature:.3f} (ECE on val {before:.3f}, calibrated "
+        f"{after:.3f}); safe class {policy.safe_class}",
+        markup=False,
+        soft_wrap=True,
+    )
+    table = Table()
+    for column in ("harmful class", "review from", "block from", "targets"):
+        table.add_column(column)
+    for name, review in policy.review.items():
+        targets = ", ".join(f"{metric} {value:g}" for metric, value in policy.targets.get(name, {}).items()) or "-"
+        table.add_row(Text(name), f"{review:.3f}", f"{policy.block[name]:.3f}", targets)
+    console.print(table)
+    for name, review in policy.review.items():
+        if review > 0.5:
+            console.print(
+                f"Note for {name}: videos that score from 0.5 to {review:.3f} are allowed, although more likely {name} than "
+                "not. A higher target for the recall lowers that threshold.",
+                markup=False,
+                soft_wrap=True,
+            )
+    fitted = "val (fitted)" if len(results) > 1 else "val"
+    reports = {fitted if split == "val" else split: result.policy_report for split, result in results.items()}
+    columns = {split: _outcome_cells(report) for split, report in reports.items() if report is not None}
+    console.print(_by_split("What the policy would do", columns))
+
+
+def _by_split(title: str, columns: dict[str, dict[str, str]]) -> Table:
+    """A column per split and a row per metric: there are many of those, and a terminal may be 80 wide."""
+    table = Table("", title=title, title_justify="left")
+    for split in columns:
+        table.add_column(split, justify="right")
+    for name in next(iter(columns.values())):
+        table.add_row(name, *(cells[name] for cells in columns.values()))
+    return table
+
+
+def _metric_cells(metrics: dict[str, Any]) -> dict[str, str]:
+    resampled = metrics["bootstrap_ci95"]
+    return {
+        "videos": str(metrics["n"]),
+        "accuracy": _number(metrics["accuracy"]),
+        "  95 %, Wilson": _interval(metrics["accuracy_ci95"]),
+        "  95 %, resampled": f"{_interval(resampled['accuracy'])} ({resampled['unit']})",
+        "macro F1": _number(metrics["macro_f1"]),
+        "AUROC": _number(metrics["auroc"]),
+        "calibration error": _number(metrics["calibration_error"]),
+        "loss": _number(metrics["loss"]),
+    }
+
+
+def _outcome_cells(report: dict[str, Any]) -> dict[str, str]:
+    cells = {"videos": str(report["n"]), "review load": f"{report['review_load']:.1%}"}
+    for name in ("harmful_allowed", "safe_blocked"):
+        rate = report[name]
+        cells[f"{name.replace('_', ' ')} (95 %)"] = f"{rate['count']} of {rate['of']} ({_interval(rate['ci95'])})"
+    return cells
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _interval(interval: list[float] | None) -> str:
+    if interval is None or interval[0] == interval[1]:  # the bootstrap of metrics without an error has no width
+        return "-"
+    return f"{interval[0]:.2f} to {interval[1]:.2f}"
