@@ -52,8 +52,8 @@ def _print_policy(policy: Policy, results: dict[str, SplitResult], console: Cons
     for name, review in policy.review.items():
         if review > 0.5:
             console.print(
-                f"Note for {name}: videos that score from 0.5 to {review:.3f} are allowed, although more likely {name} than "
-                "not. A higher target for the recall lowers that threshold.",
+                f"Note for {name}: videos that score from 0.5 to {review:.3f} are allowed, although more likely "
+                f"{name} than not. A higher target for the recall lowers that threshold.",
                 markup=False,
                 soft_wrap=True,
             )
