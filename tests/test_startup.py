@@ -1,0 +1,109 @@
+"""Mistakes show before torch is imported, and each command imports no more than it needs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers.commands import ROOT
+from helpers.videos import write_video
+
+HEAVY = ("torch", "torchvision", "lightning", "torchmetrics", "timm", "sklearn", "matplotlib")
+PROGRAM = """
+import contextlib, io, json, runpy, sys
+results = []
+for arguments in json.loads(sys.argv[1]):
+    sys.argv, stderr, code = arguments, io.StringIO(), 0
+    try:
+        with contextlib.redirect_stderr(stderr), contextlib.redirect_stdout(io.StringIO()):
+            runpy.run_path(arguments[0], run_name="__main__")
+    except SystemExit as error:
+        code = error.code
+    results.append([code, stderr.getvalue()])
+print(json.dumps([results, sorted(name for name in sys.modules if "." not in name)]))
+"""
+
+
+def run_all(script: str, calls: list[list[str]], folder: Path) -> tuple[list[tuple[int, str]], set[str]]:
+    """Calls of an entry point in one new process: their exit codes and stderr, and what it has imported."""
+    arguments = json.dumps([[str(ROOT / script), *overrides] for overrides in calls])
+    command = [sys.executable, "-c", PROGRAM, arguments]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    results, modules = json.loads(done.stdout)
+    return [(code, stderr) for code, stderr in results], set(modules)
+
+
+TRAIN = {
+    "data=folder data.source=nowhere": "missing-source",
+    "model.dropout=2": "model.dropout",
+    "data.num_frames=0": "data.num_frames",
+    "data=folder data.source={demo} data.classes=[safe,unheard_of]": "data.classes",
+    "resume=nowhere": "nothing-to-resume",
+}
+EVALUATE = {
+    "run=nowhere": "run",
+    "run={run} split=tests": "split",
+    "run={run} accelerator=gpus": "accelerator",
+    "run={run} data.source=nowhere": "missing-source",
+    "run={run} policy.target.unheard_of.recall=0.9": "policy.target",
+    "run={run} policy.target.harmful.recall=2": "policy.target.harmful.recall",
+}
+PREDICT = {
+    "run=nowhere input={video} output=out": "run",
+    "run={run} input=nowhere output=out": "input",
+    "run={run} input={video} output={video}": "output",
+    "run={run} input={video} output=out predict.top_k=0": "predict.top_k",
+    "run={run} input={video} output=out accelerator=gpus": "accelerator",
+}
+EXPORT = {
+    "run=nowhere": "run",
+    "run={run} format=tflite": "format",
+    "run={run} accelerator=gpus": "accelerator",
+}
+CASES = {"train": TRAIN, "evaluate": EVALUATE, "predict": PREDICT, "export": EXPORT}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_mistakes_show_before_torch_is_imported(
+    name: str, finished: Path, demo_folder: Path, tmp_path: Path, record_property: Any
+) -> None:
+    video = next(demo_folder.rglob("*.mp4"))
+    calls = [text.format(run=finished, demo=demo_folder, video=video).split() for text in CASES[name]]
+    started = time.monotonic()
+    results, modules = run_all(f"{name}.py", calls, tmp_path)
+    seconds = time.monotonic() - started
+    for call, code, (exit_code, stderr) in zip(calls, CASES[name].values(), results, strict=True):
+        assert exit_code == 2 and stderr.startswith("error: expected "), f"{call}: {stderr}"
+        assert stderr.endswith(f"[{code}]\n"), f"{call}: {stderr}"
+    assert not modules & set(HEAVY)
+    record_property("seconds", seconds)
+    assert seconds < 30  # 2 or 3 where nothing else runs
+
+
+def test_the_package_is_imported_in_no_time() -> None:
+    program = "import sys, time; start = time.monotonic(); import vidcls; print(time.monotonic() - start, *sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    seconds, *modules = done.stdout.split()
+    assert not {"numpy", "pandas", "hydra", *HEAVY} & set(modules)
+    assert float(seconds) < 5  # 0.5 where nothing else runs
+
+
+@pytest.mark.parametrize("name", ["predict", "export"])
+def test_a_finished_run_is_used_without_the_libraries_of_training(name: str, finished: Path, tmp_path: Path) -> None:
+    import numpy as np
+
+    video = write_video(tmp_path / "a.mp4", np.zeros((10, 32, 32, 3), np.uint8))
+    overrides = {
+        "predict": [f"run={finished}", f"input={video}", "output=out"],
+        "export": [f"run={finished}", "output=model.onnx"],
+    }
+    ((code, stderr),), modules = run_all(f"{name}.py", [overrides[name]], tmp_path)
+    assert code == 0, stderr
+    unneeded = {"lightning", "torchmetrics", "torchvision", "timm", "sklearn", "matplotlib"}
+    assert not modules & unneeded, modules & unneeded
