@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 from helpers.commands import ROOT
-from helpers.videos import write_video
 
 HEAVY = ("torch", "torchvision", "lightning", "torchmetrics", "timm", "sklearn", "matplotlib")
 PROGRAM = """
@@ -92,18 +91,3 @@ def test_the_package_is_imported_in_no_time() -> None:
     seconds, *modules = done.stdout.split()
     assert not {"numpy", "pandas", "hydra", *HEAVY} & set(modules)
     assert float(seconds) < 5  # 0.5 where nothing else runs
-
-
-@pytest.mark.parametrize("name", ["predict", "export"])
-def test_a_finished_run_is_used_without_the_libraries_of_training(name: str, finished: Path, tmp_path: Path) -> None:
-    import numpy as np
-
-    video = write_video(tmp_path / "a.mp4", np.zeros((10, 32, 32, 3), np.uint8))
-    overrides = {
-        "predict": [f"run={finished}", f"input={video}", "output=out"],
-        "export": [f"run={finished}", "output=model.onnx"],
-    }
-    ((code, stderr),), modules = run_all(f"{name}.py", [overrides[name]], tmp_path)
-    assert code == 0, stderr
-    unneeded = {"lightning", "torchmetrics", "torchvision", "timm", "sklearn", "matplotlib"}
-    assert not modules & unneeded, modules & unneeded

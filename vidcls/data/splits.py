@@ -12,7 +12,6 @@ from itertools import product
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Int
-from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from vidcls.errors import UserError, check_number
 
@@ -193,6 +192,8 @@ def _candidates(
 ) -> Iterator[Bool[np.ndarray, "N"]]:
     """Parts that could be held out: each fold, each two neighbours, and so on to all folds but one."""
     bound = grouped and len(np.unique(groups)) < len(groups)
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold  # only here: it takes seconds
+
     splitter = (StratifiedGroupKFold if bound else StratifiedKFold)(folds, shuffle=True, random_state=seed)
     fold_of = np.empty(len(codes), dtype=np.int64)
     with warnings.catch_warnings():
