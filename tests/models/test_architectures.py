@@ -22,7 +22,7 @@ import vidcls.sweeps.jobs  # noqa: F401  # registers the resolvers that the file
 from vidcls.data.sampling import ClipSpec, StoreSpec
 from vidcls.exporters import FILES, ExportedClassifier, export_checked
 from vidcls.models.classifiers import Classifier
-from vidcls.models.motion import STREAMS
+from vidcls.models.motion import MOTIONS
 from vidcls.training.checkpoint import build_model, build_preprocess
 from vidcls.training.spec import Normalisation, RunSpec
 
@@ -59,12 +59,12 @@ CASES = [
     Case("model=cnn_mean"),
     Case("model=encoder_head"),
     Case("model=encoder_head model.encoder.temporal_shift=true model/head=pool"),
-    Case(f"{RESNET} model/head=bilstm model.stream=difference", still=ATTENTION),
+    Case(f"{RESNET} model/head=bilstm model.motion=difference", still=ATTENTION),
     Case(f"{RESNET} model/head=pool model.head.pooling=statistics model.encoder.temporal_shift=true"),
-    Case(f"{RESNET} model/head=pool model.head.pooling=attention model.stream=early_fusion", still=ATTENTION),
-    Case(f"{CNN} model/head=gru model.stream=feature_difference"),
-    Case(f"{CNN} model/head=transformer model.stream=late_fusion"),
-    Case(f"{CNN} model/head=lstm model.head.num_layers=2 model.head.pooling=max model.stream=early_fusion"),
+    Case(f"{RESNET} model/head=pool model.head.pooling=attention model.motion=early_fusion", still=ATTENTION),
+    Case(f"{CNN} model/head=gru model.motion=feature_difference"),
+    Case(f"{CNN} model/head=transformer model.motion=late_fusion"),
+    Case(f"{CNN} model/head=lstm model.head.num_layers=2 model.head.pooling=max model.motion=early_fusion"),
     Case("model=r3d_18", resolution=16),
     Case("model=mc3_18", resolution=16),
     Case("model=r2plus1d_18", resolution=16),
@@ -113,7 +113,7 @@ def test_each_option_has_a_case() -> None:
     told = {re.search(r"model=(\w+)", case.overrides).group(1) for case in CASES}  # type: ignore[union-attr]
     assert told == options("model") - {"video"}  # the basis of those that name a network
     chosen: list[dict[str, Any]] = [model for model in models if model["_target_"].endswith("encoder_head")]
-    assert {model["stream"] for model in chosen} == set(STREAMS)
+    assert {model["stream"] for model in chosen} == set(MOTIONS)
     names = {(model["head"]["name"], model["head"].get("bidirectional", False)) for model in chosen}
     heads = {"lstm": ("lstm", False), "bilstm": ("lstm", True), "gru": ("gru", False)}
     heads |= {name: (name, False) for name in ("pool", "transformer")}

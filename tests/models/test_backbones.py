@@ -7,14 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.nets import SMALL, build
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import nn
 from torchvision.models import get_model
 
 from vidcls.errors import UserError
 from vidcls.models.backbones import Backbone, build_net
-from vidcls.models.freezing import count_frozen, split_stages
+from vidcls.models.pretrained import frozen_stages, split_stages
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +114,7 @@ def test_six_channels_of_the_same_twice_are_three(tmp_path: Path, name: str) -> 
     ],
 )
 def test_unknown_names(name: str, nearest: str) -> None:
-    message = f"model.encoder.name to be cnn, timm/NAME or torchvision/NAME; got '{name}'. The nearest are .*{nearest}"
+    message = rf"The nearest are .*{nearest}.*\[model.encoder.name\]$"
     with pytest.raises(UserError, match=message):
         build(name)
 
@@ -131,10 +129,7 @@ def test_unknown_names(name: str, nearest: str) -> None:
     ],
 )
 def test_frames_that_a_network_does_not_take(name: str, resolution: int, native: int) -> None:
-    message = (
-        rf"expected data.resolution that {name} takes; got {resolution}: .*\. Give data.resolution={native}, which"
-    )
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=rf"data.resolution={native}, .*\[data.resolution\]$"):
         build(name, resolution=resolution)
 
 
@@ -154,7 +149,7 @@ def test_weights_are_loaded_when_asked_not_when_built(weights: str) -> None:
 def test_a_checkpoint_needs_no_weights_file() -> None:
     encoder = build(weights="gone.pth", trainable_from="none")  # built, as for a checkpoint
     encoder.load_state_dict(build().state_dict())
-    with pytest.raises(UserError, match=r"no such file: gone.pth"):
+    with pytest.raises(UserError, match=r"gone.pth.*\[weights-file\]$"):
         encoder.load_weights()
 
 
@@ -166,8 +161,7 @@ def test_normalisation_goes_with_the_weights(weights: str) -> None:
 @pytest.mark.parametrize("trainable_from", ["none", "blocks.2"])
 def test_what_is_frozen_must_have_learned_something(trainable_from: str) -> None:
     encoder = build(trainable_from=trainable_from)  # a checkpoint may be rebuilt
-    message = rf"model.encoder.weights, as model.encoder.trainable_from={trainable_from} keeps .*; got null: .*=default"
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=r"\[frozen-without-weights\]$"):
         encoder.load_weights()
 
 
@@ -201,19 +195,20 @@ def test_what_has_no_kernel_joins_the_stage_before() -> None:
     assert net.norm.bias is stages["blocks.5"][-1]
 
 
-@given(st.lists(st.sampled_from(["stem", "body", "blocks.0", "blocks.1"]), min_size=1, unique=True), st.data())
-def test_frozen_stages_are_those_before(names: list[str], data: st.DataObject) -> None:
-    first = data.draw(st.sampled_from(names))
-    assert names[count_frozen(names, first, "knob")] == first
-    assert count_frozen(names, "all", "knob") == 0 and count_frozen(names, "none", "knob") == len(names)
+def test_frozen_stages_are_those_before() -> None:
+    net = build_net(SMALL, 3)
+    names, stages = list(split_stages(net)), list(split_stages(net).values())
+    for place, name in enumerate(names):
+        assert list(map(len, frozen_stages(net, name, "option"))) == list(map(len, stages[:place]))
+    assert frozen_stages(net, "all", "option") == []
+    assert len(frozen_stages(net, "none", "option")) == len(stages)
 
 
 @pytest.mark.parametrize("trainable_from", ["layer4", "blocks", "blocks.9", "blocks.2.0", "bn1", ""])
 def test_unknown_stages(trainable_from: str) -> None:
-    stages = "all, none, conv_stem, blocks.0, blocks.1, blocks.2, blocks.3, blocks.4, conv_head"
-    message = f"expected model.encoder.trainable_from to be one of {stages}; got '{trainable_from}'. Change"
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError) as error:
         build(trainable_from=trainable_from)
+    assert error.value.code == "model.encoder.trainable_from" and "conv_stem, blocks.0, blocks.1" in str(error.value)
 
 
 def train_one_step(encoder: Backbone) -> set[str]:
@@ -272,7 +267,7 @@ def test_batch_norms_may_keep_their_statistics_where_all_else_trains(weights: st
 
 def test_batch_norms_that_keep_their_statistics_must_have_some() -> None:
     encoder = build(norm_eval=True)
-    with pytest.raises(UserError, match=r"as model.encoder.norm_eval=true keeps .*; got null: .*norm_eval=false\."):
+    with pytest.raises(UserError, match=r"norm_eval=false\. \[frozen-without-weights\]$"):
         encoder.load_weights()
 
 

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import copy
 import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from helpers.commands import ROOT
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vidcls.errors import UserError
-from vidcls.models.classifiers import Classifier, cnn_lstm, cnn_mean, encoder_head
+from vidcls.models.classifiers import Classifier, build_classifier, cnn_lstm, cnn_mean, encoder_head
 from vidcls.models.encoders import ConvEncoder
-from vidcls.models.heads import LSTMHead
 
 
 def small(
@@ -256,32 +260,81 @@ def test_only_the_lstm_learns_an_order() -> None:
 
 @pytest.mark.parametrize(("resolution", "channels", "least"), [(3, [4, 8], 4), (7, [4, 8, 8], 8), (1, [4], 2)])
 def test_frames_too_small_for_the_poolings(resolution: int, channels: list[int], least: int) -> None:
-    message = rf"expected data.resolution >= {least} for {len(channels)} poolings; got {resolution}"
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=rf"data.resolution={least} .*\[data.resolution\]$"):
         ConvEncoder(channels, resolution)
 
 
-@pytest.mark.parametrize("hidden_size", [0, -1])
-def test_hidden_size_out_of_range(hidden_size: int) -> None:
-    with pytest.raises(UserError, match=r"expected model.lstm.hidden_size to be an integer >= 1; got"):
-        LSTMHead(8, hidden_size)
-
-
-@pytest.mark.parametrize("dropout", [-0.1, 1.5])
-def test_dropout_out_of_range(dropout: float) -> None:
-    with pytest.raises(UserError, match=r"expected model.dropout to be a number from 0 to 1; got"):
-        cnn_mean(3, 16, {"channels": [4]}, dropout)
-
-
-@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
-@pytest.mark.parametrize("channels", [[], [0], [4, -8]])
-def test_channels_out_of_range(channels: list[int]) -> None:
-    with pytest.raises(UserError, match=r"expected model.encoder.channels"):
-        ConvEncoder(channels, 16)
-
-
 @pytest.mark.parametrize("group", ["encoder", "head"])
-def test_a_groups_name_is_not_its_knobs(group: str) -> None:
-    knobs = {"encoder": {"name": "cnn", "channels": [4]}, "head": {"name": "pool", "pooling": "mean"}, group: "gru"}
-    with pytest.raises(UserError, match=rf"model.{group} to hold knobs; got 'gru'. Choose .*model/{group}=gru"):
-        encoder_head(2, 16, 2, **knobs, stream="rgb", dropout=0.5)
+def test_a_groups_name_is_not_its_options(group: str) -> None:
+    options = {"encoder": {"name": "cnn", "channels": [4]}, "head": {"name": "pool", "pooling": "mean"}, group: "gru"}
+    with pytest.raises(UserError, match=rf"model/{group}=gru. \[model.{group}\]$"):
+        encoder_head(2, 16, 2, **options, motion="rgb", dropout=0.5)
+
+
+# ---- models of other packages
+
+OWN = """
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self, num_classes, num_frames, width):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.LazyLinear(width), nn.Linear(width, num_classes))
+
+    def forward(self, clips):
+        return self.layers(clips)
+
+
+def number():
+    return 7
+"""
+
+
+@pytest.fixture
+def own_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    (tmp_path / "their_models.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)  # as a user's own folder
+    return "their_models"
+
+
+def build_own(target: str, trust: list[str], **options: Any) -> Classifier:
+    return build_classifier(target, options, num_classes=3, resolution=8, num_frames=4, trust=trust)
+
+
+def test_any_module_is_a_classifier(own_package: str) -> None:
+    model = build_own("their_models.Net", [own_package], width=5)
+    frames = torch.rand(2, 4, 3, 8, 8)
+    assert model(frames).shape == (2, 3)
+    assert torch.equal(model.classify(model.encode(frames)), model(frames))
+    assert not model.encoder.is_frozen and model.encoder.normalisation is None
+    assert [len(stage) for stage in model.stages()] == [4]
+
+
+@pytest.mark.parametrize(
+    ("target", "trust", "options", "code"),
+    [
+        ("their_models.Net", [], {"width": 5}, "untrusted-model"),
+        ("their_models.Net", ["torch"], {"width": 5}, "untrusted-model"),
+        ("vidcls.models.classifiers.signature", [], {}, "untrusted-model"),
+        ("vidcls.models.classifiers._find", [], {}, "untrusted-model"),
+        ("vidcls.files.write_atomically", [], {}, "untrusted-model"),
+        ("their_models.Nit", ["their_models"], {}, "unknown-model"),
+        ("their_modules.Net", ["their_modules"], {}, "unknown-model"),
+        ("their_models.Net", ["their_models"], {}, "model-options"),
+        ("their_models.Net", ["their_models"], {"wdith": 5}, "model-options"),
+        ("their_models.number", ["their_models"], {}, "not-a-network"),
+    ],
+)
+def test_models_that_are_refused(
+    own_package: str, target: str, trust: list[str], options: dict[str, Any], code: str
+) -> None:
+    with pytest.raises(UserError) as error:
+        build_own(target, trust, **options)
+    assert error.value.code == code
+
+
+def test_a_network_without_torchvision_does_not_import_it() -> None:
+    code = "import sys, vidcls.models.classifiers; print([n for n in ('torchvision', 'timm') if n in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -171,20 +171,16 @@ def test_the_plain_pool_head_is_the_mean() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "knobs", "message"),
+    ("name", "options", "code"),
     [
-        ("mamba", {}, "model.head.name to be one of lstm, gru, pool, transformer; got 'mamba'"),
-        ("pool", {"pooling": "median"}, "model.head.pooling to be one of last, mean, .*; got 'median'"),
-        ("lstm", {"pooling": "median"}, "model.head.pooling to be one of last, mean, .*; got 'median'"),
-        ("transformer", {"pooling": "median"}, "model.head.pooling to be one of last, mean, .*; got 'median'"),
-        ("lstm", {"hidden_size": 0}, "model.head.hidden_size to be an integer >= 1; got 0"),
-        ("gru", {"num_layers": 0}, "model.head.num_layers to be an integer >= 1; got 0"),
-        ("transformer", {"hidden_size": -8}, "model.head.hidden_size to be an integer >= 1; got -8"),
-        ("transformer", {"num_layers": 0}, "model.head.num_layers to be an integer >= 1; got 0"),
-        ("transformer", {"num_heads": 0}, "model.head.num_heads to be an integer >= 1; got 0"),
-        ("transformer", {"num_heads": 3}, "model.head.num_heads to divide model.head.hidden_size=8; got 3"),
+        ("mamba", {}, "model.head.name"),
+        ("pool", {"pooling": "median"}, "model.head.pooling"),
+        ("lstm", {"pooling": "median"}, "model.head.pooling"),
+        ("transformer", {"pooling": "median"}, "model.head.pooling"),
+        ("transformer", {"num_heads": 3}, "model.head.num_heads"),
     ],
 )
-def test_settings_out_of_range(name: str, knobs: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        head(name, **knobs)
+def test_options_out_of_range(name: str, options: dict[str, Any], code: str) -> None:
+    with pytest.raises(UserError) as error:
+        head(name, **options)
+    assert error.value.code == code

@@ -10,7 +10,7 @@ from torch.nn import Parameter
 
 from vidcls.errors import UserError
 from vidcls.models.encoders import ConvEncoder, Encoder
-from vidcls.models.motion import STREAMS, build_stream
+from vidcls.models.motion import MOTIONS, build_motion
 
 
 class Means(Encoder):
@@ -39,7 +39,7 @@ CLIP = COLOURS[None, :, :, None, None].expand(1, 3, 3, 2, 2)
 
 
 @pytest.mark.parametrize(
-    ("stream", "expected"),
+    ("motion", "expected"),
     [
         ("rgb", [[1.0, 9, 0], [4, 9, 1], [16, 9, 1]]),
         ("difference", [[1.0, 0, 1], [4, 0, 4]]),
@@ -48,35 +48,35 @@ CLIP = COLOURS[None, :, :, None, None].expand(1, 3, 3, 2, 2)
         ("late_fusion", [[4.0, 9, 1, 1, 0, 1], [16, 9, 1, 4, 0, 4]]),
     ],
 )
-def test_streams_by_hand(stream: str, expected: list[list[float]]) -> None:
-    encoder, length = build_stream(stream, 3, Means)
+def test_streams_by_hand(motion: str, expected: list[list[float]]) -> None:
+    encoder, length = build_motion(motion, 3, Means)
     torch.testing.assert_close(encoder(CLIP), torch.tensor([expected]))
     assert (length, encoder.num_features) == (len(expected), len(expected[0]))
 
 
 def test_all_streams_are_tested() -> None:
-    assert STREAMS == ("rgb", "difference", "feature_difference", "early_fusion", "late_fusion")
+    assert MOTIONS == ("rgb", "difference", "feature_difference", "early_fusion", "late_fusion")
 
 
-@pytest.mark.parametrize("stream", STREAMS)
+@pytest.mark.parametrize("motion", MOTIONS)
 @pytest.mark.parametrize("num_frames", [2, 7])
-def test_lengths_with_a_network(stream: str, num_frames: int) -> None:
+def test_lengths_with_a_network(motion: str, num_frames: int) -> None:
     torch.manual_seed(0)
-    encoder, length = build_stream(stream, num_frames, lambda channels: ConvEncoder([4], 8, channels))
-    assert length == (num_frames if stream == "rgb" else num_frames - 1)
+    encoder, length = build_motion(motion, num_frames, lambda channels: ConvEncoder([4], 8, channels))
+    assert length == (num_frames if motion == "rgb" else num_frames - 1)
     features = encoder(torch.rand(2, num_frames, 3, 8, 8))
-    assert encoder.num_features == 64 * (2 if stream == "late_fusion" else 1)
+    assert encoder.num_features == 64 * (2 if motion == "late_fusion" else 1)
     assert features.shape == (2, length, encoder.num_features)
 
 
 def test_a_still_background_vanishes() -> None:
-    encoder, _ = build_stream("difference", 4, Means)
+    encoder, _ = build_motion("difference", 4, Means)
     moving, background = torch.rand(2, 4, 3, 2, 2), torch.rand(2, 1, 3, 2, 2)
     torch.testing.assert_close(encoder(moving + background), encoder(moving))
 
 
 def test_late_fusion_has_two_encoders() -> None:
-    encoder, _ = build_stream("late_fusion", 3, Means)
+    encoder, _ = build_motion("late_fusion", 3, Means)
     frames, motion = (part for part in encoder.modules() if isinstance(part, Means))
     assert frames.scale is not motion.scale
     with torch.no_grad():
@@ -85,9 +85,9 @@ def test_late_fusion_has_two_encoders() -> None:
     assert encoder.stages() == [[frames.scale, motion.scale]]  # block by block, so that both thaw alike
 
 
-@pytest.mark.parametrize("stream", STREAMS)
-def test_what_the_encoder_answers_is_passed_on(stream: str) -> None:
-    encoder, _ = build_stream(stream, 3, Means)
+@pytest.mark.parametrize("motion", MOTIONS)
+def test_what_the_encoder_answers_is_passed_on(motion: str) -> None:
+    encoder, _ = build_motion(motion, 3, Means)
     inner = [part for part in encoder.modules() if isinstance(part, Means)]
     encoder.load_weights()
     assert [part.loaded for part in inner] == [1] * len(inner)
@@ -96,29 +96,29 @@ def test_what_the_encoder_answers_is_passed_on(stream: str) -> None:
     assert not encoder.is_frozen
 
 
-@pytest.mark.parametrize("stream", STREAMS)
-def test_whether_the_encoder_is_frozen_is_passed_on(stream: str) -> None:
+@pytest.mark.parametrize("motion", MOTIONS)
+def test_whether_the_encoder_is_frozen_is_passed_on(motion: str) -> None:
     def frozen(channels: int) -> Encoder:
         encoder = Means(channels)
         encoder.is_frozen = True
         return encoder
 
-    assert build_stream(stream, 3, frozen)[0].is_frozen
+    assert build_motion(motion, 3, frozen)[0].is_frozen
 
 
 def test_rgb_is_the_encoder_itself() -> None:
-    assert isinstance(build_stream("rgb", 1, Means)[0], Means)
+    assert isinstance(build_motion("rgb", 1, Means)[0], Means)
 
 
 # ---- what is refused
 
 
-@pytest.mark.parametrize("stream", STREAMS[1:])
-def test_one_frame_has_no_differences(stream: str) -> None:
-    with pytest.raises(UserError, match=f"expected data.num_frames >= 2 for model.stream={stream}; got 1. Raise it."):
-        build_stream(stream, 1, Means)
+@pytest.mark.parametrize("motion", MOTIONS[1:])
+def test_one_frame_has_no_differences(motion: str) -> None:
+    with pytest.raises(UserError, match=r"\[data.num_frames\]$"):
+        build_motion(motion, 1, Means)
 
 
-def test_an_unknown_stream() -> None:
-    with pytest.raises(UserError, match=r"model.stream to be one of rgb, difference, .*; got 'flow'"):
-        build_stream("flow", 3, Means)
+def test_an_unknown_motion() -> None:
+    with pytest.raises(UserError, match=r"\[model.motion\]$"):
+        build_motion("flow", 3, Means)

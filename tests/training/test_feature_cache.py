@@ -213,7 +213,7 @@ def test_a_broken_file_is_written_again(copied: Path, frozen: Overrides, harm: H
 @pytest.mark.parametrize(
     "other",
     [
-        ["model.stream=difference"],
+        ["model.motion=difference"],
         ["data.batch_size=5"],  # whose products may round otherwise
         ["data.num_frames=2"],
         ["normalise.mean=[0.5,0.5,0.5]"],

@@ -54,7 +54,7 @@ def composed(*overrides: str) -> DictConfig:
         ([*BACKBONE, "model.head=bilstm"], "model.head"),
         ([*BACKBONE, "model.head.pooling=median"], "model.head.pooling"),
         ([*BACKBONE, "model/head=transformer", "model.head.num_heads=5"], "model.head.num_heads"),
-        ([*BACKBONE, "model.stream=difference", "data.num_frames=1"], "data.num_frames"),
+        ([*BACKBONE, "model.motion=difference", "data.num_frames=1"], "data.num_frames"),
         (["model=s3d", "data.num_frames=4"], "data.num_frames"),
         (["model=r3d_18", "model.name=resnet"], "model.name"),
         (["model=r3d_18", "model.norm_eval=true"], "model.weights"),

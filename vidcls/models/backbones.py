@@ -1,23 +1,30 @@
-"""Frames to features with a classification network of timm or torchvision: [B, T, C, R, R] to [B, T, D]."""
+"""Encoders from timm and torchvision: image networks on each frame, video networks on whole clips."""
 
 from __future__ import annotations
 
 import difflib
+import math
 
 import torch
 import torchvision
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import Parameter
+from torchvision.models import get_model
 
-from vidcls.errors import UserError
-from vidcls.models.pretrained import Pretrained, remove_classifier
+from vidcls.errors import UserError, check_choice
+from vidcls.models.pretrained import Pretrained, remove_classifier, repeat_channels, timm_config
 from vidcls.models.temporal_shift import TemporalShift, shifted_convolutions
-from vidcls.models.weights import repeat_channels, timm_config
+
+VIDEO_NETS = ("r3d_18", "mc3_18", "r2plus1d_18", "s3d", "mvit_v2_s", "swin3d_t")
+# 5 frames pass through s3d. But for fewer than 8, oneDNN, which torch uses on CPUs, computes a wrong gradient for its
+# kernels of 7 frames, or writes past the end of its memory (seen in torch 2.15).
+MIN_FRAMES = {"s3d": 8}
+MIN_RESOLUTION = {"s3d": 17}
 
 
 class Backbone(Pretrained):
-    """Any classification network of timm or torchvision, without its last layer, on each frame on its own.
+    """An image classification network of timm or torchvision, without its last layer, on each frame on its own.
 
     Args:
         name: timm/NAME or torchvision/NAME.
@@ -30,7 +37,7 @@ class Backbone(Pretrained):
 
     Raises:
         UserError: no such network or stage, one that does not take frames of this size, or one without residual blocks
-            where they are to be shifted.
+            to be shifted.
     """
 
     def __init__(
@@ -54,7 +61,8 @@ class Backbone(Pretrained):
                 raise UserError(
                     "a network of residual blocks of 2D convolutions, for model.encoder.temporal_shift=true",
                     f"none in {name}",
-                    "Give torchvision/resnet18, torchvision/mobilenet_v2 or timm/tf_efficientnet_lite0, say.",
+                    "Use torchvision/resnet18, torchvision/mobilenet_v2 or timm/tf_efficientnet_lite0, for example.",
+                    "model.encoder.temporal_shift",
                 )
             self.shift = TemporalShift(convolutions)
 
@@ -67,8 +75,60 @@ class Backbone(Pretrained):
         return torch.unflatten(features, 0, frames.shape[:2])  # [B, T, D]
 
 
+class VideoNet(Pretrained):
+    """A video network of torchvision, without its last layer, on whole clips.
+
+    r3d_18, mc3_18, r2plus1d_18: Tran et al. 2018 (https://arxiv.org/abs/1711.11248); s3d: Xie et al. 2018
+    (https://arxiv.org/abs/1712.04851); mvit_v2_s: Li et al. 2022 (https://arxiv.org/abs/2112.01526); swin3d_t: Liu et
+    al. 2022 (https://arxiv.org/abs/2106.13230).
+
+    Args:
+        name: one of `VIDEO_NETS`.
+        weights: see `Pretrained`.
+        trainable_from: see `Pretrained`.
+        resolution: R, in pixels.
+        num_frames: T.
+        norm_eval: see `Pretrained`.
+
+    Raises:
+        UserError: no such network or stage, or clips that are too small or short for it.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        weights: str | None,
+        trainable_from: str,
+        resolution: int,
+        num_frames: int,
+        norm_eval: bool = False,
+    ) -> None:
+        check_choice("model.name", name, VIDEO_NETS)
+        for option, value, minimum in (
+            ("data.num_frames", num_frames, MIN_FRAMES.get(name, 1)),
+            ("data.resolution", resolution, MIN_RESOLUTION.get(name, 1)),
+        ):
+            if value < minimum:
+                raise UserError(f"{option} >= {minimum} for {name}", str(value), f"Set {option}={minimum}.", option)
+        net = get_model(name, weights=None)
+        num_features = remove_classifier(net)
+        if name == "s3d":
+            net.avgpool = nn.AdaptiveAvgPool3d(1)  # the same at 16 frames of 224 pixels, where its own is [2, 7, 7]
+        if name == "mvit_v2_s":
+            # The number of patches is all that it keeps of a clip's size, beside its table of relative positions. That
+            # stays as its weights have it, for 16 frames of 224 pixels; the network interpolates it for others.
+            net.pos_encoding.temporal_size = math.ceil(num_frames / 2)
+            net.pos_encoding.spatial_size = (math.ceil(resolution / 4), math.ceil(resolution / 4))
+        super().__init__(net, name, weights, trainable_from, norm_eval)
+        self.num_features = num_features  # D
+
+    def forward(self, clips: Float[Tensor, "B T 3 R R"]) -> Float[Tensor, "B D"]:
+        """Encodes clips."""
+        return self.net(clips.transpose(1, 2).contiguous())  # from [B, 3, T, R, R]
+
+
 def build_net(name: str, in_channels: int) -> nn.Module:
-    """A network with random weights and no classifier: [B, C, R, R] to [B, D].
+    """An image network with random weights and no classifier: [B, C, R, R] to [B, D].
 
     Raises:
         UserError: no such network.
@@ -84,11 +144,12 @@ def build_net(name: str, in_channels: int) -> nn.Module:
                 "model.encoder.name to be cnn, timm/NAME or torchvision/NAME",
                 repr(name),
                 f"The nearest are {', '.join(difflib.get_close_matches(name, known, cutoff=0))}.",
+                "model.encoder.name",
             )
         return timm.create_model(model, num_classes=0, in_chans=in_channels)
-    # These two would give a tuple while they train.
+    # These two would return a tuple in training.
     options = {"aux_logits": False, "init_weights": True} if model in ("googlenet", "inception_v3") else {}
-    net = torchvision.models.get_model(model, weights=None, **options)
+    net = get_model(model, weights=None, **options)
     remove_classifier(net)
     if in_channels != 3:
         first = next(part for part in net.modules() if isinstance(part, nn.Conv2d))
@@ -110,13 +171,14 @@ def count_features(net: nn.Module, name: str, resolution: int, in_channels: int)
         raise UserError(
             f"data.resolution that {name} takes",
             f"{resolution}: {(str(error).splitlines() or ['refused'])[0]}",
-            f"Give data.resolution={native_resolution(name)}, which it was made for.",
+            f"Set data.resolution={native_resolution(name)}, which it was trained with.",
+            "data.resolution",
         ) from error
     return features.shape[-1]
 
 
 def native_resolution(name: str) -> int:
-    """R of the pictures that a network's weights were trained with."""
+    """R of the images that a network's weights were trained with."""
     if name.startswith("timm/"):
         return timm_config(name).input_size[-1]
     return torchvision.models.get_model_weights(name.partition("/")[2]).DEFAULT.transforms().crop_size[0]

@@ -1,29 +1,29 @@
-"""Videos to logits: [B, T, 3, R, R] to [B, K]. Each model is a function whose keywords are the keys of conf/model/."""
+"""Clips to logits: [B, T, 3, R, R] to [B, K]. Each model is a function whose keywords are the keys of conf/model/."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+import os
+import sys
+from collections.abc import Callable, Sequence
 from inspect import isfunction, signature
-from typing import Any, TypedDict
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from vidcls.errors import UserError, check_number
-from vidcls.models.backbones import Backbone
+from vidcls.errors import UserError
 from vidcls.models.encoders import ConvEncoder, Encoder
 from vidcls.models.heads import LSTMHead, PoolHead, build_head
-from vidcls.models.motion import build_stream
-from vidcls.models.video import VideoNet
+from vidcls.models.motion import build_motion
 
 
 class Classifier(nn.Module):
-    """Encodes a clip's frames, joins them into one vector, and classifies that.
+    """Encoder, head and output layer.
 
     Args:
-        encoder: [B, T, 3, R, R] to [B, T', D], or [B, D] where it has joined them itself.
+        encoder: [B, T, 3, R, R] to [B, T', D], or to [B, D].
         head: that to [B, E].
         num_features: E.
         dropout: probability, before the last layer.
@@ -34,13 +34,13 @@ class Classifier(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.head = head
-        self.dropout = nn.Dropout(check_number("model.dropout", dropout, 0.0, 1.0))
+        self.dropout = nn.Dropout(dropout)
         self.output = nn.Linear(num_features, num_classes)
         nn.init.xavier_uniform_(self.output.weight)
         nn.init.zeros_(self.output.bias)
 
     def encode(self, frames: Float[Tensor, "B T 3 R R"]) -> Float[Tensor, "B *features"]:
-        """Features of normalised clips: all that a frozen encoder ever says of them."""
+        """Features of normalised clips."""
         return self.encoder(frames)
 
     def classify(self, features: Float[Tensor, "B *features"]) -> Float[Tensor, "B K"]:
@@ -53,26 +53,35 @@ class Classifier(nn.Module):
         return self.classify(self.encode(frames))
 
     def stages(self) -> list[list[Parameter]]:
-        """The parameters in blocks from the input to the output; the last block is all that starts from scratch."""
+        """The trainable parameters from the input to the output; the last stage is all that is not pretrained."""
         pretrained = self.encoder.stages()
         known = {id(parameter) for stage in pretrained for parameter in stage}
         return [*pretrained, [parameter for parameter in self.parameters() if id(parameter) not in known]]
 
 
-class ConvSettings(TypedDict):
-    """Keywords of `ConvEncoder` that a configuration chooses."""
+class PlainNetwork(Classifier):
+    """Any network from clips to logits, as a `Classifier` whose encoder is empty.
 
-    channels: Sequence[int]
+    Args:
+        net: float [B, T, 3, R, R] to logits [B, K].
+    """
 
+    def __init__(self, net: nn.Module) -> None:
+        nn.Module.__init__(self)
+        self.encoder = Encoder()
+        self.net = net
 
-class LSTMSettings(TypedDict):
-    """Keywords of `LSTMHead` that a configuration chooses."""
+    def encode(self, frames: Float[Tensor, "B T 3 R R"]) -> Float[Tensor, "B T 3 R R"]:
+        """The frames themselves."""
+        return frames
 
-    hidden_size: int
+    def classify(self, features: Float[Tensor, "B T 3 R R"]) -> Float[Tensor, "B K"]:
+        """Logits from frames."""
+        return self.net(features)
 
 
 def cnn_lstm(
-    num_classes: int, resolution: int, encoder: ConvSettings, lstm: LSTMSettings, dropout: float
+    num_classes: int, resolution: int, encoder: dict[str, Any], lstm: dict[str, Any], dropout: float
 ) -> Classifier:
     """The notebook's network: three convolutions per frame, an LSTM over the frames, its last state classified.
 
@@ -89,8 +98,8 @@ def cnn_lstm(
     return Classifier(frames, head, head.num_features, dropout, num_classes)
 
 
-def cnn_mean(num_classes: int, resolution: int, encoder: ConvSettings, dropout: float) -> Classifier:
-    """`cnn_lstm` with the LSTM replaced by a mean over the frames: what can be told without their order."""
+def cnn_mean(num_classes: int, resolution: int, encoder: dict[str, Any], dropout: float) -> Classifier:
+    """`cnn_lstm` with a mean over the frames instead of the LSTM: a baseline that cannot see their order."""
     frames = ConvEncoder(**encoder, resolution=resolution)
     head = PoolHead(frames.num_features)
     return Classifier(frames, head, head.num_features, dropout, num_classes)
@@ -102,7 +111,7 @@ def encoder_head(
     num_frames: int,
     encoder: dict[str, Any] | str,
     head: dict[str, Any] | str,
-    stream: str,
+    motion: str,
     dropout: float,
 ) -> Classifier:
     """Any encoder of frames under any head.
@@ -113,25 +122,27 @@ def encoder_head(
         num_frames: T.
         encoder: ``name: cnn`` and the keywords of `ConvEncoder`, or the keywords of `Backbone`.
         head: see `build_head`.
-        stream: see `vidcls.models.motion`.
+        motion: see `build_motion`.
         dropout: see `Classifier`.
 
     Raises:
-        UserError: a setting is out of range, or a group's name is where its knobs should be.
+        UserError: options that do not fit together, or the name of a group where its options should be.
     """
     if isinstance(encoder, str) or isinstance(head, str):
         group, name = ("encoder", encoder) if isinstance(encoder, str) else ("head", head)
-        raise UserError(f"model.{group} to hold knobs", repr(name), f"Choose a group: model/{group}={name}.")
+        remedy = f"Choose a file of the group: model/{group}={name}."
+        raise UserError(f"model.{group} to hold options", repr(name), remedy, f"model.{group}")
 
     def build(channels: int) -> Encoder:
-        if encoder["name"] != "cnn":
-            return Backbone(**encoder, resolution=resolution, in_channels=channels)
-        knobs = {name: value for name, value in encoder.items() if name != "name"}
-        return ConvEncoder(**knobs, resolution=resolution, in_channels=channels)
+        if encoder["name"] == "cnn":
+            return ConvEncoder(encoder["channels"], resolution=resolution, in_channels=channels)
+        from vidcls.models.backbones import Backbone  # imports torchvision, which other networks need not pay for
 
-    frames, length = build_stream(stream, num_frames, build)
-    join = build_head(frames.num_features, length, **head)
-    return Classifier(frames, join, join.num_features, dropout, num_classes)
+        return Backbone(**encoder, resolution=resolution, in_channels=channels)
+
+    frames, length = build_motion(motion, num_frames, build)
+    over_time = build_head(frames.num_features, length, **head)
+    return Classifier(frames, over_time, over_time.num_features, dropout, num_classes)
 
 
 def video(
@@ -144,7 +155,9 @@ def video(
     dropout: float,
     norm_eval: bool = False,
 ) -> Classifier:
-    """A network of whole clips, see `VideoNet`: what encoders of single frames have to beat."""
+    """A video network of torchvision on whole clips, see `VideoNet`."""
+    from vidcls.models.backbones import VideoNet  # imports torchvision
+
     clips = VideoNet(name, weights, trainable_from, resolution, num_frames, norm_eval)
     return Classifier(clips, nn.Identity(), clips.num_features, dropout, num_classes)
 
@@ -157,34 +170,59 @@ def build_classifier(
     num_frames: int,
     trust: Sequence[str] = (),
 ) -> Classifier:
-    """The model that ``target`` names, a class or a function, with random weights.
+    """The model that ``target`` names, with random weights.
 
     Args:
-        target: a dotted name.
-        options: its keywords; those below are passed where its signature has them.
+        target: the import path of a `torch.nn.Module` or of a function that returns one.
+        options: its keywords; those below are passed too where its signature takes them.
         num_classes: K.
         resolution: R, in pixels.
         num_frames: T.
-        trust: packages that it may come from, beside this module.
+        trust: packages it may come from, beside this module. Their code is run.
 
     Raises:
-        UserError: it is not from a trusted package, or an option is out of range.
+        UserError: it is not from a trusted package, cannot be imported, or does not take these options.
+
+    Example:
+        >>> build_classifier("torch.nn.Flatten", {}, 2, 8, 4, trust=["torch"]).net
+        Flatten(start_dim=1, end_dim=-1)
     """
+    build = _find(target, trust)
+    clip = {"num_classes": num_classes, "resolution": resolution, "num_frames": num_frames}
+    try:
+        taken = signature(build).parameters
+        arguments = options | {name: value for name, value in clip.items() if name in taken}
+        signature(build).bind(**arguments)
+    except TypeError as error:
+        expected = f"the options of {target}{signature(build)}"
+        remedy = "Change model.*, or add +model.NAME=VALUE."
+        raise UserError(expected, str(error), remedy, "model-options") from error
+    model = build(**arguments)
+    if not isinstance(model, nn.Module):
+        remedy = "Name a torch.nn.Module, or a function that returns one."
+        raise UserError(f"a network from {target}", type(model).__name__, remedy, "not-a-network")
+    return model if isinstance(model, Classifier) else PlainNetwork(model)
+
+
+def _find(target: str, trust: Sequence[str]) -> Callable[..., Any]:
     module, _, name = target.rpartition(".")
-    build: Any = None
+    package = target.partition(".")[0]
     if module == __name__:
         build = globals().get(name)
-        known = isfunction(build) and build.__module__ == __name__  # a checkpoint must not call just anything
-    else:
-        known = target.partition(".")[0] in trust
-        build = getattr(importlib.import_module(module), name) if known else None
-    if not known:
-        package = target.partition(".")[0]
-        raise UserError(
-            f"a model of {__name__}",
-            target,
-            f"Give trust={package} if you trust that package.",
-            "untrusted-model",
-        )
-    clip = {"num_classes": num_classes, "resolution": resolution, "num_frames": num_frames}
-    return build(**options, **{name: value for name, value in clip.items() if name in signature(build).parameters})
+        if isfunction(build) and build.__module__ == __name__ and not name.startswith("_"):
+            return build
+    elif package in trust:
+        if os.getcwd() not in sys.path:
+            sys.path.append(os.getcwd())  # where people keep a module of their own
+        try:
+            found: Callable[..., Any] = getattr(importlib.import_module(module or package), name)
+            return found
+        except (ImportError, AttributeError, ValueError) as error:
+            remedy = "Check model._target_: PACKAGE.MODULE.NAME, importable from this folder."
+            raise UserError(f"{target} to be importable", str(error), remedy, "unknown-model") from error
+    raise UserError(
+        f"a model of {__name__}",
+        target,
+        f"If you trust that package, whose code would be run, add trust={package}.",
+        "untrusted-model",
+    )

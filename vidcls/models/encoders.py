@@ -9,16 +9,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from vidcls.errors import UserError, check_integer
+from vidcls.errors import UserError
 
 
 class Encoder(nn.Module):
-    """What a classifier asks of its encoder; the answers here are those of one that always trains from scratch.
+    """The interface of encoders; the defaults are those of one that is trained from scratch.
 
     Attributes:
         num_features: D.
         normalisation: ``mean`` and ``std`` per channel that its weights were trained with; None: none were.
-        is_frozen: whether nothing of it trains, so that what it says of a video never changes.
+        is_frozen: whether nothing of it trains, so that the features of a clip never change.
     """
 
     num_features: int
@@ -26,11 +26,11 @@ class Encoder(nn.Module):
     is_frozen: bool = False
 
     def stages(self) -> list[list[Parameter]]:
-        """The pretrained parameters that train on, block by block from the input to the output."""
+        """The pretrained parameters that train, stage by stage from the input to the output."""
         return []
 
     def load_weights(self) -> None:
-        """Loads the pretrained weights, when a new training starts; a checkpoint brings its own."""
+        """Loads the pretrained weights, when a new training starts."""
 
 
 class ConvEncoder(Encoder):
@@ -45,7 +45,7 @@ class ConvEncoder(Encoder):
         in_channels: C.
 
     Raises:
-        UserError: no channels, fewer than one, or frames too small for that many poolings.
+        UserError: frames too small for that many poolings.
 
     Example:
         >>> ConvEncoder([32, 64, 128], resolution=64).num_features
@@ -54,14 +54,11 @@ class ConvEncoder(Encoder):
 
     def __init__(self, channels: Sequence[int], resolution: int, in_channels: int = 3) -> None:
         super().__init__()
-        if not channels:
-            raise UserError("model.encoder.channels to be one or more integers", "none", "Give [32,64,128], say.")
-        for number in channels:
-            check_integer("model.encoder.channels", number)
         side = resolution // 2 ** len(channels)
         if side == 0:
-            least = 2 ** len(channels)
-            raise UserError(f"data.resolution >= {least} for {len(channels)} poolings", str(resolution), "Raise it.")
+            minimum = 2 ** len(channels)
+            expected = f"data.resolution >= {minimum} for {len(channels)} poolings"
+            raise UserError(expected, str(resolution), f"Set data.resolution={minimum} or more.", "data.resolution")
         self.num_features = channels[-1] * side**2  # D
         layers: list[nn.Module] = []
         for inputs, outputs in zip([in_channels, *channels], channels, strict=False):
@@ -75,7 +72,7 @@ class ConvEncoder(Encoder):
 
     def forward(self, frames: Float[Tensor, "B T C R R"]) -> Float[Tensor, "B T D"]:
         """Encodes each frame on its own."""
-        # The store's frames come channels-last, which convolutions like best: on a CPU a third faster.
+        # Stored frames are channels-last, which is a third faster for convolutions on a CPU.
         stack = frames.flatten(0, 1).contiguous(memory_format=torch.channels_last)  # [B*T, C, R, R]
         features = self.layers(stack)  # [B*T, D]
         return torch.unflatten(features, 0, frames.shape[:2])  # [B, T, D]

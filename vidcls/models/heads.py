@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vidcls.errors import UserError, check_choice, check_integer
+from vidcls.errors import UserError, check_choice
 
 POOLINGS = ("last", "mean", "max", "attention", "statistics")
 ATTENTION = 64
@@ -17,7 +17,7 @@ ATTENTION = 64
 
 
 class Head(nn.Module):
-    """What a classifier asks of its head.
+    """The interface of heads.
 
     Attributes:
         num_features: E.
@@ -29,8 +29,8 @@ class Head(nn.Module):
 class LSTMHead(Head):
     """The last hidden state of an LSTM over the frames, built and initialised as Keras does.
 
-    Keras has one bias per gate, torch two that are added. The second one is fixed at zero here: trained, the two would
-    move together and the bias would learn at twice the rate. So the trainable parameters are Keras' own.
+    Keras has one bias per gate, torch two that are added. The second is fixed at zero: training both would double the
+    learning rate of the bias.
 
     Args:
         num_features: D.
@@ -39,7 +39,7 @@ class LSTMHead(Head):
 
     def __init__(self, num_features: int, hidden_size: int) -> None:
         super().__init__()
-        self.num_features = check_integer("model.lstm.hidden_size", hidden_size)  # E
+        self.num_features = hidden_size  # E
         self.lstm = nn.LSTM(num_features, hidden_size, batch_first=True)
         kernel, recurrent, bias, second_bias = self.lstm.parameters()
         nn.init.xavier_uniform_(kernel)  # all four gates as one kernel, as in Keras
@@ -59,8 +59,8 @@ class Pooling(nn.Module):
     """The states of all frames to one vector.
 
     ``attention`` weighs the frames by a learned score of each, softmax(u . tanh(W h + b)) as in Yang et al. 2016
-    (https://aclanthology.org/N16-1174); it starts as the mean, as u starts at zero. ``statistics`` puts four side by
-    side: mean, standard deviation (as the x-vectors of Snyder et al. 2018 do), maximum, and mean absolute change from
+    (https://aclanthology.org/N16-1174); it starts as the mean, as u starts at zero. ``statistics`` concatenates
+    four: mean, standard deviation (as in the x-vectors of Snyder et al. 2018), maximum, and mean absolute change from
     frame to frame.
 
     Args:
@@ -100,7 +100,7 @@ class Pooling(nn.Module):
 
 
 class PoolHead(Head):
-    """Pools the frames' features. With ``mean`` blind to their order, the honest baseline for every head that is not.
+    """Pools the frames' features. With ``mean`` it cannot see their order: the baseline for heads that can.
 
     Args:
         num_features: D.
@@ -128,16 +128,12 @@ class RecurrentHead(Head):
         bidirectional: also from the last frame to the first (Schuster & Paliwal 1997).
         pooling: see `Pooling`; ``last`` takes each direction's own last state.
 
-    Raises:
-        UserError: a setting is out of range.
     """
 
     def __init__(
         self, num_features: int, cell: str, hidden_size: int, num_layers: int, bidirectional: bool, pooling: str
     ) -> None:
         super().__init__()
-        check_integer("model.head.hidden_size", hidden_size)
-        check_integer("model.head.num_layers", num_layers)
         layers = {"lstm": nn.LSTM, "gru": nn.GRU}[cell]
         self.layers = layers(num_features, hidden_size, num_layers, batch_first=True, bidirectional=bidirectional)
         self.pooling = Pooling(pooling, hidden_size * (2 if bidirectional else 1))
@@ -171,12 +167,9 @@ class TransformerHead(Head):
         self, num_features: int, num_frames: int, hidden_size: int, num_layers: int, num_heads: int, pooling: str
     ) -> None:
         super().__init__()
-        check_integer("model.head.hidden_size", hidden_size)
-        check_integer("model.head.num_layers", num_layers)
-        if hidden_size % check_integer("model.head.num_heads", num_heads):
-            raise UserError(
-                f"model.head.num_heads to divide model.head.hidden_size={hidden_size}", str(num_heads), "Change one."
-            )
+        if hidden_size % num_heads:
+            expected = f"model.head.num_heads to divide model.head.hidden_size={hidden_size}"
+            raise UserError(expected, str(num_heads), "Change one of the two.", "model.head.num_heads")
         self.project = nn.Linear(num_features, hidden_size)
         self.positions = nn.Parameter(0.02 * torch.randn(num_frames, hidden_size))
         layer = nn.TransformerEncoderLayer(
@@ -187,25 +180,25 @@ class TransformerHead(Head):
         self.num_features = self.pooling.num_features
 
     def forward(self, features: Float[Tensor, "B T D"]) -> Float[Tensor, "B E"]:
-        """Lets each frame look at all others."""
+        """Attends over the frames."""
         return self.pooling(self.layers(self.project(features) + self.positions))
 
 
-def build_head(num_features: int, num_frames: int, name: str, **knobs: Any) -> Head:
-    """The head called ``name`` in conf/model/head/, with its ``knobs``.
+def build_head(num_features: int, num_frames: int, name: str, **options: Any) -> Head:
+    """The head called ``name`` in conf/model/head/.
 
     Args:
         num_features: D.
         num_frames: T', how many features a clip has.
         name: ``lstm``, ``gru``, ``pool`` or ``transformer``.
-        knobs: the keywords of `RecurrentHead`, `PoolHead` or `TransformerHead`.
+        options: the keywords of `RecurrentHead`, `PoolHead` or `TransformerHead`.
 
     Raises:
         UserError: no such head, or a setting is out of range.
     """
     check_choice("model.head.name", name, ("lstm", "gru", "pool", "transformer"))
     if name == "pool":
-        return PoolHead(num_features, **knobs)
+        return PoolHead(num_features, **options)
     if name == "transformer":
-        return TransformerHead(num_features, num_frames, **knobs)
-    return RecurrentHead(num_features, name, **knobs)
+        return TransformerHead(num_features, num_frames, **options)
+    return RecurrentHead(num_features, name, **options)

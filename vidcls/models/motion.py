@@ -1,4 +1,4 @@
-"""What the encoder is shown: the frames, what changes between them, or both. Wrappers around encoders of frames."""
+"""What the encoder sees: frames, differences between frames, or both. Wrappers around encoders of frames."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from torch.nn import Parameter
 from vidcls.errors import UserError, check_choice
 from vidcls.models.encoders import Encoder
 
-STREAMS = ("rgb", "difference", "feature_difference", "early_fusion", "late_fusion")
+MOTIONS = ("rgb", "difference", "feature_difference", "early_fusion", "late_fusion")
 
 
 class Difference(Encoder):
     """Encodes the difference of each frame to the one before it: T frames give T - 1 features.
 
-    A still background vanishes, and with it most of what tells one camera from another (RGB difference of Wang et al.
-    2016, https://arxiv.org/abs/1608.00859). Frames arrive normalised, so differences are in units of ``std``.
+    A static background vanishes, and with it most of what identifies a camera (RGB difference of Wang et al. 2016,
+    https://arxiv.org/abs/1608.00859). Frames arrive normalised, so differences are in units of ``std``.
 
     Args:
         encoder: [B, T, 3, R, R] to [B, T, D].
@@ -46,7 +46,7 @@ class Difference(Encoder):
 
 
 class FeatureDifference(Difference):
-    """The difference of each frame's features to those of the one before it; otherwise as `Difference`."""
+    """The difference of each frame's features to those of the one before it."""
 
     def forward(self, frames: Float[Tensor, "B T 3 R R"]) -> Float[Tensor, "B T-1 D"]:
         """Encodes, then subtracts."""
@@ -54,7 +54,7 @@ class FeatureDifference(Difference):
 
 
 class EarlyFusion(Difference):
-    """Frame and difference as one picture of six channels, for an encoder that takes six."""
+    """Frame and difference as one image of six channels, for an encoder that takes six."""
 
     def forward(self, frames: Float[Tensor, "B T 3 R R"]) -> Float[Tensor, "B T-1 D"]:
         """Stacks, then encodes."""
@@ -62,7 +62,7 @@ class EarlyFusion(Difference):
 
 
 class LateFusion(Difference):
-    """Frames and differences, each with an encoder of its own, and their features side by side.
+    """Frames and differences, each with its own encoder, and their features side by side.
 
     Args:
         encoder: of frames.
@@ -75,7 +75,7 @@ class LateFusion(Difference):
         self.num_features = encoder.num_features + motion_encoder.num_features
 
     def stages(self) -> list[list[Parameter]]:
-        """Of both, the same blocks together."""
+        """Of both, the same stages together."""
         return [one + two for one, two in zip(self.encoder.stages(), self.motion_encoder.stages(), strict=True)]
 
     def load_weights(self) -> None:
@@ -88,24 +88,25 @@ class LateFusion(Difference):
         return torch.cat([self.encoder(frames[:, 1:]), self.motion_encoder(frames.diff(dim=1))], dim=-1)
 
 
-def build_stream(stream: str, num_frames: int, build: Callable[[int], Encoder]) -> tuple[Encoder, int]:
-    """The encoder for a ``stream``, and how many features it gives of a clip of ``num_frames`` = T frames.
+def build_motion(motion: str, num_frames: int, build: Callable[[int], Encoder]) -> tuple[Encoder, int]:
+    """The encoder for a motion input, and T', the number of features it gives for a clip.
 
     Args:
-        stream: one of `STREAMS`.
+        motion: one of `MOTIONS`.
         num_frames: T.
         build: an encoder of frames, from its number of channels.
 
     Raises:
-        UserError: no such stream, or a single frame where differences are asked for.
+        UserError: no such motion input, or a single frame where differences are needed.
     """
-    check_choice("model.stream", stream, STREAMS)
-    if stream == "rgb":
+    check_choice("model.motion", motion, MOTIONS)
+    if motion == "rgb":
         return build(3), num_frames
     if num_frames < 2:
-        raise UserError(f"data.num_frames >= 2 for model.stream={stream}", str(num_frames), "Raise it.")
-    if stream == "late_fusion":
+        remedy = "Set data.num_frames=2 or more."
+        raise UserError(f"data.num_frames >= 2 for model.motion={motion}", str(num_frames), remedy, "data.num_frames")
+    if motion == "late_fusion":
         return LateFusion(build(3), build(3)), num_frames - 1
-    if stream == "early_fusion":
+    if motion == "early_fusion":
         return EarlyFusion(build(6)), num_frames - 1
-    return (Difference if stream == "difference" else FeatureDifference)(build(3)), num_frames - 1
+    return (Difference if motion == "difference" else FeatureDifference)(build(3)), num_frames - 1

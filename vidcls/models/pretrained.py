@@ -1,26 +1,40 @@
-"""What encoders around networks of timm and torchvision share: weights, freezing, stages."""
+"""Networks of timm and torchvision as encoders: their weights, normalisation, stages and freezing."""
 
 from __future__ import annotations
 
-from torch import nn
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from safetensors.torch import load_file
+from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.nn.modules.batchnorm import _BatchNorm
+from torchvision.models import get_model, get_model_weights
 
 from vidcls.errors import UserError
 from vidcls.models.encoders import Encoder
-from vidcls.models.freezing import freeze, rest_frozen, split_stages
-from vidcls.models.weights import knob, load_weights, normalisation
+
+CONTAINERS = ("encoder", "features", "blocks", "layers", "stages", "trunk_output")
+"""What timm and torchvision call a module that holds blocks, each of which is a stage of its own."""
+TORCHVISION_CLASSIFIERS = ("fc", "classifier", "head", "heads", "aux1", "aux2", "AuxLogits")
+HALF_CENTRED = ("torchvision/googlenet", "torchvision/inception_v3")
+
+State = dict[str, Tensor]
 
 
 class Pretrained(Encoder):
-    """An encoder around a network that others have trained. Built at random; `load_weights` brings what it learned.
+    """An encoder around a pretrained network. Built with random values; `load_weights` loads the pretrained ones.
 
     Args:
         net: the network, without its classifier.
-        name: of the network, see `vidcls.models.weights.load_weights`.
-        weights: ``default``, a path, or None: it starts from scratch.
-        trainable_from: ``all``, ``none``, or the first stage that trains, see `vidcls.models.freezing`.
-        norm_eval: whether batch norms keep the statistics that they came with also where their stage trains.
+        name: timm/NAME, torchvision/NAME, or the name of a video network of torchvision.
+        weights: ``default``, a path, or None: trained from scratch.
+        trainable_from: ``all``, ``none``, or the first stage that trains, see `split_stages`.
+        norm_eval: whether BatchNorm layers stay in eval mode also where their stage trains.
 
     Raises:
         UserError: no such stage.
@@ -35,41 +49,45 @@ class Pretrained(Encoder):
         self.norm_eval = norm_eval
         self.normalisation = None if weights is None else normalisation(name)
         self.is_frozen = trainable_from == "none"
-        freeze(net, trainable_from, knob(name, "trainable_from"))
+        for stage in frozen_stages(net, trainable_from, option_path(name, "trainable_from")):
+            for parameter in stage:
+                parameter.requires_grad = False
         self.train()
 
     def load_weights(self) -> None:
-        """Loads the weights that were asked for.
+        """Loads the pretrained weights.
 
         Raises:
-            UserError: they do not fit, or none were asked for although something is frozen.
+            UserError: they do not fit, or there are none although something is frozen.
         """
         if self.weights is not None:
             load_weights(self.net, self.name, self.weights)
             return
-        for setting, value, instead in (
+        weights = option_path(self.name, "weights")
+        for key, value, default in (
             ("trainable_from", self.trainable_from, "all"),
             ("norm_eval", str(self.norm_eval).lower(), "false"),
         ):
-            if value != instead:
+            if value != default:
+                option = option_path(self.name, key)
                 raise UserError(
-                    f"{knob(self.name, 'weights')}, as {knob(self.name, setting)}={value} keeps what does not train as "
-                    "it is",
+                    f"{weights}, since {option}={value} keeps pretrained values",
                     "null: random values",
-                    f"Give {knob(self.name, 'weights')}=default or a path, or {knob(self.name, setting)}={instead}.",
+                    f"Set {weights}=default or a path, or {option}={default}.",
+                    "frozen-without-weights",
                 )
 
     def stages(self) -> list[list[Parameter]]:
-        """The pretrained parameters that train on; none where the network starts from scratch."""
+        """The pretrained parameters that train, stage by stage; none if the network is trained from scratch."""
         if self.weights is None:
             return []
         stages = [[p for p in stage if p.requires_grad] for stage in split_stages(self.net).values()]
         return [stage for stage in stages if stage]
 
     def train(self, mode: bool = True) -> Pretrained:
-        """As for any module, but what is frozen stays in eval mode."""
+        """As for any module, but frozen layers stay in eval mode."""
         super().train(mode)
-        rest_frozen(self.net, self.trainable_from)
+        set_frozen_eval(self.net, self.trainable_from)
         if self.norm_eval:
             for part in self.net.modules():
                 if isinstance(part, _BatchNorm):
@@ -77,11 +95,87 @@ class Pretrained(Encoder):
         return self
 
 
+def option_path(name: str, key: str) -> str:
+    """The option of a network: those of single frames are an encoder of a model.
+
+    Example:
+        >>> option_path("timm/resnet18", "weights"), option_path("r3d_18", "weights")
+        ('model.encoder.weights', 'model.weights')
+    """
+    return f"model.encoder.{key}" if "/" in name else f"model.{key}"
+
+
+# ---- stages and freezing
+
+
+def split_stages(net: nn.Module) -> dict[str, list[Parameter]]:
+    """All parameters of a network, in stages from the input to the output.
+
+    A stage is a child of the network, or of one of its `CONTAINERS`. A child without a kernel (a normalisation, a
+    position embedding) belongs to the stage before it, or to the first one.
+
+    Example:
+        >>> stem, norm, blocks = nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+        >>> net = nn.ModuleDict({"stem": stem, "norm": norm, "blocks": blocks})
+        >>> {name: len(parameters) for name, parameters in split_stages(net).items()}
+        {'stem': 4, 'blocks.0': 2, 'blocks.1': 2}
+    """
+    stages: dict[str, list[Parameter]] = {}
+    last: list[Parameter] = []
+    for name, is_block, parameters in _parts(net, ""):
+        if is_block and any(parameter.ndim > 1 for parameter in parameters):
+            # What comes before the first stage belongs to it; what came before another has joined the one before.
+            last = stages[name] = parameters if stages else last + parameters
+        else:
+            last.extend(parameters)
+    return stages
+
+
+def _parts(module: nn.Module, name: str) -> Iterator[tuple[str, bool, list[Parameter]]]:
+    """Name, whether it is a block, and parameters: of the module itself, then of its children."""
+    yield name, False, list(module.parameters(recurse=False))
+    for child_name, child in module.named_children():
+        path = f"{name}.{child_name}" if name else child_name
+        if child_name in CONTAINERS:
+            yield from _parts(child, path)
+        else:
+            yield path, True, list(child.parameters())
+
+
+def frozen_stages(net: nn.Module, trainable_from: str, option: str) -> list[list[Parameter]]:
+    """The stages before the first that trains.
+
+    Args:
+        net: the network.
+        trainable_from: ``all`` train, ``none`` does, or the name of the first stage that does.
+        option: for the error.
+
+    Raises:
+        UserError: no such stage.
+    """
+    stages = split_stages(net)
+    ends = {"all": 0, "none": len(stages), **{name: place for place, name in enumerate(stages)}}
+    if trainable_from not in ends:
+        raise UserError(f"{option} to be one of {', '.join(ends)}", repr(trainable_from), f"Change {option}.", option)
+    return list(stages.values())[: ends[trainable_from]]
+
+
+def set_frozen_eval(net: nn.Module, trainable_from: str) -> None:
+    """Puts everything before a stage into eval mode: BatchNorm neither uses nor changes batch statistics there."""
+    if trainable_from == "all":
+        return
+    for name, module in net.named_modules():
+        if name == trainable_from:
+            return
+        if trainable_from == "none" or (name and not trainable_from.startswith(f"{name}.")):
+            module.eval()
+
+
 def remove_classifier(net: nn.Module) -> int:
-    """Puts identities in the place of the last layer of a torchvision network and of the dropout before it.
+    """Replaces the last layer of a torchvision network, and the dropout before it, by identities.
 
     Returns:
-        D, how many features that layer took.
+        D, the number of features that layer takes.
     """
     kinds = (nn.Linear, nn.Conv2d, nn.Conv3d)
     path, last = [(path, part) for path, part in net.named_modules() if isinstance(part, kinds)][-1]
@@ -93,3 +187,122 @@ def remove_classifier(net: nn.Module) -> int:
             setattr(owner, before, nn.Identity())
     setattr(owner, name, nn.Identity())
     return last.in_features if isinstance(last, nn.Linear) else last.in_channels
+
+
+# ---- weights
+
+
+def normalisation(name: str) -> dict[str, list[float]]:
+    """``mean`` and ``std`` per channel, of pixels in 0..1, with which a network's weights were trained."""
+    if name.startswith("timm/"):
+        transforms = timm_config(name)
+    elif name in HALF_CENTRED:
+        # From TensorFlow. torchvision feeds pixels normalised otherwise, and has these networks correct that.
+        return {"mean": [0.5] * 3, "std": [0.5] * 3}
+    else:
+        transforms = get_model_weights(name.rpartition("/")[2]).DEFAULT.transforms()
+    return {"mean": [float(value) for value in transforms.mean], "std": [float(value) for value in transforms.std]}
+
+
+def timm_config(name: str) -> Any:
+    """The configuration that timm has of a network's weights: ``mean``, ``std``, ``input_size``, ``classifier``."""
+    import timm  # takes seconds, which networks without it need not pay
+
+    return timm.get_pretrained_cfg(name.removeprefix("timm/"), allow_unregistered=False)
+
+
+def load_weights(net: nn.Module, name: str, weights: str) -> None:
+    """Loads all parameters and statistics of a network whose classifier has been removed.
+
+    Args:
+        net: the network; if its first convolution takes more than three channels, see `repeat_channels`.
+        name: see `Pretrained`.
+        weights: ``default``, the library's own, which it downloads; or the path of a state dict, alone or under
+            ``state_dict`` or ``model`` (.safetensors, or what `torch.load` reads with ``weights_only=True``).
+
+    Raises:
+        UserError: there are no such weights, or keys are missing or unexpected, other than the classifier's.
+    """
+    state = _download(name) if weights == "default" else _read(Path(weights), name)
+    # Densenet's files are older than its present names; torchvision renames while it downloads.
+    state = {re.sub(r"(denselayer\d+\.(norm|conv))\.([12]\.)", r"\1\3", key): value for key, value in state.items()}
+    expected = net.state_dict()
+    first = next(f"{path}.weight" for path, part in net.named_modules() if isinstance(part, (nn.Conv2d, nn.Conv3d)))
+    if first in state and state[first].ndim == 4 and state[first].shape[1] == 3:
+        state[first] = repeat_channels(state[first], expected[first].shape[1])
+    classifier = timm_config(name).classifier or () if name.startswith("timm/") else TORCHVISION_CLASSIFIERS
+    prefixes = tuple(f"{prefix}." for prefix in ([classifier] if isinstance(classifier, str) else classifier))
+
+    # BatchNorm counts batches, which nothing here reads and old files lack.
+    missing = [key for key in expected if key not in state and not key.endswith("num_batches_tracked")]
+    unexpected = [key for key in state if key not in expected and not key.startswith(prefixes)]
+    shared = {key: value for key, value in state.items() if key in expected}
+    reshaped = [
+        f"{key} {list(value.shape)} for {list(expected[key].shape)}"
+        for key, value in shared.items()
+        if value.shape != expected[key].shape
+    ]
+    faults = {"missing": missing, "unexpected": unexpected, "of another shape": reshaped}
+    if missing or unexpected or reshaped:
+        raise UserError(
+            f"{option_path(name, 'weights')} with the keys and shapes of {name}",
+            f"{weights}: {'; '.join(_first_few(fault, keys) for fault, keys in faults.items() if keys)}",
+            f"Give the weights of {name}, or change {option_path(name, 'name')}.",
+            "weights-mismatch",
+        )
+    net.load_state_dict(shared, strict=False)
+
+
+def repeat_channels(kernel: Float[Tensor, "O 3 H W"], channels: int) -> Float[Tensor, "O C H W"]:
+    """A kernel for C channels, a multiple of 3: repeated and scaled, as `timm.models.adapt_input_conv` does.
+
+    Example:
+        >>> repeat_channels(torch.tensor([2.0, 4, 6]).view(1, 3, 1, 1), 6).flatten()
+        tensor([1., 2., 3., 1., 2., 3.])
+    """
+    repeats = channels // 3
+    return kernel.repeat(1, repeats, 1, 1) / repeats
+
+
+def _first_few(fault: str, keys: list[str], limit: int = 3) -> str:
+    rest = f" and {len(keys) - limit} more" if len(keys) > limit else ""
+    return f"{len(keys)} {fault}: {', '.join(keys[:limit])}{rest}"
+
+
+def _download(name: str) -> State:
+    library, _, model = name.rpartition("/")
+    try:
+        if library == "timm":
+            import timm
+
+            return timm.create_model(model, pretrained=True, num_classes=0).state_dict()
+        return get_model(model, weights="DEFAULT", progress=False).state_dict()
+    except Exception as error:  # each library, and each of those that they download with, has its own
+        reason = (str(error).splitlines() or [""])[0]
+        raise UserError(
+            f"{library or 'torchvision'} to download the weights of {name}",
+            f"{type(error).__name__}: {reason}",
+            f"Check the network, or set {option_path(name, 'weights')} to the path of a file with a state dict.",
+            "weights-download",
+        ) from error
+
+
+def _read(path: Path, name: str) -> State:
+    def refuse(got: str, remedy: str) -> UserError:
+        expected = f"{option_path(name, 'weights')} to be null, default, or the path of a state dict"
+        return UserError(expected, got, remedy, "weights-file")
+
+    if not path.is_file():
+        raise refuse(f"no such file: {path}", "Check the path.")
+    try:
+        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+    except Exception as error:  # a file of another kind makes the readers fail in any way
+        reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        remedy = "Save it again: torch.save(net.state_dict(), PATH)."
+        raise refuse(f"{path}, which cannot be read: {reason}", remedy) from error
+    for key in ("state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise refuse(f"{path}, which holds something else", "Save net.state_dict().")
+    return dict(state)

@@ -106,7 +106,7 @@ CHECKS: dict[str, Check] = {
 MODEL_CHECKS: dict[str, Check] = {
     "model.name": _choice("r3d_18", "mc3_18", "r2plus1d_18", "s3d", "mvit_v2_s", "swin3d_t"),
     "model.dropout": _share,
-    "model.stream": _choice("rgb", "difference", "feature_difference", "early_fusion", "late_fusion"),
+    "model.motion": _choice("rgb", "difference", "feature_difference", "early_fusion", "late_fusion"),
     "model.weights": _check_weights,
     "model.norm_eval": _check_flag,
     "model.lstm.hidden_size": check_integer,
@@ -192,8 +192,8 @@ def _check_model_fits(model: dict[str, Any], data: DataOptions) -> None:
         least_pixels, reason = 2 ** len(channels), f"{len(channels)} poolings"
     if model.get("name") == "s3d":
         least_pixels, least_frames, reason = 17, 8, "model.name=s3d"
-    if model.get("stream", "rgb") != "rgb":
-        least_frames, reason = 2, f"model.stream={model['stream']}"
+    if model.get("motion", "rgb") != "rgb":
+        least_frames, reason = 2, f"model.motion={model['motion']}"
     for name, value, least in (
         ("data.resolution", data.resolution, least_pixels),
         ("data.num_frames", data.num_frames, least_frames),

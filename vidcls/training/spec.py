@@ -21,7 +21,7 @@ RENAMED_TARGETS = {
     "vidcls.optim.AdamW": "torch.optim.AdamW",
 }
 """Classes that old run folders name, and what they are called today."""
-RENAMED_OPTIONS: dict[str, dict[str, str]] = {}
+RENAMED_OPTIONS = {"vidcls.models.classifiers.encoder_head": {"stream": "motion"}}
 """Options of a target (its name of today) that old runs hold under another key."""
 
 
