@@ -1,4 +1,4 @@
-"""A model from outside the package: trained, evaluated, predicted with, exported and swept, by the entry points alone."""
+"""A model from outside the package is trained, evaluated, predicted with, exported and swept by the entry points."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_it_is_swept(tiny: list[str], tmp_path: Path) -> None:
     )
     assert result.code == 0, result.stderr
     assert sorted(path.parent.name for path in sweep.glob("*/metrics.json")) == ["width=2", "width=4"]
-    result = call("report.py", f"sweep={sweep}", "test_best=true", "trust=experiments")
+    result = call("report.py", f"sweep={sweep}")
     assert result.code == 0, result.stderr
     assert len(table(sweep / "report" / "ranking.csv")) == 2
 
