@@ -17,10 +17,10 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, open_dict
 from scipy import stats
 
-import vidcls.cli  # noqa: F401 (registers what the configuration refers to)
 from vidcls.data.datamodule import VideoDataModule
-from vidcls.data.decoding.frames import Reading
-from vidcls.training.module import VideoModule
+from vidcls.data.decoding.result import DecodeResult
+from vidcls.data.options import DataOptions
+from vidcls.training.module import VideoClassifier
 
 ROOT = Path(__file__).parent.parent
 
@@ -35,26 +35,27 @@ def compose_train(run_dir: Path, *overrides: str) -> DictConfig:
     return cfg
 
 
-def fill_with_noise(datamodule: VideoDataModule, videos: int) -> None:
-    """Puts ``videos`` made-up clips of noise into the store and makes them the training split (and 8 of them val)."""
-    generator = np.random.default_rng(0)
-    store = datamodule.store
-    shape = (store.num_frames, store.resolution, store.resolution, 3)
-    reading = Reading("ok", "", "noise", seconds=1.0, coverage=1.0)
+def noise_videos(options: DataOptions, videos: int) -> VideoDataModule:
+    """``videos`` synthetic clips of noise in the store as the training split (and 8 of them as val)."""
+    generator, datamodule = np.random.default_rng(0), VideoDataModule(options)
+    store, size = datamodule.store, options.store.stored_resolution
+    shape = (options.store.frames_per_video, size, size, 3)
+    result = DecodeResult("ok", "", "noise", seconds=1.0, coverage=1.0)
     rows = []
     for number in range(videos):
         sha256 = f"{number:064x}"
         if not store.path(sha256).exists():
-            store.write(sha256, generator.integers(256, size=shape, dtype=np.uint8), reading)
+            store.write(sha256, generator.integers(256, size=shape, dtype=np.uint8), result)
         rows.append([f"{number}.mp4", str(number % 2), "train", "", sha256, "ok"])
     held_out = [[path, label, "val", *rest] for path, label, _, *rest in rows[:8]]
     columns = ["path", "label", "split", "creator", "sha256", "status"]
-    datamodule.adopt(pd.DataFrame(rows + held_out, columns=columns))
+    datamodule.load_manifest(pd.DataFrame(rows + held_out, columns=columns))
+    return datamodule
 
 
-def training_tensors(datamodule: VideoDataModule, module: VideoModule) -> tuple[torch.Tensor, torch.Tensor]:
+def training_tensors(datamodule: VideoDataModule, module: VideoClassifier) -> tuple[torch.Tensor, torch.Tensor]:
     """The training split, preprocessed, in memory: float [N, T, 3, R, R] and labels [N]."""
-    clips = [clip for batch in datamodule.loader("train", train=False) for clip in module.preprocess(batch.frames)]
+    clips = [clip for batch in datamodule.loader("train") for clip in module.preprocess(batch.frames)]
     labels = torch.tensor(datamodule.dataset("train").labels)
     return torch.stack(clips), labels
 

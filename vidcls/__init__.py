@@ -30,9 +30,9 @@ _MODULES = {
     "vidcls.metrics.predictions": ("Predictions",),
     "vidcls.metrics.classification": ("summarise",),
     "vidcls.metrics.bootstrap": ("bootstrap_intervals",),
-    "vidcls.metrics.curves": ("reliability",),
+    "vidcls.metrics.calibration": ("calibrate", "reliability"),
     # Decide: probabilities become allow, review or block.
-    "vidcls.moderation.policy": ("Policy", "calibrate", "decide", "fit_policy", "policy_report"),
+    "vidcls.moderation.policy": ("Policy", "decide", "fit_policy", "policy_report"),
     # Compare the jobs of a sweep.
     "vidcls.sweeps.tables": ("effects", "lead", "lead_noise", "rank", "read_sweep", "seed_spread"),
     # Draw; each gives a matplotlib figure.

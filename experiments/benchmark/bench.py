@@ -24,7 +24,9 @@ from experiments.tools import ROOT, compose_train, machine, real_clips, training
 from vidcls.data.datamodule import VideoDataModule
 from vidcls.training import loop as run
 from vidcls.training.callbacks import Timing, find_callback
-from vidcls.training.module import VideoModule
+from vidcls.training.checkpoint import build_model
+from vidcls.training.module import VideoClassifier
+from vidcls.training.optim import build_optimizer
 
 EPOCHS = 6
 MEMORY_VIDEOS = (250, 4000)
@@ -33,11 +35,11 @@ MEMORY_VIDEOS = (250, 4000)
 class PlainLoop(L.Callback):
     """After each epoch, times one of the plain PyTorch loop: same network, same batch, tensors already in memory."""
 
-    def __init__(self, module: VideoModule, datamodule: VideoDataModule, settings: run.Settings) -> None:
+    def __init__(self, module: VideoClassifier, datamodule: VideoDataModule) -> None:
         self.clips, self.labels = training_tensors(datamodule, module)
-        self.batch_size = datamodule.batch_size
-        self.model, _ = run.build_network(settings, module.preprocess.augment)
-        self.optimizer, _ = module.optim.build(self.model.stages(), 1, 1)
+        self.batch_size = datamodule.options.batch_size
+        self.model = build_model(module.spec)
+        self.optimizer = build_optimizer(module.optim, self.model.stages(), 1, 1)["optimizer"]
         self.epoch_seconds: list[float] = []
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -53,9 +55,9 @@ class PlainLoop(L.Callback):
 def bench_training(folder: Path, source: list[str]) -> dict[str, object]:
     """Steady-state epochs of train.py's path over epochs of the plain loop."""
     cfg = compose_train(folder / "run", *source, f"cache_dir={folder / 'cache'}", f"trainer.max_epochs={EPOCHS}")
-    datamodule = run.prepare_data(cfg, Console())
+    datamodule = run.build_datamodule(cfg, Console())
     module = run.build_module(cfg, datamodule)
-    plain = PlainLoop(module, datamodule, module.settings)
+    plain = PlainLoop(module, datamodule)
     trainer, _ = run.fit(cfg, module, datamodule, extra_callbacks=[plain])
     timing = find_callback(trainer, Timing)
     pairs = list(zip(timing.epoch_seconds, plain.epoch_seconds, strict=True))[1:]  # the first pays for start-up

@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import median
 
 ROUNDS = 3
+FRAMES, SIZE = 20, 64
 
 
 def main() -> None:
@@ -20,15 +21,16 @@ def main() -> None:
     sys.path.insert(0, str(Path(__file__).parents[2]))
     import decord
 
-    from vidcls.data.ingest import DecodeLimits, ingest
-    from vidcls.data.sampling import frame_indices
+    from vidcls.data.ingest import ingest
+    from vidcls.data.options import DecodeLimits
+    from vidcls.data.sampling import StoreSpec, frame_indices
     from vidcls.data.sources import list_videos
-    from vidcls.data.store import Store
+    from vidcls.data.store import FrameStore
 
     def bare(file: str, threads: int) -> None:
-        reader = decord.VideoReader(file, width=store.resolution, height=store.resolution, num_threads=threads)
+        reader = decord.VideoReader(file, width=SIZE, height=SIZE, num_threads=threads)
         shown = reader.get_frame_timestamp(range(len(reader))).astype(float)
-        reader.get_batch(frame_indices(shown[:, 0], shown[-1, 1], store.num_frames, "uniform"))
+        reader.get_batch(frame_indices(shown[:, 0], shown[-1, 1], FRAMES, "uniform"))
 
     ours: list[float] = []
     theirs: dict[int, list[float]] = {1: [], 0: []}  # 0: decord chooses its threads
@@ -39,9 +41,9 @@ def main() -> None:
             Path(sys.argv[1]), classes=None, creator_pattern=creator, cache_dir=folder, max_gigabytes=100, max_ratio=100
         ).videos
         for number in range(ROUNDS):
-            store = Store(folder / f"store{number}", num_frames=20, resolution=64, sampling="uniform")
-            _, cost = ingest(videos, store, DecodeLimits(workers=2), folder / f"hashes{number}.sqlite")
-            ours.append(cost.seconds)
+            store = FrameStore(folder / f"store{number}", StoreSpec(FRAMES, SIZE))
+            _, stats = ingest(videos, store, DecodeLimits(workers=2), folder / f"hashes{number}.sqlite")
+            ours.append(stats.seconds)
             for threads, seconds in theirs.items():
                 started = time.perf_counter()
                 for file in videos["file"]:

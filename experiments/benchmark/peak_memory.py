@@ -1,4 +1,4 @@
-"""Trains one epoch on a store of made-up clips and prints the process's peak memory in MB; called by bench.py."""
+"""Trains one epoch on a store of synthetic clips and prints the process's peak memory in MB; called by bench.py."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from hydra.utils import instantiate
 
-from experiments.tools import compose_train, fill_with_noise
+from experiments.tools import compose_train, noise_videos
 from vidcls.training import loop as run
 
 
@@ -20,8 +20,7 @@ def main() -> None:
     cfg = compose_train(
         folder / f"run{videos}", "data=folder", "data.source=none", f"cache_dir={folder / 'cache'}", *small
     )
-    datamodule = instantiate(cfg.data)
-    fill_with_noise(datamodule, videos)
+    datamodule = noise_videos(instantiate(cfg.data), videos)
     run.fit(cfg, run.build_module(cfg, datamodule), datamodule)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 

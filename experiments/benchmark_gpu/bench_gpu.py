@@ -20,19 +20,20 @@ from rich.console import Console
 from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from experiments.tools import compose_train, fill_with_noise, machine, real_clips
+from experiments.tools import compose_train, machine, noise_videos, real_clips
 from vidcls.training import loop as run
 from vidcls.training.callbacks import Timing, find_callback
-from vidcls.training.module import VideoModule
+from vidcls.training.checkpoint import build_model
+from vidcls.training.module import VideoClassifier
+from vidcls.training.optim import build_optimizer
 
 
-def compute_only(module: VideoModule, batch_size: int, seconds: float) -> float:
+def compute_only(module: VideoClassifier, batch_size: int, seconds: float) -> float:
     """Clips per second of forward, backward and optimiser steps on one batch that stays on the device."""
-    settings, device = module.settings, torch.device("cuda")
-    model, _ = run.build_network(settings, module.preprocess.augment)
-    model.to(device).train()
-    optimizer, _ = module.optim.build(model.stages(), 1, 1)
-    side, frames = settings["data"]["resolution"], settings["data"]["num_frames"]
+    device = torch.device("cuda")
+    model = build_model(module.spec).to(device).train()
+    optimizer = build_optimizer(module.optim, model.stages(), 1, 1)["optimizer"]
+    side, frames = module.spec.clip.resolution, module.spec.clip.num_frames
     clips = torch.rand(batch_size, frames, side, side, 3, device=device).movedim(-1, 2)
     labels = torch.zeros(batch_size, dtype=torch.long, device=device)
 
@@ -59,11 +60,8 @@ def bench(folder: Path, source: Path | None, videos: int, batch_size: int, compi
     overrides = ["data=folder", f"data.source={source}", f"data.batch_size={batch_size}", "trainer=gpu"]
     overrides += ["trainer.max_epochs=3", f"compile={compile_network}", f"cache_dir={folder / 'cache'}"]
     cfg = compose_train(folder / name, *overrides)
-    if source is None:
-        datamodule = instantiate(cfg.data)
-        fill_with_noise(datamodule, videos)
-    else:
-        datamodule = run.prepare_data(cfg, Console())
+    synthetic = source is None
+    datamodule = noise_videos(instantiate(cfg.data), videos) if synthetic else run.build_datamodule(cfg, Console())
     module = run.build_module(cfg, datamodule)
     trainer, _ = run.fit(cfg, module, datamodule)
     timing = find_callback(trainer, Timing).summary()
@@ -82,7 +80,7 @@ def bench(folder: Path, source: Path | None, videos: int, batch_size: int, compi
 def main() -> None:
     """Runs every combination and writes results.json."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--videos", type=int, default=5000, help="made-up clips in the synthetic store")
+    parser.add_argument("--videos", type=int, default=5000, help="synthetic clips in the synthetic store")
     videos = parser.parse_args().videos
     if not torch.cuda.is_available():
         sys.exit("expected a CUDA GPU; got none that torch can see. Run make bench-gpu on a machine that has one.")

@@ -16,7 +16,8 @@ import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from experiments.tools import ROOT, join, machine, real_clips
-from vidcls.plots.run_plots import save_figure, timeline_figure
+from vidcls.plots.run_plots import timeline_figure
+from vidcls.plots.style import save_figure
 
 HERE, SCRATCH = Path(__file__).parent, ROOT / "runs" / "long_video"
 Span = tuple[float, float]
@@ -35,13 +36,13 @@ class Case:
     size: tuple[int, int]
 
 
-def train(name: str, harmless: str, *overrides: str) -> Path:
+def train(name: str, safe_class: str, *overrides: str) -> Path:
     """A run with a policy, trained unless it is there."""
     run = SCRATCH / name
     if not (run / "metrics.json").exists():
         call("train.py", f"run_dir={run}", *overrides)
     if not (run / "policy.json").exists():
-        call("evaluate.py", f"run={run}", "split=val", f"policy.safe_class={harmless}")
+        call("evaluate.py", f"run={run}", "split=val", f"policy.safe_class={safe_class}")
     return run
 
 

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from omegaconf import OmegaConf
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from experiments.models.settings import SMALL, STRONG
 from experiments.tools import ROOT, compose_train, machine
-from vidcls.training import loop as run
 
 PRESETS: dict[str, tuple[str, ...]] = {
     "cnn_lstm": (),
@@ -49,8 +49,11 @@ def main() -> None:
     for name, overrides in PRESETS.items():
         cfg = compose_train(ROOT / "runs" / "studies" / "cost", *overrides)
         data = {"num_frames": int(cfg.data.num_frames), "resolution": int(cfg.data.resolution)}
-        settings: run.Settings = {"classes": list("abc"), "model": dict(cfg.model), "data": data}
-        model = run.build_model(settings).to(device)
+        options = OmegaConf.to_container(cfg.model, resolve=True)
+        assert isinstance(options, dict)
+        target = str(options.pop("_target_"))
+        options.pop("_convert_")
+        model = build_classifier(target, {str(k): v for k, v in options.items()}, CLASSES, **data).to(device)
         side = data["resolution"]
         clips = torch.rand(BATCH, data["num_frames"], 3, side, side, device=device)
         row = {"preset": name, "clip": f"{data['num_frames']}x{side}", **measure(model, clips)}

@@ -38,7 +38,7 @@ FROZEN: dict[str, tuple[str, ...]] = {
         "model.head.pooling=attention",
     ),
 }
-"""What a frozen encoder says, under different heads; with cached features a training takes seconds."""
+"""Different heads over a frozen encoder; with cached features a training takes seconds."""
 
 TRAINED: dict[str, tuple[str, ...]] = {
     "notebook": ("model=cnn_lstm",),
@@ -58,7 +58,7 @@ TRAINED: dict[str, tuple[str, ...]] = {
 def begin() -> Path:
     """Prepares this process; gives the folder of real clips."""
     clips = needed_clips()
-    run.quieten()
+    run.silence_lightning()
     torch.set_num_threads(1)  # heads are so small that a second thread costs more than it gives
     return clips
 
@@ -83,7 +83,7 @@ def last_epoch(name: str, overrides: tuple[str, ...], source: Path, folder: Path
         pretrained = [f"model.encoder.weights={weights()}"] if "experiment=strong" in overrides else []
         cfg = compose_train(folder, *overrides, "data=folder", f"data.source={source}", f"seed={seed}", *pretrained)
         L.seed_everything(seed, verbose=False)
-        datamodule = run.prepare_data(cfg, Console(quiet=True))
+        datamodule = run.build_datamodule(cfg, Console(quiet=True))
         module = run.build_module(cfg, datamodule)
         history = History(folder / "history.csv")
         trainer = instantiate(

@@ -46,7 +46,7 @@ def accuracy(folder: Path, variant: str, seed: int, *overrides: str) -> dict[str
     if not kept.exists():
         cfg = compose_train(folder, f"model={VARIANTS[variant]}", f"seed={seed}", *overrides)
         L.seed_everything(seed, verbose=False)
-        datamodule = run.prepare_data(cfg, Console(quiet=True))
+        datamodule = run.build_datamodule(cfg, Console(quiet=True))
         module = run.build_module(cfg, datamodule)
         if variant == "lstm_shuffled":
             module.model.head = Shuffled(module.model.head)
@@ -60,7 +60,7 @@ def accuracy(folder: Path, variant: str, seed: int, *overrides: str) -> dict[str
 
 def main() -> None:
     """Runs all and writes results.csv and summary.csv."""
-    run.quieten()
+    run.silence_lightning()
     torch.set_num_threads(2)
     rows = []
     studies = {"demo": ["data.num_frames=10", "data.resolution=32"]}
