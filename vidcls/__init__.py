@@ -24,8 +24,9 @@ _MODULES = {
     "vidcls.cli": ("compose_config",),
     "vidcls.models.classifiers": ("build_classifier",),
     "vidcls.training.module": ("VideoClassifier",),
-    "vidcls.training.loop": ("build_datamodule", "build_module", "fit", "test"),
+    "vidcls.training.loop": ("build_datamodule", "build_module", "fit", "silence_lightning", "test"),
     "vidcls.training.callbacks": ("History", "find_callback"),
+    "vidcls.training.records": ("worst_errors_figure",),
     # Measure: arrays in, numbers out.
     "vidcls.metrics.predictions": ("Predictions",),
     "vidcls.metrics.classification": ("summarise",),

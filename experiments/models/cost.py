@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from experiments.models.settings import SMALL, STRONG
 from experiments.tools import ROOT, compose_train, machine
+from vidcls.models.classifiers import build_classifier
 
 PRESETS: dict[str, tuple[str, ...]] = {
     "cnn_lstm": (),
@@ -53,7 +54,9 @@ def main() -> None:
         assert isinstance(options, dict)
         target = str(options.pop("_target_"))
         options.pop("_convert_")
-        model = build_classifier(target, {str(k): v for k, v in options.items()}, CLASSES, **data).to(device)
+        model = build_classifier(
+            target, {str(k): v for k, v in options.items()}, CLASSES, data["resolution"], data["num_frames"]
+        ).to(device)
         side = data["resolution"]
         clips = torch.rand(BATCH, data["num_frames"], 3, side, side, device=device)
         row = {"preset": name, "clip": f"{data['num_frames']}x{side}", **measure(model, clips)}

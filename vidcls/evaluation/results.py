@@ -61,7 +61,6 @@ def prepare_evaluation(
     videos = run.videos(source, cache_dir)
     if source is None:
         redecode_missing(videos.options, run.manifest, plan.splits, console)
-        videos.load_manifest(run.manifest)
     else:
         videos.load_manifest(prepare_external(videos.options, plan.split, run.manifest, console).manifest)
     return videos

@@ -121,7 +121,10 @@ class LoadedRun:
         options |= {"classes": self.classes, "cache_dir": cache_dir or options["cache_dir"]}
         if source is not None:
             options |= {"source": source, "demo": None}
-        return Videos(DataOptions(**options))
+        videos = Videos(DataOptions(**options))
+        if source is None:
+            videos.load_manifest(self.manifest)
+        return videos
 
 
 def load_run(folder: Path | str, trust: Sequence[str] = ()) -> LoadedRun:
