@@ -49,13 +49,14 @@ def main(cfg: DictConfig) -> None:
     options = options.complete(run.spec.clip.clip_seconds, run.manifest)
     policy = summary.find_policy(run, console)
     predictor = Predictor(run, cfg.accelerator)
-    summary.print_plan(options.plan(run.spec.store), len(paths), ignored, console)
+    facts = summary.report_facts(run, options, policy)
+    summary.print_plan(facts, len(paths), ignored, console)
     journal = Journal(output, summary.result_settings(run, options, policy))
     try:
         predict_videos(paths, files, predictor, options, policy, journal, limits, console)
     finally:  # also after Ctrl-C: what is done can be used
         write_result_files(journal, run.classes)
-        facts, safe_class = summary.report_facts(run, options, policy), policy.safe_class if policy else None
+        safe_class = policy.safe_class if policy else None
         write_report(journal, run.classes, safe_class, facts, max_videos=max_videos, blur=cfg.report.blur)
         summary.print_summary(journal.rows(), paths, output, console)
         journal.close()

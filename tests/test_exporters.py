@@ -327,6 +327,22 @@ def test_the_notebooks_network_on_real_clips_in_batches_of_any_size(
     assert np.ptp(network.classify(clips), axis=0).max() > 1e-3  # the clips matter
 
 
+class Plain(nn.Module):
+    """A model of one's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.output = nn.Linear(3, 2)
+
+    def forward(self, frames: torch.Tensor) -> torch.Tensor:
+        return self.output(frames.amax(dim=(1, 3, 4)))
+
+
+@pytest.mark.parametrize("format", ["onnx", "torch_export"])
+def test_a_plain_module_is_exported(tmp_path: Path, format: str) -> None:
+    assert export_checked(untrained(Plain()), format, tmp_path / "model", {}, clips_of(3)) <= 1e-5
+
+
 def test_a_compiled_network_is_exported_as_what_it_was_before(tmp_path: Path) -> None:
     model = cnn_mean(3, 8, {"channels": [4]}, dropout=0.0)
     model.compile()

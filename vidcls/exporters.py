@@ -16,8 +16,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from vidcls.data.sampling import select_frames
-from vidcls.data.store import FrameStore, StoreEntryError
+from vidcls.data.store import StoreEntryError
 from vidcls.errors import UserError
 from vidcls.files import hash_file
 from vidcls.prediction.predictor import LoadedRun
@@ -25,7 +24,6 @@ from vidcls.training.run_folder import best_checkpoint
 from vidcls.training.spec import RunSpec
 from vidcls.training.transforms import Preprocess
 
-SUFFIXES = {"onnx": ".onnx", "torch_export": ".pt2"}
 METADATA_FILE = "vidcls.json"
 """Where a .pt2 holds the metadata: ``torch.export.load(path, extra_files=files)`` fills ``files["vidcls.json"]``."""
 TOLERANCE = 1e-5
@@ -36,12 +34,7 @@ Classify = Callable[[UInt8[np.ndarray, "B T H W 3"]], Float[np.ndarray, "B K"]]
 
 
 class ExportedClassifier(nn.Module):
-    """What an exported file computes: preprocessing without augmentation, the network, softmax.
-
-    Args:
-        model: [B, T, 3, R, R] to logits [B, K], on the CPU.
-        preprocess: uint8 [B, T, H, W, 3] to what the model takes.
-    """
+    """What an exported file computes: preprocessing without augmentation, the network, softmax; on the CPU."""
 
     def __init__(self, model: nn.Module, preprocess: Preprocess) -> None:
         super().__init__()
@@ -51,7 +44,7 @@ class ExportedClassifier(nn.Module):
 
     def forward(self, frames: UInt8[Tensor, "B T H W 3"]) -> Float[Tensor, "B K"]:
         """Probabilities, float32, rows sum to 1."""
-        # The model's own forward, also where compile=true has put a compiled one before it, which cannot be exported.
+        # Not model(...): a compiled model cannot be exported.
         return self.model.forward(self.preprocess(frames)).float().softmax(dim=1)
 
     @torch.inference_mode()
@@ -61,11 +54,7 @@ class ExportedClassifier(nn.Module):
 
 
 def describe(spec: RunSpec, checkpoint_sha256: str) -> dict[str, str]:
-    """The metadata of an exported file: all that is needed to use it. ``classes`` is a JSON list.
-
-    With ``num_clips`` > 1 its user averages the probabilities of that many clips of ``clip_seconds`` each. Without
-    ``clip_seconds`` a clip is a whole video.
-    """
+    """The metadata of an exported file: all that is needed to use it. ``classes`` is a JSON list."""
     store = {"store_num_frames": spec.store.stored_frames, "store_resolution": spec.store.stored_resolution}
     data = {name: str(value) for name, value in (asdict(spec.clip) | store).items() if value is not None}
     return {"classes": json.dumps(spec.classes), **data, "checkpoint_sha256": checkpoint_sha256}
@@ -74,31 +63,23 @@ def describe(spec: RunSpec, checkpoint_sha256: str) -> dict[str, str]:
 def stored_clips(
     run: LoadedRun, cache_dir: str | None, max_clips: int = CHECKED_CLIPS
 ) -> UInt8[np.ndarray, "N T H W 3"]:
-    """The middle clip of each of up to ``max_clips`` test and validation videos of a run, as stored.
-
-    Args:
-        run: which one.
-        cache_dir: where decoded frames are stored; None: where the run's config.yaml says.
-        max_clips: N, at most.
+    """The middle clip of each of up to ``max_clips`` test and validation videos of a run, as stored in ``cache_dir``.
 
     Raises:
         UserError: none of these videos is stored.
     """
-    spec = run.spec
-    store = FrameStore(Path(cache_dir or run.config.data.cache_dir) / "store", spec.store)
-    first = spec.clip.num_clips // 2 * spec.store.stored_frames
-    indices = first + select_frames(spec.store.stored_frames, spec.clip.num_frames, spec.clip.sampling)
-    usable = run.manifest[run.manifest["status"].isin(["ok", "partial"])]
-    held_out = [sha256 for split in ("test", "val") for sha256 in usable.loc[usable["split"] == split, "sha256"]]
+    videos = run.videos(cache_dir=cache_dir)
+    videos.load_manifest(run.manifest)
+    held_out = [(dataset, row) for dataset in map(videos.dataset, ("test", "val")) for row in range(len(dataset))]
     clips: list[np.ndarray] = []
-    for sha256 in held_out:
+    for dataset, row in held_out:
         if len(clips) < max_clips:
             with suppress(StoreEntryError):  # missing or damaged: others will do
-                clips.append(store.read(sha256, indices))
+                clips.append(dataset.frames(row))
     if not clips:
         raise UserError(
             "decoded test or validation videos of the run, to check the export on",
-            f"none of {len(held_out)} in {store.folder}",
+            f"none of {len(held_out)} in {videos.store.folder}",
             "Start from the folder the run was trained in, give cache_dir=DIR, or decode them again: "
             "python evaluate.py run=DIR split=test.",
             "no-stored-videos",
@@ -109,11 +90,7 @@ def stored_clips(
 def export_onnx(classifier: ExportedClassifier, path: Path, metadata: dict[str, str], example: Tensor) -> None:
     """Writes an ONNX file with one input ``frames``, one output ``probabilities``, and ``metadata_props``.
 
-    Args:
-        classifier: on the CPU.
-        path: the file.
-        metadata: text by name.
-        example: uint8 [2, T, R, R, 3]. T and R are fixed by it; the batch size is not.
+    ``example`` [2, T, R, R, 3] fixes T and R, not the batch size.
     """
     program = torch.onnx.export(
         classifier,
@@ -158,16 +135,14 @@ def check_parity(
 ) -> float:
     """The largest absolute difference between two networks' probabilities.
 
-    The reference gets the clips as stored, and the exported network gets them resized, as its users will. The first
-    clip goes alone and the others in batches, so that a batch size frozen into a file shows.
+    The exported network gets the clips resized, as its users will pass them. The first clip goes alone and the others
+    in batches, so that a batch size frozen into a file shows.
 
     Raises:
         UserError: it is above the tolerance, or not a number.
     """
     worst = 0.0
-    starts = [0, *range(1, len(clips), CHECKED_AT_ONCE)]
-    for start, stop in zip(starts, [*starts[1:], len(clips)], strict=True):
-        batch = clips[start:stop]
+    for batch in np.split(clips, range(1, len(clips), CHECKED_AT_ONCE)):
         differences = np.abs(reference(batch) - exported(resize(batch, resolution)))
         worst = float(np.maximum(worst, differences.max()))  # keeps NaN
     if not worst <= tolerance:
@@ -192,11 +167,7 @@ def resize(clips: UInt8[np.ndarray, "N T H W 3"], resolution: int) -> UInt8[np.n
 
 
 def export_run(run: LoadedRun, format: str, output: Path, cache_dir: str | None) -> tuple[float, int]:
-    """Writes a run's network to ``output``; gives the largest difference of probabilities, and over how many clips.
-
-    Raises:
-        UserError: see `stored_clips` and `export_checked`.
-    """
+    """Writes a run's network to ``output``; gives the largest difference of probabilities, and over how many clips."""
     classifier = ExportedClassifier(run.model, run.preprocess)
     metadata = describe(run.spec, hash_file(best_checkpoint(run.folder)))
     clips = stored_clips(run, cache_dir)
@@ -222,7 +193,7 @@ def export_checked(
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
-            part = Path(folder, f"model{SUFFIXES[format]}")
+            part = Path(folder, "model.onnx" if format == "onnx" else "model.pt2")
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # torch's exporter warns about torch's own LSTM
                 write(classifier, part, metadata, example)

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vidcls.prediction.html_report import by_urgency, visible, write_report
-from vidcls.prediction.journal import Journal, VideoDetails, VideoResult
+from vidcls.prediction.journal import Journal, VideoDetails
 from vidcls.prediction.result_files import prediction_columns
 
 CLASSES = ["adult", "fight", "safe"]
@@ -80,7 +80,7 @@ class Predictions:
             starts = [2.0 * n for n in range(len(windows))]
             peak = (self.classes[0], 2.0, windows[0][0], jpeg(path))
             details = VideoDetails(starts, [start + 4 for start in starts], windows, list(segments), [peak])
-        self.journal.write(paths, sha256, VideoResult(cells, details))
+        self.journal.write(paths, sha256, cells, details)
 
     def report(self, safe_class: str | None = "safe", max_videos: int = 500, blur: bool = False) -> Page:
         path = write_report(self.journal, self.classes, safe_class, FACTS, max_videos=max_videos, blur=blur)

@@ -8,23 +8,25 @@ import pandas as pd
 import pytest
 
 from vidcls.errors import UserError
-from vidcls.prediction.journal import Journal, VideoDetails, VideoResult, check_output
+from vidcls.prediction.journal import Journal, VideoDetails, check_output
 from vidcls.prediction.result_files import prediction_columns, write_result_files
 
 CLASSES = ["bad", "safe"]
 DETAILS = VideoDetails([0.0, 1.5], [2.0, 3.5], [[0.25, 0.75], [1.0, 0.0]], [("bad", 1.25, 3.5, 1.0, 2.5)], [])
 
 
-def result(decision: str = "allow", details: VideoDetails | None = DETAILS) -> VideoResult:
+def result(
+    decision: str = "allow", details: VideoDetails | None = DETAILS
+) -> tuple[dict[str, str], VideoDetails | None]:
     windows = 0 if details is None else len(details.start_seconds)
     cells = dict.fromkeys(prediction_columns(CLASSES)[2:], "") | {"decision": decision, "windows": str(windows)}
-    return VideoResult(cells, details)
+    return cells, details
 
 
 def test_what_is_written_is_there_when_it_is_opened_again(tmp_path: Path) -> None:
     with closing(Journal(tmp_path, {"model": "m", "size": 1.5})) as journal:
-        journal.write(["b", "a"], "1", result())
-        journal.write(["c"], "", result("review", None))
+        journal.write(["b", "a"], "1", *result())
+        journal.write(["c"], "", *result("review", None))
     with closing(Journal(tmp_path, {"size": 1.5, "model": "m"})) as journal:
         rows = journal.rows()
         assert [(row["path"], row["sha256"], row["decision"]) for row in rows] == [
@@ -41,8 +43,8 @@ def test_what_is_written_is_there_when_it_is_opened_again(tmp_path: Path) -> Non
 def test_paths_follow_the_content_of_their_files(tmp_path: Path) -> None:
     with closing(Journal(tmp_path, {})) as journal:
         assert journal.assign({"a": "1", "b": "2"}) == {"1", "2"}
-        journal.write(["a"], "1", result("block"))
-        journal.write(["b"], "2", result("allow"))
+        journal.write(["a"], "1", *result("block"))
+        journal.write(["b"], "2", *result("allow"))
         assert journal.assign({"a": "2", "b": "1", "c": "1"}) == set()  # swapped, and a copy
         assert [row["decision"] for row in journal.rows()] == ["allow", "block", "block"]
         assert journal.assign({"a": "3"}) == {"3"}  # changed: what was known of it no longer counts
@@ -56,7 +58,7 @@ def test_a_result_that_is_interrupted_leaves_nothing(tmp_path: Path) -> None:
 
     with closing(Journal(tmp_path, {})) as journal:
         with pytest.raises(KeyboardInterrupt):
-            journal.write(interrupted(), "1", result())
+            journal.write(interrupted(), "1", *result())
         assert journal.rows() == [] and journal.assign({"a": "1"}) == {"1"}
 
 
@@ -97,12 +99,12 @@ def test_output_folders_that_are_refused(tmp_path: Path) -> None:
 
 def test_the_disk_is_full(tmp_path: Path) -> None:
     with closing(Journal(tmp_path, {})) as journal:
-        journal.write(["a"], "1", result())
+        journal.write(["a"], "1", *result())
         pages = journal._database.execute("PRAGMA page_count").fetchone()[0]
         journal._database.execute(f"PRAGMA max_page_count = {pages}")
         long = VideoDetails([0.0] * 10000, [1.0] * 10000, [[0.5, 0.5]] * 10000, [], [])
         with pytest.raises(UserError) as error:
-            journal.write(["b"], "2", result("allow", long))
+            journal.write(["b"], "2", *result("allow", long))
         assert error.value.code == "output-full"
         assert [row["path"] for row in journal.rows()] == ["a"]
 
@@ -110,8 +112,8 @@ def test_the_disk_is_full(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", ["plain.mp4", "a,b\r.mp4", 'new\nline".mp4', "=SUM(A1).mp4", "@x", "\u2028é.mp4"])
 def test_result_files_hold_any_name(tmp_path: Path, path: str) -> None:
     with closing(Journal(tmp_path, {})) as journal:
-        journal.write([path, "0"], "1", result())
-        journal.write(["none"], "2", result("review", None))
+        journal.write([path, "0"], "1", *result())
+        journal.write(["none"], "2", *result("review", None))
         write_result_files(journal, CLASSES)
     tables = [
         pd.read_csv(tmp_path / name, keep_default_na=False, dtype=str) for name in ("predictions.csv", "segments.csv")
@@ -141,7 +143,7 @@ def test_classes_named_as_columns_are_refused() -> None:
 
 def test_the_journal_is_an_ordinary_database(tmp_path: Path) -> None:
     with closing(Journal(tmp_path, {})) as journal:
-        journal.write(["a"], "1", result("block"))
+        journal.write(["a"], "1", *result("block"))
     with closing(sqlite3.connect(tmp_path / "journal.sqlite")) as database:
         query = "SELECT path, cells ->> 'decision' FROM videos JOIN results ON result = id"
         assert database.execute(query).fetchall() == [("a", "block")]

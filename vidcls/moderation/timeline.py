@@ -18,19 +18,12 @@ AGGREGATIONS = ("max", "mean", "top_k_mean")
 
 @dataclass(frozen=True)
 class Segment:
-    """A stretch of time [start, end) in which one class was probable, and where it was most probable.
-
-    Attributes:
-        start_seconds: from the video's first frame.
-        end_seconds: likewise; not part of the segment.
-        peak: the highest probability in it.
-        peak_seconds: the middle of the (first) window with that probability.
-    """
+    """A stretch of time [start, end) in which one class was probable."""
 
     start_seconds: float
     end_seconds: float
-    peak: float
-    peak_seconds: float
+    peak: float  # the highest probability in it
+    peak_seconds: float  # the middle of the (first) window with that probability
 
 
 def segments(
@@ -45,21 +38,9 @@ def segments(
     """When one class was shown, by hysteresis: a segment starts at p >= enter and lasts while p >= exit threshold.
 
     Each window stands for its *cell*, the time that is nearer to its centre than to any other window's, so a segment is
-    not lengthened by the windows that touch it. Cells tile the video; between two segments lies a window below
-    ``exit_threshold``.
-
-    Args:
-        starts: of the W windows, ascending, as from `vidcls.data.sampling.window_starts`.
-        window_seconds: their length.
-        end_seconds: when the video ends.
-        probabilities: of the class in each window.
-        enter_threshold: at least ``exit_threshold``.
-        exit_threshold: see above.
-        min_seconds: shorter segments are dropped. One of n windows counts as at least n strides long: the cell next to
-            the last window is narrower only because that window was moved back.
-
-    Returns:
-        The segments in order of time, disjoint, within [0, ``end_seconds``).
+    not lengthened by the windows that touch it. Cells tile the video [0, ``end_seconds``). Segments shorter than
+    ``min_seconds`` are dropped, where one of n windows counts as at least n strides long: the cell next to the last
+    window is narrower only because that window was moved back.
 
     Example, windows of 4 s every 2 s in a video of 12 s, centres at 2 4 6 8 10, cells cut at 3 5 7 9; thresholds 0.8
     and 0.5::
@@ -101,10 +82,9 @@ def video_score(probabilities: Float[np.ndarray, "W K"], aggregation: str, top_k
     - ``top_k_mean``: its mean over the ``top_k`` windows in which it is highest: like ``max``, but a single stray
       window is not enough.
 
-    With one window all three are that window's probabilities, bit for bit. With more, the scores of ``max`` and
-    ``top_k_mean`` come from different windows and do **not** sum to 1: a video that is clearly safe for ten minutes and
-    clearly harmful for three seconds scores high for both classes. So the highest score does not name the video's
-    class: see `video_class`.
+    With one window all three are that window's probabilities. With more, the scores of ``max`` and ``top_k_mean`` come
+    from different windows and do **not** sum to 1: a video that is clearly safe for ten minutes and clearly harmful for
+    three seconds scores high for both classes. So the highest score does not name its class: see `video_class`.
 
     Example:
         >>> windows = np.array([[0.9, 0.1], [0.2, 0.8], [0.7, 0.3]])
@@ -121,8 +101,7 @@ def video_class(probabilities: Float[np.ndarray, "W K"], safe_class: int, aggreg
     """The class of the whole video: ``safe_class``, unless a harmful class holds.
 
     A class holds if, on average over the windows that made its score, it is also the most probable one. Of the harmful
-    classes that hold, the one with the highest score is taken. With one window this is the most probable class, the
-    first of them at a tie, as in `vidcls.metrics.classification`.
+    classes that hold, the one with the highest score is taken. With one window this is the most probable class.
 
     Example: safe scores higher (0.9), but at its peak the harmful class is more probable.
         >>> video_class(np.array([[0.9, 0.1], [0.2, 0.8], [0.7, 0.3]]), safe_class=0, aggregation="max")

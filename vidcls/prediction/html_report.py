@@ -39,16 +39,8 @@ def write_report(
 ) -> Path:
     """Writes report.html into the journal's folder, and gives its path.
 
-    Args:
-        journal: what was found.
-        classes: the K names, in the order of the probabilities.
-        safe_class: the class that is not drawn over time; None draws all.
-        facts: what was run, shown above everything else.
-        max_videos: how many videos get a row, the most urgent first (see `by_urgency`); a note counts the others.
-        blur: whether pictures are blurred until somebody wants to see them.
-
-    Raises:
-        UserError: the disk is full; a report that was there before stays.
+    Only the ``max_videos`` most urgent videos get a row; a note counts the others. ``safe_class`` is not drawn over
+    time, ``facts`` are shown above everything else, and ``blur`` hides pictures until they are clicked.
     """
     rows = by_urgency(journal.rows())
     shown = rows[:max_videos]
@@ -91,10 +83,7 @@ def write_report(
 
 
 def by_urgency(rows: Sequence[Row]) -> list[Row]:
-    """Blocked videos, then those to review, then allowed ones.
-
-    Within these, videos that were not decoded completely come first, then those without a score, then the highest
-    score.
+    """Block, review, allow; within these first what was not decoded completely, then no score, then the highest score.
 
     Example:
         >>> rows = [("review", "ok", "0.4"), ("allow", "ok", "0.1"), ("review", "partial", ""), ("review", "ok", "0.5")]
@@ -124,10 +113,9 @@ def clock(seconds: float | None) -> str:
 
 
 def visible(text: str) -> str:
-    r"""The text with every character that would hide or turn others written out, as a name may hold any.
+    r"""The text with control and format characters, line ends and lone surrogates written out, as they may hide others.
 
-    That is what Unicode calls control and format characters, line ends and lone surrogates, but for the two joiners
-    that emojis and some scripts cannot do without.
+    The two joiners stay, since emojis and some scripts need them.
 
     Example:
         >>> visible("a\nb \u202egpj.exe")
@@ -177,8 +165,7 @@ def _others(paths: Sequence[str], path: str) -> str:
 
 def _details(details: VideoDetails, classes: Sequence[str]) -> dict[str, Any]:
     """What the page's script draws of one content; classes as numbers, times in seconds."""
-    windows = zip(details.start_seconds, details.end_seconds, strict=True)
-    middles = [(start + end) / 2 for start, end in windows]
+    middles = [(start + end) / 2 for start, end in zip(details.start_seconds, details.end_seconds, strict=True)]
     cuts = [(one + other) / 2 for one, other in itertools.pairwise(middles)]
     segments = [[classes.index(name), *map(_rounded, values)] for name, *values in details.segments]
     peaks = [[classes.index(name), *map(_rounded, values), jpeg] for name, *values, jpeg in details.peaks]

@@ -11,6 +11,7 @@ import json
 import os
 import sqlite3
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,42 +28,19 @@ SCHEMA = (
 
 @dataclass(frozen=True)
 class VideoDetails:
-    """The timeline of a video that could be decoded, as plain values.
+    """The timeline of a video that could be decoded, as plain values."""
 
-    Attributes:
-        start_seconds: of its W windows.
-        end_seconds: likewise.
-        probabilities: [W][K].
-        segments: (class, start, end, peak, when that is), all but the first as in `vidcls.moderation.timeline.Segment`.
-        peaks: (class, middle of the window, probability, JPEG in base64).
-    """
-
-    start_seconds: list[float]
+    start_seconds: list[float]  # of its W windows
     end_seconds: list[float]
-    probabilities: list[list[float]]
-    segments: list[tuple[str, float, float, float, float]]
-    peaks: list[tuple[str, float, float, str]]
-
-
-@dataclass(frozen=True)
-class VideoResult:
-    """What was found in one video.
-
-    Attributes:
-        cells: the columns of predictions.csv but for path and sha256, as text.
-        details: None where it could not be decoded.
-    """
-
-    cells: dict[str, str]
-    details: VideoDetails | None
+    probabilities: list[list[float]]  # [W][K]
+    segments: list[tuple[str, float, float, float, float]]  # class, and a `vidcls.moderation.timeline.Segment`
+    peaks: list[tuple[str, float, float, str]]  # class, middle of the window, probability, JPEG in base64
 
 
 class Journal:
     """The journal of an output folder, new or to be continued; one process at a time holds it.
 
-    Args:
-        folder: the output folder.
-        settings: everything that results depend on, as plain values; also written to predict.json.
+    ``settings`` are all that results depend on, as plain values; predict.json gets them too.
 
     Raises:
         UserError: the folder cannot be written, holds something else, is in use, or was made with other settings.
@@ -73,12 +51,11 @@ class Journal:
         check_output(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._database = sqlite3.connect(folder / "journal.sqlite", timeout=0)
-            try:
+            with ExitStack() as stack:
+                self._database = sqlite3.connect(folder / "journal.sqlite", timeout=0)
+                stack.callback(self.close)
                 self._open(json.dumps(settings, indent=2))
-            except BaseException:
-                self.close()
-                raise
+                stack.pop_all()  # it stays open
         except sqlite3.Error as error:
             if error.sqlite_errorcode == sqlite3.SQLITE_BUSY:
                 expected, code = "an output folder that no other process writes to", "output-in-use"
@@ -113,27 +90,21 @@ class Journal:
         self._database.close()
 
     def assign(self, hashes: Mapping[str, str]) -> set[str]:
-        """Records the content that each path has now, and gives the contents that have no result yet.
-
-        Args:
-            hashes: SHA-256 by path.
-        """
+        """Records which content (SHA-256) each path has now, and gives the contents that have no result yet."""
         with self._database as database:
             database.executemany("DELETE FROM videos WHERE path = ?", ((path,) for path in hashes))
             query = "INSERT INTO videos SELECT ?, id FROM results WHERE sha256 = ?"
             database.executemany(query, hashes.items())
         return set(hashes.values()) - {sha256 for (sha256,) in self._database.execute("SELECT sha256 FROM results")}
 
-    def write(self, paths: Iterable[str], sha256: str, result: VideoResult) -> None:
-        """Adds the result of the videos ``paths``, whose content has this hash ("" where it cannot be read).
+    def write(self, paths: Iterable[str], sha256: str, cells: Mapping[str, str], details: VideoDetails | None) -> None:
+        """Adds the result of the videos ``paths`` with one content, whose hash is "" where it cannot be read.
 
-        Raises:
-            UserError: the disk is full, or gone.
+        ``cells`` are the columns of predictions.csv but for path and sha256; ``details`` is None if undecodable.
         """
-        details = None if result.details is None else json.dumps(asdict(result.details))
+        row = sha256 or None, json.dumps(cells), None if details is None else json.dumps(asdict(details))
         try:
             with self._database as database:
-                row = sha256 or None, json.dumps(result.cells), details
                 number = database.execute("INSERT INTO results VALUES (NULL, ?, ?, ?)", row).lastrowid
                 database.executemany("REPLACE INTO videos VALUES (?, ?)", ((path, number) for path in paths))
         except sqlite3.OperationalError as error:

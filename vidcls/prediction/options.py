@@ -47,16 +47,7 @@ class PredictOptions:
         return float(window_seconds / 2 if self.stride_seconds is None else self.stride_seconds)
 
     def complete(self, clip_seconds: float | int | None, manifest: pd.DataFrame) -> PredictOptions:
-        """With values in place of null.
-
-        Args:
-            clip_seconds: of the run.
-            manifest: of the run: by default, videos as long as its own are classified whole, and windows are as long as
-                its training videos (median).
-
-        Raises:
-            UserError: the stride is longer than the window.
-        """
+        """With values in place of null, from a run's ``clip_seconds`` and the durations of its videos."""
         usable = manifest[manifest["status"].isin(["ok", "partial"])]
         seconds = usable["seconds"].astype(float)
         window, max_whole = self.window_seconds, self.max_whole_seconds

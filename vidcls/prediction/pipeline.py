@@ -11,7 +11,6 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -30,7 +29,7 @@ from vidcls.prediction.journal import Journal
 from vidcls.prediction.options import PredictOptions
 from vidcls.prediction.peaks import Peaks
 from vidcls.prediction.predictor import Predictor
-from vidcls.prediction.video_result import build_result
+from vidcls.prediction.video_result import TimedProbabilities, build_result
 
 
 @dataclass(frozen=True)
@@ -40,15 +39,6 @@ class WindowClassified:
     number: int
     window: Window
     probabilities: Float[np.ndarray, " K"]
-
-
-class ClassifiedVideo(NamedTuple):
-    """A video that is decoded and classified; see `build_result`."""
-
-    number: int
-    decoded: DecodeResult
-    windows: list[tuple[float, float, Float[np.ndarray, " K"]]]
-    peaks: Peaks | None
 
 
 Event = VideoStarted | WindowClassified | VideoFinished
@@ -66,17 +56,8 @@ def predict_videos(
 ) -> None:
     """Writes a result into the journal for each video, as soon as its last window is classified.
 
-    Files with the same content are decoded once, and those whose content is in the journal not at all.
-
-    Args:
-        paths: the names of the N videos.
-        files: where they are.
-        predictor: of the run.
-        options: complete, see `PredictOptions.complete`.
-        policy: of the run, if it has one.
-        journal: of the output folder.
-        limits: of decoding.
-        console: where progress is shown.
+    Files with the same content are decoded once, and those whose content is in the journal not at all. ``paths`` are
+    the names of the ``files``, ``options`` are complete.
     """
     run, plan = predictor.run, options.plan(predictor.run.spec.store)
     describe = partial(build_result, model=run.identity, classes=run.classes, policy=policy, options=options)
@@ -86,19 +67,19 @@ def predict_videos(
     numbers: dict[str, list[int]] = {}  # of the videos with each content
     for number, hashed in enumerate(hashes):
         if not hashed.sha256:
-            journal.write([paths[number]], "", describe(undecodable(hashed.error), [], None))
+            journal.write([paths[number]], "", *describe(undecodable(hashed.error), [], None))
         elif hashed.sha256 in missing:
             numbers.setdefault(hashed.sha256, []).append(number)
     contents = list(numbers)
     distinct = [files[numbers[sha256][0]] for sha256 in contents]
     with closing(read_windows(distinct, plan, limits, ahead=2 * run.spec.batch_size)) as events:
         shown = show_progress(classify(events, predictor), len(distinct), console)
-        for video in collect(shown, plan, run.classes, options.exit_threshold):
-            sha256, file = contents[video.number], distinct[video.number]
+        for place, decoded, windows, peaks in collect(shown, plan, run.classes, options.exit_threshold):
+            sha256, file = contents[place], distinct[place]
             same_content = [paths[number] for number in numbers[sha256]]
-            if video.decoded.status == "undecodable" and hash_files([file], None)[0].sha256 != sha256:
+            if decoded.status == "undecodable" and hash_files([file], None)[0].sha256 != sha256:
                 sha256 = ""  # the file is gone or has changed: the next run tries again
-            journal.write(same_content, sha256, describe(*video[1:]))
+            journal.write(same_content, sha256, *describe(decoded, windows, peaks))
 
 
 def predict_file(predictor: Predictor, path: Path, options: PredictOptions) -> dict[str, float]:
@@ -144,9 +125,9 @@ def classify(events: Iterable[VideoStarted | WindowRead | VideoFinished], predic
 
 def collect(
     events: Iterable[Event], plan: WindowPlan, classes: Sequence[str], exit_threshold: float | int
-) -> Iterator[ClassifiedVideo]:
-    """Puts the windows of each video together; gives it when it has finished."""
-    open_videos: dict[int, tuple[list[tuple[float, float, Float[np.ndarray, " K"]]], Peaks]] = {}
+) -> Iterator[tuple[int, DecodeResult, TimedProbabilities, Peaks | None]]:
+    """Gives the number, decode result, windows and peaks of each video when it has finished."""
+    open_videos: dict[int, tuple[TimedProbabilities, Peaks]] = {}
     for event in events:
         if isinstance(event, VideoStarted):
             open_videos[event.number] = [], Peaks(classes, exit_threshold)
@@ -155,7 +136,7 @@ def collect(
             windows.append((event.window.start_seconds, event.window.end_seconds, event.probabilities))
             peaks.add(middle_clip(event.window, plan), event.probabilities)
         else:
-            yield ClassifiedVideo(event.number, event.result, *open_videos.pop(event.number, ([], None)))
+            yield event.number, event.result, *open_videos.pop(event.number, ([], None))
 
 
 def show_progress(events: Iterable[Event], num_videos: int, console: Console) -> Iterator[Event]:

@@ -10,7 +10,6 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from vidcls.data.decoding.plan import WindowPlan
 from vidcls.moderation.policy import DECISIONS, Policy, load_policy
 from vidcls.prediction.options import PredictOptions
 from vidcls.prediction.predictor import LoadedRun
@@ -37,36 +36,29 @@ def result_settings(run: LoadedRun, options: PredictOptions, policy: Policy | No
 
 
 def report_facts(run: LoadedRun, options: PredictOptions, policy: Policy | None) -> dict[str, str]:
-    """What was run, for the head of the report."""
-    plan, clip = options.plan(run.spec.store), run.spec.clip
+    """What is run, for the terminal and the head of the report."""
+    clip, clips = run.spec.clip, ""
+    if clip.clip_seconds is not None:
+        several = f"the mean of {clip.num_clips} clips of" if clip.num_clips > 1 else "their middle"
+        clips = f", by {several} {clip.clip_seconds:g} s"
+    windows = f"windows of {options.window_seconds:g} s every {options.stride_seconds:g} s"
     aggregation = f"mean of the top {options.top_k}" if options.aggregation == "top_k_mean" else options.aggregation
     return {
         "Run": run.folder.name,
         "Model": run.identity,
         "Policy": f"{policy.identity}, safe class: {policy.safe_class}" if policy else "none",
         "Frames": f"{clip.num_frames} of {clip.resolution} x {clip.resolution} pixels",
-        "Classified whole": f"videos up to {plan.max_whole_seconds:g} s{_clips(plan)}",
-        "Longer videos": f"{_windows(plan)}, aggregated by {aggregation}",
+        "Classified whole": f"videos up to {options.max_whole_seconds:g} s{clips}",
+        "Longer videos": f"{windows}, aggregated by {aggregation}",
     }
 
 
-def _windows(plan: WindowPlan) -> str:
-    return f"windows of {plan.window_seconds:g} s every {plan.stride_seconds:g} s"
-
-
-def _clips(plan: WindowPlan) -> str:
-    count, seconds = plan.spec.num_clips, plan.spec.clip_seconds
-    if seconds is None:
-        return ""
-    return f", by the mean of {count} clips of {seconds:g} s" if count > 1 else f", by their middle {seconds:g} s"
-
-
-def print_plan(plan: WindowPlan, num_videos: int, ignored: Mapping[str, int], console: Console) -> None:
+def print_plan(facts: Mapping[str, str], num_videos: int, ignored: Mapping[str, int], console: Console) -> None:
     """What will be done."""
     others = ", ".join(f"{count} {kind}" for kind, count in sorted(ignored.items()))
     console.print(f"{num_videos} videos{f' (ignored {others})' if others else ''}", markup=False, soft_wrap=True)
-    whole = f"Videos up to {plan.max_whole_seconds:g} s are classified whole{_clips(plan)}, as in training"
-    console.print(f"{whole}; longer ones in {_windows(plan)}", soft_wrap=True)
+    for name in ("Classified whole", "Longer videos"):
+        console.print(f"{name}: {facts[name]}", soft_wrap=True)
 
 
 def print_summary(rows: Sequence[Mapping[str, str]], paths: Sequence[str], folder: Path, console: Console) -> None:

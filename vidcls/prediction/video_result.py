@@ -10,33 +10,28 @@ from jaxtyping import Float
 from vidcls.data.decoding.result import DecodeResult
 from vidcls.moderation.policy import REVIEW, Decision, Policy, decide, harmful_scores
 from vidcls.moderation.timeline import segments, video_class, video_score
-from vidcls.prediction.journal import VideoDetails, VideoResult
+from vidcls.prediction.journal import VideoDetails
 from vidcls.prediction.options import PredictOptions
 from vidcls.prediction.peaks import Peaks
 
+TimedProbabilities = list[tuple[float, float, Float[np.ndarray, " K"]]]
+"""Of each window: when it starts and ends, in seconds, and the probabilities in it."""
 NO_POLICY = "no policy: fit one with evaluate.py run=DIR policy.safe_class=CLASS"
 
 
 def build_result(
     decoded: DecodeResult,
-    windows: Sequence[tuple[float, float, Float[np.ndarray, " K"]]],
+    windows: TimedProbabilities,
     peaks: Peaks | None,
     *,
     model: str,
     classes: Sequence[str],
     policy: Policy | None,
     options: PredictOptions,
-) -> VideoResult:
-    """The result of one video.
+) -> tuple[dict[str, str], VideoDetails | None]:
+    """The cells and the details of one video for `Journal.write`; it has no ``peaks`` where it could not be opened.
 
-    Args:
-        decoded: how its decoding ended.
-        windows: when each starts and ends, and the probabilities in it.
-        peaks: of its timeline; None where it has none.
-        model: the identity of the network.
-        classes: the K names.
-        policy: which decides; without one every video is for review.
-        options: complete.
+    ``model`` is the identity of the network, ``options`` are complete. Without a policy every video is for review.
     """
     cells = dict.fromkeys(("predicted", *classes, "score"), "") | {
         "coverage": f"{decoded.coverage:.6g}",
@@ -72,4 +67,4 @@ def build_result(
         decision = decide(policy, probabilities, decoded.status, decoded.reason, *aggregation)
     else:
         decision = Decision(REVIEW, f"{decoded.status}: {decoded.reason}" if decoded.status != "ok" else NO_POLICY)
-    return VideoResult(cells | {"decision": decision.decision, "reason": decision.reason}, details)
+    return cells | {"decision": decision.decision, "reason": decision.reason}, details
