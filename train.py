@@ -9,7 +9,7 @@ python train.py -m data.num_frames=8,16 seed=0,1        a sweep; with sweep.resu
 import hydra
 from omegaconf import DictConfig
 
-from vidcls.cli import quote_overrides, user_errors_exit
+from vidcls.cli import print_config, quote_overrides, user_errors_exit
 from vidcls.sweeps.jobs import job
 
 
@@ -23,6 +23,8 @@ def main(cfg: DictConfig) -> float | None:
     from vidcls.training.run_folder import open_run
 
     cfg = open_run(cfg)
+    if cfg.get("print_config"):
+        print_config(cfg)
 
     # Imported here: mistakes in the options show before torch is imported, and decoding processes, which import this
     # file again, never import it.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import signal
 from pathlib import Path
@@ -14,6 +15,38 @@ from helpers.commands import TINY, once, train
 torch.set_num_threads(1)
 # A shell that starts the tests in the background has them ignore Ctrl-C, and what they start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+# Left out by `make test-fast`: files whose tests decode, start processes or train for long, and, wherever they are,
+# tests that train for themselves.
+SLOW_FOLDERS = {"decoding", "evaluation", "sweeps"}
+SLOW_FILES = {
+    "test_architectures.py",
+    "test_backbones.py",
+    "test_clips.py",
+    "test_ddp.py",
+    "test_demo.py",
+    "test_exporters.py",
+    "test_feature_cache.py",
+    "test_html_report.py",
+    "test_ingest.py",
+    "test_notebooks.py",
+    "test_old_runs.py",
+    "test_pipeline.py",
+    "test_recipe.py",
+    "test_resume.py",
+    "test_startup.py",
+    "test_video_nets.py",
+    "test_weights.py",
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks what is slow."""
+    for item in items:
+        trains = isinstance(item, pytest.Function) and "tiny" in inspect.signature(item.function).parameters
+        if trains or item.path.parent.name in SLOW_FOLDERS or item.path.name in SLOW_FILES:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")

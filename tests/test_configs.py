@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch.utils.tensorboard import SummaryWriter
 
 import vidcls.sweeps.jobs  # noqa: F401  # registers the resolvers that the files use
+from vidcls.cli import trusted_packages
 from vidcls.data.demo import draw_demo
 from vidcls.data.ingest import DecodeLimits
 from vidcls.data.sources import list_videos
@@ -246,6 +247,48 @@ def test_run_folders_are_named_once_and_never_shared() -> None:
     assert first.run_dir != second.run_dir
     assert first.run_dir.startswith("runs/train/")
     assert composed("resume=runs/train/old").run_dir == "runs/train/old"
+
+
+# ---- presets at work
+
+
+ONE_BATCH = [f"trainer.limit_{split}_batches=1" for split in ("train", "val", "test")]  # of the little there is
+BOTH = {"tensorboard", "csv"}
+
+
+@pytest.mark.parametrize(
+    ("debug", "overrides", "loggers"),
+    [
+        (
+            "fdr",
+            ["logger=many_loggers", "callbacks=ema", "optim=adamw", "augment=strong"],
+            set(),
+        ),  # Lightning drops them
+        ("overfit", ["trainer.max_epochs=1", "logger=[tensorboard,csv]", "augment=standard"], BOTH),
+        ("limit", ["trainer.max_epochs=1", "logger=csv", *ONE_BATCH], {"csv"}),
+        ("profiler", ["~logger", "trainer=cpu", "callbacks=early_stopping", "print_config=true"], set()),
+    ],
+)
+def test_presets_run(debug: str, overrides: list[str], loggers: set[str], tiny: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    result = train(*tiny[:-2], f"debug={debug}", *overrides, f"run_dir={run}")
+    assert result.code == 0, result.stderr
+    assert (run / "metrics.json").exists() == (debug != "fdr")
+    assert ("max_epochs: 1" in result.stdout) == ("print_config=true" in overrides)
+    assert {name for name in BOTH if (run / name).exists()} == loggers
+
+
+@pytest.mark.parametrize("debug", ["true", "default"])
+def test_debug_shows_tracebacks(debug: str, tmp_path: Path) -> None:
+    result = train("data=folder", "data.source=nowhere", f"debug={debug}", f"run_dir={tmp_path / 'run'}")
+    assert result.code == 1 and "Traceback" in result.stderr and "[missing-source]" in result.stderr
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_trusted_packages(entry: str) -> None:
+    assert trusted_packages(composed(entry=entry)) == ()
+    assert trusted_packages(composed("trust=mine", entry=entry)) == ("mine",)
+    assert trusted_packages(composed("trust=[mine,yours]", entry=entry)) == ("mine", "yours")
 
 
 # ---- what Hydra refuses

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import os
 import secrets
 import shlex
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,13 +26,13 @@ Result = TypeVar("Result")
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
-def _new_run_dir(folder: str, resume: str | None) -> str:
+def new_run_dir(folder: str, resume: str | None) -> str:
     """<folder>/<date>_<time>_<short id>, or the folder to resume."""
     return resume or f"{folder}/{time.strftime('%Y-%m-%d_%H-%M-%S')}_{secrets.token_hex(2)}"
 
 
 # Cached: one process asks several times and must get the same answer.
-OmegaConf.register_new_resolver("new_run_dir", _new_run_dir, use_cache=True, replace=True)
+OmegaConf.register_new_resolver("new_run_dir", new_run_dir, use_cache=True, replace=True)
 
 
 def run_folder() -> Path:
@@ -120,18 +118,6 @@ def _remove_if_empty(folder: Path) -> None:
     """Hydra creates the folder that ``resume`` names."""
     if folder.is_dir() and folder != Path.cwd() and not any(folder.iterdir()):
         folder.rmdir()
-
-
-def import_in_background(module: str) -> None:
-    """Imports a module in a thread, while the caller waits for other things; its errors show at the real import."""
-
-    def work() -> None:
-        try:
-            importlib.import_module(module)
-        except Exception:
-            return
-
-    threading.Thread(target=work, daemon=True).start()
 
 
 def print_config(cfg: DictConfig) -> None:

@@ -8,6 +8,7 @@ import os
 import runpy
 import subprocess
 import sys
+import traceback
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -49,7 +50,11 @@ def call(script: str, *overrides: str) -> Result:
             runpy.run_path(str(ROOT / script), run_name="__main__")
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else 1
+    except Exception:  # as Python itself ends
+        traceback.print_exc(file=stderr)
+        code = 1
     finally:
+        os.environ.pop("HYDRA_FULL_ERROR", None)  # set where debug shows a traceback
         sys.argv = argv
         torch.use_deterministic_algorithms(False)  # as it was
     return Result(code, stdout.getvalue(), stderr.getvalue())

@@ -18,7 +18,7 @@ from helpers.runs import metrics_of, refused, table, wait_until
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from vidcls.cli import _new_run_dir
+from vidcls.cli import new_run_dir
 from vidcls.metrics.objectives import LOWER_IS_BETTER
 from vidcls.sweeps.jobs import Sweep, _parse, _shared_store, job_name
 
@@ -384,9 +384,9 @@ def test_a_store_of_ones_own_is_kept() -> None:
 
 
 def test_two_sweeps_of_one_second_have_two_folders() -> None:
-    made = {_new_run_dir("sweep", None) for _ in range(4)}
+    made = {new_run_dir("sweep", None) for _ in range(4)}
     assert len(made) == 4 and all(name.startswith("runs/sweep/") for name in made)
-    assert _new_run_dir("sweep", "runs/sweep/old") == "runs/sweep/old"
+    assert new_run_dir("sweep", "runs/sweep/old") == "runs/sweep/old"
 
 
 # ---- stopped

@@ -16,13 +16,13 @@ import torch
 import yaml
 from helpers.commands import TINY, Result, start_train, train
 from helpers.runs import CLASSES, csv_source, events, metrics_of, refused, same_weights, scalars, table, weights
-from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from vidcls.data.datamodule import VideoDataModule
 from vidcls.data.ingest import MANIFEST_COLUMNS
 from vidcls.data.sampling import select_frames
-from vidcls.data.store import Store
+from vidcls.data.store import FrameStore
 from vidcls.errors import UserError
 from vidcls.training.checkpoint import build_model, build_preprocess, load_checkpoint
 from vidcls.training.loop import build_module
@@ -113,9 +113,7 @@ def test_predictions_are_those_of_the_best_checkpoint(finished: Path, shared: Pa
     spec = checkpoint.spec
     model, preprocess = build_model(spec), build_preprocess(spec)
     model.load_state_dict(checkpoint.model_weights)
-    store = Store(
-        shared / "cache" / "store", spec.store.stored_frames, spec.store.stored_resolution, spec.store.sampling
-    )
+    store = FrameStore(shared / "cache" / "store", spec.store)
     indices = select_frames(spec.store.stored_frames, spec.clip.num_frames, spec.clip.sampling)
     manifest = table(finished / "manifest.csv")
     hashes = manifest[manifest["split"] == split]["sha256"]
@@ -234,8 +232,8 @@ def module_of(finished: Path, manifest: pd.DataFrame, *overrides: str) -> VideoC
     """The module that the finished run would have with other settings and another manifest."""
     cfg = OmegaConf.merge(OmegaConf.load(finished / "config.yaml"), OmegaConf.from_dotlist(list(overrides)))
     assert isinstance(cfg, DictConfig)
-    datamodule = instantiate(cfg.data)
-    datamodule.adopt(manifest)
+    datamodule = VideoDataModule(instantiate(cfg.data))
+    datamodule.load_manifest(manifest)
     return build_module(cfg, datamodule)
 
 
@@ -250,7 +248,7 @@ def test_class_weights_are_counted_in_the_training_split(finished: Path) -> None
 def test_a_class_without_training_videos_cannot_be_balanced(finished: Path) -> None:
     manifest = table(finished / "manifest.csv")
     manifest = manifest[~manifest["path"].str.contains("train/safe")]
-    with pytest.raises(UserError, match=r"loss.class_weights=balanced; got none of safe"):
+    with pytest.raises(UserError, match="none of safe"):
         module_of(finished, manifest, "loss.class_weights=balanced")
 
 
@@ -271,14 +269,14 @@ def test_early_stopping_and_gradient_clipping(finished: Path, tiny: list[str], t
 
 def test_a_used_run_folder_is_refused(finished: Path, tiny: list[str]) -> None:
     before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
-    refused(train(*tiny, f"run_dir={finished}"), "a run_dir that no other run has used", f"resume={finished}")
+    refused(train(*tiny, f"run_dir={finished}"), "[used-run-dir]", f"resume={finished}")
     assert {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} == before
 
 
 def test_a_process_of_its_own_ends_with_one_line(tmp_path: Path) -> None:
     process = start_train("data=folder", "data.source=nowhere", cwd=tmp_path)
     stdout, stderr = process.communicate(timeout=120)
-    refused(Result(process.returncode, stdout, stderr), "a folder, .zip or .csv in data.source", "nothing at nowhere")
+    refused(Result(process.returncode, stdout, stderr), "[missing-source]")
 
 
 def a_file(path: Path) -> None:
@@ -308,91 +306,48 @@ def no_readable_video(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "make", "words"),
+    ("name", "make", "code"),
     [
-        ("source", None, ["nothing at source"]),
-        ("source", an_empty_folder, ["videos", "nothing in it"]),
-        ("source", no_videos, ["videos", "only 1 files that are not videos"]),
-        ("source", one_class, ["two or more classes", "the one class 'safe'"]),
-        ("source.zip", a_file, [".zip"]),
-        ("source.txt", a_file, ["a file of another type"]),
-        ("source", no_readable_video, ["decodable video in the train split"]),
+        ("source", None, "missing-source"),
+        ("source", an_empty_folder, "empty-source"),
+        ("source", no_videos, "empty-source"),
+        ("source", one_class, "one-class"),
+        ("source.zip", a_file, "damaged-zip"),
+        ("source.txt", a_file, "source-type"),
+        ("source", no_readable_video, "empty-train-split"),
     ],
 )
 def test_sources_that_cannot_be_used(
-    name: str, make: Callable[[Path], None] | None, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, make: Callable[[Path], None] | None, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     if make:
         make(tmp_path / name)
-    refused(train(*TINY, f"data.source={name}", "run_dir=run"), *words)
-
-
-@pytest.mark.parametrize(
-    ("overrides", "words"),
-    [
-        (["data.num_frames=0"], ["data.num_frames to be an integer >= 1; got 0"]),
-        (["data.resolution=0"], ["data.resolution to be an integer >= 1; got 0"]),
-        (["data.resolution=-64"], ["data.resolution", "got -64"]),
-        (["data.batch_size=0"], ["data.batch_size", "got 0"]),
-        (["data.sampling=random"], ["data.sampling", "uniform, first", "got 'random'"]),
-        (["data.leakage=ignore"], ["data.leakage", "warn, error, drop"]),
-        (["data.on_bad=hide"], ["data.on_bad", "skip, error"]),
-        (["data.store.num_frames=6"], ["data.store.num_frames to be a multiple of data.num_frames=4; got 6"]),
-        (["data.classes=[safe,unheard_of]"], ["none of unheard_of"]),
-        (["data.classes=[safe]"], ["two or more different class names in data.classes"]),
-        (["data.creator_pattern=.*"], ["data.creator_pattern"]),
-        (["seed=-1"], ["seed to be an integer >= 0; got -1"]),
-        (["trainer.max_epochs=0"], ["trainer.max_epochs to be an integer >= 1; got 0"]),
-        (["loss.class_weights=some"], ["loss.class_weights to be one of none, balanced; got 'some'"]),
-    ],
-    ids=lambda value: value[0].split("=")[0] if "=" in value[0] else "",
-)
-def test_settings_that_cannot_be_used(overrides: list[str], words: list[str], tiny: list[str], tmp_path: Path) -> None:
-    refused(train(*tiny, *overrides, f"run_dir={tmp_path / 'run'}"), *words)
-
-
-@pytest.mark.parametrize(
-    ("overrides", "words"),
-    [
-        (["data.resolution=3"], ["data.resolution >= 4 for 2 poolings; got 3"]),
-        (["model.lstm.hidden_size=0"], ["model.lstm.hidden_size", "got 0"]),
-        (["model.dropout=1.5"], ["model.dropout", "got 1.5"]),
-        (["normalise.std=[0.0,1.0,1.0]"], ["three positive standard deviations"]),
-    ],
-    ids=lambda value: value[0].split("=")[0] if "=" in value[0] else "",
-)
-def test_settings_that_no_model_can_use(overrides: list[str], words: list[str], finished: Path) -> None:
-    with pytest.raises((UserError, InstantiationException)) as caught:
-        module_of(finished, table(finished / "manifest.csv"), *overrides)
-    error: BaseException | None = caught.value
-    while isinstance(error, InstantiationException):  # in which Hydra wraps it; the entry points unwrap it
-        error = error.__cause__
-    assert isinstance(error, UserError) and all(word in str(error) for word in words)
+    refused(train(*TINY, f"data.source={name}", "run_dir=run"), f"[{code}]")
 
 
 @pytest.mark.parametrize("override", ["optim.schedule=step", "augment.flip=2.0"])
 def test_settings_are_refused_before_anything_is_decoded(override: str, tiny: list[str], tmp_path: Path) -> None:
     here = [f"cache_dir={tmp_path / 'cache'}", f"run_dir={tmp_path / 'run'}"]
-    refused(train(*tiny, *here, override), override.partition("=")[0])
+    refused(train(*tiny, *here, override), f"[{override.partition('=')[0]}]")
     assert not (tmp_path / "cache").exists()
 
 
 def test_a_source_must_be_given(tmp_path: Path) -> None:
-    refused(train("data=folder", f"run_dir={tmp_path / 'run'}"), "a value for data.source; got none. Give data.source=")
+    refused(train("data=folder", f"run_dir={tmp_path / 'run'}"), "[missing-option]", "data.source")
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_a_gpu_must_be_there(tiny: list[str], tmp_path: Path) -> None:
     overrides = [text for text in tiny if not text.startswith("trainer.accelerator")]
-    refused(train(*overrides, "trainer=gpu", "data.num_workers=0", f"run_dir={tmp_path / 'run'}"), "a CUDA GPU")
+    refused(train(*overrides, "trainer=gpu", "data.num_workers=0", f"run_dir={tmp_path / 'run'}"), "[no-gpu]")
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     result = train(*TINY, "data.source=nowhere", "debug=true", f"run_dir={tmp_path / 'run'}")
     assert result.code not in (0, None)
-    assert "Traceback" in result.stderr and "UserError: expected a folder, .zip or .csv" in result.stderr
+    assert "Traceback" in result.stderr and "[missing-source]" in result.stderr
 
 
 def test_a_config_yaml_runs_again(finished: Path) -> None:

@@ -130,18 +130,18 @@ def test_other_overrides_are_refused(
     finished: Path, other: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    refused(train(f"resume={finished}", other), "resume=DIR alone", f"also {other}")
+    refused(train(f"resume={finished}", other), "[resume-overrides]", other.partition("=")[0])
     assert not list(tmp_path.iterdir())
 
 
 def test_a_missing_folder_is_refused_and_not_made(tmp_path: Path) -> None:
-    refused(train(f"resume={tmp_path / 'nowhere'}"), "a run folder to resume", "nowhere, which holds no config.yaml")
+    refused(train(f"resume={tmp_path / 'nowhere'}"), "[nothing-to-resume]")
     assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_that_is_no_run_is_refused_and_left_alone(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    refused(train(f"resume={tmp_path}"), "a run folder to resume")
+    refused(train(f"resume={tmp_path}"), "[nothing-to-resume]")
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
@@ -150,7 +150,7 @@ def test_a_damaged_checkpoint_is_refused(finished: Path, tmp_path: Path, content
     run = copy_of(finished, tmp_path / "run")
     last = run / "checkpoints" / "last.ckpt"
     last.write_bytes(last.read_bytes()[:-1000] if content is None else content)
-    refused(train(f"resume={run}"), "a checkpoint of vidcls", "last.ckpt")
+    refused(train(f"resume={run}"), "[bad-checkpoint]", "last.ckpt")
     assert json.loads((run / "metrics.json").read_text()) == metrics_of(finished)  # nothing is lost
 
 
@@ -162,4 +162,4 @@ def test_other_classes_are_refused(finished: Path, demo_folder: Path, tmp_path: 
         folder.rename(folder.with_name("unsafe"))
     config = run / "config.yaml"
     config.write_text(config.read_text().replace(f"source: {demo_folder}", f"source: {videos}"))
-    refused(train(f"resume={run}"), "adult, harmful, safe; got adult, harmful, unsafe")
+    refused(train(f"resume={run}"), "[other-classes]")
