@@ -20,7 +20,7 @@ from torch.utils.tensorboard import SummaryWriter
 import vidcls.sweeps.jobs  # noqa: F401  # registers the resolvers that the files use
 from vidcls.cli import trusted_packages
 from vidcls.data.demo import draw_demo
-from vidcls.data.ingest import DecodeLimits
+from vidcls.data.options import DecodeLimits
 from vidcls.data.sources import list_videos
 from vidcls.models.backbones import Backbone
 from vidcls.models.classifiers import Classifier
@@ -47,7 +47,8 @@ def composed(*overrides: str, conf: Path = CONF, entry: str = "train", hydra: bo
 def option(name: str) -> DictConfig:
     group, _, value = name.rpartition("/")
     known = group.partition("/")[0] in GROUPS
-    needed = {"model/video": ["model.name=r3d_18"]}.get(name, ["model=encoder_head"] if group.count("/") else [])
+    own = {"model/video": ["model.name=r3d_18"], "model/custom": ["model._target_=experiments.own_model.tiny3d.Tiny3D"]}
+    needed = own.get(name, ["model=encoder_head"] if group.count("/") else [])
     needed = needed if group.startswith("model") else []
     value = "'true'" if value == "true" else value  # a bare true is no name of a file to Hydra
     return composed(f"{group if known else f'+{group}'}={value}", "data.source=videos", "run_dir=run", *needed)
