@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 
 CALIBRATION_BINS = 15  # as in Guo et al. 2017
@@ -90,6 +89,8 @@ def fit_temperature(probabilities: Float[np.ndarray, "N K"], labels: Int[np.ndar
     if (logs[rows, labels] == logs.max(axis=1)).all():
         return 1.0
     low, high = map(math.log, TEMPERATURES)
+    from scipy.optimize import minimize_scalar  # only here, as its import takes a second
+
     # The loss is convex in 1 / T, so it has one minimum in log T, which a bounded search finds.
     found = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-9})
     return math.exp(found.x)

@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from scipy.stats import beta, binomtest
 
 from vidcls.errors import UserError
 from vidcls.files import write_atomically
@@ -308,6 +307,8 @@ def load_policy(path: Path, classes: Sequence[str], model: str) -> Policy:
 
 def _lower_bound(hits: Int[np.ndarray, "N"], n: Int[np.ndarray, "N"] | int, confidence: float) -> np.ndarray:
     """Clopper and Pearson's one-sided lower bound of a proportion, from ``hits`` in ``n``; 0 without a hit."""
+    from scipy.stats import beta  # only here, as its import takes a second, and predict.py needs no fit
+
     return np.where(hits > 0, beta.ppf(1 - confidence, np.maximum(hits, 1), n - hits + 1), 0.0)
 
 
@@ -332,6 +333,8 @@ def _rate(events: list[bool]) -> dict[str, Any]:
     count, of = sum(events), len(events)
     if not of:
         return {"count": 0, "of": 0, "rate": None, "ci95": None}
+    from scipy.stats import binomtest
+
     interval = binomtest(count, of).proportion_ci(confidence_level=0.95, method="wilson")
     return {"count": count, "of": of, "rate": count / of, "ci95": [float(interval.low), float(interval.high)]}
 
