@@ -1,4 +1,4 @@
-"""What predict.py says of its work: on the terminal, in predict.json and at the head of report.html."""
+"""What predict.py reports: on the terminal, in predict.json and at the head of report.html."""
 
 from __future__ import annotations
 
