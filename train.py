@@ -7,9 +7,10 @@ python train.py -m data.num_frames=8,16 seed=0,1        a sweep; with sweep.resu
 """
 
 import hydra
+from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from vidcls.cli import print_config, quote_overrides, user_errors_exit
+from vidcls.cli import import_in_background, quote_overrides, user_errors_exit
 from vidcls.sweeps.jobs import job
 
 
@@ -20,21 +21,21 @@ def main(cfg: DictConfig) -> float | None:
     """One run, from its configuration to its folder; gives its objective, for sweeps that search."""
     from rich.console import Console
 
-    from vidcls.training.run_folder import open_run
+    from vidcls.training.run_folder import is_rank_zero, open_run
 
-    cfg = open_run(cfg)
-    if cfg.get("print_config"):
-        print_config(cfg)
+    cfg = open_run(cfg)  # mistakes in the options show here, before anything heavy is imported
 
-    # Imported here: mistakes in the options show before torch is imported, and decoding processes, which import this
-    # file again, never import it.
+    from vidcls.data.preparation import prepare_videos
+
+    import_in_background("vidcls.training.loop")  # takes seconds, in which videos are decoded
+    console = Console()
+    prepared = prepare_videos(instantiate(cfg.data), console) if is_rank_zero() else None
+
     from vidcls.training import loop
     from vidcls.training.artifacts import write_results
 
-    console = Console()
     loop.silence_lightning()
-    loop.check_device(cfg)
-    datamodule = loop.build_datamodule(cfg, console)
+    datamodule = loop.build_datamodule(cfg, prepared)
     module = loop.build_module(cfg, datamodule)
     console.print(f"Training {module.num_trainable:,} parameters; results go to {cfg.run_dir}", soft_wrap=True)
     trainer, val = loop.fit(cfg, module, datamodule)

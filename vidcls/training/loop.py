@@ -16,12 +16,10 @@ from hydra.utils import instantiate
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 
 from vidcls.data.datamodule import VideoDataModule
-from vidcls.data.options import SPLITS, DataOptions
-from vidcls.data.preparation import prepare_videos
-from vidcls.errors import UserError
+from vidcls.data.options import SPLITS
+from vidcls.data.preparation import PreparedVideos
 from vidcls.metrics.predictions import Predictions
 from vidcls.training.checkpoint import build_model, build_preprocess, load_checkpoint
 from vidcls.training.feature_cache import compute_features
@@ -30,25 +28,21 @@ from vidcls.training.run_folder import best_checkpoint, is_rank_zero, last_check
 from vidcls.training.spec import Normalisation, RunSpec
 
 
-def check_device(cfg: DictConfig) -> None:
-    """Refuses a GPU that is not there.
+def build_datamodule(cfg: DictConfig, prepared: PreparedVideos | None = None) -> VideoDataModule:
+    """The videos of a run; writes manifest.csv, or on processes other than the first reads it.
+
+    Args:
+        cfg: the run's.
+        prepared: videos that are prepared already; None: the first process prepares them now.
 
     Raises:
-        UserError: see above.
+        UserError: see `vidcls.data.preparation.prepare_videos`.
     """
-    if cfg.trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
-        raise UserError(
-            "a CUDA GPU, as the trainer asks", "none that torch can see", "Leave trainer=gpu out.", "no-gpu"
-        )
-
-
-def build_datamodule(cfg: DictConfig, console: Console) -> VideoDataModule:
-    """Lists, decodes and splits the videos; writes manifest.csv."""
-    options: DataOptions = instantiate(cfg.data)
-    prepared = prepare_videos(options, console) if is_rank_zero() else None
-    datamodule = VideoDataModule(options, manifest_path(Path(cfg.run_dir)), prepared)
+    datamodule = VideoDataModule(instantiate(cfg.data), manifest_path(Path(cfg.run_dir)), prepared)
     if prepared is not None:
         datamodule.write_manifest()
+    elif is_rank_zero():
+        datamodule.prepare_data()
     datamodule.setup()
     return datamodule
 

@@ -149,6 +149,21 @@ def check_train_options(cfg: DictConfig) -> None:
         _check_source(data)
 
 
+def check_gpu(cfg: DictConfig) -> None:
+    """Refuses a GPU that is not there, which only torch knows; before videos are decoded for hours.
+
+    Raises:
+        UserError: see above.
+    """
+    if cfg.trainer.accelerator in ("gpu", "cuda"):
+        import torch  # seconds, which other runs spend while they decode
+
+        if not torch.cuda.is_available():
+            raise UserError(
+                "a CUDA GPU, as the trainer asks", "none that torch can see", "Leave trainer=gpu out.", "no-gpu"
+            )
+
+
 def _find(plain: Any, option: str) -> tuple[bool, Any]:
     """Whether a nested dict has an option with a dotted name, and its value."""
     for key in option.split("."):

@@ -17,10 +17,10 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from vidcls.cli import in_sweep, run_folder, trusted_packages
+from vidcls.cli import in_sweep, print_config, run_folder, trusted_packages
 from vidcls.errors import UserError, check_choice
 from vidcls.files import write_atomically
-from vidcls.training.options import check_train_options
+from vidcls.training.options import check_gpu, check_train_options
 from vidcls.training.spec import upgrade
 
 TRUSTED_TARGETS = re.compile(
@@ -110,8 +110,11 @@ def open_run(cfg: DictConfig) -> DictConfig:
     with open_dict(cfg):
         cfg.run_dir = str(folder)  # Hydra's counts: a process of another device composes another name
     check_train_options(cfg)
+    check_gpu(cfg)
     if cfg.resume is None and is_rank_zero():
         claim_folder(folder, cfg)
+    if cfg.get("print_config") and is_rank_zero():
+        print_config(cfg)
     return cfg
 
 

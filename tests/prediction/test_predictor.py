@@ -1,0 +1,128 @@
+"""Loaded runs and the Predictor: devices, precision, full batches, and models of other packages."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers.runs import CLASSES, predict, rows_of, table
+
+from vidcls.errors import UserError
+from vidcls.prediction.predictor import PRECISIONS, LoadedRun, Predictor, choose_device, load_run
+
+
+@pytest.fixture
+def run(finished: Path) -> LoadedRun:
+    return load_run(finished)
+
+
+def stacks(run: LoadedRun, count: int) -> list[np.ndarray]:
+    size = (run.spec.store.stored_frames, run.spec.store.stored_resolution, run.spec.store.stored_resolution, 3)
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 256, size, dtype=np.uint8) for _ in range(count)]
+
+
+def test_what_a_run_is(run: LoadedRun, finished: Path) -> None:
+    assert run.folder == finished and run.classes == CLASSES and len(run.manifest) == 12
+    assert len(run.identity) == 12 and run.step > 0 and not run.model.training
+    assert run.policy_path == finished / "policy.json"
+
+
+@pytest.mark.parametrize("missing", ["config.yaml", "manifest.csv", "checkpoints/best.ckpt"])
+def test_a_folder_that_is_no_run(missing: str, tmp_path: Path) -> None:
+    for name in ("config.yaml", "manifest.csv", "checkpoints/best.ckpt"):
+        if name != missing:
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).touch()
+    with pytest.raises(UserError) as error:
+        load_run(tmp_path)
+    assert error.value.code == "run"
+
+
+def test_probabilities_do_not_depend_on_the_batch(run: LoadedRun) -> None:
+    predictor, videos = Predictor(run, "cpu"), stacks(run, 10)
+    together = predictor(videos)
+    assert together.shape == (10, 3)
+    np.testing.assert_allclose(together.sum(axis=1), 1, atol=1e-6)
+    assert np.array_equal(np.concatenate([predictor([video]) for video in videos]), together)
+    assert np.array_equal(predictor(videos[::-1])[::-1], together)
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_a_split_repeats_the_runs_own_test(run: LoadedRun, finished: Path, split: str) -> None:
+    videos = run.videos()
+    videos.load_manifest(run.manifest)
+    found = Predictor(run, "cpu").predict_split(videos, split)
+    expected = table(finished / f"predictions_{split}.csv")
+    assert np.array_equal(found.probabilities, expected[CLASSES].to_numpy(np.float32))
+    assert [CLASSES[label] for label in found.labels] == expected["label"].tolist()
+
+
+def test_one_video_is_predicted_as_by_predict_py(finished: Path, demo_folder: Path, tmp_path: Path) -> None:
+    video = sorted(demo_folder.rglob("*.mp4"))[0]
+    predict(finished, video, tmp_path / "out")
+    (row,) = rows_of(tmp_path / "out").to_dict("records")
+    found = load_run(finished).predict(video)
+    assert list(found) == CLASSES and [f"{p:.9g}" for p in found.values()] == [row[name] for name in CLASSES]
+
+
+# ---- devices and precision
+
+
+@pytest.mark.parametrize("precision", list(PRECISIONS))
+def test_each_precision_of_lightnings(run: LoadedRun, precision: str) -> None:
+    videos = stacks(run, 3)
+    expected = Predictor(run, "cpu")(videos)
+    run.config.trainer.precision = precision
+    run.model.float()
+    np.testing.assert_allclose(Predictor(run, "cpu")(videos), expected, atol=1e-7 if "32" in precision else 0.02)
+
+
+def test_devices() -> None:
+    assert choose_device("cpu") == torch.device("cpu")
+    if not torch.cuda.is_available() and not torch.backends.mps.is_available():
+        assert choose_device("auto") == torch.device("cpu")
+        for accelerator in ("gpu", "cuda", "mps"):
+            with pytest.raises(UserError) as error:
+                choose_device(accelerator)
+            assert error.value.code == "no-gpu"
+    with pytest.raises(UserError) as error:
+        choose_device("abacus")
+    assert error.value.code == "accelerator"
+
+
+# ---- what is imported
+
+
+def test_a_prediction_needs_no_lightning(finished: Path) -> None:
+    code = (
+        "import json, sys; from pathlib import Path; from vidcls import load_run; "
+        f"load_run(Path({str(finished)!r})).predictor; print(json.dumps(sorted(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(json.loads(done.stdout.splitlines()[-1]))
+    assert "torch" in loaded and not {"lightning", "torchmetrics", "torchvision", "matplotlib"} & loaded
+
+
+# ---- models of other packages
+
+
+def test_a_model_of_another_package_needs_trust(
+    run: LoadedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vidcls.training.checkpoint import build_model
+
+    (tmp_path / "own_nets.py").write_text("raise RuntimeError('imported')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    spec = replace(run.spec, model={"_target_": "own_nets.Net"})
+    with pytest.raises(UserError) as error:
+        build_model(spec)
+    assert error.value.code == "untrusted-model"
+    with pytest.raises(Exception, match="imported"):
+        build_model(spec, trust=["own_nets"])
