@@ -350,6 +350,21 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     assert "Traceback" in result.stderr and "[missing-source]" in result.stderr
 
 
+# ---- optimisers and schedulers of others
+
+
+def test_other_loggers_and_optimisers(tiny: list[str], tmp_path: Path) -> None:
+    sgd = ["optim._target_=torch.optim.SGD", "+optim.momentum=0.9"]
+    step = "optim.schedule={_target_: torch.optim.lr_scheduler.StepLR, step_size: 1}"
+    result = train(*tiny, *sgd, step, "logger=csv", f"run_dir={tmp_path / 'csv'}")
+    assert result.code == 0, result.stderr
+    logged = pd.read_csv(tmp_path / "csv" / "csv" / "metrics.csv")
+    rates = logged["lr-SGD"].dropna().drop_duplicates().tolist()
+    assert rates == pytest.approx([1e-3, 1e-4, 1e-5]) and logged["train/loss"].notna().sum() == 3
+    assert not (tmp_path / "csv" / "tensorboard").exists()
+    assert train(*tiny, "~logger", "trainer.max_epochs=1", f"run_dir={tmp_path / 'none'}").code == 0
+
+
 def test_a_config_yaml_runs_again(finished: Path) -> None:
     """What a run wrote down is enough to build its network again."""
     cfg = OmegaConf.load(finished / "config.yaml")

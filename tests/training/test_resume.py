@@ -16,6 +16,7 @@ from helpers.runs import (
     refused,
     wait_until,
 )
+from omegaconf import OmegaConf
 
 # All that is random in training is on: what resumes here resumes anywhere.
 RANDOM = [
@@ -123,6 +124,15 @@ def test_a_moved_run_resumes_where_it_is(finished: Path, tmp_path: Path) -> None
 
 
 # ---- what is refused
+
+
+@pytest.mark.parametrize("option", ["model", "augment", "callbacks.timing", "optim"])
+def test_a_config_that_names_something_else_is_refused(finished: Path, option: str, tmp_path: Path) -> None:
+    run = copy_of(finished, tmp_path / "run")
+    config = OmegaConf.load(run / "config.yaml")
+    OmegaConf.update(config, f"{option}._target_", "shutil.rmtree")
+    OmegaConf.save(config, run / "config.yaml")
+    refused(train(f"resume={run}"), "[untrusted-target]", "trust=shutil")
 
 
 @pytest.mark.parametrize("other", ["trainer.max_epochs=20", "seed=1", "model=cnn_mean", "run_dir=elsewhere"])
