@@ -6,11 +6,14 @@ python train.py resume=DIR                              continue an interrupted 
 python train.py -m data.num_frames=8,16 seed=0,1        a sweep; with sweep.resume=DIR, continue one
 """
 
+from importlib import import_module
+from threading import Thread
+
 import hydra
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from vidcls.cli import import_in_background, quote_overrides, user_errors_exit
+from vidcls.cli import quote_overrides, user_errors_exit
 from vidcls.sweeps.jobs import job
 
 
@@ -27,7 +30,8 @@ def main(cfg: DictConfig) -> float | None:
 
     from vidcls.data.preparation import prepare_videos
 
-    import_in_background("vidcls.training.loop")  # takes seconds, in which videos are decoded
+    # Takes seconds, in which videos are decoded.
+    Thread(target=import_module, args=("vidcls.training.loop",), daemon=True).start()
     console = Console()
     prepared = prepare_videos(instantiate(cfg.data), console) if is_rank_zero() else None
 

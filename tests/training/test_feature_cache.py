@@ -127,6 +127,17 @@ def test_figures_are_those_of_the_whole_network_to_the_last_digit(copied: Path, 
     assert (copied / "run" / "evaluations" / split / "predictions.csv").read_bytes() == predictions
 
 
+def test_in_half_precision_too(copied: Path, frozen: Overrides) -> None:
+    run = start(copied, *frozen, "trainer.precision=bf16-mixed", name="bf16")
+    assert len(entries(copied)) == 24  # features of their own
+    again = start(copied, *frozen, "trainer.precision=bf16-mixed", name="again")  # from the cache alone
+    evaluate(run, "split=val")
+    before = metrics_of(run)["val"]
+    assert before == metrics_of(again)["val"]
+    evaluated = results(run / "evaluations" / "val")["val"]
+    assert {name: evaluated[name] for name in before} == before
+
+
 def test_training_goes_as_it_would_without(copied: Path, frozen: Overrides) -> None:
     without = start(copied, *frozen, "~callbacks.features", name="without")
     one, two = (table(run / "predictions_val.csv")[CLASSES].to_numpy() for run in (copied / "run", without))

@@ -29,7 +29,7 @@ LAYOUT = {
         for name in ("loss", "accuracy")
     }
 }
-"""Of the tab Custom Scalars: training and validation in one chart. Tags are patterns there."""
+"""TensorBoard's tab Custom Scalars: training and validation in one chart. Its tags are regular expressions."""
 
 Kind = TypeVar("Kind", bound=L.Callback)
 
@@ -46,17 +46,15 @@ def tensorboard_loggers(trainer: L.Trainer) -> list[TensorBoardLogger]:
 
 
 class Timing(L.Callback):
-    """How long training epochs take, how much of that is waiting for data, and how much memory the fit needs.
-
-    Of the seconds, validation does not count.
+    """Measures how long training epochs take, how much of that is waiting for data, and the peak memory.
 
     Attributes:
-        epoch_seconds: one entry per epoch; a resumed run keeps those from before.
-        wait_seconds: likewise, spent between the end of one step and the start of the next.
-        clips: trained on, per epoch.
-        fit_seconds: in the trainer, validation and checkpoints included, up to the last finished epoch.
-        peak_memory_bytes: likewise; what the first device allocated on a GPU, else what was resident of its process
-            (loader processes do not count). None where the system does not tell.
+        epoch_seconds: of each epoch, without validation; a resumed run keeps those from before.
+        wait_seconds: of each epoch, from the end of one step to the start of the next.
+        clips: trained on in each epoch.
+        fit_seconds: with validation and checkpoints, up to the last finished epoch.
+        peak_memory_bytes: allocated on the first GPU, or resident on the CPU (without loader processes); None if the
+            system does not report it.
     """
 
     def __init__(self) -> None:
@@ -67,7 +65,6 @@ class Timing(L.Callback):
         self.peak_memory_bytes: int | None = None
 
     def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
-        """Starts the clock of the whole, and forgets the memory that came before."""
         if stage == "fit":
             self._since = time.perf_counter()
             self._measures_memory = reset_peak_memory(trainer.strategy.root_device)
@@ -94,7 +91,6 @@ class Timing(L.Callback):
         self.fit_seconds += now - self._since
         self._since = now
         if self._measures_memory:
-            # Of a resumed run, the higher of its parts.
             self.peak_memory_bytes = max(self.peak_memory_bytes or 0, peak_memory(trainer.strategy.root_device))
 
     def summary(self) -> dict[str, Any]:
@@ -118,7 +114,7 @@ class Timing(L.Callback):
 
 
 def reset_peak_memory(device: torch.device) -> bool:
-    """Starts measuring anew; whether this system can measure at all."""
+    """Starts a new measurement; False if this system cannot measure it."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return True
@@ -130,7 +126,7 @@ def reset_peak_memory(device: torch.device) -> bool:
 
 
 def peak_memory(device: torch.device) -> int:
-    """The highest since the reset: bytes allocated on a GPU, or resident bytes of this process."""
+    """The peak since the reset: bytes allocated on a GPU, or resident bytes of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -197,7 +193,7 @@ class History(L.Callback):
 
 
 class StayStopped(L.Callback):
-    """A run that had stopped early before it was interrupted does not train on when it is resumed."""
+    """Ends training at once where a resumed run had already stopped early."""
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if any(isinstance(c, EarlyStopping) and c.wait_count >= c.patience for c in trainer.early_stopping_callbacks):
@@ -205,13 +201,13 @@ class StayStopped(L.Callback):
 
 
 class EMA(WeightAveraging):
-    """Keeps a moving average of the weights, which is what is validated, saved and tested; training goes on without it.
+    """Exponential moving average of the weights, which is validated, saved and tested instead of them.
 
-    After n steps the average keeps min(decay, n / (9 + n)) of itself, so short runs forget their first steps too.
-    It covers the running figures of batch norms; what does not change, as a frozen encoder, it leaves alone to the bit.
+    After n steps the decay is min(decay, n / (9 + n)), so that short runs forget their first steps too: the warm-up
+    that Lightning's ``EMAWeightAveraging`` does not have. The running statistics of batch norms are averaged as well.
 
     Args:
-        decay: the share that a long run's average keeps of itself at each step.
+        decay: of a long run.
     """
 
     def __init__(self, decay: float) -> None:
@@ -219,40 +215,40 @@ class EMA(WeightAveraging):
         super().__init__(multi_avg_fn=self._update)
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Puts the average where the weights will be: the module has yet to be moved to its device."""
-        self._device = trainer.strategy.root_device
+        self._device = trainer.strategy.root_device  # the module is moved there after this
         super().setup(trainer, pl_module, stage)
 
     @torch.no_grad()
     def _update(self, averages: list[Tensor], currents: list[Tensor], steps: Tensor) -> None:
         if averages[0].is_floating_point():
             kept = min(self.decay, int(steps) / (9 + int(steps)))
-            torch._foreach_lerp_(averages, currents, 1 - kept)  # unlike a weighted sum, exact between equals
+            torch._foreach_lerp_(
+                averages, currents, 1 - kept
+            )  # unlike a weighted sum, exact for weights that are frozen
         else:
             torch._foreach_copy_(averages, currents)
 
 
 class Pruning(L.Callback):
-    """Ends a job of a search (``hydra/sweeper=optuna``) early where it falls behind the jobs before it.
+    """Stops a job of a search (``hydra/sweeper=optuna``) early where its pruner says so, as early stopping would.
 
-    It ends as with early stopping: the figures are those of its best epoch so far. Outside a search nothing is behind.
+    Outside a search it does nothing.
 
     Args:
         pruner: of optuna.pruners.
-        objective: the val figure that is searched by.
+        objective: the validation metric that the search optimises.
     """
 
     def __init__(self, pruner: Any, objective: str) -> None:
         self.pruner, self.objective = pruner, objective
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Reports the epoch; all devices stop together."""
         searching = "OPTUNA_TRIAL" in os.environ
-        behind = searching and trainer.is_global_zero and self._is_behind(trainer.current_epoch, module)
-        if trainer.strategy.broadcast(behind):
+        prune = searching and trainer.is_global_zero and self._should_prune(trainer.current_epoch, module)
+        if trainer.strategy.broadcast(prune):  # all devices stop together
             trainer.should_stop = True
 
-    def _is_behind(self, epoch: int, module: L.LightningModule) -> bool:
+    def _should_prune(self, epoch: int, module: L.LightningModule) -> bool:
         import optuna  # late: only searches need it
 
         assert isinstance(module, VideoClassifier) and module.metrics is not None

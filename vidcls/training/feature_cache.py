@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from rich.progress import track
 
-from vidcls.data.datamodule import VideoDataModule
 from vidcls.data.store import FeatureStore
+from vidcls.data.videos import Videos
 from vidcls.training.module import VideoClassifier
 
 
@@ -42,20 +42,18 @@ class CacheFeatures(L.Callback):
 
 
 @torch.inference_mode()
-def compute_features(
-    trainer: L.Trainer, module: VideoClassifier, datamodule: VideoDataModule, splits: Sequence[str]
-) -> None:
-    """Fills ``datamodule.features`` for these splits; each device does its share of the work."""
-    store = datamodule.features
+def compute_features(trainer: L.Trainer, module: VideoClassifier, videos: Videos, splits: Sequence[str]) -> None:
+    """Fills ``videos.features`` for these splits; each device does its share of the work."""
+    store = videos.features
     assert store is not None
     was_training = module.training
     module.eval()
     for split in splits:
-        dataset = datamodule.dataset(split)
+        dataset = videos.dataset(split)
         # Shard before checking the cache, or ranks that check later would see fewer missing rows and leave gaps.
         shard = range(trainer.global_rank, len(dataset), trainer.world_size)
         missing = [row for row in shard if not store.holds(dataset.sha256s[row])]
-        size = datamodule.options.batch_size
+        size = videos.options.batch_size
         batches = [missing[i : i + size] for i in range(0, len(missing), size)]
         if trainer.precision != "32-true" and not batches:
             batches = [[0]]  # shows in which precision the encoder answers
