@@ -107,7 +107,7 @@ def test_a_prediction_needs_no_lightning(finished: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = set(json.loads(done.stdout.splitlines()[-1]))
-    assert "torch" in loaded and not {"lightning", "torchmetrics", "matplotlib"} & loaded
+    assert "torch" in loaded and not {"lightning", "torchmetrics", "torchvision", "matplotlib"} & loaded
 
 
 # ---- models of other packages

@@ -135,8 +135,7 @@ def _resumed(folder: Path, given: DictConfig) -> DictConfig:
         )
     cfg = read_config(folder)
     # What the command line itself names is trusted: that is how the job of a sweep came to its model.
-    named = [value for key, value in _leaves(OmegaConf.to_container(given), "") if key.endswith("._target_")]
-    check_targets(cfg, [*trusted_packages(given), *named])
+    check_targets(cfg, [*trusted_packages(given), *named_targets(given)])
     with open_dict(cfg):
         cfg.resume, cfg.debug = str(folder), given.debug
     return cfg
@@ -193,6 +192,12 @@ def _rebase(value: Any, old: PurePath, new: PurePath) -> Any:
     if isinstance(value, str) and PurePath(value).is_relative_to(old):
         return str(new / PurePath(value).relative_to(old))
     return value
+
+
+def named_targets(cfg: DictConfig) -> list[str]:
+    """Every ``_target_`` of a configuration."""
+    leaves = _leaves(OmegaConf.to_container(cfg), "")
+    return [str(value) for key, value in leaves if key.rpartition(".")[2] == "_target_"]
 
 
 def check_targets(cfg: DictConfig, trust: Sequence[str] = ()) -> None:
