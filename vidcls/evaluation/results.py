@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 from rich.console import Console
 from torch.utils.tensorboard import SummaryWriter
 
@@ -24,7 +23,7 @@ from vidcls.metrics.calibration import Reliability, calibrate, reliability
 from vidcls.metrics.predictions import Predictions, SplitSummary, summarise_split
 from vidcls.moderation.policy import Policy, decide, fit_policy, load_policy, policy_report, save_policy
 from vidcls.plots.run_plots import confusion_figure, precision_recall_figure, reliability_figure, roc_figure
-from vidcls.plots.style import save_figures
+from vidcls.plots.style import Figure, save_figures
 from vidcls.prediction.predictor import LoadedRun
 from vidcls.training.records import log_picture, worst_errors_figure, write_predictions
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
-from matplotlib.figure import Figure
 from PIL import Image
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
@@ -15,6 +14,7 @@ from vidcls.data.videos import Videos
 from vidcls.files import write_atomically
 from vidcls.metrics.predictions import Predictions
 from vidcls.plots.run_plots import strips_figure
+from vidcls.plots.style import Figure
 
 WORST_SHOWN = 6
 
