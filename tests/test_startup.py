@@ -9,8 +9,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from helpers.commands import ROOT
+from helpers.videos import write_video
 
 HEAVY = ("torch", "torchvision", "lightning", "torchmetrics", "timm", "sklearn", "matplotlib")
 PROGRAM = """
@@ -91,3 +93,16 @@ def test_the_package_is_imported_in_no_time() -> None:
     seconds, *modules = done.stdout.split()
     assert not {"numpy", "pandas", "hydra", *HEAVY} & set(modules)
     assert float(seconds) < 5  # 0.5 where nothing else runs
+
+
+@pytest.mark.parametrize("name", ["predict", "export"])
+def test_a_finished_run_is_used_without_the_libraries_of_training(name: str, finished: Path, tmp_path: Path) -> None:
+    video = write_video(tmp_path / "a.mp4", np.zeros((10, 32, 32, 3), np.uint8))
+    overrides = {
+        "predict": [f"run={finished}", f"input={video}", "output=out"],
+        "export": [f"run={finished}", "output=model.onnx"],
+    }
+    ((code, stderr),), modules = run_all(f"{name}.py", [overrides[name]], tmp_path)
+    assert code == 0, stderr
+    unneeded = {"lightning", "torchmetrics", "torchvision", "timm", "sklearn", "matplotlib"}
+    assert not modules & unneeded, modules & unneeded
