@@ -19,11 +19,14 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Left out by `make test-fast`: files whose tests decode, start processes or train for long, and, wherever they are,
 # tests that train for themselves.
-SLOW_FOLDERS = {"decoding", "evaluation", "sweeps"}
+SLOW_FOLDERS = {"decoding", "evaluation", "plots", "sweeps"}
 SLOW_FILES = {
     "test_architectures.py",
     "test_backbones.py",
+    "test_bootstrap.py",
     "test_clips.py",
+    "test_configs.py",
+    "test_datamodule.py",
     "test_ddp.py",
     "test_demo.py",
     "test_exporters.py",
@@ -32,10 +35,13 @@ SLOW_FILES = {
     "test_ingest.py",
     "test_notebooks.py",
     "test_old_runs.py",
+    "test_own_model.py",
     "test_pipeline.py",
+    "test_predictor.py",
     "test_recipe.py",
     "test_resume.py",
     "test_startup.py",
+    "test_temporal_shift.py",
     "test_video_nets.py",
     "test_weights.py",
 }

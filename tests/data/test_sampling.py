@@ -183,19 +183,20 @@ def test_windows_cover_the_video_and_nothing_else(seconds: float, window: float,
 
 
 @pytest.mark.parametrize(
-    ("window", "stride", "message"),
+    ("window", "stride", "code"),
     [
-        (0.0, 1.0, r"predict\.window_seconds to be a length of time above 0; got 0"),
-        (-1.0, 1.0, r"predict\.window_seconds"),
-        (float("inf"), 1.0, r"predict\.window_seconds"),
-        (float("nan"), 1.0, r"predict\.window_seconds"),
-        (1.0, 0.0, r"predict\.stride_seconds to be a length of time above 0; got 0"),
-        (3.0, 3.5, r"predict\.stride_seconds to be at most predict\.window_seconds=3; got 3\.5"),
+        (0.0, 1.0, "predict.window_seconds"),
+        (-1.0, 1.0, "predict.window_seconds"),
+        (float("inf"), 1.0, "predict.window_seconds"),
+        (float("nan"), 1.0, "predict.window_seconds"),
+        (1.0, 0.0, "predict.stride_seconds"),
+        (3.0, 3.5, "stride-longer-than-window"),
     ],
 )
-def test_windows_out_of_range_are_refused(window: float, stride: float, message: str) -> None:
-    with pytest.raises(UserError, match=message):
+def test_windows_out_of_range_are_refused(window: float, stride: float, code: str) -> None:
+    with pytest.raises(UserError) as error:
         window_starts(10.0, window, stride)
+    assert error.value.code == code
 
 
 # ---- how many to store, and which of them to use
