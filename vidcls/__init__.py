@@ -35,10 +35,10 @@ _MODULES = {
     # Decide: probabilities become allow, review or block.
     "vidcls.moderation.policy": ("Policy", "decide", "fit_policy", "policy_report"),
     # Compare the jobs of a sweep.
-    "vidcls.sweeps.tables": ("effects", "lead", "lead_noise", "rank", "read_sweep", "seed_spread"),
-    # Draw; each gives a matplotlib figure.
+    "vidcls.sweeps.tables": ("effects", "margin", "margin_noise", "rank", "read_sweep", "seed_spread"),
+    # Draw; each gives a matplotlib figure, sweep_figures several by name.
     "vidcls.plots.run_plots": ("confusion_figure", "learning_curves_figure", "reliability_figure", "strips_figure"),
-    "vidcls.plots.sweep_plots": ("curves_figure", "effects_figure", "heatmap_figure"),
+    "vidcls.sweeps.sweep_report": ("sweep_figures",),
     # What every function raises for a mistake that its user can fix.
     "vidcls.errors": ("UserError",),
 }

@@ -8,7 +8,7 @@ import secrets
 import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -133,3 +133,19 @@ def print_config(cfg: DictConfig) -> None:
     for name, content in {"(top level)": options, **groups}.items():
         tree.add(str(name)).add(Syntax(OmegaConf.to_yaml(content), "yaml"))
     rich_print(tree)
+
+
+def short_names(options: Sequence[str]) -> list[str]:
+    """The last part of each option's name; the full names where two of them would be the same.
+
+    Example:
+        >>> short_names(["data.num_frames", "seed"]), short_names(["data.seed", "seed"])
+        (['num_frames', 'seed'], ['data.seed', 'seed'])
+    """
+    short = [option.rpartition(".")[2] for option in options]
+    return short if len(set(short)) == len(short) else list(options)
+
+
+def value_text(value: Any) -> str:
+    """An option's value as tables and plots show it, with four digits of a fraction."""
+    return format(value, ".4g" if value % 1 else ".0f") if isinstance(value, float) else str(value)

@@ -1,1 +1,1 @@
-"""Plugins of Hydra, which looks for packages of this name."""
+"""Plugins of Hydra, which discovers packages below this name."""

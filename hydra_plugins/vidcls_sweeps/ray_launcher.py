@@ -1,7 +1,6 @@
-"""``hydra/launcher=ray``: every job of a sweep is one Ray task, on this machine or on a running cluster.
+"""``hydra/launcher=ray``: each job of a sweep is a Ray task, on this machine or on a running cluster.
 
-Hydra's own Ray plugin needs the cloud libraries of AWS, an older cloudpickle than ours, and runs a job that was killed
-three times more.
+Hydra's own plugin needs AWS libraries and an older cloudpickle, and retries a job that was killed three times.
 """
 
 import os
@@ -20,11 +19,11 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 @dataclass
 class RayLauncherConf:
-    """What ``ray.init`` and ``ray.remote`` are given."""
+    """The arguments of ``ray.init`` and ``ray.remote``."""
 
     _target_: str = "hydra_plugins.vidcls_sweeps.ray_launcher.RayLauncher"
     init: dict[str, Any] = field(default_factory=lambda: {"address": None, "include_dashboard": False})
-    # max_retries: a job that dies has written into its folder; running it again is the user's choice
+    # No retries: a job that dies has written into its folder, and is continued by sweep.resume=DIR.
     remote: dict[str, Any] = field(default_factory=lambda: {"num_cpus": 1, "num_gpus": 0, "max_retries": 0})
 
 
@@ -38,19 +37,18 @@ def _job(context: HydraContext, task: TaskFunction, config: DictConfig, state: A
 
 
 class RayLauncher(Launcher):
-    """Runs a batch of jobs as Ray tasks; one that dies is a failed job, and the others go on."""
+    """Runs jobs as Ray tasks; one that dies is a failed job and does not stop the others."""
 
     def __init__(self, init: DictConfig, remote: DictConfig) -> None:
         self.init: Any = OmegaConf.to_container(init, resolve=True)
         self.remote: Any = OmegaConf.to_container(remote, resolve=True)
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Called by Hydra."""
         self.context, self.task, self.config = hydra_context, task_function, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Runs all, and gives what each gave."""
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # what is trained here is nobody else's business
+        """Runs all jobs at the same time, as far as Ray has room, and returns their results."""
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         import ray  # late: Hydra imports every plugin at every start
 
         setup_globals()

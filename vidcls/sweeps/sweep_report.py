@@ -1,79 +1,95 @@
-"""What report.py leaves in a sweep's folder: tables, pictures, and words that say how far to trust them."""
+"""What report.py writes into a sweep's folder and on the terminal: tables, plots, and how far to trust them."""
 
 from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
+from vidcls.cli import value_text
 from vidcls.files import write_atomically
-from vidcls.plots.style import save_figures
-from vidcls.plots.sweep_plots import curves_figure, effects_figure, heatmap_figure, objective_name, pareto_figure
 from vidcls.sweeps.tables import (
+    METRICS,
     Sweep,
     effects,
-    is_balanced,
-    is_continuous,
     label,
-    lead,
-    lead_noise,
+    margin,
+    margin_noise,
+    mean_history,
     rank,
     seed_spread,
-    short_names,
-    short_value,
-    values_of,
     winning_job,
 )
-from vidcls.sweeps.winner import read_test, tested_words
+from vidcls.sweeps.winner import describe_test, read_test
 
-MOST_ROWS = 50  # of the table in report.md; ranking.csv holds all
-MOST_PRINTED = 10
-PICTURES = {
-    "effects": "Each knob on its own",
-    "heatmap": "Two knobs at a time",
+MAX_ROWS = 50  # of the table in report.md; ranking.csv holds all
+MAX_PRINTED = 10
+NO_WINNER = "No job with a defined objective has finished yet: there is nothing to rank."
+PLOTS = {
+    "heatmap": "Two options at a time",
     "pareto": "Objective against cost",
     "curves": "Learning curves",
+    "effects": "Each option on its own",
 }
 
 
 def write_report(sweep: Sweep, console: Console) -> None:
-    """Writes the report of a sweep into its folder ``report``, and prints it in short.
+    """Writes the report of a sweep into its folder ``report``, and prints a summary.
 
     Raises:
         UserError: the folder cannot be written, or its test.json is damaged.
     """
+    from vidcls.plots.style import save_figures
+
     sweep.check_writable()
     folder, ranking, tested = sweep.folder / "report", rank(sweep), read_test(sweep)
-    tables = {"jobs": sweep.jobs.drop(columns="configuration")}
-    figures = {"curves": curves_figure(sweep, ranking)}
-    if len(ranking):
-        tables |= {"ranking": ranking.drop(columns="configuration"), "effects": effects(sweep)}
-    if winning_job(sweep, ranking) is not None:
-        figures |= {"effects": effects_figure(sweep), "heatmap": heatmap_figure(sweep)}
-        figures["pareto"] = pareto_figure(sweep, ranking)
-    drawn = {name: figure for name in PICTURES if (figure := figures.get(name)) is not None}
-    for name in {"ranking", "effects"} - set(tables):  # of an earlier report, when there was more
-        (folder / f"{name}.csv").unlink(missing_ok=True)
-    for name in set(PICTURES) - set(drawn):
+    figures = sweep_figures(sweep, ranking)
+    for name in set(PLOTS) - set(figures):  # of an earlier report, which may have had more
         (folder / f"{name}.png").unlink(missing_ok=True)
-    save_figures(drawn, folder)
-    for name, table in tables.items():
-        write_atomically(folder / f"{name}.csv", table.to_csv(index=False, float_format="%.9g").encode())
-    write_atomically(folder / "report.md", report_text(sweep, ranking, tested, list(drawn)).encode())
+    save_figures(figures, folder)
+    for name, table in {"jobs": sweep.jobs, "ranking": ranking, "effects": effects(sweep)}.items():
+        text = table.drop(columns="configuration", errors="ignore").to_csv(index=False, float_format="%.9g")
+        write_atomically(folder / f"{name}.csv", text.encode())
+    write_atomically(folder / "report.md", report_text(sweep, ranking, tested, list(figures)).encode())
     _print(sweep, ranking, tested, console)
 
 
-# ---- words
+def sweep_figures(sweep: Sweep, ranking: pd.DataFrame) -> dict[str, Any]:
+    """The matplotlib figures of a sweep that can be drawn, by name: see `PLOTS`."""
+    from vidcls.plots import sweep_plots  # late: matplotlib takes a second to import
+
+    objective, done = (sweep.objective_name, sweep.lower_is_better), sweep.done.dropna(subset="objective")
+    discrete = [option for option in sweep.varying(sweep.settings) if option not in sweep.continuous]
+    averaged = [option for option in sweep.varying(sweep.options) if option not in discrete]
+    figures: dict[str, Any] = {}
+    if len(discrete) > 1 and len(done):
+        figures["heatmap"] = sweep_plots.heatmap_figure(sweep.jobs, discrete, averaged, *objective)
+    labels = [label(row, sweep) for _, row in ranking.iterrows()]
+    figures["pareto"] = sweep_plots.pareto_figure(ranking.assign(label=labels), *objective)
+    ranks = dict(zip(ranking["configuration"], ranking["rank"], strict=True))
+    curves = []
+    for number in dict.fromkeys([*ranks, *sweep.jobs["configuration"].tolist()]):
+        text = label(sweep.jobs[sweep.jobs["configuration"] == number].iloc[0], sweep)
+        text = f"#{ranks[number]}  {text}" if number in ranks else f"{text} (unfinished)"
+        curves.append((text, mean_history(sweep, number), number in ranks))
+    curves = [curve for curve in curves if len(curve[1])]
+    if curves:
+        figures["curves"] = sweep_plots.curves_figure(curves)
+    if sweep.options and len(done):
+        figures["effects"] = sweep_plots.effects_figure(done, sweep.options, sweep.continuous, sweep.objective_name)
+    return {name: figure for name, figure in figures.items() if figure is not None}
 
 
-def count_words(sweep: Sweep) -> str:
-    """How far the sweep is, as in "7 done, 1 failed, 0 unfinished, 4 not started of 12 jobs"."""
+# ---- sentences
+
+
+def progress(sweep: Sweep) -> str:
+    """Such as "7 done, 1 failed, 0 unfinished, 4 not started of 12 jobs"."""
     states = ", ".join(f"{sweep.count(state)} {state}" for state in ("done", "failed", "unfinished"))
     if sweep.planned is None:
         return f"{states} of {len(sweep.jobs)} jobs so far (a sampler chooses them)"
@@ -81,210 +97,131 @@ def count_words(sweep: Sweep) -> str:
 
 
 def caveats(sweep: Sweep, ranking: pd.DataFrame) -> list[str]:
-    """How far to trust the ranking, a sentence or a few each."""
-    jobs, objective = sweep.done, f"val {sweep.objective.replace('_', ' ')}"
-    said = ["All figures are of the val split, which also chose each job's epoch: they are optimistic."]
-    if len(ranking) > 1:
-        said.append(
-            f"The best of {len(ranking)} configurations is partly the luckiest: on new videos it will look worse."
-        )
-    sizes = sorted(jobs["val_n"].dropna().unique())
+    """What to keep in mind when reading the ranking."""
+    sizes = sorted(sweep.done["val_n"].dropna().unique())
+    comparable, spread = int(ranking["objective_mean"].notna().sum()), seed_spread(ranking)
+    notes = ["All metrics are on the val split, which also chose each job's best epoch: expect less on new videos."]
     if len(sizes) > 1:
-        said.append(
-            f"The jobs were judged on different val splits ({sizes[0]} to {sizes[-1]} videos): compare them with care."
-        )
+        notes.append(f"The jobs were evaluated on different val splits ({sizes[0]} to {sizes[-1]} videos).")
     elif sizes:
-        winner = winning_job(sweep, ranking)
-        interval = ""
-        if winner is not None and not math.isnan(winner["val_accuracy_low"]):
-            low, high = winner["val_accuracy_low"], winner["val_accuracy_high"]
-            interval = f" The 95 % interval of the winner's best job goes from {low:.3f} to {high:.3f} accuracy."
-        said.append(f"The val split holds {sizes[0]} videos: one of them is {1 / sizes[0]:.3f} accuracy.{interval}")
-    comparable = int(ranking["objective_mean"].notna().sum())
-    spread = seed_spread(ranking)
-    if comparable > 1 and spread is None:
-        said.append(
-            f"Nothing was repeated with another seed. The winner leads the runner-up by {lead(ranking, 1):.3f} "
-            f"{objective}, and nobody knows how much of that is chance: sweep seed=0,1,2 too."
-        )
-    elif comparable > 1 and spread is not None:
-        noise = lead_noise(ranking, 1, spread)
-        within = [place for place in range(1, comparable) if lead(ranking, place) <= lead_noise(ranking, place, spread)]
-        said.append(
-            f"With another seed the {objective} of one configuration varies by {spread:.3f} (standard deviation, "
-            f"pooled over the configurations). The winner leads the runner-up by {lead(ranking, 1):.3f}: "
-            + (
-                f"within what seeds alone do to two such means (up to {noise:.3f}). "
-                if 1 in within
-                else f"more than seeds alone do to two such means (up to {noise:.3f}). "
+        notes.append(f"The val split holds {sizes[0]} videos: each counts for {1 / sizes[0]:.3f} accuracy.")
+    if comparable > 1:
+        lead = f"The winner leads the runner-up by {margin(ranking, 1):.3f} {sweep.metric}"
+        if spread is None:
+            notes.append(f"{lead}. Without other seeds this may be chance: add seed=0,1,2 to the sweep.")
+        else:
+            ties = [margin(ranking, k) <= margin_noise(ranking, k, spread) for k in range(1, comparable)]
+            notes.append(
+                f"{lead}, {'within' if ties[0] else 'above'} the seed noise of {margin_noise(ranking, 1, spread):.3f} "
+                f"(two standard errors; standard deviation over seeds {spread:.3f}). {sum(ties)} of the other "
+                f"{comparable - 1} configurations are within the noise."
             )
-            + f"{len(within)} of the other {comparable - 1} configurations cannot be told from the winner in this way."
-        )
     if comparable and ranking["seeds"].nunique() > 1:
-        said.append(
-            "Some configurations have fewer seeds than others: the mean of few is more often extreme, either way."
-        )
-    undefined = len(ranking) - comparable
-    if undefined:
-        said.append(f"{undefined} configurations come last, as the {objective} of some of their jobs is not defined.")
+        notes.append("Some configurations have fewer seeds than others: their means are less certain.")
+    if len(ranking) > comparable:
+        notes.append(f"{len(ranking) - comparable} configurations come last: a job of theirs has no {sweep.metric}.")
     if sweep.count("failed"):
-        said.append(f"{sweep.count('failed')} failed: what would have come of them is not known.")
+        notes.append(f"{sweep.count('failed')} jobs failed and are not ranked.")
     if sweep.count("unfinished") or sweep.not_started:
-        said.append("The sweep is not finished: the order may change.")
-    return said
+        notes.append("The sweep is not finished: the order may change.")
+    return notes
 
 
 def repeat_command(sweep: Sweep, job: str) -> str:
-    """What trains a job again, for a shell."""
+    """The shell command that trains a job again."""
     overrides = sweep.job_overrides[job]
-    # A preset brings a sweep of its own, and settings that the job needs.
-    alone = ["hydra.mode=RUN"] if any(text.startswith("sweep=") for text in overrides) else []
-    return shlex.join(["python", "train.py", *overrides, *alone])
+    # The preset of a sweep would start the whole sweep.
+    single = ["hydra.mode=RUN"] if any(text.startswith("sweep=") for text in overrides) else []
+    return shlex.join(["python", "train.py", *overrides, *single])
 
 
-def report_text(sweep: Sweep, ranking: pd.DataFrame, tested: dict[str, Any] | None, pictures: Sequence[str]) -> str:
-    """report.md; ``pictures`` are the names of those that were drawn."""
+# ---- report.md
+
+
+def report_text(sweep: Sweep, ranking: pd.DataFrame, tested: dict[str, Any] | None, plots: Sequence[str]) -> str:
+    """report.md, with the ``plots`` that were drawn."""
     winner = winning_job(sweep, ranking)
-    parts = [f"# Sweep {_plain(sweep.folder.resolve().name)}", _swept(sweep), f"Jobs: {count_words(sweep)}."]
+    command = shlex.join(["python", "train.py", "-m", *sweep.overrides])
+    parts = [f"# Sweep {_escape(sweep.folder.resolve().name)}", _code(command)]
+    parts += [f"Objective: {sweep.objective_name}.", f"Jobs: {progress(sweep)}."]
     if winner is None:
-        parts.append(_nothing(sweep))
+        parts.append(NO_WINNER)
     else:
-        parts += ["## The winner", _winner(sweep, ranking, winner, tested)]
-        parts += ["## How far to trust it", "\n".join(f"- {_plain(text)}" for text in caveats(sweep, ranking))]
+        seeds = f"mean of {ranking['seeds'][0]} seeds; its best job" if ranking["seeds"][0] > 1 else "one job"
+        value, best = _mean(ranking.iloc[0], "objective"), f"{_escape(winner['job'])}, {winner['objective']:.3f}"
+        untested = "The test split has not been used by this sweep. `test_best=true` tests this job, once. The command "
+        untested += "above tests at its end, too."
+        parts += ["## The winner", f"**{_escape(label(winner, sweep))}**: {sweep.metric} {value} ({seeds}: {best})."]
+        parts += ["To train it again:", _code(repeat_command(sweep, winner["job"]))]
+        parts.append(untested if tested is None else _escape(describe_test(tested, winner)))
+        parts += ["## How far to trust it", "\n".join(f"- {_escape(text)}" for text in caveats(sweep, ranking))]
     if len(ranking):
-        parts += ["## Ranking", _ranking_table(sweep, ranking)]
-    parts += [f"![{PICTURES[name]}]({name}.png)" for name in pictures if name != "effects"]
-    if winner is not None and sweep.knobs:
-        parts += [f"## {PICTURES['effects']}", *_effects(sweep), f"![{PICTURES['effects']}](effects.png)"]
-    failed = sweep.jobs[sweep.jobs["state"] == "failed"]
+        parts += ["## Ranking", _markdown(ranking_table(sweep, ranking.head(MAX_ROWS)))]
+        parts.append(
+            f"The best {MAX_ROWS} at most; mean ± standard deviation over seeds. clips/s is training speed, lower if "
+            "jobs ran side by side. Without a GPU, memory is that of the process, with what earlier jobs left there."
+        )
+    for name in plots:
+        parts += [f"## {PLOTS[name]}", f"![{PLOTS[name]}]({name}.png)"]
+    if winner is not None and sweep.options:
+        parts += _effects(sweep)
+    failed = sweep.jobs.loc[sweep.jobs["state"] == "failed", ["job", "reason"]]
     if len(failed):
-        rows = [[row.job, row.reason] for row in failed.itertuples()]
-        parts += ["## Failed jobs", _table(["job", "reason"], rows)]
-    names = ["jobs.csv"] + (["ranking.csv", "effects.csv"] if len(ranking) else [])
-    parts.append("All figures: " + ", ".join(f"[{name}]({name})" for name in names) + ".")
+        parts += ["## Failed jobs", _markdown(failed)]
+    parts.append("All metrics: [jobs.csv](jobs.csv), [ranking.csv](ranking.csv), [effects.csv](effects.csv).")
     return "\n\n".join(parts) + "\n"
 
 
-def _nothing(sweep: Sweep) -> str:
-    if sweep.count("done") == 0:
-        return "No job has finished yet: there is nothing to rank."
-    return f"No configuration has a defined {objective_name(sweep)}: there is no winner."
+def ranking_table(sweep: Sweep, ranking: pd.DataFrame) -> pd.DataFrame:
+    """The ranking as text, a row per configuration; of the options only those that differ between configurations."""
+    table = pd.DataFrame({"rank": ranking["rank"].astype(str)})
+    for option in sweep.varying(sweep.settings):
+        table[sweep.names[option]] = ranking[option].map(value_text)
+    table["seeds"] = [_seeds(row) for _, row in ranking.iterrows()]
+    for name in ("objective", *METRICS):
+        title = sweep.metric if name == "objective" else name.replace("_", " ")
+        if title not in table:
+            table[title] = [_mean(row, name) for _, row in ranking.iterrows()]
+    table["parameters"] = _texts(ranking["parameters"], "{:,}")
+    table["clips/s"] = _texts(ranking["clips_per_second"], "{:.1f}")
+    table["peak memory"] = _texts(ranking["peak_memory_bytes"] / 2**20, "{:.0f} MiB")
+    return table
 
 
-def _swept(sweep: Sweep) -> str:
-    rows = []
-    for knob in sweep.knobs:
-        values = values_of(sweep.jobs[knob])
-        many = is_continuous(list(sweep.jobs[knob])) or len(values) > 20
-        shown = f"{short_value(values[0])} to {short_value(values[-1])} ({len(values)} values)" if many else None
-        rows.append([knob, shown or ", ".join(value or "(not set)" for value in values) or "-"])
-    command = shlex.join(["python", "train.py", "-m", *sweep.overrides])
-    return f"{_code(command)}\n\n{_table(['knob', 'values'], rows)}\n\nObjective: {objective_name(sweep)}."
-
-
-def _winner(sweep: Sweep, ranking: pd.DataFrame, winner: pd.Series, tested: dict[str, Any] | None) -> str:
-    best = ranking.iloc[0]
-    seeds = f"mean of {best['seeds']} seeds; its best job" if best["seeds"] > 1 else "one job"
-    lines = [
-        f"**{_plain(label(winner, sweep))}**: val {sweep.objective.replace('_', ' ')} "
-        f"{_mean(best, 'objective')} ({seeds}: {_plain(winner['job'])}, {winner['objective']:.3f}). To train it again:",
-        _code(repeat_command(sweep, winner["job"])),
-    ]
-    if tested is None:
-        lines.append(
-            "The test split has not been used by this sweep. `test_best=true` tests this job, once. The command above "
-            "tests too, at its end: whoever looks has used the test split."
-        )
-    else:
-        lines.append(_plain(tested_words(tested, winner)))
-    return "\n\n".join(lines)
-
-
-def _ranking_table(sweep: Sweep, ranking: pd.DataFrame) -> str:
-    figures = ["val_accuracy", "val_macro_f1", "val_loss"]
-    figures = [name for name in figures if name != f"val_{sweep.objective}"]
-    knobs = _varied(sweep, ranking)
-    heads = [*_heads(sweep, knobs), *(name.replace("_", " ") for name in figures)]
-    rows = [
-        [*_cells(row, knobs), *(_mean(row, name) for name in figures), *_costs(row)]
-        for _, row in ranking.head(MOST_ROWS).iterrows()
-    ]
-    text = _table([*heads, "parameters", "clips/s", "peak memory"], rows)
-    if len(ranking) > MOST_ROWS:
-        text += f"\n\nThe best {MOST_ROWS} of {len(ranking)}; the others are in [ranking.csv](ranking.csv)."
-    return (
-        f"{text}\n\nMean ± standard deviation over seeds; clips/s as trained, slower where jobs ran side by side. "
-        "Without a GPU, memory is that of the process, with what it still holds of the jobs before."
-    )
-
-
-def _varied(sweep: Sweep, ranking: pd.DataFrame) -> list[str]:
-    """The knobs that are not the same for all configurations, also where they are for the best."""
-    return [knob for knob in sweep.settings if ranking[knob].nunique() > 1]
-
-
-def _heads(sweep: Sweep, knobs: list[str]) -> list[str]:
-    names = short_names(sweep.knobs)
-    return ["", *(names[knob] for knob in knobs), "seeds", f"val {sweep.objective.replace('_', ' ')}"]
-
-
-def _cells(row: pd.Series, knobs: list[str]) -> list[str]:
-    values = (short_value(row[knob]) or "-" for knob in knobs)
-    return [str(row["rank"]), *values, _seeds(row), _mean(row, "objective")]
+def _texts(column: pd.Series, pattern: str) -> list[str]:
+    return ["-" if pd.isna(value) else pattern.format(value) for value in column]
 
 
 def _effects(sweep: Sweep) -> list[str]:
-    done = sweep.done.dropna(subset="objective")
-    parts = [f"Mean {objective_name(sweep)} of the finished jobs with each value."]
-    if not is_balanced(done, sweep.knobs):
-        parts.append(
-            "**Unbalanced:** not every value was tried equally with every value of the other knobs, so a mean also "
-            "says what the others were. Compare rows that differ in one knob alone before you conclude."
-        )
     table = effects(sweep)
-    repeated = [knob for knob in sweep.knobs if not is_continuous(list(sweep.jobs[knob]))]
-    rows = [
-        [
-            row.knob,
-            row.value or "(not set)",
-            str(row.jobs),
-            f"{row.mean:.3f}",
-            "-" if math.isnan(row.std) else f"{row.std:.3f}",
-        ]
-        for row in table.itertuples()
-        if row.knob in repeated
-    ]
-    if rows:
-        parts.append(_table(["knob", "value", "n", "mean", "standard deviation"], rows))
-    others = [knob for knob in sweep.knobs if knob not in repeated]
-    if others:
-        parts.append(f"Values that hardly repeat are in the picture alone: {_plain(', '.join(others))}.")
+    table = table[~table["option"].isin(sweep.continuous)]
+    cells = {name: _texts(table[name], "{:.3f}") for name in ("mean", "std")}
+    table = table.assign(value=table["value"].map(value_text), jobs=table["jobs"].astype(str), **cells)
+    parts = [f"Mean {sweep.objective_name} of the finished jobs with each value.", _markdown(table)]
+    if sweep.continuous:
+        parts.append(f"Values that hardly repeat are in the plot alone: {_escape(', '.join(sweep.continuous))}.")
+    done = sweep.done.dropna(subset="objective")
+    if len(done) < math.prod(done[option].nunique() for option in sweep.options):
+        parts.append(
+            "**Unbalanced:** not every combination of values was tried, so a mean also depends on the other options. "
+            "Compare configurations that differ in one option alone before you conclude."
+        )
     return parts
 
 
 def _seeds(row: pd.Series) -> str:
-    lost = [f"{row[state]} {state}" for state in ("failed", "unfinished") if row[state]]
-    return f"{row['seeds']}" + (f" ({', '.join(lost)})" if lost else "")
+    others = [f"{row[state]} {state}" for state in ("failed", "unfinished") if row[state]]
+    return f"{row['seeds']}" + (f" ({', '.join(others)})" if others else "")
 
 
 def _mean(row: pd.Series, name: str) -> str:
     mean, std = row[f"{name}_mean"], row[f"{name}_std"]
-    if math.isnan(mean):
+    if pd.isna(mean):
         return "-"
-    return f"{mean:.3f}" if math.isnan(std) else f"{mean:.3f} ± {std:.3f}"
+    return f"{mean:.3f}" if pd.isna(std) else f"{mean:.3f} ± {std:.3f}"
 
 
-def _costs(row: pd.Series) -> list[str]:
-    parameters = "-" if pd.isna(row["parameters"]) else f"{row['parameters']:,}"
-    speed = "-" if math.isnan(row["clips_per_second"]) else f"{row['clips_per_second']:.1f}"
-    return [parameters, speed, _memory(row["peak_memory_bytes"])]
-
-
-def _memory(size: Any) -> str:
-    return "-" if pd.isna(size) else f"{size / 2**20:.0f} MiB"
-
-
-def _plain(text: str) -> str:
+def _escape(text: str) -> str:
     """Text that Markdown shows as it is, on one line."""
     escaped = "".join(f"\\{letter}" if letter in "\\`*_[]<>|#" else letter for letter in text)
     return " ".join(escaped.split())
@@ -297,39 +234,25 @@ def _code(command: str) -> str:
     return f"{fence}sh\n{command}\n{fence}"
 
 
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join(
-        "| " + " | ".join(cell if line is lines[1] else _plain(cell) for cell in line) + " |" for line in lines
-    )
+def _markdown(table: pd.DataFrame) -> str:
+    return table.map(_escape).rename(columns=_escape).to_markdown(index=False, disable_numparse=True)
 
 
-# ---- on the terminal
+# ---- the terminal
 
 
 def _print(sweep: Sweep, ranking: pd.DataFrame, tested: dict[str, Any] | None, console: Console) -> None:
-    def say(text: str) -> None:
-        console.print(Text(text), soft_wrap=True)
-
-    winner = winning_job(sweep, ranking)
-    say(f"Jobs: {count_words(sweep)}.")
+    winner, lines = winning_job(sweep, ranking), [f"Jobs: {progress(sweep)}."]
     if winner is None:
-        say(_nothing(sweep))
+        lines.append(NO_WINNER)
     else:
-        say(f"Ranked by mean {objective_name(sweep)}:")
-        table, knobs = Table(), _varied(sweep, ranking)
-        for head in _heads(sweep, knobs):
-            table.add_column(Text(head), justify="right", overflow="fold")
-        for _, row in ranking.head(MOST_PRINTED).iterrows():
-            table.add_row(*map(Text, _cells(row, knobs)))
-        console.print(table)
-        if len(ranking) > MOST_PRINTED:
-            say(f"The best {MOST_PRINTED} of {len(ranking)} configurations.")
-        for text in caveats(sweep, ranking):
-            say(f"- {text}")
-        say(f"To train the best job again: {repeat_command(sweep, winner['job'])}")
+        table = ranking_table(sweep, ranking.head(MAX_PRINTED)).loc[:, : sweep.metric]
+        lines += [f"The best {len(table)} of {len(ranking)} configurations by mean {sweep.objective_name}:", ""]
+        lines += [table.to_string(index=False), "", *(f"- {text}" for text in caveats(sweep, ranking))]
+        lines.append(f"To train the best job again: {repeat_command(sweep, winner['job'])}")
     if tested is not None:
-        say(tested_words(tested, winner))
-    for row in sweep.jobs[sweep.jobs["state"] == "failed"].head(MOST_PRINTED).itertuples():
-        say(f"Failed: {row.job}: {row.reason}")
-    say(f"Report: {sweep.folder / 'report' / 'report.md'}")
+        lines.append(describe_test(tested, winner))
+    failed = sweep.jobs[sweep.jobs["state"] == "failed"].head(MAX_PRINTED)
+    lines += [f"Failed: {row.job}: {row.reason}" for row in failed.itertuples()]
+    lines.append(f"Report: {sweep.folder / 'report' / 'report.md'}")
+    console.print(Text("\n".join(lines)), soft_wrap=True)

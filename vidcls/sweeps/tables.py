@@ -1,7 +1,6 @@
-"""A sweep's folder as tables: its jobs, its configurations ranked, the effect of each knob.
+"""A sweep's folder as tables: its jobs, its configurations ranked, the effect of each option.
 
-A configuration is what a job is but for its seed. Knob values are kept as the text that the command line would take:
-"8", "0.001", "cnn_mean", "[32, 64]", "true", "null", and "" where a job does not have the knob.
+A configuration is all that a job sets except its seed.
 """
 
 from __future__ import annotations
@@ -9,43 +8,45 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from pandas.api.types import is_float_dtype, is_integer_dtype
 
+from vidcls.cli import short_names, value_text
 from vidcls.errors import UserError, check_choice
 from vidcls.metrics.objectives import LOWER_IS_BETTER
 from vidcls.sweeps.jobs import FORMAT
 
 SEED = "seed"
-FIGURES = ("val_accuracy", "val_macro_f1", "val_loss")
-COUNTS = ("val_n", "best_epoch", "parameters", "peak_memory_bytes")  # whole numbers, where known
+METRICS = ("val_accuracy", "val_macro_f1", "val_loss")
+FLOATS = ("objective", *METRICS, "val_accuracy_low", "val_accuracy_high", "clips_per_second", "fit_seconds")
+INTEGERS = ("val_n", "best_epoch", "parameters", "peak_memory_bytes")  # NA if unknown
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """What a sweep has left so far.
+    """A sweep as it stands.
 
     Attributes:
         folder: where it is.
         overrides: of its command.
-        knobs: what was swept, the seed included.
+        options: what was swept, the seed included.
         objective: a key of `LOWER_IS_BETTER`.
-        planned: how many jobs there will be; None where a sampler decides.
-        jobs: a row per job, ordered by its knobs' values: job (its folder's name), configuration, state (done, failed,
-            unfinished), a column per knob, objective, val_*, best_epoch, parameters (trainable), clips_per_second,
-            fit_seconds, peak_memory_bytes, reason. NaN is unknown.
-        job_overrides: the command line of each job.
-        histories: its figures after each epoch, where there are any: a row per epoch.
+        planned: the number of jobs; None if a sampler decides.
+        jobs: a row per job, sorted by the values of its options: job (its folder's name), state (done, failed,
+            unfinished), a column per option (numbers if all values are numbers, else text as on the command line),
+            configuration (a number), `FLOATS`, `INTEGERS`, reason (of a failure). NaN is unknown.
+        job_overrides: the overrides of each job.
+        histories: for each job that has finished an epoch, a row per epoch.
     """
 
     folder: Path
     overrides: list[str]
-    knobs: list[str]
+    options: list[str]
     objective: str
     planned: int | None
     jobs: pd.DataFrame
@@ -53,37 +54,64 @@ class Sweep:
     histories: dict[str, pd.DataFrame]
 
     @property
-    def lower(self) -> bool:
-        """Whether less of the objective is better."""
+    def lower_is_better(self) -> bool:
+        """Of the objective."""
         return LOWER_IS_BETTER[self.objective]
 
     @property
+    def metric(self) -> str:
+        """The objective as text, such as "val macro f1"."""
+        return f"val {self.objective.replace('_', ' ')}"
+
+    @property
+    def objective_name(self) -> str:
+        """Such as "val accuracy (higher is better)"."""
+        return f"{self.metric} ({'lower' if self.lower_is_better else 'higher'} is better)"
+
+    @property
     def settings(self) -> list[str]:
-        """The knobs that make a configuration."""
-        return [knob for knob in self.knobs if knob != SEED]
+        """The options that make a configuration: all but the seed."""
+        return [option for option in self.options if option != SEED]
+
+    @property
+    def names(self) -> dict[str, str]:
+        """A short name of each option."""
+        return dict(zip(self.options, short_names(self.options), strict=True))
 
     @property
     def done(self) -> pd.DataFrame:
-        """The finished jobs; a sampler may run one and the same job twice, which counts once."""
-        return self.jobs[self.jobs["state"] == "done"].drop_duplicates(["configuration", *self._seed])
+        """The finished jobs; a job that a sampler has run twice counts once."""
+        seed = [SEED] if SEED in self.options else []
+        return self.jobs[self.jobs["state"] == "done"].drop_duplicates(["configuration", *seed])
 
     @property
-    def _seed(self) -> list[str]:
-        return [SEED] if SEED in self.knobs else []
+    def continuous(self) -> list[str]:
+        """The options whose values are numbers that hardly repeat, as a sampler draws them."""
+        found = []
+        for option in self.options:
+            values = self.jobs[option]
+            many = max(3, len(values) / 2) if is_float_dtype(values) else 12 if is_integer_dtype(values) else math.inf
+            found += [option] if values.nunique() > many else []
+        return found
+
+    def varying(self, options: Sequence[str]) -> list[str]:
+        """Those of ``options`` that have several values."""
+        return [option for option in options if self.jobs[option].nunique() > 1]
 
     def count(self, state: str) -> int:
-        """How many jobs are in a state."""
+        """The number of jobs in a state."""
         return int((self.jobs["state"] == state).sum())
 
     @property
     def not_started(self) -> int | None:
-        """How many jobs have no folder yet; None where nobody knows how many there will be."""
+        """The number of jobs without a folder; None if the total is unknown."""
         return None if self.planned is None else max(self.planned - len(self.jobs), 0)
 
     def check_writable(self) -> None:
-        """Raises `UserError` where nothing can be written into the folder."""
+        """Raises `UserError` if nothing can be written into the folder."""
         if not os.access(self.folder, os.W_OK):
-            raise UserError("a sweep folder that can be written", str(self.folder), "Copy it to where you may write.")
+            remedy = "Copy it to where you may write."
+            raise UserError("a sweep folder that can be written", str(self.folder), remedy, "read-only-sweep")
 
 
 # ---- reading
@@ -100,50 +128,56 @@ def read_sweep(folder: Path) -> Sweep:
             "the folder of a sweep in sweep=",
             f"{folder} without sweep.json",
             "Give a folder that `python train.py -m ...` has made, such as runs/sweep/...",
+            "no-sweep",
         )
-    about = _read_json(folder / "sweep.json", "format", "overrides", "swept", "objective", "planned")
-    if about["format"] != FORMAT:
-        raise UserError(f"a sweep of format {FORMAT}", f"{about['format']} in {folder}", "Use the version it is of.")
-    objective = check_choice("objective of sweep.json", about["objective"], tuple(LOWER_IS_BETTER))
-    paths = sorted(path.parent for path in folder.glob("*/job.json"))
-    plans = {path.name: _read_json(path / "job.json", "knobs", "overrides") for path in paths}
-    knobs = list(dict.fromkeys([*about["swept"], *(knob for plan in plans.values() for knob in plan["knobs"])]))
-    histories = {path.name: _read_history(path / "history.csv") for path in paths}
-    rows = [_job(path, plans[path.name]["knobs"], knobs, objective, histories[path.name]) for path in paths]
-    columns = ["job", "configuration", "state", *knobs, "objective", *FIGURES, "val_accuracy_low", "val_accuracy_high"]
-    columns += ["val_n", "best_epoch", "parameters", "clips_per_second", "fit_seconds", "peak_memory_bytes", "reason"]
-    jobs = pd.DataFrame(rows, columns=columns)
-    numbers = [name for name in columns if name not in ("job", "configuration", "state", *knobs, "reason")]
-    jobs = jobs.astype({name: "Int64" if name in COUNTS else "float64" for name in numbers})
-    order = sorted(range(len(jobs)), key=lambda row: [value_order(jobs[knob][row]) for knob in knobs])
+    record = _read_json(folder / "sweep.json", "format", "overrides", "swept", "objective", "planned")
+    if record["format"] != FORMAT:
+        got = f"{record['format']} in {folder}"
+        raise UserError(f"a sweep of format {FORMAT}", got, "Use the version that wrote it.", "sweep-format")
+    objective = check_choice("objective", record["objective"], tuple(LOWER_IS_BETTER))
+    options: list[str] = record["swept"]
+    folders = sorted(path.parent for path in folder.glob("*/job.json"))
+    records = {path.name: _read_json(path / "job.json", "knobs", "overrides") for path in folders}
+    histories = {path.name: _read_history(path / "history.csv") for path in folders}
+    rows = [_read_job(path, objective, histories[path.name]) for path in folders]
+    values = {option: [job["knobs"].get(option) for job in records.values()] for option in options}
+    jobs = pd.DataFrame(rows, columns=["job", "state", *FLOATS, *INTEGERS, "reason"])
+    jobs = jobs.astype(dict.fromkeys(FLOATS, "float64") | dict.fromkeys(INTEGERS, "Int64"))
+    for place, option in enumerate(options, 2):
+        jobs.insert(place, option, _column(values[option]))
+    if options:
+        jobs = jobs.sort_values(options, kind="stable", ignore_index=True)
+    settings = [option for option in options if option != SEED]
+    jobs["configuration"] = jobs.groupby(settings, sort=False).ngroup() if settings else 0
     return Sweep(
         folder,
-        overrides=[str(text) for text in about["overrides"]],
-        knobs=knobs,
+        overrides=[str(text) for text in record["overrides"]],
+        options=options,
         objective=objective,
-        planned=about["planned"],
-        jobs=jobs.iloc[order].reset_index(drop=True),
-        job_overrides={name: [str(text) for text in plan["overrides"]] for name, plan in plans.items()},
+        planned=record["planned"],
+        jobs=jobs,
+        job_overrides={name: [str(text) for text in job["overrides"]] for name, job in records.items()},
         histories={name: table for name, table in histories.items() if len(table)},
     )
 
 
-def _job(
-    folder: Path, values: dict[str, Any], knobs: Sequence[str], objective: str, history: pd.DataFrame
-) -> dict[str, Any]:
-    texts = {knob: value_text(values[knob]) if knob in values else "" for knob in knobs}
-    configuration = json.dumps([texts[knob] for knob in knobs if knob != SEED])
-    row: dict[str, Any] = {"job": folder.name, "configuration": configuration, "state": "unfinished", **texts}
-    row["reason"] = ""
-    if len(history) and history["val/loss"].notna().any():
+def _column(values: Sequence[Any]) -> pd.Series:
+    """Numbers as they are; otherwise text as on the command line, such as cnn_lstm, null, true or [32, 64]."""
+    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+        return pd.Series(values, dtype=None if values else "object")
+    return pd.Series([value if isinstance(value, str) else json.dumps(value) for value in values])
+
+
+def _read_job(folder: Path, objective: str, history: pd.DataFrame) -> dict[str, Any]:
+    row: dict[str, Any] = {"job": folder.name, "state": "unfinished", "reason": ""}
+    if history["val/loss"].notna().any():
         row["best_epoch"] = int(history.loc[history["val/loss"].idxmin(), "epoch"])  # the one that best.ckpt holds
     if (folder / "metrics.json").is_file():
         metrics = _read_json(folder / "metrics.json", "val", "timing")
-        val, timing = metrics["val"] or {}, metrics["timing"] or {}
-        row |= {"state": "done", "objective": val.get(objective)}
+        val, timing = metrics["val"], metrics["timing"]
+        row |= {"state": "done", "objective": val.get(objective), "parameters": metrics.get("parameters")}
         row |= {f"val_{name}": val.get(name) for name in ("accuracy", "macro_f1", "loss", "n")}
-        row["val_accuracy_low"], row["val_accuracy_high"] = val.get("accuracy_ci95") or (None, None)
-        row["parameters"] = metrics.get("parameters")
+        row["val_accuracy_low"], row["val_accuracy_high"] = val["accuracy_ci95"]
         row |= {name: timing.get(name) for name in ("clips_per_second", "fit_seconds", "peak_memory_bytes")}
     elif (folder / "error.txt").is_file():
         lines = (folder / "error.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
@@ -160,154 +194,65 @@ def _read_json(path: Path, *keys: str) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         problem = f"{path}: {error}"
     remedy = "Check sweep=." if path.name == "sweep.json" else f"Remove {path.parent}, and continue the sweep."
-    raise UserError(f"a whole {path.name}", problem, remedy)
+    raise UserError(f"a complete {path.name}", problem, remedy, f"damaged-{path.stem}")
 
 
 def _read_history(path: Path) -> pd.DataFrame:
-    names = ["epoch", "val/loss", "val/accuracy"]
+    columns = ["epoch", "val/loss", "val/accuracy"]
     if not path.is_file() or not path.stat().st_size:
-        return pd.DataFrame(columns=names)
-    table = pd.read_csv(path)
-    return table.reindex(columns=names)
-
-
-# ---- values and names
-
-
-def value_text(value: Any) -> str:
-    """A knob's value as the command line takes it.
-
-    Example:
-        >>> [value_text(value) for value in (8, 1e-3, None, True, "cnn_mean", [32, 64])]
-        ['8', '0.001', 'null', 'true', 'cnn_mean', '[32, 64]']
-    """
-    return value if isinstance(value, str) else json.dumps(value)
-
-
-def number(text: str) -> float | None:
-    """The number that a value is, if it is one."""
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
-
-
-def value_order(text: str) -> tuple[bool, float, str]:
-    """Sorts values: numbers by size, then words."""
-    value = number(text)
-    return (value is None, value or 0.0, text)
-
-
-def values_of(column: Iterable[str]) -> list[str]:
-    """The different values of a knob, in order."""
-    return sorted(set(column), key=value_order)
-
-
-def is_continuous(column: Sequence[str]) -> bool:
-    """Whether a knob's values are too many numbers to be taken one by one, as where a sampler has drawn them.
-
-    Example:
-        >>> is_continuous(["8", "8", "16", "16"]), is_continuous(["0.1", "0.23", "0.31", "0.92"])
-        (False, True)
-    """
-    values = values_of(column)
-    if any(number(text) is None for text in values):
-        return False
-    fractions = any(not float(text).is_integer() for text in values)
-    return len(values) > 12 or (fractions and len(values) > 3 and 2 * len(values) > len(column))
-
-
-def short_names(knobs: Sequence[str]) -> dict[str, str]:
-    """The last part of each knob's name, where it is that of no other.
-
-    Example:
-        >>> short_names(["model.lstm.hidden_size", "data.seed", "seed"])
-        {'model.lstm.hidden_size': 'hidden_size', 'data.seed': 'data.seed', 'seed': 'seed'}
-    """
-    ends = [knob.rsplit(".", 1)[-1] for knob in knobs]
-    return {knob: end if ends.count(end) == 1 else knob for knob, end in zip(knobs, ends, strict=True)}
-
-
-def short_value(text: str) -> str:
-    """A value for people: three digits of a long fraction.
-
-    Example:
-        >>> short_value("0.00012345678"), short_value("0.001"), short_value("12345678")
-        ('0.000123', '0.001', '12345678')
-    """
-    value = number(text)
-    return text if value is None or len(text) <= 6 or value.is_integer() else f"{value:.3g}"
-
-
-def label(row: pd.Series, sweep: Sweep) -> str:
-    """A configuration in few words: those of its knobs that differ between jobs."""
-    names = short_names(sweep.knobs)
-    varying = [knob for knob in sweep.settings if sweep.jobs[knob].nunique() > 1] or sweep.settings
-    return ", ".join(f"{names[knob]}={short_value(row[knob])}" for knob in varying if row[knob]) or "one configuration"
+        return pd.DataFrame(columns=columns, dtype="float64")
+    return pd.read_csv(path).reindex(columns=columns)
 
 
 # ---- tables
 
 
-def rank(sweep: Sweep) -> pd.DataFrame:
-    """The configurations with finished jobs, best mean objective first; equals stay in the order of their values.
+def label(row: pd.Series, sweep: Sweep) -> str:
+    """A configuration in few words: those of its options that differ between jobs."""
+    shown = sweep.varying(sweep.settings) or sweep.settings
+    pairs = [f"{sweep.names[option]}={value_text(row[option])}" for option in shown]
+    return ", ".join(pairs) or "one configuration"
 
-    Columns: rank, the knobs, seeds (finished jobs), failed, unfinished, mean and std of objective and val_*, trainable
-    parameters, the mean clips_per_second, the highest peak_memory_bytes; configuration, as in ``sweep.jobs``. The
-    standard deviation is the sample's (n - 1), NaN for one job. A mean is NaN where one of the jobs has none, as where
-    its loss is infinite: leaving that job out would flatter. Such configurations come last.
+
+def rank(sweep: Sweep) -> pd.DataFrame:
+    """The configurations with finished jobs, best mean objective first; ties stay in the order of their values.
+
+    Columns: rank, configuration (as in ``sweep.jobs``), the options, seeds (finished jobs), failed, unfinished, mean
+    and std of objective and `METRICS`, parameters (trainable), the mean clips_per_second, the highest
+    peak_memory_bytes. The standard deviation is the sample's (n - 1), NaN for one job. A mean is NaN if one of the
+    jobs has none, for example an infinite loss: leaving that job out would flatter. Such configurations come last.
     """
-    rows = []
-    for configuration, group in sweep.done.groupby("configuration", sort=False):
-        states = sweep.jobs.loc[sweep.jobs["configuration"] == configuration, "state"]
-        row: dict[str, Any] = {knob: group[knob].iloc[0] for knob in sweep.settings} | {"seeds": len(group)}
-        row |= {state: int((states == state).sum()) for state in ("failed", "unfinished")}
-        for name in ("objective", *FIGURES):
-            # Rounded: equal figures of seeds in another order must be a tie.
-            row[f"{name}_mean"] = round(group[name].mean(skipna=False), 12)
-            row[f"{name}_std"] = group[name].std(skipna=False)
-        row["parameters"] = group["parameters"].max()  # the same for all seeds
-        row["clips_per_second"] = group["clips_per_second"].mean()
-        row["peak_memory_bytes"] = group["peak_memory_bytes"].max()
-        rows.append(row | {"configuration": configuration})
-    figures = [f"{name}_{what}" for name in ("objective", *FIGURES) for what in ("mean", "std")]
-    columns = [*sweep.settings, "seeds", "failed", "unfinished", *figures]
-    table = pd.DataFrame(
-        rows, columns=[*columns, "parameters", "clips_per_second", "peak_memory_bytes", "configuration"]
+    groups = sweep.done.groupby("configuration", sort=False)
+    table = groups[["job", *sweep.settings]].first().drop(columns="job").assign(seeds=groups.size())
+    for state in ("failed", "unfinished"):
+        counts = sweep.jobs.loc[sweep.jobs["state"] == state, "configuration"].value_counts()
+        table[state] = counts.reindex(table.index, fill_value=0)
+    for name in ("objective", *METRICS):
+        # Rounded: equal metrics of seeds in another order must be a tie.
+        table[f"{name}_mean"] = groups[name].mean(skipna=False).round(12)
+        table[f"{name}_std"] = groups[name].std(skipna=False)
+    table["parameters"] = groups["parameters"].max()  # the same for all seeds
+    table["clips_per_second"] = groups["clips_per_second"].mean()
+    table["peak_memory_bytes"] = groups["peak_memory_bytes"].max()
+    table = table.reset_index().sort_values(
+        "objective_mean", ascending=sweep.lower_is_better, kind="stable", ignore_index=True
     )
-    table = table.sort_values("objective_mean", ascending=sweep.lower, kind="stable", ignore_index=True)
-    table = table.astype({"parameters": "Int64", "peak_memory_bytes": "Int64"})
     table.insert(0, "rank", range(1, len(table) + 1))
     return table
 
 
 def effects(sweep: Sweep) -> pd.DataFrame:
-    """For each knob, seed included, and each of its values: how many finished jobs, mean and std of their objective."""
-    done = sweep.done.dropna(subset="objective")
+    """For each value of each option, the seed included: its finished jobs, mean and std of their objective."""
     rows = []
-    for knob in sweep.knobs:
-        for value in values_of(done[knob]):
-            found = done.loc[done[knob] == value, "objective"]
-            rows.append({"knob": knob, "value": value, "jobs": len(found), "mean": found.mean(), "std": found.std()})
-    return pd.DataFrame(rows, columns=["knob", "value", "jobs", "mean", "std"])
-
-
-def is_balanced(jobs: pd.DataFrame, knobs: Sequence[str]) -> bool:
-    """Whether every value of a knob was tried equally with every value of each other knob, as in a full grid."""
-    for one, other in combinations(knobs, 2):
-        counts = pd.crosstab(jobs[one], jobs[other])
-        expected = counts.sum(axis=1).to_numpy()[:, None] * counts.sum(axis=0).to_numpy()[None, :]
-        if (counts.to_numpy() * len(jobs) != expected).any():
-            return False
-    return True
+    for option in sweep.options:
+        for value, found in sweep.done.dropna(subset="objective").groupby(option)["objective"]:
+            row = {"option": option, "value": value, "jobs": len(found), "mean": found.mean(), "std": found.std()}
+            rows.append(row)
+    return pd.DataFrame(rows, columns=["option", "value", "jobs", "mean", "std"])
 
 
 def seed_spread(ranking: pd.DataFrame) -> float | None:
-    """The standard deviation of the objective over seeds, pooled over the configurations; None without repetitions.
-
-    Three seeds say little about the spread of one configuration; those of all together say more.
-    """
+    """The standard deviation of the objective over seeds, pooled over the configurations; None without repetitions."""
     repeated = ranking[(ranking["seeds"] > 1) & ranking["objective_std"].notna()]
     if repeated.empty:
         return None
@@ -315,35 +260,34 @@ def seed_spread(ranking: pd.DataFrame) -> float | None:
     return math.sqrt(float((freedom * repeated["objective_std"] ** 2).sum() / freedom.sum()))
 
 
-def lead(ranking: pd.DataFrame, place: int) -> float:
-    """By how much the first is better than the one at ``place`` (from 0)."""
+def margin(ranking: pd.DataFrame, place: int) -> float:
+    """The difference between the best mean objective and the one at ``place`` (from 0)."""
     means = ranking["objective_mean"]
     return abs(float(means[0] - means[place]))
 
 
-def lead_noise(ranking: pd.DataFrame, place: int, spread: float) -> float:
-    """What seeds alone make of the difference of those two means: twice its standard error."""
+def margin_noise(ranking: pd.DataFrame, place: int, spread: float) -> float:
+    """How large that difference may be by the choice of seeds alone: twice its standard error."""
     return 2 * spread * math.sqrt(1 / ranking["seeds"][0] + 1 / ranking["seeds"][place])
 
 
 def winning_job(sweep: Sweep, ranking: pd.DataFrame) -> pd.Series | None:
-    """The job with the best objective in the best configuration; None where no objective is known."""
+    """The job with the best objective in the best configuration; None if no objective is known."""
     if ranking.empty or math.isnan(ranking["objective_mean"][0]):
         return None
     jobs = sweep.done[sweep.done["configuration"] == ranking["configuration"][0]]
-    return jobs.sort_values("objective", ascending=sweep.lower, kind="stable").iloc[0]
+    return jobs.sort_values("objective", ascending=sweep.lower_is_better, kind="stable").iloc[0]
 
 
-def pareto_front(costs: Sequence[float], means: Sequence[float], lower: bool) -> list[int]:
-    """Where nothing is both as cheap and better, or cheaper and as good; from cheap to dear.
+def mean_history(sweep: Sweep, configuration: int) -> pd.DataFrame:
+    """The mean val/loss and val/accuracy of a configuration's jobs, by epoch, up to the last epoch that all have.
 
-    Example:
-        >>> pareto_front([1.0, 2.0, 3.0, 3.0], [0.5, 0.4, 0.9, 0.8], lower=False)
-        [0, 2]
+    Of the finished jobs, or of the unfinished ones if none is finished; empty without any epoch.
     """
-    better = [value if lower else -value for value in means]
-    front: list[int] = []
-    for place in sorted(range(len(costs)), key=lambda place: (costs[place], better[place], place)):
-        if not front or better[place] < better[front[-1]]:
-            front.append(place)
-    return front
+    jobs = sweep.jobs[(sweep.jobs["configuration"] == configuration) & sweep.jobs["job"].isin(sweep.histories)]
+    for state in ("done", "unfinished"):
+        found = [sweep.histories[job] for job in jobs.loc[jobs["state"] == state, "job"]]
+        if found:
+            groups = pd.concat(found).groupby("epoch")
+            return groups.mean()[groups.size() == len(found)]
+    return pd.DataFrame(columns=["val/loss", "val/accuracy"])

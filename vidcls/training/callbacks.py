@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import time
 from pathlib import Path
 from statistics import median
@@ -222,40 +220,7 @@ class EMA(WeightAveraging):
     def _update(self, averages: list[Tensor], currents: list[Tensor], steps: Tensor) -> None:
         if averages[0].is_floating_point():
             kept = min(self.decay, int(steps) / (9 + int(steps)))
-            torch._foreach_lerp_(
-                averages, currents, 1 - kept
-            )  # unlike a weighted sum, exact for weights that are frozen
+            # Unlike a weighted sum, exact for weights that are frozen.
+            torch._foreach_lerp_(averages, currents, 1 - kept)
         else:
             torch._foreach_copy_(averages, currents)
-
-
-class Pruning(L.Callback):
-    """Stops a job of a search (``hydra/sweeper=optuna``) early where its pruner says so, as early stopping would.
-
-    Outside a search it does nothing.
-
-    Args:
-        pruner: of optuna.pruners.
-        objective: the validation metric that the search optimises.
-    """
-
-    def __init__(self, pruner: Any, objective: str) -> None:
-        self.pruner, self.objective = pruner, objective
-
-    def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        searching = "OPTUNA_TRIAL" in os.environ
-        prune = searching and trainer.is_global_zero and self._should_prune(trainer.current_epoch, module)
-        if trainer.strategy.broadcast(prune):  # all devices stop together
-            trainer.should_stop = True
-
-    def _should_prune(self, epoch: int, module: L.LightningModule) -> bool:
-        import optuna  # late: only searches need it
-
-        assert isinstance(module, VideoClassifier) and module.metrics is not None
-        value = module.metrics[self.objective]
-        address = json.loads(os.environ["OPTUNA_TRIAL"])
-        study = optuna.load_study(study_name=address["study_name"], storage=address["storage"], pruner=self.pruner)
-        trial = optuna.Trial(study, address["trial"])
-        if value is not None:
-            trial.report(value, epoch)
-        return bool(trial.should_prune())

@@ -27,7 +27,7 @@ TRUSTED_TARGETS = re.compile(
     r"vidcls\.data\.options\.DataOptions"
     r"|vidcls\.models\.classifiers\.\w+"
     r"|vidcls\.training\.transforms\.Augment"
-    r"|vidcls\.training\.callbacks\.(EMA|History|StayStopped|Timing|Pruning)"
+    r"|vidcls\.training\.callbacks\.(EMA|History|StayStopped|Timing)"
     r"|vidcls\.training\.feature_cache\.CacheFeatures"
     r"|vidcls\.sweeps\.pruning\.Pruning"
     r"|lightning\.Trainer"

@@ -14,7 +14,7 @@ RENAMED_TARGETS = {
     "vidcls.data.datamodule.VideoDataModule": "vidcls.data.options.DataOptions",
     "vidcls.callbacks.EMA": "vidcls.training.callbacks.EMA",
     "vidcls.callbacks.History": "vidcls.training.callbacks.History",
-    "vidcls.callbacks.Pruning": "vidcls.training.callbacks.Pruning",
+    "vidcls.callbacks.Pruning": "vidcls.sweeps.pruning.Pruning",
     "vidcls.callbacks.StayStopped": "vidcls.training.callbacks.StayStopped",
     "vidcls.callbacks.Timing": "vidcls.training.callbacks.Timing",
     "vidcls.features.CacheFeatures": "vidcls.training.feature_cache.CacheFeatures",

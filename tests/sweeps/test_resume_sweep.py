@@ -1,0 +1,156 @@
+"""An interrupted sweep is continued to the same result; what is done is not done again."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from helpers.commands import TRAIN, call, once, start_train, train
+from helpers.runs import metrics_of, refused, table, wait_until
+from helpers.sweeps import DONE, FAILED, contents, names, read_json
+
+# ---- continued
+
+
+def test_a_finished_job_is_not_run_again(copied: Path, command: list[str]) -> None:
+    before = {name: contents(copied / name) for name in DONE}
+    for name in FAILED:  # the cause has been fixed since; a retry must not stop at what the first try left
+        assert not (copied / name / "metrics.json").exists()
+    more = ["data.num_frames=2,4", "model.lstm.hidden_size=4,-1,8"]
+    result = train(*command[:-3], *more, command[-1], f"sweep.resume={copied}")
+    assert result.code == 1, result.stderr
+    assert {name: contents(copied / name) for name in DONE} == before
+    assert [result.stdout.count(f"{name}: done before") for name in DONE] == [1, 1]
+    assert [result.stdout.count(f"{name}: ") for name in FAILED] == [2, 2]  # tried, and still failing
+    new = ["num_frames=2,hidden_size=8", "num_frames=4,hidden_size=8"]
+    assert names(copied) == sorted([*DONE, *FAILED, *new])
+    assert [metrics_of(copied / name)["timing"]["videos_decoded"] for name in new] == [0, 0]
+    assert read_json(copied / "sweep.json")["planned"] == 6
+    assert f"4 of 6 jobs done: {copied}" in result.stdout
+
+
+def test_a_failed_job_that_can_run_now_runs(copied: Path, command: list[str], sweep: Path) -> None:
+    """Its error.txt goes; a half-done one goes on from its last epoch."""
+    (broken, half) = (copied / name for name in DONE)
+    shutil.copy(copied / FAILED[0] / "error.txt", broken)
+    for name in ("metrics.json", "predictions_val.csv", "config.yaml", "history.csv"):
+        (broken / name).unlink()
+    shutil.rmtree(broken / "checkpoints")
+    (half / "metrics.json").unlink()
+    trained = (half / "checkpoints" / "last.ckpt").stat().st_mtime_ns
+    result = train(*command, f"sweep.resume={copied}")
+    assert result.code == 1, result.stderr
+    assert f"{broken.name}: started" in result.stdout and f"{half.name}: continued" in result.stdout
+    assert not (broken / "error.txt").exists()
+    assert (half / "checkpoints" / "last.ckpt").stat().st_mtime_ns == trained
+    for job in (broken, half):
+        assert metrics_of(job)["val"] == metrics_of(sweep / job.name)["val"]
+        for name in ("predictions_val.csv", "history.csv"):
+            assert (job / name).read_bytes() == (sweep / job.name / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("changed", ["trainer.max_epochs=3", "seed=0,1", "model.lstm.hidden_size=4", "objective=loss"])
+def test_another_command_does_not_continue_it(sweep: Path, command: list[str], changed: str) -> None:
+    before = contents(sweep)
+    others = [text for text in command if not text.startswith(changed.partition("=")[0] + "=")]
+    refused(train(*others, changed, f"sweep.resume={sweep}"), "[another-sweep]", changed)
+    assert contents(sweep) == before
+
+
+def test_a_folder_that_is_no_sweep_is_not_continued(command: list[str], tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        refused(train(*command, f"sweep.resume={folder}"), "[no-sweep]")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_folder_of_another_sweep_is_not_taken(sweep: Path, command: list[str]) -> None:
+    before = contents(sweep)
+    refused(train(*command, f"hydra.sweep.dir={sweep}"), "[used-sweep-dir]")
+    assert contents(sweep) == before
+
+
+# ---- stopped
+
+LONG = ["seed=0,1", "model.lstm.hidden_size=4", "trainer.max_epochs=8", "data.num_frames=4"]
+
+
+@pytest.fixture(scope="session")
+def long_command(base: list[str], shared: Path) -> list[str]:
+    return ["-m", *base, f"cache_dir={shared / 'cache'}", *LONG]
+
+
+@pytest.fixture(scope="session")
+def unstopped(shared: Path, long_command: list[str]) -> Path:
+    """The folder of a sweep of two jobs that nothing interrupted."""
+
+    def run(folder: Path) -> None:
+        result = train(*long_command, f"hydra.sweep.dir={folder}")
+        assert result.code == 0, result.stderr
+        assert f"2 of 2 jobs done: {folder}" in result.stdout
+
+    return once(shared, "unstopped", run)
+
+
+def half_way(folder: Path) -> bool:
+    """One job is done, and the next one has trained for an epoch."""
+    jobs = list(folder.glob("*/checkpoints/last.ckpt"))
+    return len(jobs) >= 2 and len(list(folder.glob("*/metrics.json"))) >= 1
+
+
+def assert_continues(folder: Path, command: list[str], reference: Path) -> None:
+    """The rest is run, nothing twice, and the sweep is as if it had never been stopped."""
+    done = {path.parent.name: contents(path.parent) for path in folder.glob("*/metrics.json")}
+    assert len(done) == 1
+    result = train(*command, f"sweep.resume='{folder}'")
+    assert result.code == 0, result.stderr
+    assert result.stdout.count("done before") == len(done) and result.stdout.count(": continued") == 1
+    assert {name: contents(folder / name) for name in done} == done
+    assert names(folder) == names(reference)
+    for name in names(reference):
+        assert metrics_of(folder / name)["val"] == metrics_of(reference / name)["val"]
+        for file in ("history.csv", "predictions_val.csv"):
+            assert (folder / name / file).read_bytes() == (reference / name / file).read_bytes(), (name, file)
+    tables = []
+    for place in (folder, Path(shutil.copytree(reference, folder.with_name("reference")))):
+        assert call("report.py", f"sweep='{place}'").code == 0
+        ranking = table(place / "report" / "ranking.csv")
+        tables.append(ranking.drop(columns=[c for c in ranking if any(w in c for w in ("second", "memory", "GB"))]))
+    pd.testing.assert_frame_equal(*tables)
+
+
+def test_kill_9_in_a_sweep(unstopped: Path, long_command: list[str], tmp_path: Path) -> None:
+    folder = tmp_path / "sweep"
+    process = subprocess.Popen(
+        [sys.executable, str(TRAIN), *long_command, f"hydra.sweep.dir={folder}"],
+        cwd=tmp_path,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    wait_until(lambda: half_way(folder), process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert {path.name for path in tmp_path.iterdir()} == {"sweep"}
+    assert_continues(folder, long_command, unstopped)
+
+
+def test_ctrl_c_in_a_sweep(unstopped: Path, long_command: list[str], tmp_path: Path) -> None:
+    folder = tmp_path / "a sweep"
+    process = start_train(*long_command, f"hydra.sweep.dir='{folder}'", cwd=tmp_path)
+    wait_until(lambda: half_way(folder), process)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=200)
+    assert process.returncode == 130, stderr
+    assert "Traceback" not in stderr and not list(folder.glob("*/error.txt"))
+    hint = f"interrupted; continue with: the same command and sweep.resume='{folder}'"
+    assert stderr.strip().splitlines()[-1] == hint
+    assert_continues(folder, long_command, unstopped)
