@@ -312,6 +312,28 @@ def test_a_slow_caller_makes_the_decoder_wait(folder: Path) -> None:
     assert len(windows) == LONG_WINDOWS
 
 
+def test_workers_that_are_done_before_anyone_listens_lose_nothing(folder: Path) -> None:
+    """A short video fits into the socket: its worker has ended long before a slow caller asks for the next event."""
+    found: dict[int, DecodeResult] = {}
+    for event in start(*[folder / "a.mp4", folder / "b.mp4"] * 5, ahead=1):
+        time.sleep(0.3)
+        if isinstance(event, VideoFinished):
+            found[event.number] = event.result
+    assert {(result.status, result.decoder) for result in found.values()} == {("ok", "decord")}
+    assert sorted(found) == list(range(10))
+
+
+def test_a_slow_caller_is_no_hanging_decoder(folder: Path) -> None:
+    limits = DecodeLimits(workers=2, timeout_seconds=1.0)
+    events = start(folder / "long.mp4", folder / "six.mp4", limits=limits, ahead=1)
+    found = []
+    for event in events:
+        found.append(event)
+        if len(found) in (3, 6):
+            time.sleep(2.5)
+    assert {number: result.status for number, result in results(iter(found)).items()} == {0: "ok", 1: "ok"}
+
+
 @pytest.mark.parametrize("taken", [0, 1, 5])
 def test_closing_ends_everything(folder: Path, tmp_path: Path, taken: int) -> None:
     waiting = tmp_path / "waiting.mp4"

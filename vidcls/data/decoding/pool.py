@@ -6,10 +6,8 @@ decoder then gets its chance. Imports no decoder: only workers do.
 
 from __future__ import annotations
 
-import importlib
 import os
 import queue
-import shutil
 import signal
 import socket
 import struct
@@ -32,6 +30,7 @@ from rich.text import Text
 
 from vidcls.data.decoding.plan import Window, WindowPlan
 from vidcls.data.decoding.result import DECODERS, DecodeResult, undecodable
+from vidcls.data.decoding.worker import decode_to_store, send_windows, start_worker
 from vidcls.data.options import DecodeLimits
 from vidcls.data.store import FrameStore
 
@@ -87,7 +86,7 @@ def decode_into_store(
 
         def submit(number: int, decoders: tuple[str, ...]) -> None:
             arguments = [files[number], sha256s[number], store, decoders]
-            future = pool.schedule(_in_worker, ["decode_to_store", *arguments], timeout=limits.timeout_seconds)
+            future = pool.schedule(decode_to_store, arguments, timeout=limits.timeout_seconds)
             pending.append((number, decoders, future))
 
         for number in _largest_first(files):
@@ -127,26 +126,25 @@ def read_windows(
     """
     if not files:
         return
-    cores = os.cpu_count() or 1
-    threads = max(1, cores // _num_workers(limits, len(files)))
-    folder = tempfile.mkdtemp(prefix="vidcls-")  # for this user alone
-    with socket.socket(socket.AF_UNIX) as server, _process_pool(limits, len(files)) as pool:
-        server.bind(f"{folder}/socket")
+    threads = max(1, (os.cpu_count() or 1) // _num_workers(limits, len(files)))
+    root = None if len(tempfile.gettempdir()) < 80 else "/tmp"  # the path of a socket has 107 characters at most
+    with tempfile.TemporaryDirectory(prefix="vidcls-", dir=root) as folder, socket.socket(socket.AF_UNIX) as server:
+        server.bind(f"{folder}/socket")  # in a folder for this user alone
         server.listen(128)
         receiver = _Receiver(files, server, limits, ahead)
+        with _process_pool(limits, len(files)) as pool:
 
-        def schedule(number: int, decoders: tuple[str, ...]) -> ProcessFuture:
-            arguments = ["send_windows", f"{folder}/socket", number, files[number], plan, decoders, threads]
-            return pool.schedule(_in_worker, arguments)
+            def schedule(number: int, decoders: tuple[str, ...]) -> ProcessFuture:
+                arguments = [f"{folder}/socket", number, files[number], plan, decoders, threads]
+                return pool.schedule(send_windows, arguments)
 
-        thread = threading.Thread(target=receiver.run, args=[schedule], daemon=True)
-        thread.start()
-        try:
-            yield from receiver.events()
-        finally:
-            receiver.stop()
-            thread.join()
-            shutil.rmtree(folder, ignore_errors=True)
+            thread = threading.Thread(target=receiver.run, args=[schedule], daemon=True)
+            thread.start()
+            try:
+                yield from receiver.events()
+            finally:
+                receiver.stop()
+        thread.join()
 
 
 def describe_failure(error: BaseException, limits: DecodeLimits) -> str:
@@ -159,7 +157,7 @@ def describe_failure(error: BaseException, limits: DecodeLimits) -> str:
     return f"the decoding process died ({signal.Signals(-code).name if code < 0 else error})"
 
 
-@dataclass
+@dataclass(eq=False)
 class _Video:
     """What has arrived of a video."""
 
@@ -173,6 +171,11 @@ class _Video:
     until_seconds: float = 0.0
     coverage: float = 0.0  # the sum over its windows
     reasons: list[str] = field(default_factory=list)
+
+    def disconnect(self) -> None:
+        if self.connection is not None:
+            self.connection.close()
+            self.connection = None
 
 
 class _Receiver:
@@ -192,11 +195,6 @@ class _Receiver:
 
     def stop(self) -> None:
         self._stopped.set()
-        while True:  # the thread may wait for room
-            try:
-                self._queue.get_nowait()
-            except queue.Empty:
-                return
 
     def run(self, schedule: Callable[[int, tuple[str, ...]], ProcessFuture]) -> None:
         self._schedule = schedule
@@ -211,10 +209,10 @@ class _Receiver:
             self._put(error)
         finally:
             for video in self._videos.values():
-                if video.connection is not None:
-                    video.connection.close()
+                video.disconnect()
 
     def _receive(self) -> None:
+        """Takes one message of each worker that has sent some, or waits for a moment."""
         connected = {video.connection: video for video in self._videos.values() if video.connection is not None}
         for ready in wait([self._server, *connected], timeout=0.1):
             if ready is self._server:
@@ -223,8 +221,11 @@ class _Receiver:
             video = connected[ready]  # type: ignore[index]
             try:
                 message = video.connection.recv()  # type: ignore[union-attr]
-            except (EOFError, OSError):  # its worker is gone, or hangs with half of a message sent
-                self._disconnect(video)
+            except BlockingIOError:  # no more followed of a message within the time limit
+                video.future.cancel()
+                video.disconnect()
+            except (EOFError, OSError):  # its worker has died: pebble will know why
+                video.disconnect()
             else:
                 video.last_message = time.monotonic()
                 self._take(video, message)
@@ -254,30 +255,23 @@ class _Receiver:
 
     def _check_workers(self) -> None:
         """Ends workers that send nothing any more, and looks what became of those that are gone."""
-        now = time.monotonic()
-        for video in list(self._videos.values()):
-            if video.connection is not None:
-                assert video.last_message is not None
-                if now - video.last_message > self._limits.timeout_seconds:
-                    video.future.cancel()  # kills its worker
-                    self._disconnect(video)
-            elif video.future.done():
+        ended = [video for video in self._videos.values() if video.connection is None and video.future.done()]
+        while wait([self._server], timeout=0):  # one that has ended well has connected before: its messages wait
+            self._accept()
+        for video in ended:
+            if video.connection is None:
                 self._lose(video)
-
-    def _disconnect(self, video: _Video) -> None:
-        if video.connection is not None:
-            video.connection.close()
-            video.connection = None
-        if not video.future.done():
-            with suppress(*WORKER_ERRORS):
-                video.future.result(timeout=5.0)
-            video.future.cancel()
-        self._lose(video)
+        now = time.monotonic()
+        for video in self._videos.values():
+            overdue = video.last_message is not None and now - video.last_message > self._limits.timeout_seconds
+            if overdue and not (video.connection and video.connection.poll()):
+                video.future.cancel()  # kills its worker
+                video.disconnect()
 
     def _lose(self, video: _Video) -> None:
         """The worker of a video is gone: the next decoder gets its chance, unless windows have been read."""
         try:
-            video.future.result(timeout=0)
+            video.future.result()
             failure = "the decoding process ended without a result"
         except WORKER_ERRORS as error:
             failure = describe_failure(error, self._limits)
@@ -291,10 +285,9 @@ class _Receiver:
 
     def _finish(self, video: _Video, result: DecodeResult) -> None:
         del self._videos[video.number]
-        if video.connection is not None:
-            video.connection.close()
+        video.disconnect()
         if result.status == "undecodable":
-            reason = "; ".join([*video.reasons, *([result.reason] if result.reason else [])])
+            reason = "; ".join(text for text in [*video.reasons, result.reason] if text)
             result = undecodable(reason)
             if video.coverage:  # windows with intact frames have been read
                 reason = f"{reason}, at {video.until_seconds:g} s of {video.seconds:g} s"
@@ -304,24 +297,13 @@ class _Receiver:
     def _put(self, event: Event | BaseException | None) -> None:
         started = time.monotonic()
         while not self._stopped.is_set():
-            try:
+            with suppress(queue.Full):
                 self._queue.put(event, timeout=0.2)
                 break
-            except queue.Full:
-                continue
         blocked = time.monotonic() - started
         for video in self._videos.values():  # the caller was slow, not they
             if video.last_message is not None:
                 video.last_message += blocked
-
-
-def _in_worker(function: str, *arguments: Any) -> Any:
-    """Calls a function of `worker`, which only worker processes import, since it imports the decoders."""
-    return getattr(importlib.import_module("vidcls.data.decoding.worker"), function)(*arguments)
-
-
-def _start_worker(memory_gigabytes: float | int) -> None:
-    _in_worker("start_worker", memory_gigabytes)
 
 
 def _num_workers(limits: DecodeLimits, num_files: int) -> int:
@@ -333,7 +315,7 @@ def _process_pool(limits: DecodeLimits, num_files: int) -> Iterator[ProcessPool]
     pool = ProcessPool(
         max_workers=_num_workers(limits, num_files),
         context=get_context("spawn"),  # a forked child would inherit the locks of this process' threads
-        initializer=_start_worker,
+        initializer=start_worker,
         initargs=[limits.memory_gigabytes],
     )
     try:

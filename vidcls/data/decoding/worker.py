@@ -1,4 +1,4 @@
-"""What a decoding process does. The only file of the pool that imports the decoders."""
+"""What a decoding process does. Imports the decoders inside its functions: the parent process needs none."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from multiprocessing import parent_process
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from vidcls.data.decoding.frames import decode
 from vidcls.data.decoding.plan import WindowPlan
 from vidcls.data.decoding.result import DecodeResult, UndecodableError, undecodable
-from vidcls.data.decoding.windows import stream_windows
 from vidcls.data.store import FrameStore
 
 
 def start_worker(memory_gigabytes: float | int) -> None:
     """Makes a process a worker: limited in memory, ignoring Ctrl-C, ended with its parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    import vidcls.data.decoding.windows  # noqa: F401 (here, since the time limits of videos do not count it)
+
     # Nobody else would stop a worker that hangs when its parent is killed, and the others would continue to decode.
     threading.Thread(target=_end_with_parent, daemon=True).start()
     limit = int(memory_gigabytes * 2**30)
@@ -43,6 +43,8 @@ def decode_to_store(file: Path, sha256: str, store: FrameStore, decoders: tuple[
         UserError: the disk is full.
         OSError: the store cannot be written.
     """
+    from vidcls.data.decoding.frames import decode
+
     try:
         frames, result = decode(file, store.spec, decoders)
     except UndecodableError as error:
@@ -55,6 +57,8 @@ def send_windows(
     address: str, number: int, file: Path, plan: WindowPlan, decoders: tuple[str, ...], threads: int
 ) -> None:
     """Sends ``number``, then (seconds, number of windows), each `Window` and last the `DecodeResult` to the pool."""
+    from vidcls.data.decoding.windows import stream_windows
+
     client = socket.socket(socket.AF_UNIX)
     client.connect(address)
     with Connection(client.detach()) as connection:
