@@ -7,7 +7,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from helpers.frames import EACH_DECODER, SIDE, numbered, numbers
+from helpers.frames import EACH_DECODER, SIDE, moving, numbered, numbers
 from helpers.videos import ffmpeg, write_video
 
 from vidcls.data.decoding.frames import decode
@@ -17,13 +17,6 @@ from vidcls.errors import UserError
 
 # Levels of 255: both decoders use FFmpeg's bilinear scaler, but not the same version of it.
 ROUNDING = 6
-
-
-def moving(count: int, height: int = 96, width: int = 128) -> np.ndarray:
-    """A soft pattern in grey that moves: each frame differs from each other, as does each side."""
-    y, x = np.mgrid[:height, :width]
-    values = [128 + 50 * np.sin((x + 3 * t) / 17) + 40 * np.cos((y - 2 * t) / 11) + x / 5 for t in range(count)]
-    return np.repeat(np.clip(values, 0, 255).astype(np.uint8)[..., None], 3, axis=-1)
 
 
 def read(

@@ -9,6 +9,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from helpers.frames import SIDE, moving, numbered, numbers
 from helpers.videos import ffmpeg, write_video
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,26 +20,6 @@ from vidcls.data.decoding.result import DECODERS, UndecodableError
 from vidcls.data.decoding.windows import WindowStream, stream_windows
 from vidcls.data.sampling import StoreSpec, frame_indices, window_indices, window_starts
 from vidcls.errors import UserError
-
-SIDE = 32
-
-
-def numbered(count: int) -> np.ndarray:
-    """Frames whose brightness is their number, for `numbers` to read; 40 at most."""
-    levels = (16 + 6 * np.arange(count)).astype(np.uint8)
-    return np.broadcast_to(levels[:, None, None, None], (count, 64, 96, 3))
-
-
-def numbers(frames: np.ndarray) -> list[int]:
-    assert frames.std(axis=(1, 2, 3)).max() < 2  # plain pictures: nothing of a neighbour is mixed in
-    return np.round((frames.mean(axis=(1, 2, 3)) - 15.5) / 6).astype(int).tolist()
-
-
-def moving(count: int) -> np.ndarray:
-    """A soft pattern in grey that moves: each frame differs from each other, as does each side."""
-    y, x = np.mgrid[:96, :128]
-    values = [128 + 50 * np.sin((x + 3 * t) / 17) + 40 * np.cos((y - 2 * t) / 11) + x / 5 for t in range(count)]
-    return np.repeat(np.clip(values, 0, 255).astype(np.uint8)[..., None], 3, axis=-1)
 
 
 def stream(
