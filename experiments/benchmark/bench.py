@@ -16,7 +16,6 @@ from statistics import median
 
 import lightning as L
 import torch
-from rich.console import Console
 from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -55,7 +54,7 @@ class PlainLoop(L.Callback):
 def bench_training(folder: Path, source: list[str]) -> dict[str, object]:
     """Steady-state epochs of train.py's path over epochs of the plain loop."""
     cfg = compose_train(folder / "run", *source, f"cache_dir={folder / 'cache'}", f"trainer.max_epochs={EPOCHS}")
-    datamodule = run.build_datamodule(cfg, Console())
+    datamodule = run.build_datamodule(cfg)
     module = run.build_module(cfg, datamodule)
     plain = PlainLoop(module, datamodule)
     trainer, _ = run.fit(cfg, module, datamodule, extra_callbacks=[plain])

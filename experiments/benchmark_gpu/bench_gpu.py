@@ -16,7 +16,6 @@ from pathlib import Path
 
 import torch
 from hydra.utils import instantiate
-from rich.console import Console
 from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -61,7 +60,7 @@ def bench(folder: Path, source: Path | None, videos: int, batch_size: int, compi
     overrides += ["trainer.max_epochs=3", f"compile={compile_network}", f"cache_dir={folder / 'cache'}"]
     cfg = compose_train(folder / name, *overrides)
     synthetic = source is None
-    datamodule = noise_videos(instantiate(cfg.data), videos) if synthetic else run.build_datamodule(cfg, Console())
+    datamodule = noise_videos(instantiate(cfg.data), videos) if synthetic else run.build_datamodule(cfg)
     module = run.build_module(cfg, datamodule)
     trainer, _ = run.fit(cfg, module, datamodule)
     timing = find_callback(trainer, Timing).summary()

@@ -9,7 +9,6 @@ from pathlib import Path
 import lightning as L
 import torch
 from hydra.utils import instantiate
-from rich.console import Console
 
 from experiments.tools import ROOT, compose_train, needed_clips
 from vidcls.training import loop as run
@@ -83,7 +82,7 @@ def last_epoch(name: str, overrides: tuple[str, ...], source: Path, folder: Path
         pretrained = [f"model.encoder.weights={weights()}"] if "experiment=strong" in overrides else []
         cfg = compose_train(folder, *overrides, "data=folder", f"data.source={source}", f"seed={seed}", *pretrained)
         L.seed_everything(seed, verbose=False)
-        datamodule = run.build_datamodule(cfg, Console(quiet=True))
+        datamodule = run.build_datamodule(cfg)
         module = run.build_module(cfg, datamodule)
         history = History(folder / "history.csv")
         trainer = instantiate(

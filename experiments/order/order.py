@@ -12,7 +12,6 @@ from pathlib import Path
 import lightning as L
 import pandas as pd
 import torch
-from rich.console import Console
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -46,7 +45,7 @@ def accuracy(folder: Path, variant: str, seed: int, *overrides: str) -> dict[str
     if not kept.exists():
         cfg = compose_train(folder, f"model={VARIANTS[variant]}", f"seed={seed}", *overrides)
         L.seed_everything(seed, verbose=False)
-        datamodule = run.build_datamodule(cfg, Console(quiet=True))
+        datamodule = run.build_datamodule(cfg)
         module = run.build_module(cfg, datamodule)
         if variant == "lstm_shuffled":
             module.model.head = Shuffled(module.model.head)

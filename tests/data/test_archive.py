@@ -37,11 +37,12 @@ def tree(folder: Path) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
-def refuse(archive: Path, tmp_path: Path, match: str, **limits: float) -> None:
-    """Checks the message, and that nothing was written but the archive itself."""
+def refuse(archive: Path, tmp_path: Path, code: str, detail: str = "", **limits: float) -> None:
+    """Checks the error, and that nothing was written but the archive itself."""
     before = set(tree(tmp_path))
-    with pytest.raises(UserError, match=match):
+    with pytest.raises(UserError) as error:
         extract(archive, tmp_path / "cache", **(LIMITS | limits))
+    assert error.value.code == code and detail in str(error.value)
     assert set(tree(tmp_path)) == before
     assert not list(tmp_path.glob("cache/extracted/*"))
 
@@ -103,13 +104,13 @@ def test_extracts_again_when_the_folder_was_deleted(tmp_path: Path) -> None:
 )
 def test_refuses_names_outside_the_folder(tmp_path: Path, name: str, problem: str) -> None:
     archive = make_zip(tmp_path / "a.zip", {"fine.mp4": b"x", name: b""})
-    refuse(archive, tmp_path, f"{problem}.*point data.source to the folder")
+    refuse(archive, tmp_path, "zip-path", problem)
 
 
 def test_refuses_a_nul_in_a_name(tmp_path: Path) -> None:
     archive = make_zip(tmp_path / "a.zip", {"aXb.mp4": b"x"})
     archive.write_bytes(archive.read_bytes().replace(b"aXb.mp4", b"a\0b.mp4"))
-    refuse(archive, tmp_path, "a NUL in a name")
+    refuse(archive, tmp_path, "zip-path", "NUL")
 
 
 @pytest.mark.parametrize("kind", [stat.S_IFLNK, stat.S_IFIFO, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFSOCK])
@@ -119,19 +120,19 @@ def test_refuses_links_and_special_files(tmp_path: Path, kind: int) -> None:
     info.external_attr = (kind | 0o777) << 16
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as zipped:
         zipped.writestr(info, "/etc/passwd")
-    refuse(tmp_path / "a.zip", tmp_path, "a link or special file: 'a.mp4'")
+    refuse(tmp_path / "a.zip", tmp_path, "zip-link", "'a.mp4'")
 
 
 def test_refuses_encrypted_members(tmp_path: Path) -> None:
     archive = make_zip(tmp_path / "a.zip", {"a.mp4": b"x"})
     patch_central(archive, 8, "<H", 0x1)
-    refuse(archive, tmp_path, "a zip without a password.*'a.mp4'")
+    refuse(archive, tmp_path, "zip-password", "'a.mp4'")
 
 
 def test_refuses_unknown_compression(tmp_path: Path) -> None:
     archive = make_zip(tmp_path / "a.zip", {"a.mp4": b"x"})
     patch_central(archive, 10, "<H", 93)  # zstandard
-    refuse(archive, tmp_path, "method 93")
+    refuse(archive, tmp_path, "zip-compression", "method 93")
 
 
 @pytest.mark.parametrize("names", [("a.mp4", "a.mp4"), ("b/a.mp4", "b/./a.mp4"), ("b", "b/a.mp4"), ("b/c/a.mp4", "b")])
@@ -140,7 +141,7 @@ def test_refuses_colliding_names(tmp_path: Path, names: tuple[str, str]) -> None
         warnings.simplefilter("ignore", UserWarning)
         for name in names:
             zipped.writestr(name, name)
-    refuse(tmp_path / "a.zip", tmp_path, "names of their own")
+    refuse(tmp_path / "a.zip", tmp_path, "zip-names")
 
 
 def test_names_that_differ_in_case_are_two_files(tmp_path: Path) -> None:
@@ -150,13 +151,13 @@ def test_names_that_differ_in_case_are_two_files(tmp_path: Path) -> None:
 
 def test_refuses_too_many_bytes(tmp_path: Path) -> None:
     archive = make_zip(tmp_path / "a.zip", {"a.mp4": b"x" * 600, "b.mp4": b"x" * 600})
-    refuse(archive, tmp_path, r"at most 1e-06 GB.*1.2e-06 GB.*raise data\.zip\.max_gigabytes", max_gigabytes=1e-6)
+    refuse(archive, tmp_path, "data.zip.max_gigabytes", "1.2e-06 GB", max_gigabytes=1e-6)
     assert len(tree(extract(archive, tmp_path / "cache", max_gigabytes=1.2e-6, max_ratio=100.0))) == 2
 
 
 def test_refuses_a_bomb_by_its_ratio(tmp_path: Path) -> None:
     archive = make_zip(tmp_path / "a.zip", {"a.mp4": bytes(10_000_000)}, zipfile.ZIP_DEFLATED)
-    refuse(archive, tmp_path, r"grows at most 100 times.*raise data\.zip\.max_ratio")
+    refuse(archive, tmp_path, "data.zip.max_ratio")
     assert extract(archive, tmp_path / "cache", max_gigabytes=1.0, max_ratio=2000.0)
 
 
@@ -171,7 +172,7 @@ def test_refuses_a_bomb_of_members_that_share_their_bytes(tmp_path: Path) -> Non
     archive.write_bytes(content[:start] + entries + tail)
     with zipfile.ZipFile(archive) as zipped:
         assert all(info.file_size / info.compress_size < 60 for info in zipped.infolist())
-    refuse(archive, tmp_path, "max_ratio", max_ratio=60.0)
+    refuse(archive, tmp_path, "data.zip.max_ratio", max_ratio=60.0)
 
 
 @pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA])
@@ -179,7 +180,7 @@ def test_refuses_a_bomb_of_members_that_share_their_bytes(tmp_path: Path) -> Non
 def test_refuses_members_that_lie_about_their_size(tmp_path: Path, compression: int, declared: int) -> None:
     archive = make_zip(tmp_path / "a.zip", {"a.mp4": bytes(1_000_000)}, compression)
     patch_central(archive, 24, "<L", declared)
-    refuse(archive, tmp_path, "expected an intact zip.*'a.mp4'", max_ratio=1e6)
+    refuse(archive, tmp_path, "damaged-zip", "'a.mp4'", max_ratio=1e6)
 
 
 @pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
@@ -188,24 +189,24 @@ def test_refuses_damage_and_leaves_nothing(tmp_path: Path, compression: int) -> 
     content = bytearray(archive.read_bytes())
     content[50_000:50_008] = bytes(8)
     archive.write_bytes(content)
-    refuse(archive, tmp_path, "expected an intact zip.*a.zip")
+    refuse(archive, tmp_path, "damaged-zip", "a.zip")
 
 
 @pytest.mark.parametrize("content", [b"", b"not a zip", b"PK\x03\x04" + bytes(100), b"PK\x05\x06" + b"\xff" * 18])
 def test_refuses_what_is_no_zip(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.zip").write_bytes(content)
-    refuse(tmp_path / "a.zip", tmp_path, "expected an intact zip.*Make or download the zip again")
+    refuse(tmp_path / "a.zip", tmp_path, "damaged-zip")
 
 
 def test_refuses_a_cut_zip(tmp_path: Path) -> None:
     archive = make_zip(tmp_path / "a.zip", {"a.mp4": os.urandom(1000)})
     archive.write_bytes(archive.read_bytes()[:-30])
-    refuse(archive, tmp_path, "expected an intact zip")
+    refuse(archive, tmp_path, "damaged-zip")
 
 
 def test_refuses_names_that_cannot_be_written(tmp_path: Path) -> None:
     archive = make_zip(tmp_path / "a.zip", {"a.mp4": b"1", "b" * 300 + ".mp4": b"2"})
-    refuse(archive, tmp_path, "names that this disk can hold.*File name too long")
+    refuse(archive, tmp_path, "zip-names", "File name too long")
 
 
 def test_full_disk_leaves_nothing(tmp_path: Path) -> None:
@@ -214,7 +215,7 @@ def test_full_disk_leaves_nothing(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1_500_000, hard))
     try:
-        refuse(archive, tmp_path, "expected room for the zip's files.*Free some space")
+        refuse(archive, tmp_path, "disk-full")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert len(tree(extract(archive, tmp_path / "cache", **LIMITS))) == 2
@@ -223,29 +224,9 @@ def test_full_disk_leaves_nothing(tmp_path: Path) -> None:
 def test_cache_that_cannot_be_written(tmp_path: Path) -> None:
     archive = make_zip(tmp_path / "a.zip", {"a.mp4": b"1"})
     (tmp_path / "cache").write_text("a file")
-    with pytest.raises(UserError, match="expected to write the zip's files under"):
+    with pytest.raises(UserError) as error:
         extract(archive, tmp_path / "cache", **LIMITS)
-
-
-def test_removes_only_what_dead_processes_left(tmp_path: Path) -> None:
-    archive = make_zip(tmp_path / "a.zip", {"a.mp4": b"1"})
-    folder = extract(archive, tmp_path / "other", **LIMITS)
-    home = tmp_path / "cache" / "extracted"
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    host = os.uname().nodename
-    names = {
-        "dead": f"{folder.name}.partial-{host}-{dead.pid}",
-        "alive": f"{folder.name}.partial-{host}-{os.getppid()}",
-        "elsewhere": f"{folder.name}.partial-another-host-{dead.pid}",
-        "own": f"{folder.name}.partial-{host}-{os.getpid()}",
-    }
-    for name in names.values():
-        (home / name).mkdir(parents=True)
-        (home / name / "half.mp4").touch()
-    extract(archive, tmp_path / "cache", **LIMITS)
-    left = {kind for kind, name in names.items() if (home / name).exists()}
-    assert left == {"alive", "elsewhere"}
+    assert error.value.code == "zip-cache"
 
 
 def test_processes_that_extract_at_once_all_end_well(tmp_path: Path) -> None:
@@ -276,5 +257,6 @@ def test_processes_that_extract_at_once_all_end_well(tmp_path: Path) -> None:
 
 def test_limits_must_be_numbers(tmp_path: Path) -> None:
     archive = make_zip(tmp_path / "a.zip", {"a.mp4": b"1"})
-    with pytest.raises(UserError, match=r"data\.zip\.max_ratio"):
+    with pytest.raises(UserError) as error:
         extract(archive, tmp_path, max_gigabytes=1.0, max_ratio=-1.0)
+    assert error.value.code == "data.zip.max_ratio"

@@ -130,13 +130,15 @@ def test_as_many_frames_as_there_are_takes_each_once(repeats: int, count: int, r
 
 @pytest.mark.parametrize("num_frames", [0, -1, True])
 def test_num_frames_must_be_a_positive_integer(num_frames: int) -> None:
-    with pytest.raises(UserError, match=rf"data\.num_frames to be an integer >= 1; got {num_frames}\."):
+    with pytest.raises(UserError) as error:
         frame_indices(np.arange(3.0), 3.0, num_frames, "uniform")
+    assert error.value.code == "data.num_frames"
 
 
 def test_an_unknown_sampling_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(UserError, match=r"data\.sampling to be one of uniform, first; got 'last'"):
+    with pytest.raises(UserError) as error:
         frame_indices(np.arange(3.0), 3.0, 2, "last")
+    assert error.value.code == "data.sampling"
 
 
 def test_a_video_without_frames_is_refused() -> None:
@@ -203,7 +205,7 @@ def test_windows_out_of_range_are_refused(window: float, stride: float, code: st
 
 
 @pytest.mark.parametrize(
-    ("num_frames", "wish", "sampling", "expected"),
+    ("num_frames", "asked", "sampling", "expected"),
     [
         (20, None, "uniform", 20),
         (20, 20, "uniform", 20),
@@ -213,28 +215,30 @@ def test_windows_out_of_range_are_refused(window: float, stride: float, code: st
         (20, 33, "first", 33),
     ],
 )
-def test_stored_frames(num_frames: int, wish: int | None, sampling: str, expected: int) -> None:
-    assert stored_frames(num_frames, wish, sampling) == expected
+def test_stored_frames(num_frames: int, asked: int | None, sampling: str, expected: int) -> None:
+    assert stored_frames(num_frames, asked, sampling) == expected
 
 
 @given(COUNTS, st.none() | st.integers(1, 400))
-def test_the_frames_used_divide_the_frames_stored(num_frames: int, wish: int | None) -> None:
+def test_the_frames_used_divide_the_frames_stored(num_frames: int, asked: int | None) -> None:
     try:
-        stored = stored_frames(num_frames, wish, "uniform")
+        stored = stored_frames(num_frames, asked, "uniform")
     except UserError:
-        assert wish is not None and wish > num_frames and wish % num_frames
+        assert asked is not None and asked > num_frames and asked % num_frames
     else:
-        assert stored % num_frames == 0 and stored >= max(num_frames, wish or 0)
+        assert stored % num_frames == 0 and stored >= max(num_frames, asked or 0)
 
 
 def test_a_store_that_is_no_multiple_is_refused_with_the_nearest_ones() -> None:
-    message = r"data\.store\.num_frames to be a multiple of data\.num_frames=20; got 50\. Use 40 or 60\."
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError) as error:
         stored_frames(20, 50, "uniform")
-    with pytest.raises(UserError, match=r"data\.store\.num_frames to be an integer >= 1; got 0"):
+    assert error.value.code == "data.store.num_frames" and "Use 40 or 60." in str(error.value)
+    with pytest.raises(UserError) as error:
         stored_frames(20, 0, "uniform")
-    with pytest.raises(UserError, match=r"data\.num_frames to be an integer >= 1; got 0"):
+    assert error.value.code == "data.store.num_frames"
+    with pytest.raises(UserError) as error:
         stored_frames(0, None, "uniform")
+    assert error.value.code == "data.num_frames"
 
 
 @pytest.mark.parametrize(

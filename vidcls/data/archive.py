@@ -6,9 +6,8 @@ import errno
 import hashlib
 import os
 import re
-import shutil
-import socket
 import stat
+import tempfile
 import zipfile
 import zlib
 from lzma import LZMAError
@@ -170,24 +169,19 @@ def _write_folder(
 ) -> None:
     """Writes ``members`` to a folder beside ``folder``, then renames it: ``folder`` is whole or not there."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    _remove_stale(folder)
-    partial = folder.with_name(f"{folder.name}.partial-{socket.gethostname()}-{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)  # left by an earlier process that had our id
-    try:
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch, _progress() as progress:
+        partial = Path(scratch, "files")  # with the rights that other new folders have, unlike those of tempfile
         partial.mkdir()
-        with _progress() as progress:
-            task = progress.add_task(f"Extracting {archive.name}", total=sum(info.file_size for info, _ in members))
-            for info, path in members:
-                target = partial / path
-                target.parent.mkdir(parents=True, exist_ok=True)
-                _write_member(zipped, info, target, progress, task)
+        task = progress.add_task(f"Extracting {archive.name}", total=sum(info.file_size for info, _ in members))
+        for info, path in members:
+            target = partial / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _write_member(zipped, info, target, progress, task)
         try:
             os.rename(partial, folder)
         except OSError:
             if not folder.is_dir():  # there: another process finished the same archive first
                 raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _write_member(
@@ -206,25 +200,6 @@ def _write_member(
         raise zipfile.BadZipFile(f"{info.filename!r} does not hold the {info.file_size} bytes it declares")
 
 
-def _remove_stale(folder: Path) -> None:
-    """Removes what processes of this machine that no longer run have left of extracting to ``folder``."""
-    prefix = f"{folder.name}.partial-{socket.gethostname()}-"
-    for left in folder.parent.glob(f"{folder.name}.partial-*"):
-        process = left.name.removeprefix(prefix)
-        if process.isdigit() and not _runs(int(process)):
-            shutil.rmtree(left, ignore_errors=True)
-
-
-def _runs(process_id: int) -> bool:
-    try:
-        os.kill(process_id, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True  # somebody else's
-    return True
-
-
 def _identity(archive: Path) -> str:
     """A name for this state of this file, so that a huge archive is hashed once.
 
@@ -236,13 +211,8 @@ def _identity(archive: Path) -> str:
 
 
 def _sha256(archive: Path) -> str:
-    digest = hashlib.sha256()
-    with open(archive, "rb") as file, _progress() as progress:
-        task = progress.add_task(f"Reading {archive.name}", total=archive.stat().st_size)
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-            progress.advance(task, len(chunk))
-    return digest.hexdigest()
+    with _progress() as progress, progress.open(archive, "rb", description=f"Reading {archive.name}") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
 def _progress() -> Progress:
