@@ -76,11 +76,12 @@ def check_overrides(script: str, words: list[str]) -> None:
     """Composes the configuration as Hydra does, with one value of each swept option; raises for an unknown option."""
     folder, config = CONFIGS[script]
     overrides = []
+    multirun = "-m" in words or any(word.startswith("sweep=") for word in words)
     for word in words:
         if word.startswith("-"):
             continue
         option, equals, value = word.partition("=")
-        swept = "-m" in words and "," in value and not value.startswith(("[", "{"))
+        swept = multirun and "," in value and not value.startswith(("[", "{"))
         overrides.append(f"{option}{equals}{value.split(',')[0] if swept else value}")
     if script == "evaluate":
         overrides = [f"++{text}" if text.startswith("policy.target.") else text for text in overrides]
