@@ -65,7 +65,7 @@ sweep: setup ## a small sweep: frames x resolution x LSTM size, 8 runs
 	$(BIN)/python train.py -m data.num_frames=8,16 data.resolution=64,112 model.lstm.hidden_size=32,64 $(ARGS)
 
 .PHONY: experiments
-experiments: setup ## the studies anew: sizes, order, motion; with VIDCLS_REAL_DATA leakage and models too (hours on 2 cores)
+experiments: setup ## run the studies again: sizes, order, motion; with VIDCLS_REAL_DATA leakage and models too (hours on 2 cores)
 	$(BIN)/python experiments/size_grid/size_grid.py
 	$(BIN)/python experiments/order/order.py
 	$(BIN)/python experiments/demo_motion/motion.py
@@ -83,7 +83,7 @@ bench-gpu: setup ## measure training against a compute-only loop (CUDA)
 	$(BIN)/python experiments/benchmark_gpu/bench_gpu.py $(ARGS)
 
 .PHONY: notebooks
-notebooks: setup ## run the guided tours anew and keep their outputs
+notebooks: setup ## run the notebooks again and keep their outputs
 	$(BIN)/python notebooks/execute.py $(ARGS)
 
 .venv/bin/uv:

@@ -1,4 +1,4 @@
-"""Runs the notebooks anew and keeps their outputs, without what differs from one machine or minute to the next.
+"""Runs the notebooks again and keeps their outputs, without what differs from one machine or minute to the next.
 
 python notebooks/execute.py [NOTEBOOK ...]
 """

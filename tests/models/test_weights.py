@@ -15,6 +15,8 @@ from torchvision import models
 from torchvision.models import get_model, list_models
 
 from vidcls.data.decoding.frames import decode
+from vidcls.data.decoding.result import DECODERS
+from vidcls.data.sampling import StoreSpec
 from vidcls.errors import UserError
 from vidcls.models.backbones import Backbone, build_net
 from vidcls.models.pretrained import load_weights, normalisation
@@ -210,7 +212,7 @@ def test_every_network_of_torchvision_has_a_normalisation() -> None:
 def test_features_of_a_real_picture_are_timms_own(real_data: Path) -> None:
     path = real_data / "weights" / "tf_efficientnet_lite0.pth"
     clip = min(real_data.glob("fights/train/*/*.mp4"), key=lambda clip: clip.stat().st_size)
-    frames, _ = decode(clip, 2, 64, "uniform", ("decord", "pyav"))
+    frames, _ = decode(clip, StoreSpec(2, 64, "uniform"), DECODERS)
     ours = Backbone("timm/tf_efficientnet_lite0", str(path), "none", False, resolution=64)
     ours.load_weights()
     assert ours.normalisation == {"mean": [0.5] * 3, "std": [0.5] * 3}
