@@ -16,8 +16,7 @@ import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from experiments.tools import ROOT, join, machine, real_clips
-from vidcls.plots.run_plots import timeline_figure
-from vidcls.plots.style import save_figure
+from vidcls.plots.style import BLUE, INK, VERMILION, new_figure, save_figure, soften
 
 HERE, SCRATCH = Path(__file__).parent, ROOT / "runs" / "long_video"
 Span = tuple[float, float]
@@ -81,15 +80,8 @@ def measure(case: Case) -> pd.DataFrame:
     found = list(zip(segments["start_seconds"], segments["end_seconds"], strict=True))
     timeline = pd.read_parquet(output / "timelines.parquet")
     stride = float(timeline["start_seconds"].diff().median())
-    figure = timeline_figure(
-        timeline["start_seconds"].to_numpy(),
-        timeline["end_seconds"].to_numpy(),
-        timeline[case.harmful].to_numpy(),
-        shown,
-        found,
-        f"{case.name}: probability of {case.harmful}, windows each {stride:.2f} s",
-    )
-    save_figure(figure, HERE / f"{case.name}.png")
+    title = f"{case.name}: probability of {case.harmful}, windows each {stride:.2f} s"
+    draw_timeline(timeline, case.harmful, shown, found, title, HERE / f"{case.name}.png")
     middles = (timeline["start_seconds"] + timeline["end_seconds"]) / 2
     rows = []
     for start, end in shown:
@@ -107,6 +99,25 @@ def measure(case: Case) -> pd.DataFrame:
         {"video": case.name, "found": f"elsewhere: {len(false)} segments, {seconds:.0f} s", "segments": len(false)}
     )
     return pd.DataFrame(rows).assign(stride=stride)
+
+
+def draw_timeline(
+    timeline: pd.DataFrame, name: str, truth: list[Span], detected: list[Span], title: str, path: Path
+) -> None:
+    """The probability of one class, each window a step around its middle; truth shaded, detected segments on top."""
+    figure = new_figure(3.4, title)
+    axes, starts, ends = figure.subplots(), timeline["start_seconds"], timeline["end_seconds"]
+    for number, (start, end) in enumerate(truth):
+        axes.axvspan(start, end, color=VERMILION, alpha=0.3, linewidth=0, label=None if number else "truth")
+    axes.step((starts + ends) / 2, timeline[name], where="mid", color=BLUE, linewidth=1.2, label="probability")
+    for number, span in enumerate(detected):
+        label = None if number else "detected"
+        axes.plot(span, [1.06, 1.06], color=INK, linewidth=5, solid_capstyle="butt", label=label)
+    axes.set(xlabel="minutes:seconds", xlim=(0, float(ends.max())), ylim=(-0.03, 1.12), ylabel="probability")
+    axes.xaxis.set_major_formatter(lambda seconds, _: f"{int(seconds // 60)}:{int(seconds % 60):02}")
+    axes.legend(frameon=False, ncols=3, loc="upper left", bbox_to_anchor=(0, 1.16))
+    soften(axes)
+    save_figure(figure, path)
 
 
 def make(case: Case, video: Path) -> list[Span]:

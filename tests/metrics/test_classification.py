@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import confusion_matrix, f1_score, precision_recall_fscore_support, roc_auc_score
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_f1_score
 
-from vidcls.metrics.calibration import calibration_error
+from vidcls.metrics.calibration import reliability
 from vidcls.metrics.classification import summarise
 
 
@@ -67,7 +67,7 @@ def test_a_table_worked_out_by_hand() -> None:
     assert got["auroc"] == pytest.approx((1 + 0.75 + 1) / 3, abs=1e-6)
     # Fifteenths: 0.5 (7th) wrong; 0.6 and 0.6 (edge of the 9th, one right); 0.7, 0.8, 0.9 right, alone in their bins.
     assert got["calibration_error"] == pytest.approx((0.5 + abs(1.2 - 1) + 0.3 + 0.2 + 0.1) / 6, abs=1e-6)
-    assert got["calibration_error"] == calibration_error(np.array(probabilities), np.array([0, 0, 0, 1, 1, 2]))
+    assert got["calibration_error"] == reliability(np.array(probabilities), np.array([0, 0, 0, 1, 1, 2])).error
 
 
 def test_wilson_interval_against_the_formula() -> None:

@@ -24,15 +24,14 @@ from vidcls.metrics.calibration import calibrate, fit_temperature
 from vidcls.metrics.classification import summarise
 from vidcls.moderation.policy import (
     Policy,
-    block_threshold,
     decide,
     fit_policy,
     harmful_scores,
     load_policy,
     policy_report,
-    review_threshold,
     save_policy,
 )
+from vidcls.moderation.thresholds import block_threshold, review_threshold
 
 CLASSES = ("safe", "harmful", "adult")
 MODEL = "0123456789ab"
@@ -377,12 +376,11 @@ def test_decide_by_hand(row: list[float], decision: str, reason: str) -> None:
 
 
 @settings(deadline=None)
-@given(hnp.arrays(np.float64, 3, elements=st.floats(0.01, 1)), st.floats(0.05, 20))
+@given(hnp.arrays(np.float64, 3, elements=st.floats(0.01, 1)), st.floats(0.5, 20))
 def test_a_probability_at_the_threshold_is_over_it(weights: np.ndarray, temperature: float) -> None:
     row = weights / weights.sum()
     at = float(calibrate(row, temperature)[1])
-    above = {"harmful": float(np.nextafter(at, 2)), "adult": 2.0}
-    on = {"harmful": at, "adult": 2.0}
+    above, on = ({"harmful": harmful, "adult": 1.0} for harmful in (float(np.nextafter(at, 2)), at))
     assert decide(policy(temperature=temperature, review=on, block=above), row, "ok", "").decision == "review"
     assert decide(policy(temperature=temperature, review=on, block=on), row, "ok", "").decision == "block"
     assert decide(policy(temperature=temperature, review=above, block=above), row, "ok", "").decision == "allow"
@@ -436,12 +434,6 @@ def test_many_windows_are_one_score() -> None:
     assert decide(policy(), sick, "ok", "").decision == "review"
 
 
-def test_a_calibration_that_fails_is_reviewed() -> None:
-    with np.errstate(all="ignore"):
-        found = decide(policy(temperature=0.0), np.array([0.2, 0.5, 0.3]), "ok", "")
-    assert found.decision == "review" and "calibration gave no valid probabilities" in found.reason
-
-
 def test_each_window_is_calibrated_by_itself() -> None:
     windows, soft = np.array([[0.8, 0.2, 0.0], [0.99, 0.01, 0.0]]), policy(temperature=4.0)
     assert harmful_scores(soft, windows)["harmful"] == float(calibrate(windows[0], 4.0)[1])
@@ -488,7 +480,10 @@ def test_a_policy_reads_back_as_it_was(
     tmp_path_factory: pytest.TempPathFactory, temperature: float, one: float, other: float
 ) -> None:
     path = tmp_path_factory.mktemp("run") / "policy.json"
-    saved = policy(temperature=temperature, review={"harmful": one, "adult": other})
+    low, high = sorted((one, other))
+    saved = policy(
+        temperature=temperature, review={"harmful": low, "adult": 0.0}, block={"harmful": high, "adult": low}
+    )
     save_policy(saved, path)
     loaded = load_policy(path, CLASSES, MODEL)
     assert loaded == saved and loaded.identity == saved.identity == json.loads(path.read_text())["identity"]

@@ -59,7 +59,7 @@ def test_confusion_refuses_a_table_of_another_size() -> None:
         confusion_figure([[1, 2, 3]], ["a", "b"], "val")
 
 
-@pytest.mark.parametrize("k", [2, 12, 20])
+@pytest.mark.parametrize("k", [2, 20])
 def test_confusion_fits_its_picture(k: int, tmp_path: Path) -> None:
     names = [f"a class with quite a long name {i}" for i in range(k)]
     picture = pixels(confusion_figure(np.eye(k, dtype=int).tolist(), names, "test"), tmp_path / "x.png")
@@ -157,7 +157,7 @@ def test_learning_curves_refuse_nothing() -> None:
         learning_curves_figure({}, None)
 
 
-def judged(n: int, k: int, absent: bool = False, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def predictions(n: int, k: int, absent: bool = False, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Probabilities of a network that knows something, and labels; the last class may have no video."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, k - absent, size=n)
@@ -182,9 +182,9 @@ def test_reliability_plots_each_bin_that_holds_videos_and_its_share() -> None:
 
 
 def test_reliability_before_and_after_are_told_apart() -> None:
-    probabilities, labels = judged(200, 3)
+    probabilities, labels = predictions(200, 3)
     sure = probabilities**3 / (probabilities**3).sum(axis=1, keepdims=True)
-    before, after = reliability(probabilities, labels), reliability(sure, labels)  # which doubts too much
+    before, after = reliability(probabilities, labels), reliability(sure, labels)  # underconfident
     assert before.error > after.error + 0.05
     above, below = reliability_figure(before, after, "test").axes
     names = [text.get_text() for text in above.get_legend().get_texts()][1:]
@@ -195,7 +195,7 @@ def test_reliability_before_and_after_are_told_apart() -> None:
 
 
 def test_precision_recall_steps_over_the_area_it_names_and_marks_the_prevalence() -> None:
-    probabilities, labels = judged(40, 3)
+    probabilities, labels = predictions(40, 3)
     curves = precision_recall_curves(probabilities, labels, ["safe", "harmful", "adult"])
     panels = precision_recall_figure(curves, "test").axes
     for number, (axes, (name, curve)) in enumerate(zip(panels, curves.items(), strict=True)):
@@ -210,7 +210,7 @@ def test_precision_recall_steps_over_the_area_it_names_and_marks_the_prevalence(
 
 
 def test_roc_joins_its_points_and_marks_the_diagonal() -> None:
-    probabilities, labels = judged(40, 2)
+    probabilities, labels = predictions(40, 2)
     curves = roc_curves(probabilities, labels, ["safe", "harmful"])
     for axes, (name, curve) in zip(roc_figure(curves, "test").axes, curves.items(), strict=True):
         assert curve is not None
@@ -223,7 +223,7 @@ def test_roc_joins_its_points_and_marks_the_diagonal() -> None:
 
 
 def test_a_class_without_videos_has_a_panel_that_says_so() -> None:
-    probabilities, labels = judged(40, 3, absent=True)
+    probabilities, labels = predictions(40, 3, absent=True)
     names = ["safe", "harmful", "adult"]
     for figure in (
         precision_recall_figure(precision_recall_curves(probabilities, labels, names), "test"),
@@ -234,10 +234,9 @@ def test_a_class_without_videos_has_a_panel_that_says_so() -> None:
         assert figure.axes[2].get_title(loc="left") == "adult"
 
 
-@pytest.mark.parametrize(("k", "panels"), [(2, (1, 2)), (3, (1, 3)), (5, (2, 3)), (12, (3, 4)), (20, (4, 5))])
-@pytest.mark.parametrize("n", [1, 40])
+@pytest.mark.parametrize(("k", "panels", "n"), [(2, (1, 2), 40), (3, (1, 3), 1), (5, (2, 3), 40), (12, (3, 4), 40)])
 def test_curves_of_all_classes_fit_their_picture(k: int, panels: tuple[int, int], n: int, tmp_path: Path) -> None:
-    probabilities, labels = judged(n, k, absent=True)
+    probabilities, labels = predictions(n, k, absent=True)
     names = [f"a class with quite a long name and $ {i}" for i in range(k)]
     drawn = {
         "reliability": reliability_figure(reliability(probabilities, labels), None, "test"),
@@ -274,6 +273,9 @@ def test_a_figure_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> N
     assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("x.png", b"old")]
 
 
-def test_pyplot_stays_out() -> None:
-    code = "import sys, vidcls.plots.run_plots; sys.exit('matplotlib.pyplot' in sys.modules)"
+def test_drawing_needs_neither_pyplot_nor_torch() -> None:
+    code = (
+        "import sys, vidcls.metrics.curves, vidcls.plots.run_plots; "
+        "sys.exit('matplotlib.pyplot' in sys.modules or 'torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

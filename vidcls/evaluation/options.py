@@ -30,17 +30,11 @@ class PolicyOptions:
 
 @dataclass(frozen=True)
 class EvaluationPlan:
-    """What to evaluate.
+    """What to evaluate."""
 
-    Attributes:
-        split: whose metrics are asked for.
-        splits: to be predicted: that one, and val and test where a policy is fitted and reported on.
-        policy: what to fit a policy to; None keeps the one that the run has, if any.
-    """
-
-    split: str
-    splits: list[str]
-    policy: PolicyOptions | None
+    split: str  # whose metrics are asked for
+    splits: list[str]  # to be predicted: that one, and val and test where a policy is fitted and reported on
+    policy: PolicyOptions | None  # what to fit a policy to; None keeps the one that the run has, if any
 
 
 def plan_evaluation(cfg: DictConfig) -> EvaluationPlan:
@@ -59,22 +53,15 @@ def plan_evaluation(cfg: DictConfig) -> EvaluationPlan:
     policy = _policy_options(cfg.policy, classes, has_policy=policy_path(folder).exists())
     if cfg.data.source is not None:
         if _policy_requested(cfg.policy):
-            raise UserError(
-                "policy.* without data.source, as a policy is fitted on the run's own val videos",
-                f"data.source={cfg.data.source}",
-                "Fit the policy first, in a call without data.source; this call then reports on it.",
-                "policy-source",
-            )
+            expected = "policy.* without data.source, as a policy is fitted on the run's own val videos"
+            remedy = "Fit the policy first, in a call without data.source; this call then reports on it."
+            raise UserError(expected, f"data.source={cfg.data.source}", remedy, "policy-source")
         _check_source(Path(str(cfg.data.source)), classes, run_config)
         return EvaluationPlan(cfg.split, [cfg.split], None)
     held = set(manifest.loc[manifest["status"].isin(["ok", "partial"]), "split"])
     if cfg.split not in held:
-        raise UserError(
-            f"videos in the run's {cfg.split} split",
-            "none",
-            f"Give split={'test' if 'test' in held else 'val'}, or other videos with data.source=PATH.",
-            "split",
-        )
+        remedy = f"Give split={'test' if 'test' in held else 'val'}, or other videos with data.source=PATH."
+        raise UserError(f"videos in the run's {cfg.split} split", "none", remedy, "split")
     wanted = {cfg.split}
     if policy is not None:
         # What a policy would do is shown on test, too, but for jobs of a sweep, which must not choose by it.
@@ -87,7 +74,7 @@ def _policy_requested(options: DictConfig) -> bool:
 
 
 def _policy_options(options: DictConfig, classes: list[str], has_policy: bool) -> PolicyOptions | None:
-    """None where no option is set, and the run has a policy or its safe class is not known."""
+    # None where no option is set, and the run has a policy or its safe class is not known.
     if not _policy_requested(options) and (has_policy or DEFAULT_SAFE_CLASS not in classes):
         return None
     safe_class = str(DEFAULT_SAFE_CLASS if options.safe_class is None else options.safe_class)
@@ -102,8 +89,7 @@ def _policy_options(options: DictConfig, classes: list[str], has_policy: bool) -
 
 
 def _check_source(source: Path, classes: list[str], run_config: DictConfig) -> None:
-    """Lists the videos, but for a zip, which must be extracted first."""
-    if not (source.suffix.lower() == ".zip" and source.is_file()):
+    if not (source.suffix.lower() == ".zip" and source.is_file()):  # it must be extracted first
         list_videos(
             source,
             classes=classes,

@@ -19,8 +19,9 @@ from vidcls.data.videos import Videos
 from vidcls.evaluation.options import EvaluationPlan, PolicyOptions
 from vidcls.files import write_atomically
 from vidcls.metrics.bootstrap import bootstrap_intervals
-from vidcls.metrics.calibration import Reliability, calibrate, reliability
-from vidcls.metrics.predictions import Predictions, SplitSummary, summarise_split
+from vidcls.metrics.calibration import calibrate, reliability
+from vidcls.metrics.curves import precision_recall_curves, roc_curves
+from vidcls.metrics.predictions import Predictions
 from vidcls.moderation.policy import Policy, decide, fit_policy, load_policy, policy_report, save_policy
 from vidcls.plots.run_plots import confusion_figure, precision_recall_figure, reliability_figure, roc_figure
 from vidcls.plots.style import Figure, save_figures
@@ -30,22 +31,12 @@ from vidcls.training.records import log_picture, worst_errors_figure, write_pred
 
 @dataclass(frozen=True)
 class SplitResult:
-    """The evaluation of one split.
+    """The evaluation of one split."""
 
-    Attributes:
-        folder: where its files are.
-        predictions: of each video.
-        summary: what is measured of them.
-        metrics: the contents of metrics.json for the split: the summary's metrics, intervals, average precision.
-        calibrated: the reliability after calibration by the policy; None without one.
-        policy_report: what the policy does with the split; None without one.
-    """
-
-    folder: Path
+    folder: Path  # of its files
     predictions: Predictions
-    summary: SplitSummary
-    metrics: dict[str, Any]
-    calibrated: Reliability | None
+    metrics: dict[str, Any]  # what metrics.json holds
+    figures: dict[str, Figure]  # by name
     policy_report: dict[str, Any] | None
 
 
@@ -95,26 +86,31 @@ def evaluate_split(
     run: LoadedRun, videos: Videos, split: str, predictions: Predictions, policy: Policy | None, folder: Path
 ) -> SplitResult:
     """Measures a split, once, for everything that is then written, plotted and printed."""
-    rows, summary = videos.rows(split), summarise_split(predictions, run.classes)
+    rows, classes, report, calibrated = videos.rows(split), run.classes, None, None
     groups = np.array(group_videos(list(rows["creator"]), list(rows["sha256"])))
     unit = "creators" if (rows["creator"] != "").any() else "videos"
-    given = (predictions.probabilities, predictions.labels)
-    areas = {name: None if curve is None else curve.area for name, curve in summary.precision_recall.items()}
-    metrics = {
-        **summary.metrics,
-        "bootstrap_ci95": bootstrap_intervals(*given, predictions.losses, groups, run.classes, unit=unit),
-        "average_precision": areas,
-    }
-    calibrated = report = None
+    given = predictions.probabilities, predictions.labels
+    curves = precision_recall_curves(*given, classes)
+    metrics = predictions.summary(classes)
+    metrics["bootstrap_ci95"] = bootstrap_intervals(*given, predictions.losses, groups, classes, unit=unit)
+    metrics["average_precision"] = {name: None if curve is None else curve.area for name, curve in curves.items()}
     if policy is not None:
         calibrated = reliability(calibrate(predictions.probabilities, policy.temperature), predictions.labels)
         metrics["calibration_error_calibrated"] = calibrated.error
         report = _policy_report(videos.manifest, split, predictions, policy)
-    return SplitResult(folder, predictions, summary, metrics, calibrated, report)
+    what = f"{metrics['n']} videos of {split}"
+    figures = {
+        "confusion": confusion_figure(metrics["confusion"], classes, f"Accuracy {metrics['accuracy']:.3f}, {what}"),
+        "reliability": reliability_figure(reliability(*given), calibrated, f"Reliability, {what}"),
+        "precision_recall": precision_recall_figure(curves, f"Precision-recall, {what}"),
+        "roc": roc_figure(roc_curves(*given, classes), f"ROC, {what}"),
+        "errors": worst_errors_figure(videos, split, predictions),
+    }
+    return SplitResult(folder, predictions, metrics, figures, report)
 
 
 def result_folder(run: LoadedRun, source: str | None, split: str) -> Path:
-    """evaluations/test of the run folder, or evaluations/<name>_<hash>_<split> for other data: one per source."""
+    """evaluations/<split> of the run folder, or evaluations/<name>_<hash>_<split> for other data."""
     if source is None:
         return run.folder / "evaluations" / split
     path = Path(source).resolve()
@@ -128,28 +124,14 @@ def write_split(
     folder, rows = result.folder, videos.rows(split)
     write_predictions(folder / "predictions.csv", rows, result.predictions, run.classes)
     _write_errors(folder / "errors.csv", rows, result.predictions, run.classes)
-    figures = {**_plots(split, result, run.classes), "errors": worst_errors_figure(videos, split, result.predictions)}
-    _log(run, folder.name, result.predictions, save_figures(figures, folder / "figures"))
+    _log(run, folder.name, result.predictions, save_figures(result.figures, folder / "figures"))
     if policy is not None:
         _write_json(folder / "policy_report.json", {"policy": policy.identity, split: result.policy_report})
     about = {"model": run.identity, "source": None if source is None else str(Path(source).resolve())}
     _write_json(folder / "metrics.json", {split: result.metrics, "about": about})
 
 
-def _plots(split: str, result: SplitResult, classes: list[str]) -> dict[str, Figure]:
-    metrics, summary = result.metrics, result.summary
-    what = f"{split}, {metrics['n']} videos"
-    accuracy = f"{split}: accuracy {metrics['accuracy']:.3f} of {metrics['n']} videos"
-    return {
-        "confusion": confusion_figure(metrics["confusion"], classes, accuracy),
-        "reliability": reliability_figure(summary.reliability, result.calibrated, f"Reliability: {what}"),
-        "precision_recall": precision_recall_figure(summary.precision_recall, f"Precision-recall: {what}"),
-        "roc": roc_figure(summary.roc, f"ROC: {what}"),
-    }
-
-
 def _write_errors(path: Path, rows: pd.DataFrame, predictions: Predictions, classes: list[str]) -> None:
-    """Every wrongly classified video, the most confident first."""
     wrong = predictions.worst_errors()
     table = rows.loc[wrong, ["path", "label"]]
     table["predicted"] = [classes[k] for k in predictions.predicted[wrong]]
@@ -160,7 +142,7 @@ def _write_errors(path: Path, rows: pd.DataFrame, predictions: Predictions, clas
 
 
 def _policy_report(manifest: pd.DataFrame, split: str, predictions: Predictions, policy: Policy) -> dict[str, Any]:
-    """What the policy does with a split, including the videos that could not be decoded."""
+    # Including the videos that could not be decoded.
     decisions, labels, probabilities = [], [], iter(predictions.probabilities)
     for row in manifest[(manifest["split"] == split) & (manifest["status"] != "dropped")].itertuples():
         lost = row.status == "undecodable"
@@ -175,9 +157,8 @@ def _log(run: LoadedRun, name: str, predictions: Predictions, pictures: dict[str
         for kind, path in pictures.items():
             log_picture(writer, f"evaluate_{name}/{kind}", path, run.step)
         for k, label in enumerate(run.classes):
-            writer.add_pr_curve(
-                f"evaluate_{name}/{label}", predictions.labels == k, predictions.probabilities[:, k], run.step
-            )
+            scores = predictions.probabilities[:, k]
+            writer.add_pr_curve(f"evaluate_{name}/{label}", predictions.labels == k, scores, run.step)
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

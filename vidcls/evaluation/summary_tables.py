@@ -15,15 +15,7 @@ from vidcls.moderation.policy import Policy
 def print_evaluation(
     name: str, classes: list[str], results: dict[str, SplitResult], policy: Policy | None, console: Console
 ) -> None:
-    """Prints the metrics of each split, the policy and what it would do.
-
-    Args:
-        name: of the run.
-        classes: the K names.
-        results: by split.
-        policy: None where there is none.
-        console: where to.
-    """
+    """Prints the metrics of each split of the run ``name``, the policy and what it would do."""
     console.print(_by_split(f"Metrics of {name}", {s: _metric_cells(r.metrics) for s, r in results.items()}))
     if policy is None:
         example = f"policy.safe_class={classes[-1]}"
@@ -64,7 +56,7 @@ def _print_policy(policy: Policy, results: dict[str, SplitResult], console: Cons
 
 
 def _by_split(title: str, columns: dict[str, dict[str, str]]) -> Table:
-    """A column per split and a row per metric: there are many of those, and a terminal may be 80 wide."""
+    # A column per split, as there are more metrics, and a terminal may be 80 wide.
     table = Table("", title=title, title_justify="left")
     for split in columns:
         table.add_column(split, justify="right")

@@ -16,23 +16,15 @@ _TINY = float(np.finfo(np.float32).tiny)  # instead of a probability that float3
 
 @dataclass(frozen=True)
 class Reliability:
-    """Accuracy against confidence, in bins that divide 0..1 evenly.
+    """Accuracy against the predicted class's probability, in equal bins [low, high); 1 counts in the last bin."""
 
-    A bin is [low, high) of the predicted class's probability; a probability of 1 counts in the last bin.
-
-    Attributes:
-        confidence: the mean probability of the predicted class; NaN in empty bins.
-        accuracy: the fraction of correct videos; NaN in empty bins.
-        count: how many videos.
-    """
-
-    confidence: Float[np.ndarray, " bins"]
-    accuracy: Float[np.ndarray, " bins"]
-    count: Int[np.ndarray, " bins"]
+    confidence: Float[np.ndarray, " bins"]  # the mean; NaN in empty bins
+    accuracy: Float[np.ndarray, " bins"]  # NaN in empty bins
+    count: Int[np.ndarray, " bins"]  # of videos
 
     @property
     def error(self) -> float:
-        """The expected calibration error: |accuracy - confidence|, averaged over the videos."""
+        """The expected calibration error: |accuracy - confidence|, averaged over videos (Guo et al. 2017, eq. 3)."""
         gaps = np.nan_to_num(np.abs(self.accuracy - self.confidence))
         return round(float(np.average(gaps, weights=self.count)), 6)
 
@@ -40,13 +32,7 @@ class Reliability:
 def reliability(
     probabilities: Float[np.ndarray, "N K"], labels: Int[np.ndarray, "N"], bins: int = CALIBRATION_BINS
 ) -> Reliability:
-    """What a reliability diagram shows, for the predicted class (Guo et al. 2017, fig. 1).
-
-    Example:
-        >>> found = reliability(np.array([[0.9, 0.1], [0.9, 0.1], [0.4, 0.6]]), np.array([0, 1, 1]), bins=2)
-        >>> found.confidence.round(2).tolist(), found.accuracy.round(2).tolist(), found.count.tolist(), found.error
-        ([nan, 0.8], [nan, 0.67], [0, 3], 0.133333)
-    """
+    """What a reliability diagram shows, for the predicted class (Guo et al. 2017, fig. 1)."""
     confidence = probabilities.max(axis=1).astype(np.float64)
     correct = probabilities.argmax(axis=1) == labels
     # Sorted in single precision, so that 0.6 of a float32 network and 0.6 are in the same bin.
@@ -61,22 +47,15 @@ def reliability(
     return Reliability(mean(confidence), mean(correct), count)
 
 
-def calibration_error(probabilities: Float[np.ndarray, "N K"], labels: Int[np.ndarray, "N"]) -> float:
-    """The expected calibration error of the predicted class, in 15 bins (Guo et al. 2017, eq. 3)."""
-    return reliability(probabilities, labels).error
-
-
 def fit_temperature(probabilities: Float[np.ndarray, "N K"], labels: Int[np.ndarray, "N"]) -> float:
     """The T in [0.05, 20] for which softmax(log(p) / T) gives the labels the highest likelihood.
 
-    Temperature scaling (Guo et al. 2017, "On calibration of modern neural networks", section 4.2). T > 1 makes the
-    network less confident, T < 1 more; the predicted class stays the same. T is 1 where every label is predicted
-    correctly: the likelihood would only grow as T falls, which says nothing about confidence.
+    Temperature scaling (Guo et al. 2017, section 4.2). The predicted class stays the same. T is 1 where every label is
+    predicted correctly: the likelihood would only grow as T falls, which says nothing about confidence.
 
-    Example:
-        >>> p = np.array([[0.99, 0.01], [0.99, 0.01], [0.99, 0.01], [0.99, 0.01]])  # so confident, correct in 3 of 4:
-        >>> T = fit_temperature(p, np.array([0, 0, 0, 1]))
-        >>> calibrate(p, T)[0].round(3).tolist()
+    Example: a network that is so confident, and correct in 3 of 4.
+        >>> p = np.array([[0.99, 0.01], [0.99, 0.01], [0.99, 0.01], [0.99, 0.01]])
+        >>> calibrate(p, fit_temperature(p, np.array([0, 0, 0, 1])))[0].round(3).tolist()
         [0.75, 0.25]
     """
     if len(labels) == 0 or not np.isfinite(probabilities).all():
@@ -103,6 +82,6 @@ def calibrate(probabilities: Float[np.ndarray, "*N K"], temperature: float) -> F
 
 
 def _log(probabilities: np.ndarray) -> np.ndarray:
-    """log(p) in float64. C order, so that a row is summed in the same order alone as among others."""
+    # In C order, so that a row is summed in the same order alone as among others.
     logs: np.ndarray = np.log(np.maximum(np.ascontiguousarray(probabilities, dtype=np.float64), _TINY))
     return logs

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from vidcls.metrics.calibration import calibration_error
+from vidcls.metrics.calibration import reliability
 
 
 def summarise(
@@ -20,31 +20,13 @@ def summarise(
 ) -> dict[str, Any]:
     """The metrics of one split, in plain Python types; what is undefined is None (JSON null), never NaN.
 
-    A video's predicted class is its most probable one, the first of them at a tie. The keys:
-
-    - ``accuracy``, ``n``, ``loss`` (mean over the videos; None where it is not finite).
-    - ``per_class``: ``{name: {precision, recall, f1, support}}``; 0/0 is 0.
-    - ``macro_f1``: the mean of f1 over all K classes, absent ones included.
-    - ``accuracy_ci95``: ``[low, high]``, Wilson's score interval (1927). It assumes independent videos; videos of one
-      creator are not, so it is a lower bound on the uncertainty.
-    - ``confusion``: ``confusion[i][j]`` videos of class i were predicted as class j.
-    - ``auroc``: one-vs-rest, averaged over the classes for which it is defined (some videos in it, some not); None
-      if there is no such class.
-    - ``calibration_error``: see `vidcls.metrics.calibration.calibration_error`.
-
-    Args:
-        probabilities: each row sums to 1.
-        labels: the true class of each video, in [0, K).
-        losses: the loss of each video.
-        classes: the K names, in the order of the columns.
+    A video's predicted class is its most probable one, the first of them at a tie. ``macro_f1`` averages over all K
+    classes, absent ones included, with 0/0 = 0; ``auroc`` over those that some videos are of and some not.
+    ``accuracy_ci95`` is Wilson's score interval (1927): a lower bound on the uncertainty, as it assumes independent
+    videos. ``confusion[i][j]`` videos of class i were predicted as class j.
 
     Raises:
         ValueError: no videos, shapes that do not match, labels out of range, rows that are not probabilities.
-
-    Example:
-        >>> metrics = summarise(np.array([[0.9, 0.1], [0.8, 0.2]]), np.array([0, 1]), np.array([0.1, 1.6]), ["a", "b"])
-        >>> metrics["accuracy"], metrics["confusion"]
-        (0.5, [[1, 0], [1, 0]])
     """
     # Here, as they take seconds, which those who only need `check_predictions` should not pay.
     from scipy.stats import binomtest
@@ -74,7 +56,7 @@ def summarise(
         "accuracy_ci95": [float(interval.low), float(interval.high)],
         "confusion": counts.tolist(),
         "auroc": round(math.fsum(areas) / len(areas), 6) if areas else None,
-        "calibration_error": calibration_error(probabilities, labels),
+        "calibration_error": reliability(probabilities, labels).error,
     }
 
 
@@ -84,17 +66,15 @@ def check_predictions(
     losses: Float[np.ndarray, "_"],
     classes: Sequence[str],
 ) -> None:
-    """Refuses arrays that do not fit together, and rows that are not probabilities; arguments as for `summarise`."""
+    """Refuses, with a ValueError, arrays that do not fit together, and rows that are not probabilities."""
     n, k = len(labels), len(classes)
     if n == 0:
         raise ValueError("expected at least one video; got none, for which no metric is defined")
     if k < 2 or len(set(classes)) != k:
         raise ValueError(f"expected two or more different classes; got {list(classes)}")
     if probabilities.shape != (n, k) or losses.shape != (n,):
-        raise ValueError(
-            f"expected probabilities of shape ({n}, {k}) and losses of shape ({n},) for {n} labels and {k} classes; "
-            f"got {probabilities.shape} and {losses.shape}"
-        )
+        shapes = f"{probabilities.shape} and {losses.shape}"
+        raise ValueError(f"expected probabilities of shape {(n, k)} and losses of shape {(n,)}; got {shapes}")
     if labels.min() < 0 or labels.max() >= k:
         raise ValueError(f"expected labels from 0 to {k - 1}; got {labels.min()} to {labels.max()}")
     if not np.isfinite(probabilities).all():

@@ -11,21 +11,13 @@ from jaxtyping import Float, Int
 
 @dataclass(frozen=True)
 class Curve:
-    """What the threshold of one class trades, from the highest threshold (nothing is called this class) to the lowest.
+    """What the threshold of one class trades, from the highest (no video is called this class) to the lowest."""
 
-    Attributes:
-        x: recall, or the false positive rate of a ROC curve; never falls.
-        y: precision, or the true positive rate.
-        area: average precision, or the area under the ROC curve.
-        support: how many videos are of the class.
-        prevalence: their fraction: the precision of guessing.
-    """
-
-    x: Float[np.ndarray, " P"]
-    y: Float[np.ndarray, " P"]
-    area: float
-    support: int
-    prevalence: float
+    x: Float[np.ndarray, " P"]  # recall, or the false positive rate of a ROC curve; never falls
+    y: Float[np.ndarray, " P"]  # precision, or the true positive rate
+    area: float  # average precision, or the area under the ROC curve
+    support: int  # how many videos are of the class
+    prevalence: float  # their fraction: the precision of guessing
 
 
 def precision_recall_curves(
@@ -33,15 +25,8 @@ def precision_recall_curves(
 ) -> dict[str, Curve | None]:
     """Precision against recall of each class; None for one without videos.
 
-    Thresholds are the distinct probabilities. The curve is a step function: ``y[i]`` holds over ``(x[i-1], x[i]]``, and
-    the area below it is the average precision. Points are not joined by straight lines (Davis & Goadrich 2006, "The
-    relationship between precision-recall and ROC curves"). It begins at recall 0 and precision 1.
-
-    Example:
-        >>> p = np.array([[0.3, 0.7], [0.2, 0.8]])
-        >>> curve = precision_recall_curves(p, np.array([1, 0]), ["a", "b"])["b"]
-        >>> curve.x.tolist(), curve.y.tolist(), curve.area
-        ([0.0, 0.0, 1.0], [1.0, 0.0, 0.5], 0.5)
+    A step function: ``y[i]`` holds over ``(x[i-1], x[i]]``, and the area below it is the average precision. Points are
+    not joined by straight lines (Davis & Goadrich 2006). It begins at recall 0 and precision 1.
     """
     from sklearn.metrics import average_precision_score, precision_recall_curve  # takes seconds
 
@@ -60,14 +45,7 @@ def roc_curves(
 ) -> dict[str, Curve | None]:
     """The true against the false positive rate of each class; None for one that no video is of, or all are.
 
-    Points are joined by straight lines (Fawcett 2006, "An introduction to ROC analysis"). The mean area is the
-    ``auroc`` of `vidcls.metrics.classification.summarise`.
-
-    Example:
-        >>> p = np.array([[0.9, 0.1], [0.3, 0.7], [0.2, 0.8]])
-        >>> curve = roc_curves(p, np.array([0, 1, 0]), ["a", "b"])["b"]
-        >>> curve.x.tolist(), curve.y.tolist(), curve.area
-        ([0.0, 0.5, 0.5, 1.0], [0.0, 0.0, 1.0, 1.0], 0.5)
+    Points are joined by straight lines (Fawcett 2006).
     """
     from sklearn.metrics import roc_auc_score, roc_curve  # takes seconds
 

@@ -1,4 +1,4 @@
-"""What a network predicts for every video of a split, and all that is measured of it, computed once."""
+"""What a network predicts for every video of a split."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from vidcls.metrics.calibration import Reliability, reliability
 from vidcls.metrics.classification import summarise
-from vidcls.metrics.curves import Curve, precision_recall_curves, roc_curves
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,17 +17,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Predictions:
-    """The predictions for every video of a split, in the split's order.
+    """The predictions for every video of a split, in the split's order."""
 
-    Attributes:
-        labels: the true classes.
-        probabilities: rows sum to 1.
-        losses: plain cross-entropy, in nats: no class weights, no smoothing, so that runs compare.
-    """
-
-    labels: Int[np.ndarray, " N"]
-    probabilities: Float[np.ndarray, "N K"]
-    losses: Float[np.ndarray, " N"]
+    labels: Int[np.ndarray, " N"]  # the true classes
+    probabilities: Float[np.ndarray, "N K"]  # rows sum to 1
+    losses: Float[np.ndarray, " N"]  # cross-entropy in nats, without class weights and smoothing, so that runs compare
 
     @property
     def predicted(self) -> Int[np.ndarray, " N"]:
@@ -56,31 +48,3 @@ class Predictions:
     def from_tensors(cls, tensors: dict[str, Tensor]) -> Predictions:
         """The inverse of `tensors`."""
         return cls(**{name: values.numpy() for name, values in tensors.items()})
-
-
-@dataclass(frozen=True)
-class SplitSummary:
-    """Everything that is measured of a split's predictions.
-
-    Attributes:
-        metrics: see `vidcls.metrics.classification.summarise`.
-        reliability: confidence against accuracy.
-        precision_recall: a curve per class, None where it is not defined.
-        roc: likewise.
-    """
-
-    metrics: dict[str, Any]
-    reliability: Reliability
-    precision_recall: dict[str, Curve | None]
-    roc: dict[str, Curve | None]
-
-
-def summarise_split(predictions: Predictions, classes: Sequence[str]) -> SplitSummary:
-    """Measures a split once, for all that is written, plotted and printed of it."""
-    given = (predictions.probabilities, predictions.labels)
-    return SplitSummary(
-        predictions.summary(classes),
-        reliability(*given),
-        precision_recall_curves(*given, classes),
-        roc_curves(*given, classes),
-    )

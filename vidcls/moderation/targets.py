@@ -9,12 +9,7 @@ from vidcls.errors import UserError
 
 
 def check_targets(classes: Sequence[str], safe_class: str, targets: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """The targets as plain values.
-
-    Args:
-        classes: the K names.
-        safe_class: the class that needs no action.
-        targets: ``recall``, ``precision`` or both for some of the other classes, each between 0 and 1.
+    """The ``targets`` of `vidcls.moderation.policy.fit_policy` as plain values.
 
     Raises:
         UserError: a class is unknown, or a target is no number between 0 and 1.

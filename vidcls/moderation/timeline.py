@@ -1,8 +1,4 @@
-"""From the windows of a long video to segments and scores: pure functions, seconds in and out.
-
-A window is a half-open range of time, [start, start + window_seconds), that is classified as one clip. Windows overlap
-where the stride is shorter than they are, see `vidcls.data.sampling.window_starts`.
-"""
+"""From the windows of a long video (half-open ranges of time) to segments and scores. Pure; seconds in and out."""
 
 from __future__ import annotations
 
@@ -37,10 +33,8 @@ def segments(
 ) -> list[Segment]:
     """When one class was shown, by hysteresis: a segment starts at p >= enter and lasts while p >= exit threshold.
 
-    Each window stands for its *cell*, the time that is nearer to its centre than to any other window's, so a segment is
-    not lengthened by the windows that touch it. Cells tile the video [0, ``end_seconds``). Segments shorter than
-    ``min_seconds`` are dropped, where one of n windows counts as at least n strides long: the cell next to the last
-    window is narrower only because that window was moved back.
+    Each window stands for its *cell*, the time that is nearer to its centre than to any other window's. Segments
+    shorter than ``min_seconds`` are dropped, where one of n windows counts as at least n strides long.
 
     Example, windows of 4 s every 2 s in a video of 12 s, centres at 2 4 6 8 10, cells cut at 3 5 7 9; thresholds 0.8
     and 0.5::
@@ -49,9 +43,8 @@ def segments(
         p        | 0.1 |0.9|0.6|0.3| 0.6  |      0.6 continues what 0.9 started; at the end it starts nothing
                        [ shown )
 
-        >>> from vidcls.data.sampling import window_starts
         >>> p = np.array([0.1, 0.9, 0.6, 0.3, 0.6])
-        >>> segments(window_starts(12.0, 4.0, 2.0), 4.0, 12.0, p, 0.8, 0.5, min_seconds=0.0)
+        >>> segments(np.arange(0.0, 10.0, 2.0), 4.0, 12.0, p, 0.8, 0.5, min_seconds=0.0)
         [Segment(start_seconds=3.0, end_seconds=7.0, peak=0.9, peak_seconds=4.0)]
     """
     centres = (starts + np.minimum(starts + window_seconds, end_seconds)) / 2
@@ -75,39 +68,25 @@ def segments(
 
 
 def video_score(probabilities: Float[np.ndarray, "W K"], aggregation: str, top_k: int = 3) -> Float[np.ndarray, " K"]:
-    """One score per class for the whole video, each class by itself.
+    """One score per class: its highest, mean or mean of the ``top_k`` highest probabilities over a video's windows.
 
-    - ``max``: its highest probability in any window.
-    - ``mean``: its mean over all windows.
-    - ``top_k_mean``: its mean over the ``top_k`` windows in which it is highest: like ``max``, but a single stray
-      window is not enough.
-
-    With one window all three are that window's probabilities. With more, the scores of ``max`` and ``top_k_mean`` come
-    from different windows and do **not** sum to 1: a video that is clearly safe for ten minutes and clearly harmful for
-    three seconds scores high for both classes. So the highest score does not name its class: see `video_class`.
+    With more than one window, the scores of ``max`` and ``top_k_mean`` come from different ones and do not sum to 1,
+    so the highest score does not name the video's class: see `video_class`.
 
     Example:
         >>> windows = np.array([[0.9, 0.1], [0.2, 0.8], [0.7, 0.3]])
-        >>> video_score(windows, "max").tolist()
-        [0.9, 0.8]
-        >>> video_score(windows, "top_k_mean", top_k=2).round(6).tolist()
-        [0.8, 0.55]
+        >>> video_score(windows, "max").tolist(), video_score(windows, "top_k_mean", top_k=2).round(6).tolist()
+        ([0.9, 0.8], [0.8, 0.55])
     """
     best = np.take_along_axis(probabilities, _best_windows(probabilities, aggregation, top_k), axis=0)
     return best.mean(axis=0, dtype=np.float64).astype(probabilities.dtype)
 
 
 def video_class(probabilities: Float[np.ndarray, "W K"], safe_class: int, aggregation: str, top_k: int = 3) -> int:
-    """The class of the whole video: ``safe_class``, unless a harmful class holds.
+    """The class of the whole video: the highest-scoring harmful class that holds, else ``safe_class``.
 
-    A class holds if, on average over the windows that made its score, it is also the most probable one. Of the harmful
-    classes that hold, the one with the highest score is taken. With one window this is the most probable class.
-
-    Example: safe scores higher (0.9), but at its peak the harmful class is more probable.
-        >>> video_class(np.array([[0.9, 0.1], [0.2, 0.8], [0.7, 0.3]]), safe_class=0, aggregation="max")
-        1
-        >>> video_class(np.array([[0.9, 0.1], [0.2, 0.8], [0.7, 0.3]]), safe_class=0, aggregation="mean")
-        0
+    A class holds if, on average over the windows that made its score, it is also the most probable one. With one window
+    this is the most probable class.
     """
     score = video_score(probabilities, aggregation, top_k)
     best = _best_windows(probabilities, aggregation, top_k)

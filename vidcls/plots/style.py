@@ -22,16 +22,10 @@ BLUE, VERMILION, GREEN = "#0072B2", "#D55E00", "#009E73"
 
 
 def new_figure(height: float, title: str) -> Figure:
-    """An empty figure of ``height`` inches."""
+    """A figure of ``height`` inches with its title at the top left."""
     figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1))
-    add_title(figure, title)
+    figure.suptitle(printable(title, 70), x=0.015, ha="left", color=INK, fontsize=14)
     return figure
-
-
-def add_title(figure: Figure, title: str, y: float | None = None) -> None:
-    """A title at the top left."""
-    place = {} if y is None else {"y": y}
-    figure.suptitle(printable(title, 70), x=0.015, ha="left", color=INK, fontsize=14, **place)
 
 
 def soften(axes: Axes) -> None:
@@ -66,7 +60,7 @@ def ink_on(colour: tuple[float, float, float, float]) -> str:
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Writes a PNG, atomically."""
+    """Writes a PNG."""
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=DPI)
     write_atomically(path, content.getvalue())
@@ -75,6 +69,6 @@ def save_figure(figure: Figure, path: Path) -> None:
 def save_figures(figures: Mapping[str, Figure], folder: Path) -> dict[str, Path]:
     """Writes each as ``<name>.png``; gives their paths by name."""
     paths = {name: folder / f"{name}.png" for name in figures}
-    for name, path in paths.items():
-        save_figure(figures[name], path)
+    for name, figure in figures.items():
+        save_figure(figure, paths[name])
     return paths
