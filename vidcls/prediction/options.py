@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,8 @@ from vidcls.moderation.timeline import AGGREGATIONS
 
 if TYPE_CHECKING:
     import pandas as pd
+
+FAR_LONGER = 2.0  # than nine in ten of a run's videos: such a video does not set what is classified whole
 
 
 @dataclass(frozen=True)
@@ -47,14 +50,31 @@ class PredictOptions:
         return float(window_seconds / 2 if self.stride_seconds is None else self.stride_seconds)
 
     def complete(self, clip_seconds: float | int | None, manifest: pd.DataFrame) -> PredictOptions:
-        """With values in place of null, from a run's ``clip_seconds`` and the durations of its videos."""
-        usable = manifest[manifest["status"].isin(["ok", "partial"])]
-        seconds = usable["seconds"].astype(float)
+        """With values in place of null, from a run's ``clip_seconds`` and the durations of its videos.
+
+        The longest intact video of the run is classified whole, as it was in training or test; but not one that is far
+        longer than the others, which would have all new videos classified whole.
+        """
+        intact = manifest[manifest["status"] == "ok"]
+        if intact.empty:
+            intact = manifest[manifest["status"] == "partial"]
+        seconds = intact["seconds"].astype(float)
         window, max_whole = self.window_seconds, self.max_whole_seconds
         if window is None:
-            window = clip_seconds or round(float(seconds[usable["split"] == "train"].median()), 3)
-        if max_whole is None:  # half a second to spare, as containers disagree about when a video ends
-            max_whole = math.ceil(float(seconds.max()) + 0.5)
+            train = seconds[intact["split"] == "train"]
+            window = clip_seconds or round(float((seconds if train.empty else train).median()), 3)
+        if max_whole is None:
+            limit = FAR_LONGER * float(seconds.quantile(0.9, interpolation="lower"))
+            longest = float(seconds[seconds <= limit].max())
+            # Half a second to spare, as containers disagree about when a video ends.
+            max_whole = math.ceil(check_number("predict.max_whole_seconds", longest) + 0.5)
+            if (far := intact[seconds > limit]).size:
+                warnings.warn(
+                    f"Videos longer than {max_whole} s are classified in windows, although {len(far)} of the run's own "
+                    f"are longer, such as {far.iloc[0].path}: they are far longer than its others. "
+                    "Set predict.max_whole_seconds if that is not meant.",
+                    stacklevel=2,
+                )
         return replace(
             self,
             window_seconds=float(window),
