@@ -52,7 +52,8 @@ class Policy:
         harmful = set(self.classes) - {self.safe_class}
         if len(harmful) != len(self.classes) - 1 or not harmful == set(self.review) == set(self.block):
             raise ValueError("expected a review and a block threshold for each class but the safe one")
-        mappings = self.review, self.block, self.support, self.calibration_error, *self.targets.values()
+        mappings: list[Mapping[str, float]] = [self.review, self.block, self.support, self.calibration_error]
+        mappings += self.targets.values()
         for value in (self.temperature, *(value for mapping in mappings for value in mapping.values())):
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
                 raise ValueError(f"expected finite numbers; got {value!r}")
