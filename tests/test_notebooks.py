@@ -1,4 +1,4 @@
-"""The guided tours run from the first cell to the last, show what they promise, and keep outputs fit to be read."""
+"""The notebooks run from the first cell to the last, show what their text says, and their kept outputs are clean."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SHOWN = {
 }
 
 
-def said(notebook: NotebookNode) -> str:
+def printed(notebook: NotebookNode) -> str:
     """All text of the outputs."""
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     assert [output for output in outputs if output.output_type == "error"] == []
@@ -34,7 +34,7 @@ def said(notebook: NotebookNode) -> str:
 
 def check_shown(notebook: NotebookNode, name: str) -> None:
     patterns, pictures = SHOWN[name]
-    text = said(notebook)
+    text = printed(notebook)
     for pattern in patterns:
         assert re.search(pattern, text), f"{pattern} not in:\n{text}"
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
@@ -46,13 +46,13 @@ def test_every_notebook_is_tested() -> None:
 
 
 @pytest.mark.parametrize("name", SHOWN)
-def test_runs_anew(name: str, tmp_path: Path) -> None:
+def test_runs_again(name: str, tmp_path: Path) -> None:
     check_shown(execute(ROOT / "notebooks" / f"{name}.ipynb", tmp_path), name)
     assert list((tmp_path / "here").iterdir()) == []  # it writes into a temporary folder only
 
 
 @pytest.mark.parametrize("name", SHOWN)
-def test_kept_outputs_are_whole_and_clean(name: str) -> None:
+def test_kept_outputs_are_complete_and_clean(name: str) -> None:
     path = ROOT / "notebooks" / f"{name}.ipynb"
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
