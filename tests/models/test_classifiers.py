@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vidcls.errors import UserError
-from vidcls.models.classifiers import Classifier, build_classifier, cnn_lstm, cnn_mean, encoder_head
+from vidcls.models.classifiers import Classifier, build_classifier, cnn_lstm, cnn_mean
 from vidcls.models.encoders import ConvEncoder
 
 
@@ -253,22 +253,6 @@ def test_only_the_lstm_learns_an_order() -> None:
     mean = cnn_mean(2, 16, {"channels": [4, 8]}, dropout=0.0)
     assert fit(mean, clips, labels, steps=50) == 0.5
     assert fit(small(num_classes=2, hidden_size=16), clips, labels, steps=150) == 1.0
-
-
-# ---- what is refused
-
-
-@pytest.mark.parametrize(("resolution", "channels", "least"), [(3, [4, 8], 4), (7, [4, 8, 8], 8), (1, [4], 2)])
-def test_frames_too_small_for_the_poolings(resolution: int, channels: list[int], least: int) -> None:
-    with pytest.raises(UserError, match=rf"data.resolution={least} .*\[data.resolution\]$"):
-        ConvEncoder(channels, resolution)
-
-
-@pytest.mark.parametrize("group", ["encoder", "head"])
-def test_a_groups_name_is_not_its_options(group: str) -> None:
-    options = {"encoder": {"name": "cnn", "channels": [4]}, "head": {"name": "pool", "pooling": "mean"}, group: "gru"}
-    with pytest.raises(UserError, match=rf"model/{group}=gru. \[model.{group}\]$"):
-        encoder_head(2, 16, 2, **options, motion="rgb", dropout=0.5)
 
 
 # ---- models of other packages

@@ -8,7 +8,6 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import Parameter
 
-from vidcls.errors import UserError
 from vidcls.models.encoders import ConvEncoder, Encoder
 from vidcls.models.motion import MOTIONS, build_motion
 
@@ -48,14 +47,10 @@ CLIP = COLOURS[None, :, :, None, None].expand(1, 3, 3, 2, 2)
         ("late_fusion", [[4.0, 9, 1, 1, 0, 1], [16, 9, 1, 4, 0, 4]]),
     ],
 )
-def test_streams_by_hand(motion: str, expected: list[list[float]]) -> None:
+def test_motion_inputs_by_hand(motion: str, expected: list[list[float]]) -> None:
     encoder, length = build_motion(motion, 3, Means)
     torch.testing.assert_close(encoder(CLIP), torch.tensor([expected]))
     assert (length, encoder.num_features) == (len(expected), len(expected[0]))
-
-
-def test_all_streams_are_tested() -> None:
-    assert MOTIONS == ("rgb", "difference", "feature_difference", "early_fusion", "late_fusion")
 
 
 @pytest.mark.parametrize("motion", MOTIONS)
@@ -108,17 +103,3 @@ def test_whether_the_encoder_is_frozen_is_passed_on(motion: str) -> None:
 
 def test_rgb_is_the_encoder_itself() -> None:
     assert isinstance(build_motion("rgb", 1, Means)[0], Means)
-
-
-# ---- what is refused
-
-
-@pytest.mark.parametrize("motion", MOTIONS[1:])
-def test_one_frame_has_no_differences(motion: str) -> None:
-    with pytest.raises(UserError, match=r"\[data.num_frames\]$"):
-        build_motion(motion, 1, Means)
-
-
-def test_an_unknown_motion() -> None:
-    with pytest.raises(UserError, match=r"\[model.motion\]$"):
-        build_motion("flow", 3, Means)

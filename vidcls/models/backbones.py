@@ -12,28 +12,17 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from torchvision.models import get_model
 
-from vidcls.errors import UserError, check_choice
+from vidcls.errors import UserError
 from vidcls.models.pretrained import Pretrained, remove_classifier, repeat_channels, timm_config
 from vidcls.models.temporal_shift import TemporalShift, shifted_convolutions
 
 VIDEO_NETS = ("r3d_18", "mc3_18", "r2plus1d_18", "s3d", "mvit_v2_s", "swin3d_t")
-# 5 frames pass through s3d. But for fewer than 8, oneDNN, which torch uses on CPUs, computes a wrong gradient for its
-# kernels of 7 frames, or writes past the end of its memory (seen in torch 2.15).
-MIN_FRAMES = {"s3d": 8}
-MIN_RESOLUTION = {"s3d": 17}
 
 
 class Backbone(Pretrained):
-    """An image classification network of timm or torchvision, without its last layer, on each frame on its own.
+    """An image network, timm/NAME or torchvision/NAME, without its last layer, on each frame on its own.
 
-    Args:
-        name: timm/NAME or torchvision/NAME.
-        weights: see `Pretrained`.
-        trainable_from: see `Pretrained`.
-        temporal_shift: whether residual blocks see parts of the frames before and after, see `TemporalShift`.
-        resolution: R, in pixels.
-        in_channels: C, 3 or 6.
-        norm_eval: see `Pretrained`.
+    With ``temporal_shift`` its residual blocks see parts of the frames before and after, see `TemporalShift`.
 
     Raises:
         UserError: no such network or stage, one that does not take frames of this size, or one without residual blocks
@@ -67,7 +56,6 @@ class Backbone(Pretrained):
             self.shift = TemporalShift(convolutions)
 
     def forward(self, frames: Float[Tensor, "B T C R R"]) -> Float[Tensor, "B T D"]:
-        """Encodes each frame, with what is shifted to it from others."""
         stack = frames.flatten(0, 1).contiguous(memory_format=torch.channels_last)  # [B*T, C, R, R]
         if self.shift is not None:
             self.shift.num_frames = frames.shape[1]
@@ -76,22 +64,14 @@ class Backbone(Pretrained):
 
 
 class VideoNet(Pretrained):
-    """A video network of torchvision, without its last layer, on whole clips.
+    """A video network of torchvision, one of `VIDEO_NETS`, without its last layer, on whole clips.
 
     r3d_18, mc3_18, r2plus1d_18: Tran et al. 2018 (https://arxiv.org/abs/1711.11248); s3d: Xie et al. 2018
     (https://arxiv.org/abs/1712.04851); mvit_v2_s: Li et al. 2022 (https://arxiv.org/abs/2112.01526); swin3d_t: Liu et
     al. 2022 (https://arxiv.org/abs/2106.13230).
 
-    Args:
-        name: one of `VIDEO_NETS`.
-        weights: see `Pretrained`.
-        trainable_from: see `Pretrained`.
-        resolution: R, in pixels.
-        num_frames: T.
-        norm_eval: see `Pretrained`.
-
     Raises:
-        UserError: no such network or stage, or clips that are too small or short for it.
+        UserError: no such stage.
     """
 
     def __init__(
@@ -103,13 +83,6 @@ class VideoNet(Pretrained):
         num_frames: int,
         norm_eval: bool = False,
     ) -> None:
-        check_choice("model.name", name, VIDEO_NETS)
-        for option, value, minimum in (
-            ("data.num_frames", num_frames, MIN_FRAMES.get(name, 1)),
-            ("data.resolution", resolution, MIN_RESOLUTION.get(name, 1)),
-        ):
-            if value < minimum:
-                raise UserError(f"{option} >= {minimum} for {name}", str(value), f"Set {option}={minimum}.", option)
         net = get_model(name, weights=None)
         num_features = remove_classifier(net)
         if name == "s3d":
@@ -123,7 +96,6 @@ class VideoNet(Pretrained):
         self.num_features = num_features  # D
 
     def forward(self, clips: Float[Tensor, "B T 3 R R"]) -> Float[Tensor, "B D"]:
-        """Encodes clips."""
         return self.net(clips.transpose(1, 2).contiguous())  # from [B, 3, T, R, R]
 
 
@@ -159,7 +131,7 @@ def build_net(name: str, in_channels: int) -> nn.Module:
 
 
 def count_features(net: nn.Module, name: str, resolution: int, in_channels: int) -> int:
-    """D, from encoding one black frame, in eval mode.
+    """D, from encoding one black frame in eval mode.
 
     Raises:
         UserError: the network does not take frames of this size.

@@ -20,15 +20,7 @@ from vidcls.models.motion import build_motion
 
 
 class Classifier(nn.Module):
-    """Encoder, head and output layer.
-
-    Args:
-        encoder: [B, T, 3, R, R] to [B, T', D], or to [B, D].
-        head: that to [B, E].
-        num_features: E.
-        dropout: probability, before the last layer.
-        num_classes: K.
-    """
+    """Encoder ([B, T, 3, R, R] to [B, T', D] or [B, D]), head (that to [B, E]), dropout and an output layer."""
 
     def __init__(self, encoder: Encoder, head: nn.Module, num_features: int, dropout: float, num_classes: int) -> None:
         super().__init__()
@@ -49,7 +41,6 @@ class Classifier(nn.Module):
         return self.output(self.dropout(clip))  # [B, K]
 
     def forward(self, frames: Float[Tensor, "B T 3 R R"]) -> Float[Tensor, "B K"]:
-        """Classifies normalised clips."""
         return self.classify(self.encode(frames))
 
     def stages(self) -> list[list[Parameter]]:
@@ -60,11 +51,7 @@ class Classifier(nn.Module):
 
 
 class PlainNetwork(Classifier):
-    """Any network from clips to logits, as a `Classifier` whose encoder is empty.
-
-    Args:
-        net: float [B, T, 3, R, R] to logits [B, K].
-    """
+    """Any network from float [B, T, 3, R, R] to logits [B, K], as a `Classifier` whose encoder is empty."""
 
     def __init__(self, net: nn.Module) -> None:
         nn.Module.__init__(self)
@@ -72,11 +59,9 @@ class PlainNetwork(Classifier):
         self.net = net
 
     def encode(self, frames: Float[Tensor, "B T 3 R R"]) -> Float[Tensor, "B T 3 R R"]:
-        """The frames themselves."""
         return frames
 
     def classify(self, features: Float[Tensor, "B T 3 R R"]) -> Float[Tensor, "B K"]:
-        """Logits from frames."""
         return self.net(features)
 
 
@@ -85,8 +70,7 @@ def cnn_lstm(
 ) -> Classifier:
     """The notebook's network: three convolutions per frame, an LSTM over the frames, its last state classified.
 
-    With K = 3, R = 64, channels 32-64-128 and 64 units it has Keras' 2,207,235 trainable parameters (and 256 constant
-    zeros, see `LSTMHead`), for any number of frames.
+    It has as many trainable parameters as Keras' (and 256 constant zeros, see `LSTMHead`), for any number of frames.
 
     Example:
         >>> model = cnn_lstm(3, 64, {"channels": [32, 64, 128]}, {"hidden_size": 64}, dropout=0.5)
@@ -109,29 +93,12 @@ def encoder_head(
     num_classes: int,
     resolution: int,
     num_frames: int,
-    encoder: dict[str, Any] | str,
-    head: dict[str, Any] | str,
+    encoder: dict[str, Any],
+    head: dict[str, Any],
     motion: str,
     dropout: float,
 ) -> Classifier:
-    """Any encoder of frames under any head.
-
-    Args:
-        num_classes: K.
-        resolution: R, in pixels.
-        num_frames: T.
-        encoder: ``name: cnn`` and the keywords of `ConvEncoder`, or the keywords of `Backbone`.
-        head: see `build_head`.
-        motion: see `build_motion`.
-        dropout: see `Classifier`.
-
-    Raises:
-        UserError: options that do not fit together, or the name of a group where its options should be.
-    """
-    if isinstance(encoder, str) or isinstance(head, str):
-        group, name = ("encoder", encoder) if isinstance(encoder, str) else ("head", head)
-        remedy = f"Choose a file of the group: model/{group}={name}."
-        raise UserError(f"model.{group} to hold options", repr(name), remedy, f"model.{group}")
+    """Any encoder of frames (``name: cnn`` or a `Backbone`) under any head (see `build_head`)."""
 
     def build(channels: int) -> Encoder:
         if encoder["name"] == "cnn":
@@ -170,15 +137,10 @@ def build_classifier(
     num_frames: int,
     trust: Sequence[str] = (),
 ) -> Classifier:
-    """The model that ``target`` names, with random weights.
+    """The model that ``target`` names (a `torch.nn.Module` or a function that returns one), with random weights.
 
-    Args:
-        target: the import path of a `torch.nn.Module` or of a function that returns one.
-        options: its keywords; those below are passed too where its signature takes them.
-        num_classes: K.
-        resolution: R, in pixels.
-        num_frames: T.
-        trust: packages it may come from, beside this module. Their code is run.
+    ``target`` lies in this module or in a package of ``trust``, whose code is run. ``options`` are its keywords;
+    the other arguments are passed too where it takes them.
 
     Raises:
         UserError: it is not from a trusted package, cannot be imported, or does not take these options.
@@ -197,7 +159,14 @@ def build_classifier(
         expected = f"the options of {target}{signature(build)}"
         remedy = "Change model.*, or add +model.NAME=VALUE."
         raise UserError(expected, str(error), remedy, "model-options") from error
-    model = build(**arguments)
+    try:
+        model = build(**arguments)
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        if build.__module__ != __name__:  # a mistake in somebody else's model needs its traceback
+            raise
+        why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        remedy = "Change model.*, data.num_frames or data.resolution."
+        raise UserError(f"options that {target} takes", why, remedy, "model-options") from error
     if not isinstance(model, nn.Module):
         remedy = "Name a torch.nn.Module, or a function that returns one."
         raise UserError(f"a network from {target}", type(model).__name__, remedy, "not-a-network")

@@ -9,21 +9,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from vidcls.errors import UserError
-
 
 class Encoder(nn.Module):
-    """The interface of encoders; the defaults are those of one that is trained from scratch.
+    """The interface of encoders; the defaults are those of one that is trained from scratch."""
 
-    Attributes:
-        num_features: D.
-        normalisation: ``mean`` and ``std`` per channel that its weights were trained with; None: none were.
-        is_frozen: whether nothing of it trains, so that the features of a clip never change.
-    """
-
-    num_features: int
-    normalisation: dict[str, list[float]] | None = None
-    is_frozen: bool = False
+    num_features: int  # D
+    normalisation: dict[str, list[float]] | None = None  # `mean` and `std` of its weights, per channel of 0..1 pixels
+    is_frozen: bool = False  # nothing of it trains, so that the features of a clip never change
 
     def stages(self) -> list[list[Parameter]]:
         """The pretrained parameters that train, stage by stage from the input to the output."""
@@ -39,14 +31,6 @@ class ConvEncoder(Encoder):
     Kernels start Glorot uniform and biases at zero, as in Keras (Glorot & Bengio 2010,
     https://proceedings.mlr.press/v9/glorot10a.html).
 
-    Args:
-        channels: output channels of the convolutions.
-        resolution: R, in pixels; each pooling halves it, rounding down.
-        in_channels: C.
-
-    Raises:
-        UserError: frames too small for that many poolings.
-
     Example:
         >>> ConvEncoder([32, 64, 128], resolution=64).num_features
         8192
@@ -54,12 +38,7 @@ class ConvEncoder(Encoder):
 
     def __init__(self, channels: Sequence[int], resolution: int, in_channels: int = 3) -> None:
         super().__init__()
-        side = resolution // 2 ** len(channels)
-        if side == 0:
-            minimum = 2 ** len(channels)
-            expected = f"data.resolution >= {minimum} for {len(channels)} poolings"
-            raise UserError(expected, str(resolution), f"Set data.resolution={minimum} or more.", "data.resolution")
-        self.num_features = channels[-1] * side**2  # D
+        self.num_features = channels[-1] * (resolution // 2 ** len(channels)) ** 2  # D
         layers: list[nn.Module] = []
         for inputs, outputs in zip([in_channels, *channels], channels, strict=False):
             conv = nn.Conv2d(inputs, outputs, kernel_size=3, padding="same")
@@ -71,7 +50,6 @@ class ConvEncoder(Encoder):
         self.layers = nn.Sequential(*layers, nn.Flatten())
 
     def forward(self, frames: Float[Tensor, "B T C R R"]) -> Float[Tensor, "B T D"]:
-        """Encodes each frame on its own."""
         # Stored frames are channels-last, which is a third faster for convolutions on a CPU.
         stack = frames.flatten(0, 1).contiguous(memory_format=torch.channels_last)  # [B*T, C, R, R]
         features = self.layers(stack)  # [B*T, D]

@@ -9,19 +9,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vidcls.errors import UserError, check_choice
-
-POOLINGS = ("last", "mean", "max", "attention", "statistics")
-ATTENTION = 64
-"""Units between a frame's state and its attention score."""
+ATTENTION_UNITS = 64  # between a frame's state and its attention score
 
 
 class Head(nn.Module):
-    """The interface of heads.
-
-    Attributes:
-        num_features: E.
-    """
+    """The interface of heads; ``num_features`` is E."""
 
     num_features: int
 
@@ -31,10 +23,6 @@ class LSTMHead(Head):
 
     Keras has one bias per gate, torch two that are added. The second is fixed at zero: training both would double the
     learning rate of the bias.
-
-    Args:
-        num_features: D.
-        hidden_size: E.
     """
 
     def __init__(self, num_features: int, hidden_size: int) -> None:
@@ -50,41 +38,28 @@ class LSTMHead(Head):
         second_bias.requires_grad = False
 
     def forward(self, features: Float[Tensor, "B T D"]) -> Float[Tensor, "B E"]:
-        """Reads the frames in order."""
         states, _ = self.lstm(features)  # [B, T, E]
         return states[:, -1]
 
 
-class Pooling(nn.Module):
-    """The states of all frames to one vector.
+class Pooling(Head):
+    """The states of all frames to one vector: the ``last``, their ``mean`` or ``max``, ``attention`` or ``statistics``.
 
     ``attention`` weighs the frames by a learned score of each, softmax(u . tanh(W h + b)) as in Yang et al. 2016
-    (https://aclanthology.org/N16-1174); it starts as the mean, as u starts at zero. ``statistics`` concatenates
-    four: mean, standard deviation (as in the x-vectors of Snyder et al. 2018), maximum, and mean absolute change from
-    frame to frame.
-
-    Args:
-        kind: ``last`` frame, ``mean``, ``max``, ``attention`` or ``statistics``.
-        size: D.
-
-    Attributes:
-        num_features: E, which is D, or 4 D for ``statistics``.
-
-    Raises:
-        UserError: another kind.
+    (https://aclanthology.org/N16-1174); it starts as the mean, as u starts at zero. ``statistics`` concatenates mean,
+    standard deviation (Snyder et al. 2018), maximum, and mean absolute change from frame to frame: E = 4 D.
     """
 
     def __init__(self, kind: str, size: int) -> None:
         super().__init__()
-        self.kind = check_choice("model.head.pooling", kind, POOLINGS)
+        self.kind = kind
         self.num_features = 4 * size if kind == "statistics" else size
         if kind == "attention":
-            last = nn.Linear(ATTENTION, 1, bias=False)
+            last = nn.Linear(ATTENTION_UNITS, 1, bias=False)
             nn.init.zeros_(last.weight)
-            self.score = nn.Sequential(nn.Linear(size, ATTENTION), nn.Tanh(), last)
+            self.score = nn.Sequential(nn.Linear(size, ATTENTION_UNITS), nn.Tanh(), last)
 
     def forward(self, states: Float[Tensor, "B T D"]) -> Float[Tensor, "B E"]:
-        """Pools over time."""
         if self.kind == "last":
             return states[:, -1]
         if self.kind == "mean":
@@ -100,12 +75,7 @@ class Pooling(nn.Module):
 
 
 class PoolHead(Head):
-    """Pools the frames' features. With ``mean`` it cannot see their order: the baseline for heads that can.
-
-    Args:
-        num_features: D.
-        pooling: see `Pooling`.
-    """
+    """Pools the frames' features. With ``mean`` it cannot see their order: the baseline for heads that can."""
 
     def __init__(self, num_features: int, pooling: str = "mean") -> None:
         super().__init__()
@@ -113,21 +83,13 @@ class PoolHead(Head):
         self.num_features = self.pooling.num_features
 
     def forward(self, features: Float[Tensor, "B T D"]) -> Float[Tensor, "B E"]:
-        """Pools the frames."""
         return self.pooling(features)
 
 
 class RecurrentHead(Head):
-    """LSTM or GRU layers over the frames, in one direction or both, then pooled; initialised as torch does.
+    """LSTM (Hochreiter & Schmidhuber 1997) or GRU (Cho et al. 2014) layers over the frames, then pooled.
 
-    Args:
-        num_features: D.
-        cell: ``lstm`` (Hochreiter & Schmidhuber 1997) or ``gru`` (Cho et al. 2014).
-        hidden_size: units per direction.
-        num_layers: stacked layers.
-        bidirectional: also from the last frame to the first (Schuster & Paliwal 1997).
-        pooling: see `Pooling`; ``last`` takes each direction's own last state.
-
+    ``hidden_size`` is per direction; of two directions, ``pooling=last`` takes each one's own last state.
     """
 
     def __init__(
@@ -140,7 +102,6 @@ class RecurrentHead(Head):
         self.num_features = self.pooling.num_features
 
     def forward(self, features: Float[Tensor, "B T D"]) -> Float[Tensor, "B E"]:
-        """Reads the frames in order."""
         states, _ = self.layers(features)  # [B, T, E]
         if self.pooling.kind == "last" and self.layers.bidirectional:
             half = self.layers.hidden_size
@@ -149,27 +110,12 @@ class RecurrentHead(Head):
 
 
 class TransformerHead(Head):
-    """A small transformer over the frames (Vaswani et al. 2017), with learned positions and normalisation first.
-
-    Args:
-        num_features: D.
-        num_frames: T', how many features a clip has.
-        hidden_size: of the states.
-        num_layers: blocks of attention and a network four times as wide.
-        num_heads: attention heads; divides ``hidden_size``.
-        pooling: see `Pooling`.
-
-    Raises:
-        UserError: a setting is out of range.
-    """
+    """A small transformer over ``num_frames`` features (Vaswani et al. 2017), normalisation first."""
 
     def __init__(
         self, num_features: int, num_frames: int, hidden_size: int, num_layers: int, num_heads: int, pooling: str
     ) -> None:
         super().__init__()
-        if hidden_size % num_heads:
-            expected = f"model.head.num_heads to divide model.head.hidden_size={hidden_size}"
-            raise UserError(expected, str(num_heads), "Change one of the two.", "model.head.num_heads")
         self.project = nn.Linear(num_features, hidden_size)
         self.positions = nn.Parameter(0.02 * torch.randn(num_frames, hidden_size))
         layer = nn.TransformerEncoderLayer(
@@ -180,23 +126,11 @@ class TransformerHead(Head):
         self.num_features = self.pooling.num_features
 
     def forward(self, features: Float[Tensor, "B T D"]) -> Float[Tensor, "B E"]:
-        """Attends over the frames."""
         return self.pooling(self.layers(self.project(features) + self.positions))
 
 
 def build_head(num_features: int, num_frames: int, name: str, **options: Any) -> Head:
-    """The head called ``name`` in conf/model/head/.
-
-    Args:
-        num_features: D.
-        num_frames: T', how many features a clip has.
-        name: ``lstm``, ``gru``, ``pool`` or ``transformer``.
-        options: the keywords of `RecurrentHead`, `PoolHead` or `TransformerHead`.
-
-    Raises:
-        UserError: no such head, or a setting is out of range.
-    """
-    check_choice("model.head.name", name, ("lstm", "gru", "pool", "transformer"))
+    """The head called ``name`` in conf/model/head/, for clips of ``num_frames`` features of ``num_features``."""
     if name == "pool":
         return PoolHead(num_features, **options)
     if name == "transformer":

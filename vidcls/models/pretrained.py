@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.nn.modules.batchnorm import _BatchNorm
-from torchvision.models import get_model, get_model_weights
+from torchvision.models import get_model_weights
 
-from vidcls.errors import UserError
+from vidcls.errors import UserError, check_choice
 from vidcls.models.encoders import Encoder
 
 CONTAINERS = ("encoder", "features", "blocks", "layers", "stages", "trunk_output")
@@ -27,14 +27,10 @@ State = dict[str, Tensor]
 
 
 class Pretrained(Encoder):
-    """An encoder around a pretrained network. Built with random values; `load_weights` loads the pretrained ones.
+    """An encoder around a network without its classifier, built with random values until `load_weights`.
 
-    Args:
-        net: the network, without its classifier.
-        name: timm/NAME, torchvision/NAME, or the name of a video network of torchvision.
-        weights: ``default``, a path, or None: trained from scratch.
-        trainable_from: ``all``, ``none``, or the first stage that trains, see `split_stages`.
-        norm_eval: whether BatchNorm layers stay in eval mode also where their stage trains.
+    ``weights`` is ``default``, a path, or None: trained from scratch. ``trainable_from`` is ``all``, ``none``, or the
+    first stage that trains, see `split_stages`. With ``norm_eval``, BatchNorm stays in eval mode in all of them.
 
     Raises:
         UserError: no such stage.
@@ -55,37 +51,17 @@ class Pretrained(Encoder):
         self.train()
 
     def load_weights(self) -> None:
-        """Loads the pretrained weights.
-
-        Raises:
-            UserError: they do not fit, or there are none although something is frozen.
-        """
         if self.weights is not None:
             load_weights(self.net, self.name, self.weights)
-            return
-        weights = option_path(self.name, "weights")
-        for key, value, default in (
-            ("trainable_from", self.trainable_from, "all"),
-            ("norm_eval", str(self.norm_eval).lower(), "false"),
-        ):
-            if value != default:
-                option = option_path(self.name, key)
-                raise UserError(
-                    f"{weights}, since {option}={value} keeps pretrained values",
-                    "null: random values",
-                    f"Set {weights}=default or a path, or {option}={default}.",
-                    "frozen-without-weights",
-                )
 
     def stages(self) -> list[list[Parameter]]:
-        """The pretrained parameters that train, stage by stage; none if the network is trained from scratch."""
-        if self.weights is None:
+        if self.weights is None:  # trained from scratch
             return []
         stages = [[p for p in stage if p.requires_grad] for stage in split_stages(self.net).values()]
         return [stage for stage in stages if stage]
 
     def train(self, mode: bool = True) -> Pretrained:
-        """As for any module, but frozen layers stay in eval mode."""
+        """As for any module, but frozen layers stay in eval mode: BatchNorm neither uses nor changes statistics."""
         super().train(mode)
         set_frozen_eval(self.net, self.trainable_from)
         if self.norm_eval:
@@ -96,12 +72,7 @@ class Pretrained(Encoder):
 
 
 def option_path(name: str, key: str) -> str:
-    """The option of a network: those of single frames are an encoder of a model.
-
-    Example:
-        >>> option_path("timm/resnet18", "weights"), option_path("r3d_18", "weights")
-        ('model.encoder.weights', 'model.weights')
-    """
+    """The option of a network: those of single frames are an encoder of a model."""
     return f"model.encoder.{key}" if "/" in name else f"model.{key}"
 
 
@@ -132,7 +103,7 @@ def split_stages(net: nn.Module) -> dict[str, list[Parameter]]:
 
 
 def _parts(module: nn.Module, name: str) -> Iterator[tuple[str, bool, list[Parameter]]]:
-    """Name, whether it is a block, and parameters: of the module itself, then of its children."""
+    # Name, whether it is a block, and parameters: of the module itself, then of its children.
     yield name, False, list(module.parameters(recurse=False))
     for child_name, child in module.named_children():
         path = f"{name}.{child_name}" if name else child_name
@@ -143,25 +114,14 @@ def _parts(module: nn.Module, name: str) -> Iterator[tuple[str, bool, list[Param
 
 
 def frozen_stages(net: nn.Module, trainable_from: str, option: str) -> list[list[Parameter]]:
-    """The stages before the first that trains.
-
-    Args:
-        net: the network.
-        trainable_from: ``all`` train, ``none`` does, or the name of the first stage that does.
-        option: for the error.
-
-    Raises:
-        UserError: no such stage.
-    """
+    """The stages before the first that trains: its name, ``all`` or ``none``; raises `UserError` naming ``option``."""
     stages = split_stages(net)
     ends = {"all": 0, "none": len(stages), **{name: place for place, name in enumerate(stages)}}
-    if trainable_from not in ends:
-        raise UserError(f"{option} to be one of {', '.join(ends)}", repr(trainable_from), f"Change {option}.", option)
-    return list(stages.values())[: ends[trainable_from]]
+    return list(stages.values())[: ends[check_choice(option, trainable_from, tuple(ends))]]
 
 
 def set_frozen_eval(net: nn.Module, trainable_from: str) -> None:
-    """Puts everything before a stage into eval mode: BatchNorm neither uses nor changes batch statistics there."""
+    """Puts everything before a stage into eval mode."""
     if trainable_from == "all":
         return
     for name, module in net.named_modules():
@@ -172,11 +132,7 @@ def set_frozen_eval(net: nn.Module, trainable_from: str) -> None:
 
 
 def remove_classifier(net: nn.Module) -> int:
-    """Replaces the last layer of a torchvision network, and the dropout before it, by identities.
-
-    Returns:
-        D, the number of features that layer takes.
-    """
+    """Replaces the last layer of a torchvision network, and the dropout before it, by identities; gives D."""
     kinds = (nn.Linear, nn.Conv2d, nn.Conv3d)
     path, last = [(path, part) for path, part in net.named_modules() if isinstance(part, kinds)][-1]
     parent, _, name = path.rpartition(".")
@@ -214,17 +170,14 @@ def timm_config(name: str) -> Any:
 def load_weights(net: nn.Module, name: str, weights: str) -> None:
     """Loads all parameters and statistics of a network whose classifier has been removed.
 
-    Args:
-        net: the network; if its first convolution takes more than three channels, see `repeat_channels`.
-        name: see `Pretrained`.
-        weights: ``default``, the library's own, which it downloads; or the path of a state dict, alone or under
-            ``state_dict`` or ``model`` (.safetensors, or what `torch.load` reads with ``weights_only=True``).
+    ``weights`` are ``default``, the library's own, which it downloads; or the path of a state dict, alone or under
+    ``state_dict`` or ``model`` (.safetensors, or what `torch.load` reads with ``weights_only=True``).
 
     Raises:
         UserError: there are no such weights, or keys are missing or unexpected, other than the classifier's.
     """
     state = _download(name) if weights == "default" else _read(Path(weights), name)
-    # Densenet's files are older than its present names; torchvision renames while it downloads.
+    # Densenet's files are older than its present names.
     state = {re.sub(r"(denselayer\d+\.(norm|conv))\.([12]\.)", r"\1\3", key): value for key, value in state.items()}
     expected = net.state_dict()
     first = next(f"{path}.weight" for path, part in net.named_modules() if isinstance(part, (nn.Conv2d, nn.Conv3d)))
@@ -232,25 +185,31 @@ def load_weights(net: nn.Module, name: str, weights: str) -> None:
         state[first] = repeat_channels(state[first], expected[first].shape[1])
     classifier = timm_config(name).classifier or () if name.startswith("timm/") else TORCHVISION_CLASSIFIERS
     prefixes = tuple(f"{prefix}." for prefix in ([classifier] if isinstance(classifier, str) else classifier))
-
-    # BatchNorm counts batches, which nothing here reads and old files lack.
-    missing = [key for key in expected if key not in state and not key.endswith("num_batches_tracked")]
-    unexpected = [key for key in state if key not in expected and not key.startswith(prefixes)]
     shared = {key: value for key, value in state.items() if key in expected}
-    reshaped = [
-        f"{key} {list(value.shape)} for {list(expected[key].shape)}"
-        for key, value in shared.items()
-        if value.shape != expected[key].shape
-    ]
-    faults = {"missing": missing, "unexpected": unexpected, "of another shape": reshaped}
-    if missing or unexpected or reshaped:
+    faults = {
+        # BatchNorm counts batches, which nothing here reads and old files lack.
+        "missing": [key for key in expected if key not in state and not key.endswith("num_batches_tracked")],
+        "unexpected": [key for key in state if key not in expected and not key.startswith(prefixes)],
+        "of another shape": [
+            f"{key} {list(value.shape)} for {list(expected[key].shape)}"
+            for key, value in shared.items()
+            if value.shape != expected[key].shape
+        ],
+    }
+    if any(faults.values()):
+        found = "; ".join(f"{len(keys)} {fault}: {_first_few(keys)}" for fault, keys in faults.items() if keys)
         raise UserError(
             f"{option_path(name, 'weights')} with the keys and shapes of {name}",
-            f"{weights}: {'; '.join(_first_few(fault, keys) for fault, keys in faults.items() if keys)}",
+            f"{weights}: {found}",
             f"Give the weights of {name}, or change {option_path(name, 'name')}.",
             "weights-mismatch",
         )
     net.load_state_dict(shared, strict=False)
+
+
+def _first_few(keys: list[str]) -> str:
+    rest = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+    return f"{', '.join(keys[:3])}{rest}"
 
 
 def repeat_channels(kernel: Float[Tensor, "O 3 H W"], channels: int) -> Float[Tensor, "O C H W"]:
@@ -264,11 +223,6 @@ def repeat_channels(kernel: Float[Tensor, "O 3 H W"], channels: int) -> Float[Te
     return kernel.repeat(1, repeats, 1, 1) / repeats
 
 
-def _first_few(fault: str, keys: list[str], limit: int = 3) -> str:
-    rest = f" and {len(keys) - limit} more" if len(keys) > limit else ""
-    return f"{len(keys)} {fault}: {', '.join(keys[:limit])}{rest}"
-
-
 def _download(name: str) -> State:
     library, _, model = name.rpartition("/")
     try:
@@ -276,33 +230,29 @@ def _download(name: str) -> State:
             import timm
 
             return timm.create_model(model, pretrained=True, num_classes=0).state_dict()
-        return get_model(model, weights="DEFAULT", progress=False).state_dict()
+        return dict(get_model_weights(model).DEFAULT.get_state_dict(progress=False, check_hash=True))
     except Exception as error:  # each library, and each of those that they download with, has its own
-        reason = (str(error).splitlines() or [""])[0]
         raise UserError(
             f"{library or 'torchvision'} to download the weights of {name}",
-            f"{type(error).__name__}: {reason}",
+            f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}",
             f"Check the network, or set {option_path(name, 'weights')} to the path of a file with a state dict.",
             "weights-download",
         ) from error
 
 
 def _read(path: Path, name: str) -> State:
-    def refuse(got: str, remedy: str) -> UserError:
-        expected = f"{option_path(name, 'weights')} to be null, default, or the path of a state dict"
-        return UserError(expected, got, remedy, "weights-file")
-
-    if not path.is_file():
-        raise refuse(f"no such file: {path}", "Check the path.")
     try:
         state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+        for key in ("state_dict", "model"):
+            if isinstance(state, dict) and isinstance(state.get(key), dict):
+                state = state[key]
+        if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+            raise TypeError("it holds something else than tensors by name")
     except Exception as error:  # a file of another kind makes the readers fail in any way
-        reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-        remedy = "Save it again: torch.save(net.state_dict(), PATH)."
-        raise refuse(f"{path}, which cannot be read: {reason}", remedy) from error
-    for key in ("state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise refuse(f"{path}, which holds something else", "Save net.state_dict().")
+        raise UserError(
+            f"{option_path(name, 'weights')} to be null, default, or the path of a state dict",
+            f"{path}, which cannot be read: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}",
+            "Check the path, or save the weights again: torch.save(net.state_dict(), PATH).",
+            "weights-file",
+        ) from error
     return dict(state)

@@ -30,11 +30,7 @@ def shift(frames: Float[Tensor, "B T C *size"], fold: int = FOLD) -> Float[Tenso
 
 
 class TemporalShift:
-    """Shifts what goes into convolutions of single frames, for clips of `num_frames` = T, to be set before each pass.
-
-    Args:
-        convolutions: they take [B*T, C, H, W].
-    """
+    """Shifts what goes into convolutions of [B*T, C, H, W]; T is ``num_frames``, to be set before each pass."""
 
     def __init__(self, convolutions: Sequence[nn.Module]) -> None:
         self.num_frames = 1
@@ -43,7 +39,6 @@ class TemporalShift:
             convolution.register_forward_pre_hook(self)
 
     def __call__(self, module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
-        """The convolution's input, shifted."""
         clips = inputs[0].unflatten(0, (-1, self.num_frames))  # [B, T, C, H, W]
         return (shift(clips).flatten(0, 1).contiguous(memory_format=torch.channels_last),)  # [B*T, C, H, W]
 
