@@ -10,7 +10,6 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
 
-from vidcls.errors import UserError
 from vidcls.training.transforms import Augment, Mix, Preprocess
 
 IDENTITY = {"mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0]}
@@ -240,12 +239,3 @@ def test_augments_in_training_mode_only() -> None:
 
 def test_nothing_of_it_is_in_a_checkpoint() -> None:
     assert preprocess(8).state_dict() == {}
-
-
-@pytest.mark.parametrize(
-    "wrong", [{"mean": [0.5]}, {"std": [1.0, 1.0]}, {"std": [1.0, 0.0, 1.0]}, {"std": [1.0, -1.0, 1.0]}]
-)
-def test_wrong_normalisation(wrong: dict[str, list[float]]) -> None:
-    with pytest.raises(UserError) as error:
-        preprocess(8, **wrong)
-    assert error.value.code == "normalise"

@@ -37,10 +37,8 @@ def write_results(
     """Writes everything that a finished run holds beyond its checkpoints, metrics.json last, and prints a summary.
 
     A run with limited splits (``trainer.limit_val_batches`` and the like) is marked in metrics.json as ``limited``, and
-    has no predictions of its limited splits; ``trainer.fast_dev_run`` has no results.
-
-    Returns:
-        The val metric that ``cfg.objective`` names; NaN if it is not defined.
+    has no predictions of its limited splits; ``trainer.fast_dev_run`` has no results. Gives the val metric that
+    ``cfg.objective`` names; NaN if it is not defined.
     """
     if trainer.fast_dev_run:  # type: ignore[attr-defined]
         console.print("trainer.fast_dev_run: training, validation and test work; no results were written")

@@ -15,7 +15,6 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
-from vidcls.errors import check_number
 from vidcls.files import write_atomically
 from vidcls.plots.run_plots import confusion_figure
 from vidcls.training.module import VideoClassifier
@@ -44,22 +43,14 @@ def tensorboard_loggers(trainer: L.Trainer) -> list[TensorBoardLogger]:
 
 
 class Timing(L.Callback):
-    """Measures how long training epochs take, how much of that is waiting for data, and the peak memory.
-
-    Attributes:
-        epoch_seconds: of each epoch, without validation; a resumed run keeps those from before.
-        wait_seconds: of each epoch, from the end of one step to the start of the next.
-        clips: trained on in each epoch.
-        fit_seconds: with validation and checkpoints, up to the last finished epoch.
-        peak_memory_bytes: allocated on the first GPU, or resident on the CPU (without loader processes); None if the
-            system does not report it.
-    """
+    """Measures how long training epochs take, how much of that is waiting for data, and the peak memory."""
 
     def __init__(self) -> None:
-        self.fit_seconds = 0.0
-        self.epoch_seconds: list[float] = []
-        self.wait_seconds: list[float] = []
-        self.clips: list[int] = []
+        self.fit_seconds = 0.0  # with validation and checkpoints, up to the last finished epoch
+        self.epoch_seconds: list[float] = []  # without validation; a resumed run keeps those from before
+        self.wait_seconds: list[float] = []  # of each epoch, from the end of one step to the start of the next
+        self.clips: list[int] = []  # trained on in each epoch
+        # On a GPU allocated, on the CPU resident, without loader processes; None if the system does not report it.
         self.peak_memory_bytes: int | None = None
 
     def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
@@ -81,7 +72,6 @@ class Timing(L.Callback):
         self._idle_since = self._ended = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Adds the epoch, up to its last step."""
         self.epoch_seconds.append(self._ended - self._started)
         self.wait_seconds.append(self._wait)
         self.clips.append(self._count)
@@ -132,27 +122,18 @@ def peak_memory(device: torch.device) -> int:
 
 
 class History(L.Callback):
-    """Keeps each epoch's metrics for the learning curves, and shows the confusion matrix after each epoch.
-
-    Args:
-        path: a .csv, written after each epoch: `table` so far.
-
-    Attributes:
-        curves: ``{"train/loss": [(epoch, value), ...], ...}``, epochs counted from 1.
-    """
+    """Writes each epoch's metrics to a .csv, for the learning curves, and shows each confusion matrix."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.curves: dict[str, list[tuple[int, float]]] = {}
+        self.curves: dict[str, list[tuple[int, float]]] = {}  # {"train/loss": [(epoch from 1, value), ...], ...}
 
     @rank_zero_only
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Lays out the dashboard's own charts, unless the run is a resumed one, which has them."""
-        for logger in tensorboard_loggers(trainer) if trainer.global_step == 0 else []:
+        for logger in tensorboard_loggers(trainer) if trainer.global_step == 0 else []:  # a resumed run has it
             logger.experiment.add_custom_scalars(LAYOUT)
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Keeps the epoch's metrics, and sends those of training to the loggers."""
         measured = {name: float(trainer.callback_metrics[name]) for name in CURVES if name in trainer.callback_metrics}
         for name, value in measured.items():
             self.curves.setdefault(name, []).append((trainer.current_epoch + 1, value))
@@ -175,7 +156,6 @@ class History(L.Callback):
 
     @rank_zero_only
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Draws the confusion matrix."""
         loggers = tensorboard_loggers(trainer)
         if loggers and isinstance(module, VideoClassifier) and module.metrics is not None:
             title = f"Validation, epoch {trainer.current_epoch + 1}"
@@ -203,13 +183,10 @@ class EMA(WeightAveraging):
 
     After n steps the decay is min(decay, n / (9 + n)), so that short runs forget their first steps too: the warm-up
     that Lightning's ``EMAWeightAveraging`` does not have. The running statistics of batch norms are averaged as well.
-
-    Args:
-        decay: of a long run.
     """
 
     def __init__(self, decay: float) -> None:
-        self.decay = check_number("callbacks.ema.decay", decay, 0.0, 1.0)
+        self.decay = decay
         super().__init__(multi_avg_fn=self._update)
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:

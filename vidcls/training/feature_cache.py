@@ -22,19 +22,17 @@ class CacheFeatures(L.Callback):
     """Before training, computes the features of each video, and lets the loaders serve those.
 
     It does nothing where the encoder trains or frames change from epoch to epoch. Features are computed in batches and
-    arithmetic of evaluation, so evaluating the network over the frames gives the same metrics to the last bit.
-
-    Args:
-        folder: for all encoders; each has a folder in it, named by its weights and all options that matter.
+    arithmetic of evaluation, so evaluating the network over the frames gives the same metrics to the last bit. Each
+    encoder has a folder of its own in ``folder``, named by its weights and all options that matter.
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
 
     def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
-        """Computes what is missing of train and val, before the optimiser asks how many batches the loaders have."""
         assert isinstance(module, VideoClassifier)
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
+        # Before the optimiser asks how many batches the loaders have.
         if stage == "fit" and module.features_cacheable and not datamodule.options.temporal_jitter:
             trainer.precision_plugin.convert_module(module.to(trainer.strategy.root_device))
             datamodule.features = FeatureStore(self.folder / _address(module, trainer))
@@ -73,7 +71,7 @@ def compute_features(trainer: L.Trainer, module: VideoClassifier, videos: Videos
 
 
 def _address(module: VideoClassifier, trainer: L.Trainer) -> str:
-    """Of the encoder's weights and of all that its features depend on beside the video."""
+    # Of the encoder's weights and of all that its features depend on beside the video.
     digest = hashlib.sha256()
     for name, tensor in module.model.encoder.state_dict().items():
         digest.update(name.encode())

@@ -13,11 +13,7 @@ from torch.nn import functional as F
 
 
 def pad_batch(batch: Tensor, batch_size: int) -> Tensor:
-    """The batch, filled up with zeros to ``batch_size`` items.
-
-    A matrix product of another shape may round otherwise, and a video's probabilities must not depend on how many
-    others are in its batch.
-    """
+    """The batch, filled up with zeros to ``batch_size`` items: products of other shapes may round otherwise."""
     missing = max(batch_size - len(batch), 0)
     return torch.cat([batch, batch.new_zeros(missing, *batch.shape[1:])]) if missing else batch
 
@@ -33,12 +29,11 @@ def clip_logits(
 def average_clips(logits: Float[Tensor, "B M K"]) -> Float[Tensor, "B K"]:
     """Probabilities of videos: the mean of their clips' probabilities.
 
-    Summed one clip after the other, since a sum in another order may round otherwise.
-
     Example:
         >>> average_clips(torch.tensor([[[0.0, 0.0], [50.0, 0.0]]]))
         tensor([[0.7500, 0.2500]])
     """
+    # One clip after the other, since a sum in another order may round otherwise.
     return reduce(torch.add, logits.softmax(dim=2).unbind(dim=1)) / logits.shape[1]
 
 

@@ -9,7 +9,7 @@ from vidcls.data.sampling import ClipSpec, StoreSpec
 
 CHECKPOINT_FORMAT = 3
 
-RENAMED_TARGETS = {
+RENAMED_TARGETS = {  # in old run folders
     "vidcls.augment.Augment": "vidcls.training.transforms.Augment",
     "vidcls.data.datamodule.VideoDataModule": "vidcls.data.options.DataOptions",
     "vidcls.callbacks.EMA": "vidcls.training.callbacks.EMA",
@@ -20,7 +20,6 @@ RENAMED_TARGETS = {
     "vidcls.features.CacheFeatures": "vidcls.training.feature_cache.CacheFeatures",
     "vidcls.optim.AdamW": "torch.optim.AdamW",
 }
-"""Classes that old run folders name, and what they are called today."""
 RENAMED_OPTIONS = {"vidcls.models.classifiers.encoder_head": {"stream": "motion"}}
 """Options of a target (its name of today) that old runs hold under another key."""
 
@@ -53,23 +52,14 @@ class Normalisation:
 
 @dataclass(frozen=True)
 class RunSpec:
-    """All that a network is built from, as a checkpoint holds it.
+    """All that a network is built from, as a checkpoint holds it."""
 
-    Attributes:
-        classes: the K names, in the order of the logits.
-        model: ``_target_`` and the options of the model, as plain values.
-        clip: what the network sees of a video.
-        store: what is decoded and kept of a video.
-        normalisation: of the frames.
-        batch_size: B; evaluation always fills its batches up to it.
-    """
-
-    classes: tuple[str, ...]
-    model: dict[str, Any]
-    clip: ClipSpec
-    store: StoreSpec
-    normalisation: Normalisation
-    batch_size: int
+    classes: tuple[str, ...]  # the K names, in the order of the logits
+    model: dict[str, Any]  # `_target_` and the options of the model, as plain values
+    clip: ClipSpec  # what the network sees of a video
+    store: StoreSpec  # what is decoded and kept of a video
+    normalisation: Normalisation  # of the frames
+    batch_size: int  # B; evaluation always fills its batches up to it
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for a checkpoint."""
@@ -77,12 +67,7 @@ class RunSpec:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> RunSpec:
-        """The inverse of `to_dict`; also reads what runs of format 2 hold.
-
-        Raises:
-            ValueError: an unknown format.
-            LookupError, TypeError: a value is missing or unknown.
-        """
+        """The inverse of `to_dict`, also of format 2. Raises ValueError, LookupError or TypeError."""
         if values["format"] == 2:
             values = _from_format_2(values)
         elif values["format"] != CHECKPOINT_FORMAT:

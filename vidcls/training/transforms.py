@@ -11,25 +11,12 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from vidcls.errors import UserError
-
 
 class Augment(nn.Module):
     """Random changes to training clips, one draw per clip: all its frames change alike, so motion stays motion.
 
-    The defaults change nothing.
-
-    Args:
-        flip: the probability of mirroring left and right.
-        crop_scale: the smallest share of the picture that a random crop keeps; 1 crops nothing.
-        jitter: how far brightness, contrast and saturation may change, 0..1; 0 changes nothing.
-        randaugment: how many operations of RandAugment (Cubuk et al. 2020, https://arxiv.org/abs/1909.13719).
-        randaugment_magnitude: how strong they are, 0..30.
-        mixup: see `Mix`.
-        cutmix: see `Mix`.
-
-    Attributes:
-        mix: what blends clips with each other, to be applied to a whole batch after preprocessing.
+    The options are those of conf/augment/none.yaml; the defaults change nothing. RandAugment: Cubuk et al. 2020
+    (https://arxiv.org/abs/1909.13719). ``mix`` is to be applied to a whole batch after preprocessing.
     """
 
     def __init__(
@@ -84,13 +71,9 @@ class Augment(nn.Module):
 class Mix(nn.Module):
     """Blends each clip of a batch with the one before it, and their labels in the same shares.
 
-    One share per batch: of all frames alike in mixup (Zhang et al. 2018, https://arxiv.org/abs/1710.09412), of the
-    picture's area in cutmix (Yun et al. 2019, https://arxiv.org/abs/1905.04899). Where both are on, each batch draws
-    one of the two.
-
-    Args:
-        mixup: the share is drawn from Beta(mixup, mixup); 0 turns it off.
-        cutmix: likewise.
+    One share per batch, drawn from Beta(mixup, mixup) or Beta(cutmix, cutmix): of all frames alike in mixup (Zhang et
+    al. 2018, https://arxiv.org/abs/1710.09412), of the picture's area in cutmix (Yun et al. 2019,
+    https://arxiv.org/abs/1905.04899). 0 turns either off; where both are on, each batch draws one of the two.
     """
 
     def __init__(self, mixup: float, cutmix: float) -> None:
@@ -99,7 +82,6 @@ class Mix(nn.Module):
 
     @property
     def is_identity(self) -> bool:
-        """Whether both are off."""
         return not self.alphas
 
     def forward(
@@ -119,14 +101,7 @@ class Mix(nn.Module):
 class Preprocess(nn.Module):
     """uint8 [B, T, H, W, 3] to normalised float [B, T, 3, R, R]: augment, resize, scale to 0..1, normalise.
 
-    Args:
-        resolution: R, in pixels. Stored frames of another size are resized with antialiasing.
-        mean: per channel, on the 0..1 scale.
-        std: per channel, on the 0..1 scale.
-        augment: applied in training mode only.
-
-    Raises:
-        UserError: not three means and three positive standard deviations.
+    ``augment`` is applied in training mode only. Stored frames of another size are resized with antialiasing.
 
     Example:
         >>> preprocess = Preprocess(64, mean=[0.5, 0.5, 0.5], std=[0.5, 0.5, 0.5], augment=Augment())
@@ -139,20 +114,12 @@ class Preprocess(nn.Module):
 
     def __init__(self, resolution: int, mean: Sequence[float], std: Sequence[float], augment: Augment) -> None:
         super().__init__()
-        if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-            raise UserError(
-                "three means and three positive standard deviations",
-                f"{list(mean)} and {list(std)}",
-                "Change normalise.mean and normalise.std.",
-                "normalise",
-            )
         self.resolution = resolution
         self.augment = augment
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(3, 1, 1), persistent=False)
 
     def forward(self, frames: UInt8[Tensor, "B T H W 3"]) -> Float[Tensor, "B T 3 R R"]:
-        """Prepares a batch of clips, in the precision of the buffers."""
         clips = frames.movedim(-1, 2)  # [B, T, 3, H, W], a view
         if self.training:
             clips = self.augment(clips)
