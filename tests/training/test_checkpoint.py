@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +17,7 @@ from torch import Tensor
 
 from vidcls.errors import UserError
 from vidcls.training.checkpoint import build_model, build_preprocess, load_checkpoint
+from vidcls.training.checkpoint_writer import AtomicCheckpoints
 from vidcls.training.module import VideoClassifier
 from vidcls.training.spec import RunSpec
 
@@ -81,7 +85,14 @@ def altered(path: Path) -> bytes:
     return path.read_bytes()[:100] + bytes(2000) + path.read_bytes()[2100:]
 
 
-@pytest.mark.parametrize("damage", [truncated, altered])
+def one_bit_of_the_weights(path: Path) -> bytes:
+    content = bytearray(path.read_bytes())
+    weight = torch.load(path, weights_only=True)["state_dict"]["model.output.weight"]
+    content[content.index(weight.numpy().tobytes()) + 3] ^= 64
+    return bytes(content)
+
+
+@pytest.mark.parametrize("damage", [truncated, altered, one_bit_of_the_weights])
 def test_a_damaged_checkpoint_is_refused(
     trained: tuple[VideoClassifier, Path], tmp_path: Path, damage: Callable[[Path], bytes]
 ) -> None:
@@ -127,3 +138,25 @@ def test_a_missing_checkpoint_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
         load_checkpoint(tmp_path / "nowhere.ckpt")
     assert error.value.code == "bad-checkpoint"
+
+
+# ---- writing
+
+
+def test_a_checkpoint_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where TMPDIR is full or on another file system; the one before is kept."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    last, writer = tmp_path / "last.ckpt", AtomicCheckpoints()
+    for epoch in range(3):
+        writer.save_checkpoint({"epoch": epoch}, last)
+    before = {path.name: torch.load(path)["epoch"] for path in tmp_path.iterdir()}
+    assert before == {"last.ckpt": 2, "previous.ckpt": 1}
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError) as error:
+        writer.save_checkpoint({"epoch": 3}, last)
+    assert error.value.code == "disk-full"
+    assert {path.name: torch.load(path)["epoch"] for path in tmp_path.iterdir()} == {"last.ckpt": 2, "previous.ckpt": 2}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import pickle
+import warnings
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,47 +15,38 @@ from torch import Tensor
 from vidcls.errors import UserError
 from vidcls.metrics.predictions import Predictions
 from vidcls.models.classifiers import Classifier, build_classifier
+from vidcls.training.run_folder import PREVIOUS_CHECKPOINT, last_checkpoint
 from vidcls.training.spec import RunSpec
 from vidcls.training.transforms import Augment, Preprocess
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a ``.ckpt`` file holds.
-
-    Attributes:
-        spec: the run's description.
-        state_dict: of the Lightning module; those of its network start with ``model.``.
-        step: how many optimiser steps these weights have seen.
-        val_predictions: of these weights; None where the validation split was not predicted.
-        raw: the whole file.
-    """
+    """What a ``.ckpt`` file holds; ``raw`` is all of it."""
 
     spec: RunSpec
-    state_dict: dict[str, Tensor]
-    step: int
-    val_predictions: Predictions | None
+    state_dict: dict[str, Tensor]  # of the Lightning module
+    step: int  # how many optimiser steps these weights have seen
+    val_predictions: Predictions | None  # of these weights; None where the validation split was not predicted
     raw: dict[str, Any]
 
     @property
     def model_weights(self) -> dict[str, Tensor]:
         """The state dict of the network alone."""
-        return {
-            name.removeprefix("model."): value for name, value in self.state_dict.items() if name.startswith("model.")
-        }
+        own = {name: value for name, value in self.state_dict.items() if name.startswith("model.")}
+        return {name.removeprefix("model."): value for name, value in own.items()}
 
 
 def load_checkpoint(path: Path, classes: Sequence[str] | None = None) -> Checkpoint:
-    """Reads a checkpoint of this package with ``weights_only=True``.
-
-    Args:
-        path: a ``.ckpt`` file.
-        classes: those of the data at hand; None takes the checkpoint's.
+    """Reads a checkpoint with ``weights_only=True``.
 
     Raises:
-        UserError: it is not a checkpoint of this package, or one of other classes.
+        UserError: it is not a checkpoint of this package, or one of other classes than ``classes``.
     """
     try:
+        with zipfile.ZipFile(path) as archive:  # torch.load does not look at the checksums
+            if (damaged := archive.testzip()) is not None:
+                raise ValueError(f"{damaged} has been altered")
         raw = torch.load(path, map_location="cpu", weights_only=True)
         spec, predictions = RunSpec.from_dict(raw["vidcls"]), raw.get("val_predictions")
         checkpoint = Checkpoint(
@@ -64,7 +56,7 @@ def load_checkpoint(path: Path, classes: Sequence[str] | None = None) -> Checkpo
             val_predictions=None if predictions is None else Predictions.from_tensors(predictions),
             raw=raw,
         )
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, LookupError, TypeError, ValueError) as error:
+    except Exception as error:  # of what is in the file anything may be wrong
         why = (str(error).splitlines() or [type(error).__name__])[0][:120]
         raise UserError(
             "a checkpoint of vidcls", f"{path}: {why}", "Check the path, or train again.", "bad-checkpoint"
@@ -79,16 +71,28 @@ def load_checkpoint(path: Path, classes: Sequence[str] | None = None) -> Checkpo
     return checkpoint
 
 
-def build_model(spec: RunSpec, trust: Sequence[str] = ()) -> Classifier:
-    """The network that a run describes, with random weights.
-
-    Args:
-        spec: of the run.
-        trust: packages that a model may come from, beside this one.
+def load_last(folder: Path, classes: Sequence[str]) -> tuple[Path, Checkpoint] | None:
+    """Where a resumed run continues: last.ckpt, or the one before if that is damaged; None if no epoch has ended.
 
     Raises:
-        UserError: the model is not of a trusted package, or an option is out of range.
+        UserError: both are damaged, or of other classes.
     """
+    last = last_checkpoint(folder)
+    previous = last.with_name(PREVIOUS_CHECKPOINT)
+    if not last.exists() and not previous.exists():
+        return None
+    try:
+        return last, load_checkpoint(last, classes)
+    except UserError as error:
+        if error.code != "bad-checkpoint" or not previous.exists():
+            raise
+        checkpoint = load_checkpoint(previous, classes)
+        warnings.warn(f"{error.args[1]}. Continuing from the epoch before, in {previous}.", stacklevel=2)
+        return previous, checkpoint
+
+
+def build_model(spec: RunSpec, trust: Sequence[str] = ()) -> Classifier:
+    """The network that a run describes, with random weights; see `vidcls.models.classifiers.build_classifier`."""
     options = {name: value for name, value in spec.model.items() if not name.startswith("_")}
     return build_classifier(
         str(spec.model["_target_"]), options, len(spec.classes), spec.clip.resolution, spec.clip.num_frames, trust

@@ -21,19 +21,16 @@ from vidcls.data.datamodule import VideoDataModule
 from vidcls.data.options import SPLITS
 from vidcls.data.preparation import PreparedVideos
 from vidcls.metrics.predictions import Predictions
-from vidcls.training.checkpoint import build_model, build_preprocess, load_checkpoint
+from vidcls.training.checkpoint import build_model, build_preprocess, load_checkpoint, load_last
+from vidcls.training.checkpoint_writer import AtomicCheckpoints
 from vidcls.training.feature_cache import compute_features
 from vidcls.training.module import VideoClassifier
-from vidcls.training.run_folder import best_checkpoint, is_rank_zero, last_checkpoint, manifest_path, write_environment
+from vidcls.training.run_folder import best_checkpoint, is_rank_zero, manifest_path, write_environment
 from vidcls.training.spec import Normalisation, RunSpec
 
 
 def build_datamodule(cfg: DictConfig, prepared: PreparedVideos | None = None) -> VideoDataModule:
-    """The videos of a run; writes manifest.csv, or on processes other than the first reads it.
-
-    Args:
-        cfg: the run's.
-        prepared: videos that are prepared already; None: the first process prepares them now.
+    """The videos of a run, prepared now unless they are; the first process writes manifest.csv for the others.
 
     Raises:
         UserError: see `vidcls.data.preparation.prepare_videos`.
@@ -50,8 +47,7 @@ def build_datamodule(cfg: DictConfig, prepared: PreparedVideos | None = None) ->
 def build_module(cfg: DictConfig, datamodule: VideoDataModule) -> VideoClassifier:
     """The network and its training, as the configuration asks; a resumed run has its weights from its last checkpoint.
 
-    Seeds all that is random. The model may be of any package: the configuration of a run folder has been checked by
-    `vidcls.training.run_folder.check_targets`, any other is the user's own.
+    Seeds all that is random.
 
     Raises:
         UserError: an option is out of range, or the checkpoint is not one or is of other classes.
@@ -67,9 +63,10 @@ def build_module(cfg: DictConfig, datamodule: VideoDataModule) -> VideoClassifie
         normalisation=Normalisation((), ()),
         batch_size=datamodule.options.batch_size,
     )
+    # Of any package: `check_trusted` has been over the configuration of a run folder, any other is the user's own.
     model = build_model(spec, trust=[str(cfg.model["_target_"]).partition(".")[0]])
-    last = last_checkpoint(folder)
-    if not last.exists():
+    last = load_last(folder, classes)
+    if last is None:
         model.encoder.load_weights()
     trained_with = model.encoder.normalisation or {"mean": [0.0] * 3, "std": [1.0] * 3}
     mean, std = (tuple(cfg.normalise[name] or trained_with[name]) for name in ("mean", "std"))
@@ -86,27 +83,29 @@ def build_module(cfg: DictConfig, datamodule: VideoDataModule) -> VideoClassifie
         label_smoothing=cfg.loss.label_smoothing,
         class_weights=datamodule.balanced_class_weights() if cfg.loss.class_weights == "balanced" else None,
     )
-    if last.exists():  # now, not when the trainer restores all else: features are computed before that
-        module.load_state_dict(load_checkpoint(last, classes).state_dict)
+    if last is not None:  # now, not when the trainer restores all else: features are computed before that
+        module.load_state_dict(last[1].state_dict)
     return module
 
 
 def build_trainer(
     cfg: DictConfig, resume_step: int | None = None, extra_callbacks: Sequence[L.Callback] = ()
 ) -> L.Trainer:
-    """The trainer with its callbacks and loggers; TensorBoard forgets the steps of a resumed run that are repeated."""
+    """The trainer with its callbacks, ``extra_callbacks`` first, and its loggers."""
     loggers = build_loggers(cfg, resume_step)
     callbacks = [*extra_callbacks, *instantiate(cfg.get("callbacks") or {}).values()]
     if not loggers:
         callbacks = [callback for callback in callbacks if not isinstance(callback, LearningRateMonitor)]
-    return instantiate(cfg.trainer, logger=loggers or False, callbacks=callbacks)
+    plugins = [AtomicCheckpoints(), *instantiate(cfg.trainer.get("plugins") or [])]
+    return instantiate(cfg.trainer, logger=loggers or False, callbacks=callbacks, plugins=plugins)
 
 
 def build_loggers(cfg: DictConfig, resume_step: int | None = None) -> list[Logger]:
-    """``logger``: null, the configuration of one, or a mapping from names to configurations of several."""
+    """The loggers of a configuration: of none, of one, or of several by name."""
     config = cfg.get("logger") or {}
     loggers = []
     for one in [config] if "_target_" in config else config.values():
+        # Of a resumed run, TensorBoard forgets the steps that are repeated.
         extra = {"purge_step": resume_step} if str(one["_target_"]).endswith(".TensorBoardLogger") else {}
         loggers.append(instantiate(one, **extra))
     return loggers
@@ -120,11 +119,8 @@ def fit(
 ) -> tuple[L.Trainer, Predictions]:
     """Trains, from the last checkpoint where there is one, and loads the best weights into ``module``.
 
-    ``extra_callbacks`` come before those of the configuration.
-
-    Returns:
-        The trainer, and the validation predictions of the best weights (of a ``trainer.fast_dev_run``, which writes no
-        checkpoints, of the last ones).
+    Gives the validation predictions of the best weights; of a ``trainer.fast_dev_run``, which writes no checkpoints,
+    those of the last ones.
 
     Raises:
         KeyboardInterrupt: Ctrl-C; the run can be resumed.
@@ -137,10 +133,9 @@ def fit(
             torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
             torch.get_num_threads(),
         )
-    last = last_checkpoint(folder)
-    resume_step = load_checkpoint(last, datamodule.classes).step if last.exists() else None
-    trainer = build_trainer(cfg, resume_step, extra_callbacks)
-    ckpt_path = str(last) if last.exists() else None
+    last = load_last(folder, datamodule.classes)
+    trainer = build_trainer(cfg, last[1].step if last else None, extra_callbacks)
+    ckpt_path = str(last[0]) if last else None
     try:
         trainer.fit(module, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
     except SystemExit:

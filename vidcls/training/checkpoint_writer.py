@@ -1,0 +1,34 @@
+"""Checkpoints that appear whole or not at all, of which the last but one is kept."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from vidcls.files import write_atomically
+from vidcls.training.run_folder import PREVIOUS_CHECKPOINT
+
+
+class AtomicCheckpoints(TorchCheckpointIO):
+    """Writes each checkpoint beside its place, syncs it and renames it; Lightning moves it there from TMPDIR.
+
+    Before last.ckpt is replaced, the one before is kept as previous.ckpt.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        path, content = Path(path), io.BytesIO()
+        torch.save(checkpoint, content)
+        if path.name == "last.ckpt" and path.exists():
+            previous = path.with_name(PREVIOUS_CHECKPOINT)
+            previous.unlink(missing_ok=True)
+            try:
+                os.link(path, previous)
+            except OSError:  # a file system without hard links
+                shutil.copyfile(path, previous)
+        write_atomically(path, content.getvalue())
