@@ -10,7 +10,7 @@ import subprocess
 import sys
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -60,12 +60,12 @@ def call(script: str, *overrides: str) -> Result:
     return Result(code, stdout.getvalue(), stderr.getvalue())
 
 
-def start(script: str, *overrides: str, cwd: Path) -> subprocess.Popen[str]:
-    """`python SCRIPT OVERRIDES` in a process of its own."""
+def start(script: str, *overrides: str, cwd: Path, launcher: Sequence[str] = ()) -> subprocess.Popen[str]:
+    """`python SCRIPT OVERRIDES` in a process of its own; ``launcher`` may come between the two."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen(
-        [sys.executable, str(ROOT / script), *overrides], cwd=cwd, env=environment, text=True, **pipes
+        [sys.executable, *launcher, str(ROOT / script), *overrides], cwd=cwd, env=environment, text=True, **pipes
     )
 
 

@@ -10,34 +10,58 @@ import torch.distributed
 from helpers.commands import once, start_train, train
 from helpers.runs import CLASSES, csv_source, metrics_of, same_weights, scalars, table, weights
 
+from vidcls.errors import UserError
+from vidcls.training.run_folder import wait_for_claim
+
 pytestmark = pytest.mark.skipif(
     not (torch.distributed.is_available() and torch.distributed.is_gloo_available()),
     reason="torch comes without gloo, which joins processes on CPUs",
 )
 
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+DDP = ["trainer=ddp", "trainer.devices=2"]
+
 
 @pytest.fixture(scope="session")
 def two_devices(shared: Path, tiny: list[str], demo_folder: Path) -> Path:
-    """The folder of a run on two devices, with 5 videos to train on and 3 each for the rest: odd numbers all."""
+    """The folder of a run on two devices, with 5 videos to train on, 3 to test on and 1 for validation.
+
+    torchrun starts the processes: each composes its configuration, and they agree on one run folder.
+    """
 
     def run(folder: Path) -> None:
         folder.mkdir()
-        videos = csv_source(demo_folder, folder / "videos.csv", lambda split, label: True)
+        videos = csv_source(
+            demo_folder, folder / "videos.csv", lambda split, label: split != "val" or label == CLASSES[0]
+        )
         lines = videos.read_text().splitlines(keepends=True)
         first = next(number for number, line in enumerate(lines) if ",train" in line)
         videos.write_text("".join(lines[:first] + lines[first + 1 :]))
-        ddp = ["trainer=ddp", "trainer.devices=2", f"data.source={videos}", "run_dir=run"]
-        process = start_train(*tiny, *ddp, cwd=folder)
+        process = start_train(*tiny, *DDP, f"data.source={videos}", cwd=folder, launcher=TORCHRUN)
         _, stderr = process.communicate(timeout=200)
         assert process.returncode == 0, stderr
-        assert {path.name for path in folder.iterdir()} == {"run", "videos.csv"}
+        assert {path.name for path in folder.iterdir()} == {"runs", "videos.csv"}
 
-    return once(shared, "two_devices", run) / "run"
+    (folder,) = (once(shared, "two_devices", run) / "runs" / "train").iterdir()
+    return folder
+
+
+def test_torchrun_needs_a_strategy(tiny: list[str], tmp_path: Path) -> None:
+    """Otherwise each process would train alone, into one folder."""
+    process = start_train(*tiny, f"run_dir={tmp_path / 'run'}", cwd=tmp_path, launcher=TORCHRUN)
+    _, stderr = process.communicate(timeout=200)
+    assert process.returncode != 0 and "trainer=ddp trainer.devices=2. [torchrun]" in stderr
+
+
+def test_a_process_does_not_wait_for_ever_for_the_first(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as error:
+        wait_for_claim(tmp_path, seconds=0.2)
+    assert error.value.code == "no-first-process"
 
 
 def test_each_video_counts_once(two_devices: Path) -> None:
     metrics, manifest = metrics_of(two_devices), table(two_devices / "manifest.csv")
-    assert [metrics[split]["n"] for split in ("train", "val", "test")] == [5, 3, 3]
+    assert [metrics[split]["n"] for split in ("train", "val", "test")] == [5, 1, 3]
     for split in ("val", "test"):
         predictions = table(two_devices / f"predictions_{split}.csv")
         assert predictions["path"].tolist() == manifest[manifest["split"] == split]["path"].tolist()

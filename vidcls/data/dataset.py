@@ -132,7 +132,8 @@ class VideoSampler(Sampler[SampleIndex]):
     """The order of one epoch, a pure function of seed and epoch; over several devices, this device's share of it.
 
     Shuffled (for training), every share has the same length: the first few videos fill up the last round, as
-    gradients are exchanged in step. In order (for evaluation), each video is in exactly one share.
+    gradients are exchanged in step. In order (for evaluation), each video is in exactly one share; but no share is
+    empty, as its device would not take part in gathering: where devices outnumber videos, some share a video.
 
     Balanced (for training), each class has an equal share of an epoch's N draws, up to one: videos of a small class
     come several times, those of a large one take turns over the epochs.
@@ -179,9 +180,9 @@ class VideoSampler(Sampler[SampleIndex]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return (
-            -(-self.length // self.world_size) if self.shuffle else len(range(self.rank, self.length, self.world_size))
-        )
+        if self.shuffle:
+            return -(-self.length // self.world_size)
+        return max(len(range(self.rank, self.length, self.world_size)), min(self.length, 1))
 
     def __iter__(self) -> Iterator[SampleIndex]:
         generator = np.random.default_rng([self.seed, self.epoch])
@@ -190,7 +191,7 @@ class VideoSampler(Sampler[SampleIndex]):
         if self.shuffle:
             generator.shuffle(places)
             places = np.resize(places, len(self) * self.world_size)  # repeats from the start
-        for place in places[self.rank :: self.world_size]:
+        for place in places[self.rank if self.rank < len(places) else 0 :: self.world_size]:
             yield SampleIndex(int(rows[place]), int(seeds[place]))
 
     def _balanced(self, classes: Int[np.ndarray, " N"]) -> Int[np.ndarray, " N"]:

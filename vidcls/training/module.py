@@ -24,16 +24,10 @@ from vidcls.training.transforms import Preprocess
 
 
 class VideoClassifier(L.LightningModule):
-    """Trains a classifier of videos.
+    """Trains a classifier of videos, from uint8 [B, T, H, W, 3] to logits [B, K].
 
-    Args:
-        model: [B, T, 3, R, R] to logits [B, K].
-        preprocess: uint8 [B, T, H, W, 3] to what the model takes.
-        spec: goes into every checkpoint.
-        optim: see `vidcls.training.optim.build_optimizer`.
-        seed: of the whole run; each epoch draws from (seed, epoch), so that a resumed run repeats it.
-        label_smoothing: 0..1, in the training loss.
-        class_weights: [K], in the training loss; None: all alike.
+    Each epoch draws from (``seed``, epoch), so that a resumed run repeats it. ``class_weights`` [K] and
+    ``label_smoothing`` shape the training loss alone; for ``optim`` see `vidcls.training.optim.build_optimizer`.
 
     Attributes:
         predictions: of the last validation or test, the same on every device; a checkpoint holds those of its epoch.
@@ -68,7 +62,6 @@ class VideoClassifier(L.LightningModule):
 
     @property
     def num_trainable(self) -> int:
-        """How many parameters training changes."""
         return sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)
 
     @property
@@ -77,7 +70,6 @@ class VideoClassifier(L.LightningModule):
         return self.model.encoder.is_frozen and self.preprocess.augment.is_identity
 
     def forward(self, frames: UInt8[Tensor, "B T H W 3"]) -> Float[Tensor, "B K"]:
-        """Logits of stored frames."""
         return self.model(self.preprocess(frames))
 
     def encode(self, frames: UInt8[Tensor, "B T H W 3"]) -> Float[Tensor, "B *features"]:
@@ -85,7 +77,6 @@ class VideoClassifier(L.LightningModule):
         return self.model.encode(self.preprocess(pad_batch(frames, self.spec.batch_size)))[: len(frames)]
 
     def _classify(self, features: Float[Tensor, "B *features"]) -> Float[Tensor, "B K"]:
-        """Logits of cached features."""
         return self.model.classify(features.to(self.features_dtype))
 
     def on_train_epoch_start(self) -> None:
@@ -115,7 +106,6 @@ class VideoClassifier(L.LightningModule):
         return loss
 
     def validation_step(self, batch: VideoBatch | FeatureBatch, _: int) -> None:
-        """Keeps the predictions of the batch."""
         if isinstance(batch, FeatureBatch):
             network, videos = self._classify, batch.features
         else:
@@ -127,7 +117,6 @@ class VideoClassifier(L.LightningModule):
     test_step = validation_step
 
     def on_validation_epoch_end(self) -> None:
-        """Gathers the predictions, and logs their metrics."""
         self.predictions = self._gather()
         self.metrics = self.predictions.summary(self.spec.classes)
         for name in ("loss", "accuracy", "macro_f1", "auroc", "calibration_error"):
@@ -138,7 +127,6 @@ class VideoClassifier(L.LightningModule):
                 self.log(f"val_{name}/{label}", values[name])
 
     def on_test_epoch_end(self) -> None:
-        """Gathers the predictions."""
         self.predictions = self._gather()
 
     def _gather(self) -> Predictions:
@@ -156,11 +144,10 @@ class VideoClassifier(L.LightningModule):
                 "Lower optim.lr, or give trainer.gradient_clip_val=1.",
                 "diverged",
             )
-        order = index.argsort()
+        order = np.unique(index.numpy(), return_index=True)[1]  # where devices outnumber videos, some have the same one
         return Predictions(labels[order].numpy(), probabilities[order].numpy(), losses[order].numpy())
 
     def configure_optimizers(self) -> Any:
-        """The optimiser and its schedule."""
         total_steps, epochs = int(self.trainer.estimated_stepping_batches), self.trainer.max_epochs or 1
         return build_optimizer(self.optim, self.model.stages(), total_steps, epochs)
 
