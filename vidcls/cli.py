@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import secrets
 import shlex
 import sys
@@ -26,9 +27,27 @@ Result = TypeVar("Result")
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
+def launched_processes() -> int:
+    """How many processes torchrun has started for this run; 1 where nobody else starts any."""
+    return int(os.environ["WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in os.environ else 1
+
+
 def new_run_dir(folder: str, resume: str | None) -> str:
-    """<folder>/<date>_<time>_<short id>, or the folder to resume."""
-    return resume or f"{folder}/{time.strftime('%Y-%m-%d_%H-%M-%S')}_{secrets.token_hex(2)}"
+    """<folder>/<date>_<time>_<short id>, the same for all processes of one torchrun; or the folder to resume."""
+    if resume:
+        return resume
+    started, identity = time.time(), secrets.token_hex(2)
+    if launched_processes() > 1:
+        launcher = Path(f"/proc/{os.getppid()}/stat")
+        if os.environ["WORLD_SIZE"] != os.environ["LOCAL_WORLD_SIZE"] or not launcher.exists():
+            remedy = "Give run_dir=DIR, a new folder that all of them share."
+            raise UserError("run_dir, for the processes of several machines", "none", remedy, "missing-option")
+        # man 5 proc: in which tick the launcher was started, and the second in which the system was.
+        tick = int(launcher.read_text().rpartition(")")[2].split()[19])
+        booted = re.search(r"btime (\d+)", Path("/proc/stat").read_text())
+        started = tick / os.sysconf("SC_CLK_TCK") + (int(booted[1]) if booted else 0)
+        identity = f"{os.getppid():x}"
+    return f"{folder}/{time.strftime('%Y-%m-%d_%H-%M-%S', time.localtime(started))}_{identity}"
 
 
 # Cached: one process asks several times and must get the same answer.
@@ -58,11 +77,8 @@ def trusted_packages(cfg: DictConfig) -> tuple[str, ...]:
 
 
 def quote_overrides(*options: str) -> None:
-    """Quotes the values of options on the command line, so that paths may hold commas, brackets, spaces and the like.
-
-    Hydra's grammar gives these characters a meaning of their own. In a multirun nothing is quoted: there a comma
-    separates the values of a sweep.
-    """
+    """Quotes the values of options on the command line, so that paths may hold characters of Hydra's grammar."""
+    # In a multirun a comma separates the values of a sweep.
     if any(text in ("-m", "--multirun") for text in sys.argv):
         return
     for place, text in enumerate(sys.argv):
@@ -73,10 +89,7 @@ def quote_overrides(*options: str) -> None:
 
 
 def allow_new_keys(group: str) -> None:
-    """Lets the command line say ``group.name=value`` for names that the configuration cannot know, such as classes.
-
-    Hydra asks for ``++group.name=value``.
-    """
+    """Lets ``group.name=value`` stand for Hydra's ``++group.name=value``: names such as classes cannot be known."""
     sys.argv[1:] = [f"++{text}" if text.startswith((f"{group}.", f"{group}=")) else text for text in sys.argv[1:]]
 
 
@@ -86,9 +99,9 @@ def user_errors_exit(main: Callable[[DictConfig], Result]) -> Callable[[DictConf
     @functools.wraps(main)
     def guarded(cfg: DictConfig) -> Result:
         try:
-            for option in sorted(OmegaConf.missing_keys(cfg)):
-                remedy = f"Give {option}=... on the command line."
-                raise UserError(f"a value for {option}", "none", remedy, "missing-option")
+            if missing := sorted(OmegaConf.missing_keys(cfg)):
+                remedy = f"Give {missing[0]}=... on the command line."
+                raise UserError(f"a value for {missing[0]}", "none", remedy, "missing-option")
             return main(cfg)
         except Exception as error:
             user_error = find_user_error(error)
@@ -115,7 +128,7 @@ def _resume_command() -> str:
 
 
 def _remove_if_empty(folder: Path) -> None:
-    """Hydra creates the folder that ``resume`` names."""
+    # Hydra creates the folder that `resume` names.
     if folder.is_dir() and folder != Path.cwd() and not any(folder.iterdir()):
         folder.rmdir()
 
@@ -136,12 +149,7 @@ def print_config(cfg: DictConfig) -> None:
 
 
 def short_names(options: Sequence[str]) -> list[str]:
-    """The last part of each option's name; the full names where two of them would be the same.
-
-    Example:
-        >>> short_names(["data.num_frames", "seed"]), short_names(["data.seed", "seed"])
-        (['num_frames', 'seed'], ['data.seed', 'seed'])
-    """
+    """The last part of each option's name; the full names where two of them would be the same."""
     short = [option.rpartition(".")[2] for option in options]
     return short if len(set(short)) == len(short) else list(options)
 

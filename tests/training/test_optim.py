@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
@@ -130,6 +130,7 @@ def test_learning_rates_of_short_runs(knobs: dict[str, Any], total_steps: int, e
     assert rates(adam(lr=2.0, **knobs), 1, total_steps) == [pytest.approx(expected, abs=1e-12)]
 
 
+@settings(deadline=None, max_examples=40)  # the whole schedule is stepped through each time
 @given(st.integers(2, 300), st.floats(0.01, 0.99))
 def test_one_cycle_is_torchs(total_steps: int, warmup: float) -> None:
     assume(warmup * total_steps != 1)  # where torch divides by zero
@@ -268,7 +269,6 @@ def test_any_scheduler_of_torchs() -> None:
         ({"_target_": "torch.optim.SGD", "lr": -1.0}, "optim._target_"),
         ({"schedule": {"_target_": "torch.optim.lr_scheduler.StepLR"}}, "optim.schedule._target_"),
         ({"schedule": {"step_size": 3}}, "optim.schedule._target_"),
-        ({"schedule": {"_target_": "torch.optim.lr_scheduler.ConstantLR"}, "warmup": 0.1}, "optim.schedule"),
     ],
 )
 def test_what_cannot_be_built(wrong: dict[str, Any], code: str) -> None:

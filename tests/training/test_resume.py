@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -98,6 +100,17 @@ def test_ctrl_c_in_training(uninterrupted: Path, tiny: list[str], tmp_path: Path
     assert_same_result(run, uninterrupted)
 
 
+def truncated(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def altered(path: Path) -> None:
+    """One bit in the middle of the weights, which torch itself reads without a word."""
+    content = bytearray(path.read_bytes())
+    content[content.index(b"data/0") + 2000] ^= 64
+    path.write_bytes(content)
+
+
 def copy_of(run: Path, folder: Path) -> Path:
     """A run folder at another place, as if it had been made there."""
     shutil.copytree(run, folder)
@@ -126,13 +139,31 @@ def test_a_moved_run_resumes_where_it_is(finished: Path, tmp_path: Path) -> None
 # ---- what is refused
 
 
-@pytest.mark.parametrize("option", ["model", "augment", "callbacks.timing", "optim"])
-def test_a_config_that_names_something_else_is_refused(finished: Path, option: str, tmp_path: Path) -> None:
+PLACES = ["model", "augment", "data", "datamodule", "callbacks.timing", "callbacks.x_target_", "logger.tensorboard"]
+PLACES += ["optim", "optim.schedule", "trainer", "trainer.profiler", "trainer.plugins.deep.er", "normalise.mean"]
+
+
+@pytest.mark.parametrize("option", PLACES)
+def test_a_config_that_names_code_is_refused(finished: Path, option: str, tmp_path: Path) -> None:
+    """Wherever in the configuration of a stranger it stands, it does not run."""
     run = copy_of(finished, tmp_path / "run")
+    (run / "x.pickle").write_bytes(f"cos\nmkdir\n(V{tmp_path / 'trap'}\ntR.".encode())
     config = OmegaConf.load(run / "config.yaml")
-    OmegaConf.update(config, f"{option}._target_", "shutil.rmtree")
+    node = {"_target_": "pandas.read_pickle", "filepath_or_buffer": str(run / "x.pickle")}
+    OmegaConf.update(config, option, node, merge=False, force_add=True)
     OmegaConf.save(config, run / "config.yaml")
-    refused(train(f"resume={run}"), "[untrusted-target]", "trust=shutil")
+    result = train(f"resume={run}")
+    assert result.code == 2 and result.stderr.startswith("error: ") and result.stderr.count("\n") == 1, result.stderr
+    assert "[untrusted-target]" in result.stderr or "[bad-run-config]" in result.stderr
+    assert not (tmp_path / "trap").exists()
+
+
+def test_a_run_that_another_process_works_on_is_refused(finished: Path, tmp_path: Path) -> None:
+    run = copy_of(finished, tmp_path / "run")
+    with (run / "config.yaml").open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        refused(train(f"resume={run}"), "[run-in-use]")
+    assert train(f"resume={run}").code == 0
 
 
 @pytest.mark.parametrize("other", ["trainer.max_epochs=20", "seed=1", "model=cnn_mean", "run_dir=elsewhere"])
@@ -155,12 +186,24 @@ def test_a_folder_that_is_no_run_is_refused_and_left_alone(tmp_path: Path) -> No
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
-@pytest.mark.parametrize("content", [b"hello", None], ids=["text", "truncated"])
-def test_a_damaged_checkpoint_is_refused(finished: Path, tmp_path: Path, content: bytes | None) -> None:
+@pytest.mark.parametrize("damage", [truncated, altered, Path.unlink])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(
+    finished: Path, tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
     run = copy_of(finished, tmp_path / "run")
-    last = run / "checkpoints" / "last.ckpt"
-    last.write_bytes(last.read_bytes()[:-1000] if content is None else content)
-    refused(train(f"resume={run}"), "[bad-checkpoint]", "last.ckpt")
+    damage(run / "checkpoints" / "last.ckpt")
+    with pytest.warns(UserWarning, match=r"last.ckpt: .* Continuing from the epoch before, in .*previous.ckpt"):
+        result = train(f"resume={run}")
+    assert result.code == 0, result.stderr
+    assert_same_result(run, finished)
+    assert_same_curves(run, finished)
+
+
+def test_two_damaged_checkpoints_are_refused(finished: Path, tmp_path: Path) -> None:
+    run = copy_of(finished, tmp_path / "run")
+    for name in ("last", "previous"):
+        truncated(run / "checkpoints" / f"{name}.ckpt")
+    refused(train(f"resume={run}"), "[bad-checkpoint]", "previous.ckpt")
     assert json.loads((run / "metrics.json").read_text()) == metrics_of(finished)  # nothing is lost
 
 

@@ -1,7 +1,8 @@
-"""A run folder's configuration: paths of a folder that has moved, and what it may name."""
+"""A run folder: paths of a folder that has moved, what its configuration may name, and one process at a time."""
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -9,27 +10,45 @@ import pytest
 from omegaconf import OmegaConf
 
 from vidcls.errors import UserError
-from vidcls.training.run_folder import check_targets, claim_folder, read_config
+from vidcls.training.run_config import check_trusted, read_config
+from vidcls.training.run_folder import claim_folder
+
+PLAIN = {
+    "run_dir": "/x/run",
+    "compile": False,
+    "data": {"source": "/x/run_videos", "cache_dir": "cache"},
+    "trainer": {"accelerator": "cpu", "precision": "32-true", "deterministic": True},
+}
 
 
 def written(folder: Path, **values: Any) -> Path:
     folder.mkdir()
-    claim_folder(folder, OmegaConf.create({"run_dir": "/x/run"} | values))
+    claim_folder(folder, OmegaConf.create(PLAIN | values))
     return folder
 
 
 def test_paths_follow_a_folder_that_has_moved(tmp_path: Path) -> None:
     callbacks = {"last": {"dirpath": "/x/run/checkpoints"}, "names": ["/x/run", "/x", "x/run", "/x/run/a/../b"]}
-    folder = written(tmp_path / "run", data={"source": "/x/run_videos", "seed": 3}, callbacks=callbacks)
+    loggers = {"mlflow": {"tracking_uri": "file:/x/run/mlflow"}}
+    folder = written(tmp_path / "a: b", callbacks=callbacks, logger=loggers)
     cfg = read_config(folder)
     assert cfg.run_dir == str(folder)
-    assert cfg.data == {"source": "/x/run_videos", "seed": 3}  # begins alike, and is another folder
+    assert cfg.data.source == "/x/run_videos"  # begins alike, and is another folder
     assert cfg.callbacks.last.dirpath == str(folder / "checkpoints")
+    assert cfg.logger.mlflow.tracking_uri == f"file:{folder}/mlflow"
     assert cfg.callbacks.names == [str(folder), "/x", "x/run", str(folder / "a" / ".." / "b")]
 
 
-@pytest.mark.parametrize("content", ["", "[1, 2]", "a: b", "run_dir: [", "run_dir: 3", "\x00"])
+BOMB = "a: &a [x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in pairwise("abcdefghijklmnopqrstuvwxyz"))
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "[1, 2]", "a: b", "run_dir: [", "run_dir: 3", "\x00", BOMB, "a: " + "[" * 5000, "x: 1\n" * 100_000],
+    ids=range(9),
+)
 def test_a_damaged_config(content: str, tmp_path: Path) -> None:
+    """Among them aliases that stand for 67 million values, and brackets within brackets."""
     (tmp_path / "config.yaml").write_text(content)
     with pytest.raises(UserError) as error:
         read_config(tmp_path)
@@ -81,6 +100,8 @@ def nested(target: Any) -> list[dict[str, Any]]:
         {"callbacks": {"best": node}},
         {"callbacks": {"best": {"_target_": "torch.optim.SGD", "pruner": {"deep": [1, {"deeper": node}]}}}},
         {"logger": [[node]]},
+        {"callbacks": {"x_target_": node}},
+        {"datamodule": node},
         node,
     ]
 
@@ -88,28 +109,57 @@ def nested(target: Any) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("target", TRUSTED)
 def test_what_may_be_named(target: str) -> None:
     for config in nested(target):
-        check_targets(OmegaConf.create(config))
+        check_trusted(OmegaConf.create(config))
 
 
 @pytest.mark.parametrize("target", UNTRUSTED, ids=str)
 def test_what_may_not(target: Any) -> None:
     for config in nested(target):
         with pytest.raises(UserError) as error:
-            check_targets(OmegaConf.create(config))
+            check_trusted(OmegaConf.create(config))
         assert error.value.code == "untrusted-target"
 
 
 def test_packages_that_are_trusted() -> None:
     for config in nested("my_package.nets.MyNet"):
-        check_targets(OmegaConf.create(config), trust=["my_package"])
-        check_targets(OmegaConf.create(config), trust=["my_package.nets.MyNet"])
+        check_trusted(OmegaConf.create(config), trust=["my_package"])
+        check_trusted(OmegaConf.create(config), trust=["my_package.nets.MyNet"])
         with pytest.raises(UserError) as error:
-            check_targets(OmegaConf.create(config), trust=["my"])
+            check_trusted(OmegaConf.create(config), trust=["my"])
         assert error.value.code == "untrusted-target"
 
 
 @pytest.mark.parametrize("value", ["${oc.env:HOME}", "a ${b}", "${oc.create:{_target_:os.system}}"])
-def test_interpolations_are_refused(value: str) -> None:
+def test_interpolations_are_refused(value: str, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml({**PLAIN, "b": 1, "callbacks": {"best": value}}))
     with pytest.raises(UserError) as error:
-        check_targets(OmegaConf.create({"b": 1, "callbacks": {"best": value}}))
-    assert error.value.code == "untrusted-config"
+        read_config(tmp_path)
+    assert error.value.code == "bad-run-config"
+
+
+PLACES = {
+    "callbacks.last.dirpath": "/etc",
+    "callbacks.history.path": "train.py",  # of the current folder
+    "callbacks.best.filename": "../../best",
+    "callbacks.features.folder": "/home",
+    "logger.tensorboard.save_dir": "/tmp",
+    "logger.tensorboard.name": "../x",
+    "logger.mlflow.tracking_uri": "file:/etc",
+    "trainer.default_root_dir": "/var",
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_run_writes_into_its_own_folder(place: str, tmp_path: Path) -> None:
+    cfg = OmegaConf.create({"run_dir": str(tmp_path / "run"), "cache_dir": "cache"})
+    own = {"last.dirpath": f"{tmp_path}/run/checkpoints", "best.filename": "best", "features.folder": "cache/features"}
+    for key, value in own.items():
+        OmegaConf.update(cfg, f"callbacks.{key}", value, force_add=True)
+    check_trusted(cfg)
+    OmegaConf.update(cfg, place, PLACES[place], force_add=True)
+    with pytest.raises(UserError) as error:
+        check_trusted(cfg)
+    assert error.value.code == "untrusted-path"
+    check_trusted(cfg, given=cfg)  # where the command line says the same
+    if PLACES[place].startswith("/"):
+        check_trusted(cfg, trust=[PLACES[place]])

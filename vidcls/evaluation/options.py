@@ -14,7 +14,8 @@ from vidcls.data.options import SPLITS
 from vidcls.data.sources import class_order, list_videos
 from vidcls.errors import UserError, check_choice
 from vidcls.moderation.targets import check_open_share, check_targets
-from vidcls.training.run_folder import check_run_options, manifest_path, policy_path, read_config
+from vidcls.training.run_config import read_config
+from vidcls.training.run_folder import check_run_options, manifest_path, policy_path
 
 DEFAULT_SAFE_CLASS, DEFAULT_REVIEW_MARGIN = "safe", 0.2
 

@@ -35,10 +35,9 @@ from vidcls.training.inference import average_clips, clip_logits, pad_batch, vid
 from vidcls.training.run_folder import (
     ACCELERATORS,
     best_checkpoint,
-    check_finished,
     manifest_path,
     policy_path,
-    read_config,
+    read_finished,
 )
 from vidcls.training.spec import RunSpec
 from vidcls.training.transforms import Preprocess
@@ -137,10 +136,9 @@ def load_run(folder: Path | str, trust: Sequence[str] = ()) -> LoadedRun:
     Raises:
         UserError: it is not the folder of a finished run, or its model is not of a trusted package.
     """
-    folder = check_finished(Path(folder))
+    folder, config = read_finished(Path(folder))
     best = best_checkpoint(folder)
     checkpoint = load_checkpoint(best)
-    config = read_config(folder)
     try:
         manifest = read_manifest(manifest_path(folder))
     except ValueError as error:

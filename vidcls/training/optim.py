@@ -12,6 +12,7 @@ from torch.nn import Parameter
 from torch.optim.lr_scheduler import LambdaLR
 
 from vidcls.errors import UserError, check_choice
+from vidcls.training.options import SCHEDULES
 
 SCHEDULE_OPTIONS = ("schedule", "warmup", "encoder_lr_factor", "unfreeze_epochs")
 ADAM_OPTIONS = ("eps", "weight_decay")
@@ -23,65 +24,43 @@ def build_optimizer(
 ) -> dict[str, Any]:
     """An optimiser and its schedule, as Lightning's ``configure_optimizers`` returns them.
 
-    Args:
-        optim: ``_target_`` is the optimiser, a class of torch's or any other; its keywords beside it, and ours:
-
-            - ``schedule``: ``constant``; ``cosine``, down to zero at the end of training; ``one_cycle``; or a mapping
-              whose ``_target_`` is a scheduler, with its keywords, ``interval`` (step or epoch, the default) and
-              ``monitor``.
-            - ``warmup``: the share of all steps, 0..1, in which the rate rises.
-            - ``encoder_lr_factor``: times ``lr`` is the rate of all stages but the last.
-            - ``unfreeze_epochs``: how long after the stage above it a stage starts to train (Howard & Ruder 2018,
-              https://arxiv.org/abs/1801.06146). Until then its rate is 0; where training ends first, it never trains.
-        stages: the parameters of a network from its input to its output. Frozen ones are left out.
-        total_steps: of the optimiser, in the whole training.
-        epochs: in the whole training.
+    ``optim`` holds the options of conf/optim/adam.yaml, and any keyword of its ``_target_``. ``stages`` are the
+    parameters of a network from its input to its output; frozen ones are left out. Until a stage's turn comes its rate
+    is 0 (gradual unfreezing, Howard & Ruder 2018, https://arxiv.org/abs/1801.06146).
 
     Raises:
         UserError: the optimiser or scheduler cannot be built from these options.
     """
     ours: dict[str, Any] = {"schedule": "constant", "warmup": 0.0, "encoder_lr_factor": 1.0, "unfreeze_epochs": 0}
     ours |= {name: optim[name] for name in SCHEDULE_OPTIONS if name in optim}
+    schedule, encoder_lr_factor = ours["schedule"], ours["encoder_lr_factor"]
     trainable = [[parameter for parameter in stage if parameter.requires_grad] for stage in stages]
     groups: list[dict[str, Any]] = [{"params": parameters} for parameters in trainable if parameters]
     above = [len(stages) - 1 - place for place, parameters in enumerate(trainable) if parameters]
-    schedule = ours["schedule"]
     if isinstance(schedule, Mapping):
-        if ours["warmup"] or ours["unfreeze_epochs"]:
-            raise UserError(
-                "optim.warmup=0 and optim.unfreeze_epochs=0, for a scheduler of your own",
-                f"{ours['warmup']} and {ours['unfreeze_epochs']}",
-                "Set them to 0, or use optim.schedule=cosine.",
-                "optim.schedule",
-            )
         for group, stages_above in zip(groups, above, strict=True):
-            group["lr"] = optim["lr"] * (ours["encoder_lr_factor"] if stages_above else 1.0)
-    else:
-        check_choice("optim.schedule", schedule, ("constant", "cosine", "one_cycle"))
-    optimizer = _build("optim", optim, groups, left_out=SCHEDULE_OPTIONS)
-    if isinstance(schedule, Mapping):
+            group["lr"] = optim["lr"] * (encoder_lr_factor if stages_above else 1.0)
+        optimizer = _build("optim", optim, groups, left_out=SCHEDULE_OPTIONS)
         scheduler = _build("optim.schedule", schedule, optimizer, left_out=("interval", "monitor"))
         interval, monitor = schedule.get("interval", "epoch"), schedule.get("monitor", "val/loss")
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": interval, "monitor": monitor},
-        }
+        lr_scheduler = {"scheduler": scheduler, "interval": interval, "monitor": monitor}
+        return {"optimizer": optimizer, "lr_scheduler": lr_scheduler}
+
+    check_choice("optim.schedule", schedule, SCHEDULES)
 
     def factor_of(stages_above: int) -> Callable[[int], float]:
         first_step = stages_above * ours["unfreeze_epochs"] * total_steps / max(epochs, 1)
-        highest = ours["encoder_lr_factor"] if stages_above else 1.0
+        highest = encoder_lr_factor if stages_above else 1.0
+        return lambda step: (
+            highest * schedule_factor(schedule, step, total_steps, ours["warmup"]) if step >= first_step else 0.0
+        )
 
-        def factor(step: int) -> float:
-            return highest * schedule_factor(schedule, step, total_steps, ours["warmup"]) if step >= first_step else 0.0
-
-        return factor
-
+    optimizer = _build("optim", optim, groups, left_out=SCHEDULE_OPTIONS)
     scheduler = LambdaLR(optimizer, [factor_of(stages_above) for stages_above in above])
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
 def _build(option: str, config: Mapping[str, Any], first: Any, left_out: Sequence[str]) -> Any:
-    """What ``_target_`` of a mapping makes of ``first`` and of the mapping's other values."""
     keywords = {str(key): value for key, value in config.items() if key not in left_out and key[0] != "_"}
     target = str(config.get("_target_"))
     try:
@@ -99,13 +78,7 @@ def _build(option: str, config: Mapping[str, Any], first: Any, left_out: Sequenc
 
 
 def schedule_factor(schedule: str, step: int, total_steps: int, warmup: float) -> float:
-    """The share of the highest learning rate that is due at a step, 0..1.
-
-    Args:
-        schedule: ``constant``, ``cosine`` or ``one_cycle``.
-        step: counted from 0.
-        total_steps: in the whole training.
-        warmup: the share of them in which the rate rises.
+    """The share of the highest learning rate that is due at a step, 0..1, counted from 0.
 
     Example:
         >>> [round(schedule_factor("cosine", step, 5, warmup=0.2), 3) for step in range(6)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
@@ -10,12 +11,14 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from vidcls.cli import launched_processes
 from vidcls.data.options import DataOptions
 from vidcls.errors import UserError, check_choice, check_integer, check_number
 from vidcls.metrics.objectives import LOWER_IS_BETTER
 
 Check = Callable[[str, Any], object]
 
+SCHEDULES = ("constant", "cosine", "one_cycle")
 LOGGER_PACKAGES = {
     "CometLogger": "comet_ml",
     "MLFlowLogger": "mlflow",
@@ -30,7 +33,6 @@ def _check_flag(option: str, value: Any) -> None:
 
 
 def _check_channels(option: str, value: Any) -> None:
-    """Three numbers, one for each of red, green and blue; positive ones where they divide."""
     numbers = value if isinstance(value, list) else []
     lowest = 0 if option == "normalise.std" else float("-inf")
     if len(numbers) != 3 or not all(isinstance(number, (int, float)) and number > lowest for number in numbers):
@@ -126,11 +128,7 @@ MODEL_CHECKS: dict[str, Check] = {
 
 
 def check_train_options(cfg: DictConfig) -> None:
-    """Checks ranges, choices, paths and class names in train.py's configuration.
-
-    Raises:
-        UserError: an option cannot be used; the code is its name.
-    """
+    """Checks ranges, choices, paths and class names in train.py's configuration; the `UserError` names the option."""
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
     own_model = not str(plain["model"]["_target_"]).startswith("vidcls.")
     resumes = plain["resume"] is not None
@@ -149,12 +147,20 @@ def check_train_options(cfg: DictConfig) -> None:
         _check_source(data)
 
 
-def check_gpu(cfg: DictConfig) -> None:
-    """Refuses a GPU that is not there, which only torch knows; before videos are decoded for hours.
+def check_run_values(plain: dict[str, Any]) -> None:
+    """Checks what is used of the config.yaml of a finished run; raises `UserError`, LookupError or TypeError."""
+    for option in ("compile", "trainer.accelerator", "trainer.precision"):
+        found, value = _find(plain, option)
+        if not found:
+            raise LookupError(f"{option} is missing")
+        CHECKS[option](option, value)
+    if plain["trainer"]["deterministic"] not in (True, False, "warn", None):
+        raise ValueError(f"trainer.deterministic is {plain['trainer']['deterministic']!r}")
+    DataOptions(**{name: value for name, value in plain["data"].items() if not name.startswith("_")})
 
-    Raises:
-        UserError: see above.
-    """
+
+def check_gpu(cfg: DictConfig) -> None:
+    """Refuses a GPU that is not there, which only torch knows; before videos are decoded for hours."""
     if cfg.trainer.accelerator in ("gpu", "cuda"):
         import torch  # seconds, which other runs spend while they decode
 
@@ -164,8 +170,24 @@ def check_gpu(cfg: DictConfig) -> None:
             )
 
 
+def check_launch(trainer: DictConfig) -> None:
+    """Refuses a trainer that would not share the work among the processes that torchrun has started."""
+    processes, devices, strategy = launched_processes(), trainer.devices, trainer.get("strategy", "auto")
+    if processes == 1:
+        return
+    if devices in ("auto", -1):
+        devices = 1 if trainer.accelerator == "cpu" else int(os.environ["LOCAL_WORLD_SIZE"])
+    count = (devices if isinstance(devices, int) else len(devices)) * trainer.get("num_nodes", 1)
+    if strategy == "auto" or count != processes:
+        raise UserError(
+            f"a strategy and devices for the {processes} processes of torchrun",
+            f"trainer.strategy={strategy} and {count} devices",
+            f"Give trainer=ddp trainer.devices={os.environ['LOCAL_WORLD_SIZE']}.",
+            "torchrun",
+        )
+
+
 def _find(plain: Any, option: str) -> tuple[bool, Any]:
-    """Whether a nested dict has an option with a dotted name, and its value."""
     for key in option.split("."):
         if not isinstance(plain, dict) or key not in plain:
             return False, None
@@ -174,13 +196,17 @@ def _find(plain: Any, option: str) -> tuple[bool, Any]:
 
 
 def _check_schedule(optim: dict[str, Any]) -> None:
-    schedule = optim.get("schedule")
+    schedule, warmup, unfreeze_epochs = (optim.get(name) for name in ("schedule", "warmup", "unfreeze_epochs"))
     if isinstance(schedule, dict):
+        if warmup or unfreeze_epochs:
+            expected = "optim.warmup=0 and optim.unfreeze_epochs=0, for a scheduler of your own"
+            remedy = "Set them to 0, or use optim.schedule=cosine."
+            raise UserError(expected, f"{warmup} and {unfreeze_epochs}", remedy, "optim.schedule")
         return
-    check_choice("optim.schedule", schedule, ("constant", "cosine", "one_cycle"))
-    if schedule == "one_cycle" and not 0 < optim.get("warmup", 0.0) < 1:
+    check_choice("optim.schedule", schedule, SCHEDULES)
+    if schedule == "one_cycle" and not 0 < (warmup or 0) < 1:
         expected = "optim.warmup between 0 and 1, for optim.schedule=one_cycle"
-        raise UserError(expected, f"{optim['warmup']:g}", "Give optim.warmup=0.3.", "optim.warmup")
+        raise UserError(expected, str(warmup), "Give optim.warmup=0.3.", "optim.warmup")
 
 
 def _check_loggers(loggers: dict[str, Any]) -> None:
@@ -200,21 +226,18 @@ def _check_importable(target: str) -> None:
 
 
 def _check_model_fits(model: dict[str, Any], data: DataOptions) -> None:
-    """What the options of one of this package's models say about each other, and about those of the data."""
-    channels = _find(model, "encoder.channels")[1]
-    least_pixels, least_frames, reason = 1, 1, ""  # of those below at most one holds
-    if channels:
-        least_pixels, reason = 2 ** len(channels), f"{len(channels)} poolings"
+    channels = _find(model, "encoder.channels")[1] or []
+    needed = [("resolution", 2 ** len(channels), f"{len(channels)} poolings")]
     if model.get("name") == "s3d":
-        least_pixels, least_frames, reason = 17, 8, "model.name=s3d"
+        # 5 frames pass through s3d. But for fewer than 8, oneDNN, which torch uses on CPUs, computes a wrong gradient
+        # for its kernels of 7 frames, or writes past the end of its memory (seen in torch 2.15).
+        needed += [("resolution", 17, "model.name=s3d"), ("num_frames", 8, "model.name=s3d")]
     if model.get("motion", "rgb") != "rgb":
-        least_frames, reason = 2, f"model.motion={model['motion']}"
-    for name, value, least in (
-        ("data.resolution", data.resolution, least_pixels),
-        ("data.num_frames", data.num_frames, least_frames),
-    ):
-        if value < least:
-            raise UserError(f"{name} >= {least} for {reason}", str(value), f"Give {name}={least} or more.", name)
+        needed.append(("num_frames", 2, f"model.motion={model['motion']}"))
+    for name, least, reason in needed:
+        if (value := getattr(data, name)) < least:
+            remedy = f"Give data.{name}={least} or more."
+            raise UserError(f"data.{name} >= {least} for {reason}", str(value), remedy, f"data.{name}")
     head = model.get("head", {})
     if "num_heads" in head and head["hidden_size"] % head["num_heads"]:
         expected = f"model.head.num_heads to divide model.head.hidden_size={head['hidden_size']}"
@@ -233,7 +256,6 @@ def _check_model_fits(model: dict[str, Any], data: DataOptions) -> None:
 
 
 def _check_source(data: DataOptions) -> None:
-    """Lists the videos: a path or a class name that is wrong shows now."""
     source = Path(data.source)
     if data.demo is not None or (source.suffix.lower() == ".zip" and source.is_file()):
         return  # to be drawn or extracted first

@@ -1,0 +1,137 @@
+"""The config.yaml of a run folder, which may come from a stranger: read as data, and what it names is checked."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePath
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+
+from vidcls.errors import UserError
+from vidcls.training.options import check_run_values
+from vidcls.training.spec import upgrade
+
+MAX_BYTES = 200_000
+TRUSTED_TARGETS = re.compile(
+    r"vidcls\.data\.options\.DataOptions"
+    r"|vidcls\.models\.classifiers\.\w+"
+    r"|vidcls\.training\.transforms\.Augment"
+    r"|vidcls\.training\.callbacks\.(EMA|History|StayStopped|Timing)"
+    r"|vidcls\.training\.feature_cache\.CacheFeatures"
+    r"|vidcls\.sweeps\.pruning\.Pruning"
+    r"|lightning\.Trainer"
+    r"|lightning\.pytorch\.(callbacks|loggers)\.[A-Z]\w*"
+    r"|torch\.optim\.([A-Z]\w*|lr_scheduler\.[A-Z]\w*)"
+    r"|optuna\.pruners\.[A-Z]\w*"
+)
+"""What the config.yaml of a run folder may name: whole names, with no way into a submodule."""
+PATH_KEYS = re.compile(r".*(path|dir|folder|file|filename|uri|location)")
+
+
+def config_path(folder: Path) -> Path:
+    """The resolved configuration."""
+    return folder / "config.yaml"
+
+
+def read_config(folder: Path) -> DictConfig:
+    """The config.yaml of a run folder with the names of today, and with its paths where the folder has moved.
+
+    Raises:
+        UserError: it is missing, damaged, or holds what no run writes: aliases and interpolations.
+    """
+    path = config_path(folder)
+    try:
+        text = path.read_text(encoding="utf-8")
+        # Aliases of aliases can stand for billions of values.
+        if len(text) > MAX_BYTES or any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
+            raise ValueError("it is too long or holds aliases")
+        values: Any = OmegaConf.to_container(OmegaConf.create(text))
+        for key, value in _leaves(values, ""):
+            if isinstance(value, str) and "${" in value:
+                raise ValueError(f"{key} is an interpolation: {value}")
+        moved = _rebase(upgrade(values), PurePath(values["run_dir"]), folder)
+        check_run_values(moved)
+    except Exception as error:  # of what is in the file anything may be wrong
+        why = " ".join(str(error).split())[:200]
+        raise UserError("the config.yaml of a run", f"{path}: {why}", "Check the path.", "bad-run-config") from error
+    cfg = OmegaConf.create(moved)
+    assert isinstance(cfg, DictConfig)
+    return cfg
+
+
+def _rebase(value: Any, old: PurePath, new: PurePath) -> Any:
+    """Values in which each path at or below the folder ``old`` is at or below ``new``.
+
+    Example:
+        >>> _rebase(["/x/run/a.csv", "/x/run_videos", 3], PurePath("/x/run"), PurePath("/y"))
+        ['/y/a.csv', '/x/run_videos', 3]
+    """
+    if isinstance(value, dict):
+        return {key: _rebase(child, old, new) for key, child in value.items()}
+    if isinstance(value, list):
+        return [_rebase(child, old, new) for child in value]
+    if isinstance(value, str):
+        scheme = "file:" if value.startswith("file:") else ""
+        path = PurePath(value.removeprefix(scheme))
+        return f"{scheme}{new / path.relative_to(old)}" if path.is_relative_to(old) else value
+    return value
+
+
+def check_trusted(cfg: DictConfig, given: DictConfig | None = None, trust: Sequence[str] = ()) -> None:
+    """Raises `UserError` where a configuration names code or places that its user has not named.
+
+    Code is of `TRUSTED_TARGETS`; callbacks, loggers and the trainer write into the run folder and the cache of
+    features. Beside these may be named what ``trust`` names (packages, single targets, folders) and what ``given``, the
+    configuration of the command line, names: that is how the job of a sweep came to its model.
+    """
+    plain: Any = OmegaConf.to_container(cfg)
+    known = {value for _, value in _leaves(OmegaConf.to_container(given), "")} if given is not None else set()
+    folders = [str(cfg.get("run_dir", "")), *trust]
+    known.add(os.path.join(str(cfg.get("cache_dir", "")), "features"))
+    for key, value in _leaves(plain, ""):
+        name, group = key.rpartition(".")[2], key.partition(".")[0]
+        if name == "_target_" and not (isinstance(value, str) and (value in known or _is_trusted(value, trust))):
+            raise UserError(
+                "a config.yaml that names classes of vidcls, Lightning, torch.optim and optuna.pruners alone",
+                f"{key.removesuffix('._target_')}: {value}",
+                f"Give trust={str(value).partition('.')[0]} if you trust that package.",
+                "untrusted-target",
+            )
+        if group not in ("callbacks", "logger", "trainer") or not isinstance(value, str) or value in known:
+            continue
+        if _is_path(name, value) and not any(_is_inside(value, folder) for folder in folders):
+            raise UserError(
+                "a config.yaml by which a run writes into its own folder alone",
+                f"{key}: {value}",
+                f"Give trust={value} if that is where it should write.",
+                "untrusted-path",
+            )
+
+
+def _is_trusted(target: str, trust: Sequence[str]) -> bool:
+    return bool(TRUSTED_TARGETS.fullmatch(target)) or target in trust or target.partition(".")[0] in trust
+
+
+def _is_path(key: str, value: str) -> bool:
+    parts = PurePath(value.removeprefix("file:")).parts
+    if key == "filename":  # of a checkpoint, below its dirpath
+        return os.path.isabs(value) or ".." in parts
+    return bool(PATH_KEYS.fullmatch(key)) or os.path.isabs(value.removeprefix("file:")) or ".." in parts
+
+
+def _is_inside(path: str, folder: str) -> bool:
+    resolved = Path(path.removeprefix("file:")).resolve()
+    return bool(folder) and resolved.is_relative_to(Path(folder).resolve())
+
+
+def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
+    # Every value that is no dict or list, with its dotted key; of a target every value.
+    if isinstance(value, dict | list) and key.rpartition(".")[2] != "_target_":
+        for name, child in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _leaves(child, f"{key}.{name}" if key else str(name))
+    else:
+        yield key, value
