@@ -174,7 +174,7 @@ def test_no_bad_file_stops_the_others(tmp_path: Path) -> None:
     assert not undecodable["reason"].str.contains(str(tmp_path), regex=False).any()
     assert rows["reason"]["waiting"] == "the file cannot be read: not a regular file"
     for name in ("text", "empty", "sound", "no_index"):
-        assert rows["reason"][name].startswith("decord: ") and "; pyav: " in rows["reason"][name]
+        assert rows["reason"][name].startswith("pyav: ")
         assert rows["sha256"][name] == hash_file(bad[name])
     assert rows["reason"]["folder"] == "the file cannot be read: not a regular file"
     assert rows["reason"]["missing"] == "the file cannot be read: No such file or directory"
@@ -183,16 +183,15 @@ def test_no_bad_file_stops_the_others(tmp_path: Path) -> None:
 
 
 def test_a_video_that_eats_memory_is_given_up(tmp_path: Path) -> None:
-    # A GIF of 16 x 16 pixels on a screen said to be 16000 x 16000: each frame takes 1 GB.
-    big = tmp_path / "big.mp4"
-    ffmpeg("-f", "lavfi", "-i", "color=c=gray:s=16x16:d=0.2", "-f", "gif", big)
+    big = tmp_path / "big.mov"
+    ffmpeg("-f", "lavfi", "-i", "color=c=gray:s=16x16:d=0.2", "-c:v", "qtrle", big)
     content = big.read_bytes()
-    big.write_bytes(content[:6] + 2 * (16000).to_bytes(2, "little") + content[10:])
+    size = content.index(b"rle ") + 28  # then 16000 x 16000, of which a frame takes 770 MB
+    big.write_bytes(content[:size] + 2 * (16000).to_bytes(2, "big") + content[size + 4 :])
     good = [draw(tmp_path / "before.mp4", 40), draw(tmp_path / "after.mp4", 80)]
     limits = DecodeLimits(workers=1, timeout_seconds=60.0, memory_gigabytes=1.0)
     manifest, _ = run(tmp_path, good[0], big, good[1], limits=limits)
     assert list(manifest["status"]) == ["ok", "undecodable", "ok"]
-    assert manifest["reason"][1].startswith("decord: ") and "; pyav: " in manifest["reason"][1]
     assert "memory" in manifest["reason"][1].lower()
 
 
@@ -208,13 +207,13 @@ def test_a_decoder_that_dies_takes_no_other_video_with_it(many: Path, tmp_path: 
         for worker in workers_of(psutil.Process()):
             worker.kill()
         manifest, _ = future.result()
-    assert list(manifest["status"]) == ["ok"] * 30
+    assert list(manifest["status"]) == ["ok"] * 20
     assert (manifest["sha256"] != "").all()
 
 
 def test_a_video_that_times_out_keeps_its_hash(tmp_path: Path) -> None:
-    slow = tmp_path / "slow.mp4"  # with a single key frame: about 900 frames are decoded for the last of the four
-    ffmpeg("-f", "lavfi", "-i", "testsrc2=s=1280x720:d=40", "-preset", "ultrafast", "-g", "9999", slow)
+    slow = tmp_path / "slow.mp4"  # with a single key frame: about 300 frames are decoded for the last of the four
+    ffmpeg("-f", "lavfi", "-i", "testsrc2=s=1280x720:d=15", "-preset", "ultrafast", "-g", "9999", slow)
     manifest, _ = run(tmp_path, slow, limits=DecodeLimits(workers=1, timeout_seconds=0.1))
     assert manifest["status"][0] == "undecodable" and "timed out after 0.1 s" in manifest["reason"][0]
     assert manifest["sha256"][0] == hash_file(slow)
@@ -235,15 +234,15 @@ def test_a_store_that_cannot_be_written_is_not_the_videos_fault(tmp_path: Path) 
 
 # argv: folder with videos, work folder, more videos, which come first.
 INGEST = """
-import sys
-from pathlib import Path
-import pandas as pd
-from vidcls.data.options import DecodeLimits
-from vidcls.data.ingest import ingest
-from vidcls.data.sampling import StoreSpec
-from vidcls.data.store import FrameStore
-from vidcls.errors import UserError
-if __name__ == "__main__":
+if __name__ == "__main__":  # the processes import this file again
+    import sys
+    from pathlib import Path
+    import pandas as pd
+    from vidcls.data.options import DecodeLimits
+    from vidcls.data.ingest import ingest
+    from vidcls.data.sampling import StoreSpec
+    from vidcls.data.store import FrameStore
+    from vidcls.errors import UserError
     videos, work = Path(sys.argv[1]), Path(sys.argv[2])
     files = [*map(Path, sys.argv[3:]), *sorted(videos.iterdir())]
     rows = [(file.name, str(file), "safe", "", "") for file in files]
@@ -266,11 +265,11 @@ def start(script: str, folder: Path, *arguments: Path) -> subprocess.Popen[str]:
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of 30 videos, alike to look at but each of other bytes."""
+    """A folder of 20 videos, alike to look at but each of other bytes."""
     folder = tmp_path_factory.mktemp("many")
     content = draw(folder / "first.mp4", 100, count=60, height=240).read_bytes()
     (folder / "first.mp4").unlink()
-    for number in range(30):
+    for number in range(20):
         free = b"free" + bytes([number] * 8)  # a box of an mp4 that nobody reads
         (folder / f"{number:02}.mp4").write_bytes(content + (len(free) + 4).to_bytes(4, "big") + free)
     return folder
@@ -296,13 +295,13 @@ def test_a_killed_ingest_goes_on_where_it_was(many: Path, tmp_path: Path) -> Non
     assert ingesting.returncode == -signal.SIGKILL, complaint
     assert left == []
     before = entries(store)
-    assert 4 <= len(before) < 30
+    assert 4 <= len(before) < 20
 
     files = sorted(many.iterdir())
     manifest, _ = run(tmp_path, *files, store=store)
-    assert list(manifest["status"]) == ["ok"] * 30
+    assert list(manifest["status"]) == ["ok"] * 20
     after = entries(store)
-    assert len(after) == 30
+    assert len(after) == 20
     assert {path: after[path] for path in before} == before
 
 

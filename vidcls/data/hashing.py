@@ -30,9 +30,6 @@ class HashCache:
     """An SQLite file of known hashes, by path, size, inode, modification and change time.
 
     Any trouble with the file (locked, damaged, read-only) is a warning, after which nothing is remembered.
-
-    Args:
-        path: the SQLite file; its folder is created.
     """
 
     def __init__(self, path: Path) -> None:
@@ -57,11 +54,9 @@ class HashCache:
         return str(rows[0][0]) if rows else None
 
     def put(self, key: Key, sha256: str) -> None:
-        """Remembers the hash of a file in this state."""
         self._execute("INSERT OR REPLACE INTO file_hashes VALUES (?, ?, ?, ?, ?, ?)", (*key, sha256))
 
     def close(self) -> None:
-        """Closes the file."""
         if self._database is not None:
             self._database.close()
 
@@ -80,15 +75,7 @@ class HashCache:
 
 
 def hash_files(files: Sequence[Path], cache: HashCache | None, console: Console | None = None) -> list[HashResult]:
-    """The hashes of ``files``, in their order.
-
-    A file is opened once. Its hash is remembered only if the file did not change while it was read.
-
-    Args:
-        files: any number.
-        cache: of known hashes; None remembers nothing.
-        console: where progress is shown.
-    """
+    """The hashes of ``files``, in their order; one is remembered only if its file did not change while it was read."""
     results: list[HashResult | None] = [None] * len(files)
     pending = []
     for place, file in enumerate(files):

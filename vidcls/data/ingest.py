@@ -6,7 +6,9 @@ An interrupted ingest continues where it was. Imports no decoder: only the worke
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -27,31 +29,18 @@ MANIFEST_COLUMNS = ["path", "label", "split", "creator", "sha256", "status", "re
 
 @dataclass(frozen=True)
 class IngestStats:
-    """What an ingest has cost.
-
-    Attributes:
-        seconds: from start to end.
-        decoded: videos that were not in the store and are now.
-    """
+    """What an ingest has cost."""
 
     seconds: float = 0.0
-    decoded: int = 0
+    decoded: int = 0  # videos that were not in the store and are now
 
 
 def ingest(
     videos: pd.DataFrame, store: FrameStore, limits: DecodeLimits, hash_cache_path: Path
 ) -> tuple[pd.DataFrame, IngestStats]:
-    """Brings every video of a listing into the store; of several runs that need the same, one decodes.
+    """Brings every video of a listing (see `vidcls.data.sources`) into the store; hashing has no time limit.
 
-    Args:
-        videos: a listing with the columns path, file, label, split and creator, see `vidcls.data.sources`.
-        store: where the frames go.
-        limits: what one video may cost. Hashing has no limit.
-        hash_cache_path: an SQLite file that remembers the SHA-256 of files that have not changed since.
-
-    Returns:
-        The manifest (`MANIFEST_COLUMNS` and ``file``, one row per video, in the listing's order) and what it cost.
-        ``status`` is ``ok``, ``partial`` (some frames damaged; used) or ``undecodable`` (none; ``reason`` says why).
+    Gives the manifest (`MANIFEST_COLUMNS` and ``file``, in the listing's order), with a status as in `DecodeResult`.
 
     Raises:
         UserError: the store cannot be written, as when the disk is full. What was stored until then is kept.
@@ -71,7 +60,7 @@ def ingest(
         with _locked(store):
             results |= _stored(missing, store)  # another run may have decoded them meanwhile
             missing = [sha256 for sha256 in missing if sha256 not in results]
-            found = _decode([unique[sha256] for sha256 in missing], missing, store, limits)
+            found = decode_into_store([unique[sha256] for sha256 in missing], missing, store, limits)
         decoded = sum(result.status != "undecodable" for result in found)
         results |= dict(zip(missing, found, strict=True))
     rows = [
@@ -83,14 +72,14 @@ def ingest(
 
 
 def _stored(sha256s: list[str], store: FrameStore) -> dict[str, DecodeResult]:
-    """The results of the videos that are stored: for these no process has to start."""
     with ThreadPoolExecutor() as pool:  # reading and checksums release the interpreter
         found = zip(sha256s, pool.map(store.find, sha256s), strict=True)
         return {sha256: result for sha256, result in found if result is not None}
 
 
-def _locked(store: FrameStore) -> FileLock:
-    """The store's lock, acquired; says so if another run holds it."""
+@contextmanager
+def _locked(store: FrameStore) -> Iterator[None]:
+    """Holds the store's lock, so that of several runs that need the same videos one decodes."""
     try:
         store.folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(store.folder / ".ingest.lock")
@@ -99,27 +88,17 @@ def _locked(store: FrameStore) -> FileLock:
         except Timeout:
             print(f"Waiting for another run that decodes into {store.folder}", flush=True)
             lock.acquire()
-        return lock
+        try:
+            yield
+        finally:
+            lock.release()
     except OSError as error:
-        raise _unwritable(store, error) from error
-
-
-def _decode(files: list[Path], sha256s: list[str], store: FrameStore, limits: DecodeLimits) -> list[DecodeResult]:
-    if not files:
-        return []
-    try:
-        return decode_into_store(files, sha256s, store, limits)
-    except OSError as error:
-        raise _unwritable(store, error) from error
-
-
-def _unwritable(store: FrameStore, error: OSError) -> UserError:
-    return UserError(
-        "cache_dir to be a folder that can be written",
-        f"{store.folder}: {error.strerror or error}",
-        "Check its permissions, or set another cache_dir.",
-        "cache-unwritable",
-    )
+        raise UserError(
+            "cache_dir to be a folder that can be written",
+            f"{store.folder}: {error.strerror or error}",
+            "Check its permissions, or set another cache_dir.",
+            "cache-unwritable",
+        ) from error
 
 
 def read_manifest(path: Path) -> pd.DataFrame:

@@ -24,7 +24,7 @@ from vidcls.data.sampling import StoreSpec
 from vidcls.files import write_atomically
 
 # Raised whenever decoding changes what it gives for the same video and settings: old entries are then not found.
-DECODE_VERSION = 2
+DECODE_VERSION = 3
 
 
 class StoreEntryError(Exception):

@@ -174,7 +174,7 @@ def test_no_bad_file_stops_the_others(folder: Path, tmp_path: Path) -> None:
         whys[name] = end.result.reason
         assert "\n" not in whys[name] and str(tmp_path) not in whys[name]
     for name in ("text", "empty", "sound"):
-        assert whys[name].startswith("decord: ") and "; pyav: " in whys[name]
+        assert whys[name].startswith("pyav: ")
     assert "Is a directory" in whys["folder"] and "No such file" in whys["missing"]
     why = "timed out after 2 s (data.decode.timeout_seconds)"
     assert whys["waiting"] == f"decord: {why}; pyav: {why}"
@@ -279,7 +279,7 @@ def test_videos_are_decoded_into_the_store(folder: Path, tmp_path: Path) -> None
     sha256s = [f"{number:064x}" for number in range(4)]
     found = decode_into_store(files, sha256s, store, DecodeLimits(workers=2, timeout_seconds=2.0))
     assert [result.status for result in found] == ["ok", "undecodable", "undecodable", "ok"]
-    assert found[1].reason.startswith("decord: ") and "; pyav: " in found[1].reason
+    assert found[1].reason.startswith("pyav: ")
     why = "timed out after 2 s (data.decode.timeout_seconds)"
     assert found[2].reason == f"decord: {why}; pyav: {why}"
     for number in (0, 3):
@@ -315,12 +315,12 @@ def test_a_slow_caller_makes_the_decoder_wait(folder: Path) -> None:
 def test_workers_that_are_done_before_anyone_listens_lose_nothing(folder: Path) -> None:
     """A short video fits into the socket: its worker has ended long before a slow caller asks for the next event."""
     found: dict[int, DecodeResult] = {}
-    for event in start(*[folder / "a.mp4", folder / "b.mp4"] * 5, ahead=1):
-        time.sleep(0.3)
+    for event in start(*[folder / "a.mp4", folder / "b.mp4"] * 3, ahead=1):
+        time.sleep(0.2)
         if isinstance(event, VideoFinished):
             found[event.number] = event.result
     assert {(result.status, result.decoder) for result in found.values()} == {("ok", "decord")}
-    assert sorted(found) == list(range(10))
+    assert sorted(found) == list(range(6))
 
 
 def test_a_slow_caller_is_no_hanging_decoder(folder: Path) -> None:

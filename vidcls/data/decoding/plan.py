@@ -5,42 +5,60 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 
-from vidcls.data.sampling import StoreSpec, clip_starts, window_starts
-from vidcls.errors import check_number
+from vidcls.data.sampling import ROUNDING_SECONDS, StoreSpec, clip_starts, window_starts
+from vidcls.errors import check_integer, check_number
 
 
 @dataclass(frozen=True)
 class WindowPlan:
-    """How videos are cut into windows and which frames are read of each window.
+    """How videos are cut into windows and which frames are read of each; see `vidcls.data.sampling.window_starts`."""
 
-    Attributes:
-        spec: the frames of a window, or of each of the M clips of a video that is classified whole.
-        window_seconds: see `vidcls.data.sampling.window_starts`.
-        stride_seconds: likewise.
-        max_whole_seconds: a video up to this long is one window, as is one no longer than ``window_seconds``.
-    """
-
-    spec: StoreSpec
+    spec: StoreSpec  # the frames of a window, or of each of the M clips of a video that is classified whole
     window_seconds: float
     stride_seconds: float
-    max_whole_seconds: float
+    max_whole_seconds: float  # a video up to this long is one window, as is one no longer than window_seconds
+    max_windows: int = 10_000  # of one video
 
     def __post_init__(self) -> None:
         window_starts(0.0, self.window_seconds, self.stride_seconds)  # checks both
         check_number("predict.max_whole_seconds", self.max_whole_seconds)
+        check_integer("predict.max_windows", self.max_windows)
+
+    def choose_windows(
+        self, appearances: Float[np.ndarray, " N"], seconds: float
+    ) -> tuple[Float[np.ndarray, " W"], int | None]:
+        """When the windows to read start, and of how many if those that are read leave time unseen, else None.
+
+        Of the windows of `window_starts` these are the ones in which a picture appears, and the first one that starts
+        with it on the screen: all others would show that picture again. Of more than ``max_windows``, that many are
+        spread evenly. ``appearances`` are when the N frames appear, ascending, in seconds after the first.
+        """
+        window, stride = self.window_seconds, self.stride_seconds
+        if seconds <= window:
+            return np.zeros(1), None
+        last = seconds - window
+        before = max(int(np.ceil(last / stride - ROUNDING_SECONDS)), 1)  # how many precede the one moved back
+        first = np.floor((appearances - window) / stride + ROUNDING_SECONDS) + 1
+        final = np.clip(np.ceil(appearances / stride - ROUNDING_SECONDS), 0, before).astype(np.int64)
+        first = np.maximum(np.clip(first, 0, before).astype(np.int64), np.append(0, final[:-1] + 1))
+        counts = np.maximum(final - first + 1, 0)  # of the windows that no earlier picture has brought
+        ends = np.cumsum(counts)
+        total = int(ends[-1])
+        chosen = np.linspace(0, total - 1, min(total, self.max_windows)).round().astype(np.int64)
+        picture = np.searchsorted(ends, chosen, side="right")
+        windows = first[picture] + chosen - (ends - counts)[picture]
+        unseen = np.diff(chosen, append=total).max() * stride > window + ROUNDING_SECONDS
+        return np.where(windows < before, windows * float(stride), last), total if unseen else None
 
 
 @dataclass(frozen=True)
 class Window:
-    """The frames of the half-open range of time [start, end).
+    """The frames of the half-open range of time [start, end), counted from the appearance of the first frame.
 
-    Attributes:
-        start_seconds: from the appearance of the video's first frame.
-        end_seconds: likewise.
-        frames: uint8 [F, R, R, 3], or [M * F, R, R, 3] for a video that is represented by M clips.
-        coverage: the fraction of them that is intact, 0..1; other frames take the place of damaged ones.
+    ``frames`` is uint8 [F, R, R, 3], or [M * F, R, R, 3] for a video that is represented by M clips. ``coverage`` is
+    the fraction of them that is intact, 0..1; other frames take the place of damaged ones.
     """
 
     start_seconds: float

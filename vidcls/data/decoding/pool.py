@@ -25,8 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from pebble import ProcessExpired, ProcessFuture, ProcessPool
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.text import Text
+from rich.progress import track
 
 from vidcls.data.decoding.plan import Window, WindowPlan
 from vidcls.data.decoding.result import DECODERS, DecodeResult, undecodable
@@ -39,17 +38,11 @@ WORKER_ERRORS = (FutureTimeoutError, CancelledError, ProcessExpired, MemoryError
 
 @dataclass(frozen=True)
 class VideoStarted:
-    """The video ``files[number]`` can be read.
-
-    Attributes:
-        number: which one.
-        seconds: its duration.
-        num_windows: how many windows it has; fewer follow if its worker is lost.
-    """
+    """The video ``files[number]`` can be read."""
 
     number: int
     seconds: float
-    num_windows: int
+    num_windows: int  # fewer follow if its worker is lost
 
 
 @dataclass(frozen=True)
@@ -76,11 +69,9 @@ def decode_into_store(
 ) -> list[DecodeResult]:
     """Decodes videos and stores each under its hash; gives the results in the order of ``files``.
 
-    Raises:
-        UserError: the disk is full. What was stored until then is kept.
-        OSError: the store cannot be written.
+    Raises UserError or OSError where the store cannot be written; what was stored until then is kept.
     """
-    results: list[DecodeResult] = [undecodable("")] * len(files)
+    results = [undecodable("")] * len(files)
     with _process_pool(limits, len(files)) as pool:
         pending: list[tuple[int, tuple[str, ...], ProcessFuture]] = []
 
@@ -91,18 +82,16 @@ def decode_into_store(
 
         for number in _largest_first(files):
             submit(number, DECODERS)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
-        with Progress(*columns) as progress:
-            for number, decoders, future in progress.track(pending, len(pending), description="Decoding"):
-                try:
-                    result: DecodeResult = future.result()
-                except WORKER_ERRORS as error:
-                    result = undecodable(f"{decoders[0]}: {describe_failure(error, limits)}")
-                    if len(decoders) > 1:
-                        submit(number, decoders[1:])
-                reasons = [text for text in (results[number].reason, result.reason) if text]
-                # A decoder that was lost is worth mentioning only if no other could read the video.
-                results[number] = undecodable("; ".join(reasons)) if result.status == "undecodable" else result
+        for number, decoders, future in track(pending, "Decoding", len(files)):
+            try:
+                result: DecodeResult = future.result()
+            except WORKER_ERRORS as error:
+                result = undecodable(f"{decoders[0]}: {_describe_failure(error, limits)}")
+                if len(decoders) > 1:
+                    submit(number, decoders[1:])
+            reasons = [text for text in (results[number].reason, result.reason) if text]
+            # A decoder that was lost is worth mentioning only if no other could read the video.
+            results[number] = undecodable("; ".join(reasons)) if result.status == "undecodable" else result
     return results
 
 
@@ -113,19 +102,9 @@ def read_windows(
 
     Each video gives one `VideoStarted` (not if it is undecodable), its windows in order of time and, whatever happens,
     one `VideoFinished`. Those of different videos are interleaved; large files come first. If the caller is slower than
-    the decoders, they wait. Closing the generator ends all processes.
-
-    Args:
-        files: the videos.
-        plan: how they are cut into windows.
-        limits: what one video may cost; ``timeout_seconds`` is the time for one window, or for what comes before it.
-        ahead: how many events may wait for the caller.
-
-    Raises:
-        RuntimeError: no worker process can be started.
+    the decoders, they wait, with up to ``ahead`` events ready. Closing the generator ends all processes.
+    ``limits.timeout_seconds`` is the time for one window, or for what comes before it.
     """
-    if not files:
-        return
     threads = max(1, (os.cpu_count() or 1) // _num_workers(limits, len(files)))
     root = None if len(tempfile.gettempdir()) < 80 else "/tmp"  # the path of a socket has 107 characters at most
     with tempfile.TemporaryDirectory(prefix="vidcls-", dir=root) as folder, socket.socket(socket.AF_UNIX) as server:
@@ -143,12 +122,11 @@ def read_windows(
             try:
                 yield from receiver.events()
             finally:
-                receiver.stop()
+                receiver.stopped.set()
         thread.join()
 
 
-def describe_failure(error: BaseException, limits: DecodeLimits) -> str:
-    """Why a worker returned no result."""
+def _describe_failure(error: BaseException, limits: DecodeLimits) -> str:
     if isinstance(error, FutureTimeoutError | CancelledError):
         return f"timed out after {limits.timeout_seconds:g} s (data.decode.timeout_seconds)"
     if isinstance(error, MemoryError):
@@ -159,8 +137,6 @@ def describe_failure(error: BaseException, limits: DecodeLimits) -> str:
 
 @dataclass(eq=False)
 class _Video:
-    """What has arrived of a video."""
-
     number: int
     decoders: tuple[str, ...]
     future: ProcessFuture
@@ -185,7 +161,7 @@ class _Receiver:
         self._files, self._server, self._limits = files, server, limits
         self._queue: queue.Queue[Event | BaseException | None] = queue.Queue(ahead)
         self._videos: dict[int, _Video] = {}
-        self._stopped = threading.Event()
+        self.stopped = threading.Event()
 
     def events(self) -> Iterator[Event]:
         while (event := self._queue.get()) is not None:
@@ -193,15 +169,12 @@ class _Receiver:
                 raise event
             yield event
 
-    def stop(self) -> None:
-        self._stopped.set()
-
     def run(self, schedule: Callable[[int, tuple[str, ...]], ProcessFuture]) -> None:
         self._schedule = schedule
         try:
             for number in _largest_first(self._files):
                 self._videos[number] = _Video(number, DECODERS, schedule(number, DECODERS))
-            while self._videos and not self._stopped.is_set():
+            while self._videos and not self.stopped.is_set():
                 self._receive()
                 self._check_workers()
             self._put(None)
@@ -212,7 +185,6 @@ class _Receiver:
                 video.disconnect()
 
     def _receive(self) -> None:
-        """Takes one message of each worker that has sent some, or waits for a moment."""
         connected = {video.connection: video for video in self._videos.values() if video.connection is not None}
         for ready in wait([self._server, *connected], timeout=0.1):
             if ready is self._server:
@@ -254,7 +226,6 @@ class _Receiver:
             self._put(VideoStarted(video.number, video.seconds, video.num_windows))
 
     def _check_workers(self) -> None:
-        """Ends workers that send nothing any more, and looks what became of those that are gone."""
         ended = [video for video in self._videos.values() if video.connection is None and video.future.done()]
         while wait([self._server], timeout=0):  # one that has ended well has connected before: its messages wait
             self._accept()
@@ -274,7 +245,7 @@ class _Receiver:
             video.future.result()
             failure = "the decoding process ended without a result"
         except WORKER_ERRORS as error:
-            failure = describe_failure(error, self._limits)
+            failure = _describe_failure(error, self._limits)
         video.reasons.append(f"{'pyav' if video.num_windows else video.decoders[0]}: {failure}")
         if not video.num_windows and len(video.decoders) > 1:
             decoders = video.decoders[1:]
@@ -296,7 +267,7 @@ class _Receiver:
 
     def _put(self, event: Event | BaseException | None) -> None:
         started = time.monotonic()
-        while not self._stopped.is_set():
+        while not self.stopped.is_set():
             with suppress(queue.Full):
                 self._queue.put(event, timeout=0.2)
                 break
@@ -327,19 +298,8 @@ def _process_pool(limits: DecodeLimits, num_files: int) -> Iterator[ProcessPool]
 
 def _largest_first(files: Sequence[Path]) -> list[int]:
     """A large file that comes last would keep one worker busy while the others are done."""
-
-    def size(number: int) -> int:
-        try:
-            return files[number].stat().st_size
-        except OSError:  # its worker will report it
-            return 0
-
-    return sorted(range(len(files)), key=lambda number: -size(number))
-
-
-class _Rate(ProgressColumn):
-    """Videos per second since the start."""
-
-    def render(self, task: Task) -> Text:
-        rate = task.completed / task.elapsed if task.elapsed else 0.0
-        return Text(f"{rate:.1f} videos/s", style="progress.data.speed")
+    sizes = dict.fromkeys(range(len(files)), 0)
+    for number, file in enumerate(files):
+        with suppress(OSError):  # its worker will report it
+            sizes[number] = file.stat().st_size
+    return sorted(sizes, key=sizes.__getitem__, reverse=True)

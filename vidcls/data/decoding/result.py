@@ -14,21 +14,13 @@ Frames = UInt8[np.ndarray, "F R R 3"]
 
 @dataclass(frozen=True)
 class DecodeResult:
-    """The outcome for one video, beside its frames.
+    """The outcome for one video, beside its frames."""
 
-    Attributes:
-        status: ``ok``; ``partial``, where some of the requested frames are damaged or missing; or ``undecodable``.
-        reason: why it is not ``ok``, else "".
-        decoder: ``decord`` or ``pyav``.
-        seconds: the video's duration, from the first frame's appearance to the last one's end.
-        coverage: the fraction of the requested frames that is intact, 0..1.
-    """
-
-    status: str
-    reason: str
-    decoder: str
-    seconds: float
-    coverage: float
+    status: str  # ok; partial: some of the requested frames are damaged or missing; or undecodable
+    reason: str  # why it is not ok, else ""
+    decoder: str  # decord or pyav
+    seconds: float  # from the first frame's appearance to the last one's end
+    coverage: float  # the fraction of the requested frames that is intact, 0..1
 
 
 def undecodable(reason: str) -> DecodeResult:

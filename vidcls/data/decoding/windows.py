@@ -9,6 +9,7 @@ its timestamps are single precision, too coarse after an hour.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,35 +17,23 @@ from jaxtyping import Float, UInt8
 
 from vidcls.data.decoding.frames import decode, summarise_decode
 from vidcls.data.decoding.plan import Window, WindowPlan
-from vidcls.data.decoding.pyav import DECODE_ERRORS, ChosenFrames, Track, captured_stderr, first_line, read_track
-from vidcls.data.decoding.result import DecodeResult, UndecodableError
-from vidcls.data.sampling import TIE_SECONDS, window_indices, window_starts
+from vidcls.data.decoding.pyav import ChosenFrames
+from vidcls.data.decoding.result import DecodeResult
+from vidcls.data.decoding.track import Track, decoding, read_track
+from vidcls.data.sampling import TIE_SECONDS, window_indices
 
 
 def stream_windows(path: Path, plan: WindowPlan, decoders: tuple[str, ...], threads: int = 1) -> WindowStream:
-    """The windows of the video at ``path``, to be iterated over.
-
-    Args:
-        path: the video file.
-        plan: how it is cut.
-        decoders: which `decode` tries for a video that is read whole.
-        threads: of the decoder for the others.
+    """The windows of the video at ``path``, to be iterated over; ``threads`` of the decoder, where there are several.
 
     Raises:
         UndecodableError: there is no video, or a short one has no intact frame.
     """
-    with captured_stderr() as ffmpeg_errors:
-        try:
-            track, starts = read_track(path)
-            errors = ffmpeg_errors()
-        except DECODE_ERRORS as error:
-            track, errors = None, first_line(str(error), path)
-    longest = max(plan.max_whole_seconds, plan.window_seconds) + TIE_SECONDS
-    if track is None or track.seconds <= longest:
-        frames, result = decode(path, plan.spec, decoders)
-        if track is None and result.seconds > longest:
-            raise UndecodableError(f"pyav: {errors}")  # decord alone can read it, but not window by window
-        return _WholeVideo(frames, result)
+    with decoding(path, "pyav") as ffmpeg_errors:
+        track, starts = read_track(path)
+        errors = ffmpeg_errors()
+    if track.seconds <= max(plan.max_whole_seconds, plan.window_seconds) + TIE_SECONDS:
+        return _WholeVideo(*decode(path, plan.spec, decoders))
     return _Windows(path, plan, track, starts, errors, threads)
 
 
@@ -57,8 +46,7 @@ class WindowStream:
     Attributes:
         seconds: the video's duration.
         starts: when its W windows start, in seconds; ``len(stream)`` is W.
-        result: of the video as a whole; None until an iteration has reached its end. Its coverage is the intact
-            fraction of the distinct frames that the windows request, times the fraction of declared frames found.
+        result: of the video as a whole; None until an iteration has reached its end.
         frames_decoded: how many frames the decoder has returned in this iteration; 0 for a video that is read whole.
     """
 
@@ -75,8 +63,6 @@ class WindowStream:
 
 
 class _WholeVideo(WindowStream):
-    """A video of one window, as `decode` returned it."""
-
     def __init__(self, frames: UInt8[np.ndarray, "F R R 3"], result: DecodeResult) -> None:
         super().__init__(result.seconds, np.zeros(1))
         self._frames, self._result = frames, result
@@ -92,7 +78,12 @@ class _Windows(WindowStream):
     def __init__(
         self, path: Path, plan: WindowPlan, track: Track, starts: Float[np.ndarray, " N"], errors: str, threads: int
     ) -> None:
-        super().__init__(track.seconds, window_starts(track.seconds, plan.window_seconds, plan.stride_seconds))
+        window_starts, total = plan.choose_windows(starts - track.start_seconds, track.seconds)
+        if total is not None:
+            unread = f"{len(window_starts)} of {total} windows are read (predict.max_windows)"
+            coverage = track.coverage * len(window_starts) / total
+            track = replace(track, reasons=(*track.reasons, unread), coverage=coverage)
+        super().__init__(track.seconds, window_starts)
         self._path, self._plan, self._track = path, plan, track
         self._errors, self._threads = errors, threads
         indices = np.empty((len(self.starts), plan.spec.stored_frames), np.int32)
@@ -115,22 +106,17 @@ class _Windows(WindowStream):
         frames = enumerate(chosen)
         kept: dict[int, tuple[UInt8[np.ndarray, "R R 3"], bool]] = {}  # what this window and later ones may use
         newest, intact = -1, 0
-        with captured_stderr() as ffmpeg_errors:
-            try:
-                for start, places in zip(self.starts.tolist(), self._places, strict=True):
-                    kept = {place: frame for place, frame in kept.items() if place >= places[0]}
-                    while newest < places[-1]:
-                        newest, kept[newest] = next(frames)
-                        intact += kept[newest][1]
-                    self.frames_decoded = chosen.decoded
-                    window = np.empty((len(places), side, side, 3), np.uint8)
-                    for index, place in enumerate(places):  # np.stack loses 200 bytes each time, in NumPy 2.4
-                        window[index] = kept[place][0]
-                    coverage = float(np.mean([kept[place][1] for place in places]))
-                    yield Window(start, self._end_of(start), window, coverage)
-                errors = self._errors or ffmpeg_errors()
-                self.result = summarise_decode(self._path, self._track, intact, len(self._times), errors)
-            except DECODE_ERRORS as error:
-                raise UndecodableError(f"pyav: {first_line(str(error), self._path)}") from error
-            except UndecodableError as error:
-                raise UndecodableError(f"pyav: {error}") from error
+        with decoding(self._path, "pyav") as ffmpeg_errors:
+            for start, places in zip(self.starts.tolist(), self._places, strict=True):
+                kept = {place: frame for place, frame in kept.items() if place >= places[0]}
+                while newest < places[-1]:
+                    newest, kept[newest] = next(frames)
+                    intact += kept[newest][1]
+                self.frames_decoded = chosen.decoded
+                window = np.empty((len(places), side, side, 3), np.uint8)
+                for index, place in enumerate(places):  # np.stack loses 200 bytes each time, in NumPy 2.4
+                    window[index] = kept[place][0]
+                coverage = float(np.mean([kept[place][1] for place in places]))
+                yield Window(start, self._end_of(start), window, coverage)
+            errors = self._errors or ffmpeg_errors()
+            self.result = summarise_decode(self._path, self._track, intact, len(self._times), errors)

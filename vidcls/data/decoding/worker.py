@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 import resource
 import signal
-import socket
 import threading
 from multiprocessing import parent_process
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Client
 from pathlib import Path
 
 from vidcls.data.decoding.plan import WindowPlan
@@ -17,7 +16,7 @@ from vidcls.data.store import FrameStore
 
 
 def start_worker(memory_gigabytes: float | int) -> None:
-    """Makes a process a worker: limited in memory, ignoring Ctrl-C, ended with its parent."""
+    """Makes this process a worker: limited in memory, deaf to Ctrl-C, ended with its parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     import vidcls.data.decoding.windows  # noqa: F401 (here, since the time limits of videos do not count it)
 
@@ -37,11 +36,7 @@ def _end_with_parent() -> None:
 def decode_to_store(file: Path, sha256: str, store: FrameStore, decoders: tuple[str, ...]) -> DecodeResult:
     """Decodes one video and stores its frames under ``sha256``.
 
-    A file that cannot be read or decoded is a result. A store that cannot be written is an error.
-
-    Raises:
-        UserError: the disk is full.
-        OSError: the store cannot be written.
+    A file that cannot be read or decoded is a result; a store that cannot be written raises UserError or OSError.
     """
     from vidcls.data.decoding.frames import decode
 
@@ -59,9 +54,7 @@ def send_windows(
     """Sends ``number``, then (seconds, number of windows), each `Window` and last the `DecodeResult` to the pool."""
     from vidcls.data.decoding.windows import stream_windows
 
-    client = socket.socket(socket.AF_UNIX)
-    client.connect(address)
-    with Connection(client.detach()) as connection:
+    with Client(address) as connection:
         connection.send(number)
         try:
             video = stream_windows(file, plan, decoders, threads)

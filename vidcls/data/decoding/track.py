@@ -1,0 +1,208 @@
+"""What a video file holds, and what in it nobody would look at: found by reading all packets, decoding none.
+
+This one reading decides for both decoders which track is the video, when its frames are shown, and whether a player
+could show something that we do not look at.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import tempfile
+from array import array
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from jaxtyping import Float
+
+from vidcls.data.decoding.result import UndecodableError
+
+# Formats that hold their own frames. Others name further files (HLS, DASH, SDP, ffconcat, image sequences), which
+# FFmpeg would open, or hold a still picture.
+FORMATS = "mov,matroska,avi,mpegts,mpeg,mpegvideo,flv,asf"
+UNREAD_STRETCH, UNREAD_TOTAL = 0.1, 0.5  # fractions of a file; headers and padding take less
+UNREAD_BYTES = 4096  # or this
+
+
+@dataclass(frozen=True)
+class Track:
+    """The video track of a file."""
+
+    start_seconds: float  # when the first frame appears
+    end_seconds: float  # when the last frame disappears
+    frame_seconds: float | None  # the frame interval, where timestamps are missing or wrong and frames are counted
+    reasons: tuple[str, ...]  # why a player may show something that is not among the frames
+    coverage: float  # the fraction of its frames, as far as it is known, that are there and shown, 0..1
+
+    @property
+    def seconds(self) -> float:
+        return round(self.end_seconds - self.start_seconds, 6)
+
+
+def open_video(path: Path) -> tuple[av.container.InputContainer, av.VideoStream]:
+    """The container, of a format in `FORMATS` and without any other file, and its video track, as players choose it."""
+    # The prefix: FFmpeg would take a name such as concat:a|b for a protocol.
+    options = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
+    try:
+        container = av.open(f"file:{path}", options=options)
+    except av.ArgumentError as error:
+        raise ValueError(f"not a video file of a known format ({FORMATS})") from error
+    try:
+        stream = container.streams.best("video")
+        # The cover picture of a sound file is a video stream to FFmpeg.
+        if not isinstance(stream, av.VideoStream) or stream.disposition & av.stream.Disposition.attached_pic:
+            raise ValueError("the file holds no video stream")
+        if stream.codec_context is None:
+            raise ValueError("the codec of the video stream is unknown")
+        return container, stream
+    except BaseException:
+        container.close()
+        raise
+
+
+def demux(container: av.container.InputContainer, *streams: av.stream.Stream) -> Iterator[av.Packet]:
+    """The packets, with timestamps that continue where those of a video track start again.
+
+    They do so where files were joined byte by byte (``cat a.ts b.ts``).
+    """
+    offset, last, step = 0, None, 1
+    with suppress(IndexError):  # raised at the end by PyAV for a track that begins in mid-file
+        for packet in container.demux(*streams):
+            if packet.stream_index == streams[0].index and packet.size and packet.dts is not None:
+                if last is not None and packet.dts + offset < last:
+                    offset = last + step - packet.dts
+                elif last is not None and packet.dts + offset > last:
+                    step = packet.duration or packet.dts + offset - last
+                last = packet.dts + offset
+                packet.dts += offset
+                packet.pts = None if packet.pts is None else packet.pts + offset
+            yield packet
+
+
+def read_track(path: Path) -> tuple[Track, Float[np.ndarray, " N"]]:
+    """The video track of a file and when each of its N frames appears, ascending; decodes nothing."""
+    container, stream = open_video(path)
+    with container:
+        counted = container.format.name == "avi"  # whose B-frames come with shuffled timestamps
+        count = hidden = corrupt = keyless = 0
+        key_found = False
+        ticks, durations = array("q"), array("q")  # 16 bytes a frame: a long video has hundreds of thousands
+        places, sizes = array("q"), array("q")  # of the packets of all tracks in the file
+        others = [other for other in container.streams if other.index != stream.index]
+        for packet in demux(container, stream, *others):
+            if packet.pos is not None and packet.size:
+                places.append(packet.pos)
+                sizes.append(packet.size)
+            if packet.stream_index != stream.index or not packet.size:  # the demuxer ends with empty packets
+                continue
+            corrupt += packet.is_corrupt
+            key_found = key_found or packet.is_keyframe
+            if packet.is_discard:  # cut off by an edit list: decoded, not shown
+                hidden += 1
+                continue
+            keyless += not key_found
+            count += 1
+            counted = counted or packet.pts is None
+            if packet.pts is not None:
+                ticks.append(packet.pts)
+                durations.append(packet.duration or 0)
+        if not count:
+            raise ValueError("the video stream holds no frames")
+        step = float(1 / stream.average_rate) if stream.average_rate else 1 / 25
+        declared = max(stream.frames, count + hidden)
+        visible = [other for other in others if other.type == "video"]
+        covers = sum(bool(other.disposition & av.stream.Disposition.attached_pic) for other in visible)
+        found = {
+            f"the file ends early: {count} of {declared} frames are there": count < declared and not hidden,
+            f"an edit list hides {declared - count} of {declared} frames": hidden,
+            f"the first {keyless} frames come before any key frame": keyless and key_found,
+            f"{corrupt} of {declared} packets are damaged": corrupt,
+            f"{len(visible) - covers + 1} video tracks, of which one is read": len(visible) > covers,
+            "a picture beside the video is not read": covers,
+            "several movies in one file, of which one is read": _count_movies(path) > 1,
+            "a part of the file belongs to no track that is read": _has_unread_part(container, path, places, sizes),
+        }
+    reasons = tuple(reason for reason, holds in found.items() if holds)
+    if counted:
+        return Track(0.0, count * step, step, reasons, count / declared), np.arange(count) * step
+    base = stream.time_base or Fraction(1)
+    starts = np.array(ticks, np.float64) * base.numerator / base.denominator
+    order = np.argsort(starts, kind="stable")
+    last = float(durations[order[-1]] * base) or step
+    starts = starts[order]
+    return Track(float(starts[0]), float(starts[-1]) + last, None, reasons, count / declared), starts
+
+
+def _has_unread_part(container: av.container.InputContainer, path: Path, places: array[int], sizes: array[int]) -> bool:
+    """Whether a large part of the file holds neither packets nor what comes before them."""
+    if container.format.name.startswith("mov") or not places:  # whose index may be large, or lie anywhere
+        return False
+    order = np.argsort(places)
+    begins = np.append(np.array(places)[order], path.stat().st_size)
+    ends = np.maximum.accumulate(np.array(places)[order] + np.array(sizes)[order])
+    gaps = np.maximum(begins[1:] - ends, 0)
+    size = float(begins[-1])
+    return bool(
+        gaps.max() > max(UNREAD_BYTES, UNREAD_STRETCH * size)
+        or gaps.sum() > max(64 * UNREAD_BYTES, UNREAD_TOTAL * size)
+    )
+
+
+def _count_movies(path: Path) -> int:
+    """How many boxes ``moov`` an mp4 has, of which FFmpeg reads the first; 0 for other formats."""
+    count, place, size = 0, 0, path.stat().st_size
+    with path.open("rb") as file:
+        while place + 8 <= size:
+            file.seek(place)
+            header = file.read(16)
+            length, kind = struct.unpack(">I4s", header[:8])
+            if length == 1 and len(header) == 16:  # a 64-bit length follows
+                (length,) = struct.unpack(">Q", header[8:])
+            count += kind == b"moov"
+            if length < 8:
+                break
+            place += length
+    return count
+
+
+@contextmanager
+def captured_stderr() -> Iterator[Callable[[], str]]:
+    """Redirects file descriptor 2, where FFmpeg reports errors, to memory; yields a function that reads its beginning.
+
+    Not for use in two threads at once; nesting is fine.
+    """
+    av.logging.set_libav_level(av.logging.ERROR)
+    av.logging.restore_default_callback()  # straight to stderr
+    with tempfile.TemporaryFile() as log:
+        kept = os.dup(2)
+        os.dup2(log.fileno(), 2)
+        try:
+            # Does not move the position at which stderr continues to write.
+            yield lambda: os.pread(log.fileno(), 4096, 0).decode(errors="replace").strip()
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+
+
+@contextmanager
+def decoding(path: Path, decoder: str) -> Iterator[Callable[[], str]]:
+    """Captures stderr, and makes an `UndecodableError` of whatever ``decoder`` raises for a damaged file."""
+    with captured_stderr() as ffmpeg_errors:
+        try:
+            yield ffmpeg_errors
+        except MemoryError:  # the limit of the worker
+            raise
+        except Exception as error:  # decord and PyAV raise errors of many kinds for damaged files
+            raise UndecodableError(f"{decoder}: {first_line(str(error), path)}") from error
+
+
+def first_line(message: str, path: Path) -> str:
+    """The first line of a decoder's message, without the file's folder and memory addresses."""
+    line = next((line for line in message.splitlines() if line.strip()), "no message")
+    line = line.rsplit("] ", 1)[-1] if line.startswith("[") else line
+    return line.replace(f"file:{path}", path.name).replace(str(path), path.name).strip()[:200]
