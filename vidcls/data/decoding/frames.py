@@ -19,6 +19,8 @@ from vidcls.data.decoding.result import DecodeResult, Frames, UndecodableError
 from vidcls.data.decoding.track import Track, decoding, first_line, read_track
 from vidcls.data.sampling import StoreSpec, clip_indices
 
+# How mp4, Matroska, FLV and MPEG-TS begin: what decord's FFmpeg, without a list of allowed formats, takes for no text.
+SIGNATURES = (b"\0", b"\x1aE\xdf\xa3", b"FLV\1", b"G@")
 CLOCK_SECONDS = 2e-3  # how far decord's timestamps, in single precision, may be off
 
 
@@ -42,16 +44,20 @@ def decode(path: Path, spec: StoreSpec, decoders: tuple[str, ...]) -> tuple[Fram
             if decoder == "pyav":
                 return _decode_pyav(path, spec, track, starts[wanted], places, errors)
             if track.frame_seconds is None and not track.reasons and not errors:
-                frames = _decode_decord(path, spec.stored_resolution, starts, wanted)
+                frames = decode_decord(path, spec.stored_resolution, starts, wanted)
                 return frames[places], DecodeResult("ok", "", "decord", track.seconds, 1.0)
         except UndecodableError as error:
             failures.append(str(error))
     raise UndecodableError("; ".join(failures))
 
 
-def _decode_decord(path: Path, side: int, starts: Float[np.ndarray, " N"], wanted: Int[np.ndarray, " W"]) -> Frames:
+def decode_decord(path: Path, side: int, starts: Float[np.ndarray, " N"], wanted: Int[np.ndarray, " W"]) -> Frames:
+    """The frames ``wanted`` [W, R, R, 3] of a video with frames at ``starts``, or `UndecodableError`."""
     decord.logging.set_level(decord.logging.ERROR)
     with decoding(path, "decord") as ffmpeg_errors:
+        with path.open("rb") as file:
+            if not file.read(4).startswith(SIGNATURES):
+                raise ValueError("a format that it is not given")
         # decord cannot copy frames of a few widths (8, 16, 24, 48, 72): PyAV reads those, at half the speed.
         # One thread each: the workers run in parallel, and threads of one decoder would slow the others down.
         reader = decord.VideoReader(str(path.absolute()), width=side, height=side, num_threads=1)

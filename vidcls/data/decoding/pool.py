@@ -29,10 +29,12 @@ from rich.progress import track
 
 from vidcls.data.decoding.plan import Window, WindowPlan
 from vidcls.data.decoding.result import DECODERS, DecodeResult, undecodable
-from vidcls.data.decoding.worker import decode_to_store, send_windows, start_worker
+from vidcls.data.decoding.sandbox import start_worker
+from vidcls.data.decoding.worker import decode_to_store, send_windows
 from vidcls.data.options import DecodeLimits
 from vidcls.data.store import FrameStore
 
+MEBIBYTE = 2**20  # for what surrounds the frames in a file of the store, and for FFmpeg's messages
 WORKER_ERRORS = (FutureTimeoutError, CancelledError, ProcessExpired, MemoryError)
 
 
@@ -72,7 +74,8 @@ def decode_into_store(
     Raises UserError or OSError where the store cannot be written; what was stored until then is kept.
     """
     results = [undecodable("")] * len(files)
-    with _process_pool(limits, len(files)) as pool:
+    entry_bytes = 3 * store.spec.frames_per_video * store.spec.stored_resolution**2
+    with create_pool(limits, len(files), entry_bytes) as pool:
         pending: list[tuple[int, tuple[str, ...], ProcessFuture]] = []
 
         def submit(number: int, decoders: tuple[str, ...]) -> None:
@@ -111,7 +114,7 @@ def read_windows(
         server.bind(f"{folder}/socket")  # in a folder for this user alone
         server.listen(128)
         receiver = _Receiver(files, server, limits, ahead)
-        with _process_pool(limits, len(files)) as pool:
+        with create_pool(limits, len(files)) as pool:
 
             def schedule(number: int, decoders: tuple[str, ...]) -> ProcessFuture:
                 arguments = [f"{folder}/socket", number, files[number], plan, decoders, threads]
@@ -282,12 +285,13 @@ def _num_workers(limits: DecodeLimits, num_files: int) -> int:
 
 
 @contextmanager
-def _process_pool(limits: DecodeLimits, num_files: int) -> Iterator[ProcessPool]:
+def create_pool(limits: DecodeLimits, num_files: int, file_bytes: int = 0) -> Iterator[ProcessPool]:
+    """Confined worker processes (`start_worker`), which may write files of ``file_bytes`` and a little more."""
     pool = ProcessPool(
         max_workers=_num_workers(limits, num_files),
         context=get_context("spawn"),  # a forked child would inherit the locks of this process' threads
         initializer=start_worker,
-        initargs=[limits.memory_gigabytes],
+        initargs=[limits.memory_gigabytes, MEBIBYTE + file_bytes],
     )
     try:
         yield pool

@@ -178,7 +178,9 @@ def captured_stderr() -> Iterator[Callable[[], str]]:
     """
     av.logging.set_libav_level(av.logging.ERROR)
     av.logging.restore_default_callback()  # straight to stderr
-    with tempfile.TemporaryFile() as log:
+    # In memory where the system can: a full or read-only disk must not look like a fault of the video.
+    in_memory = hasattr(os, "memfd_create")
+    with open(os.memfd_create("ffmpeg"), "w+b") if in_memory else tempfile.TemporaryFile() as log:
         kept = os.dup(2)
         os.dup2(log.fileno(), 2)
         try:

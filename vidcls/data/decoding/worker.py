@@ -2,35 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import resource
-import signal
-import threading
-from multiprocessing import parent_process
 from multiprocessing.connection import Client
 from pathlib import Path
 
 from vidcls.data.decoding.plan import WindowPlan
 from vidcls.data.decoding.result import DecodeResult, UndecodableError, undecodable
 from vidcls.data.store import FrameStore
-
-
-def start_worker(memory_gigabytes: float | int) -> None:
-    """Makes this process a worker: limited in memory, deaf to Ctrl-C, ended with its parent."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    import vidcls.data.decoding.windows  # noqa: F401 (here, since the time limits of videos do not count it)
-
-    # Nobody else would stop a worker that hangs when its parent is killed, and the others would continue to decode.
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    limit = int(memory_gigabytes * 2**30)
-    resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
-
-
-def _end_with_parent() -> None:
-    parent = parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 def decode_to_store(file: Path, sha256: str, store: FrameStore, decoders: tuple[str, ...]) -> DecodeResult:
