@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -80,3 +83,56 @@ def test_a_damaged_cache_is_a_warning(tmp_path: Path, damage: str) -> None:
     with pytest.warns(UserWarning, match="hashes.sqlite"):
         cache = HashCache(path)
     assert hash_files([tmp_path / "a"], cache)[0].sha256 == hashlib.sha256(b"one").hexdigest()
+
+
+def test_a_name_that_is_not_utf_8_is_remembered_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, cache = tmp_path / os.fsdecode(b"\xff\xe9"), HashCache(tmp_path / "hashes.sqlite")
+    file.write_bytes(b"one")
+    (first,) = hash_files([file], cache)
+    monkeypatch.delattr("vidcls.data.hashing.hash_file")  # whoever hashes fails
+    assert hash_files([file], cache) == [first]
+
+
+HASH = """
+import sys, warnings
+from pathlib import Path
+from vidcls.data.hashing import HashCache, hash_files
+warnings.simplefilter("error")
+folder = Path(sys.argv[1])
+sys.stdin.readline()
+print(*sorted(one.sha256 for one in hash_files(sorted(folder.glob("*.bin")), HashCache(folder / "hashes.sqlite"))))
+"""
+
+
+def test_six_processes_open_a_new_cache_at_once(tmp_path: Path) -> None:
+    for number in range(50):
+        (tmp_path / f"{number}.bin").write_bytes(bytes([number]))
+    command, pipe = [sys.executable, "-c", HASH, str(tmp_path)], subprocess.PIPE
+    processes = [subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) for _ in range(6)]
+    found = {process.communicate("go\n", timeout=100) for process in processes}
+    assert len(found) == 1
+    ((hashes, complaints),) = found
+    assert len(hashes.split()) == 50 and not complaints
+
+
+@pytest.mark.parametrize("trouble", ["read-only", "locked", "damaged later"])
+def test_any_trouble_with_the_cache_is_one_warning(tmp_path: Path, trouble: str) -> None:
+    """Read-only as for another user; a file system on which SQLite cannot lock; what the disk altered."""
+    path, files = tmp_path / "hashes.sqlite", [tmp_path / name for name in "abc"]
+    for file in files:
+        file.write_bytes(file.name.encode())
+    HashCache(path).close()
+    cache = HashCache(path, timeout=0.1)
+    assert cache._database is not None
+    if trouble == "read-only":
+        cache._database.execute("PRAGMA query_only = 1")
+    elif trouble == "locked":
+        other = sqlite3.connect(path, isolation_level=None)
+        other.execute("BEGIN EXCLUSIVE")
+    else:
+        path.write_bytes(b"no database" * 1000)
+    with pytest.warns(UserWarning, match="hashes.sqlite") as caught:
+        found = hash_files(files, cache)
+    assert [one.sha256 for one in found] == [hashlib.sha256(name.encode()).hexdigest() for name in "abc"]
+    assert len(caught) == 1
+    cache.close()

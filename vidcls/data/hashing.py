@@ -9,21 +9,42 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from rich.console import Console
 from rich.progress import track
 
 from vidcls.files import hash_file
 
-Key = tuple[str, int, int, int, int]
+
+class FileState(NamedTuple):
+    """What a file changes with its content, even where its size and modification time stay (rsync, tar)."""
+
+    size: int
+    inode: int
+    mtime_ns: int
+    ctime_ns: int
+
+    @classmethod
+    def of(cls, file: Path | int) -> FileState | None:
+        """The state of a file, by its path or descriptor; None if it cannot be read."""
+        try:
+            status = os.stat(file)
+        except (OSError, ValueError):
+            return None
+        return cls(status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns)
 
 
 @dataclass(frozen=True)
 class HashResult:
-    """The SHA-256 of a file's content in hexadecimal, or "" and the reason why the file cannot be read."""
+    """The SHA-256 of a file's content in hexadecimal, or "" and the reason why the file cannot be read.
+
+    ``state`` is what the file was when it had this content, or None where it changed while it was hashed.
+    """
 
     sha256: str
     error: str = ""
+    state: FileState | None = None
 
 
 class HashCache:
@@ -32,13 +53,13 @@ class HashCache:
     Any trouble with the file (locked, damaged, read-only) is a warning, after which nothing is remembered.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, timeout: float = 60.0) -> None:
         self.path = path
         self._database: sqlite3.Connection | None = None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             # Each row is committed at once: a killed run keeps what it hashed, and other runs are not locked out.
-            database = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
+            database = sqlite3.connect(path, timeout=timeout, isolation_level=None, check_same_thread=False)
             database.execute(
                 "CREATE TABLE IF NOT EXISTS file_hashes "
                 "(path TEXT PRIMARY KEY, size INT, inode INT, mtime_ns INT, ctime_ns INT, sha256 TEXT)"
@@ -47,14 +68,15 @@ class HashCache:
         except (sqlite3.Error, OSError) as error:
             self._give_up(error)
 
-    def get(self, key: Key) -> str | None:
+    def get(self, file: Path, state: FileState) -> str | None:
         """The hash of a file that was in this state."""
         where = "path = ? AND size = ? AND inode = ? AND mtime_ns = ? AND ctime_ns = ?"
-        rows = self._execute(f"SELECT sha256 FROM file_hashes WHERE {where}", key)
+        rows = self._execute(f"SELECT sha256 FROM file_hashes WHERE {where}", (_name(file), *state))
         return str(rows[0][0]) if rows else None
 
-    def put(self, key: Key, sha256: str) -> None:
-        self._execute("INSERT OR REPLACE INTO file_hashes VALUES (?, ?, ?, ?, ?, ?)", (*key, sha256))
+    def put(self, file: Path, state: FileState, sha256: str) -> None:
+        values = (_name(file), *state, sha256)
+        self._execute("INSERT OR REPLACE INTO file_hashes VALUES (?, ?, ?, ?, ?, ?)", values)
 
     def close(self) -> None:
         if self._database is not None:
@@ -65,7 +87,7 @@ class HashCache:
             return []
         try:
             return self._database.execute(statement, values).fetchall()
-        except (sqlite3.Error, UnicodeEncodeError) as error:
+        except sqlite3.Error as error:
             self._give_up(error)
             return []
 
@@ -76,45 +98,31 @@ class HashCache:
 
 def hash_files(files: Sequence[Path], cache: HashCache | None, console: Console | None = None) -> list[HashResult]:
     """The hashes of ``files``, in their order; one is remembered only if its file did not change while it was read."""
-    results: list[HashResult | None] = [None] * len(files)
-    pending = []
-    for place, file in enumerate(files):
-        key = _key_of(file) if cache is not None else None
-        sha256 = cache.get(key) if cache is not None and key is not None else None
-        if sha256 is None:
-            pending.append(place)
-        else:
-            results[place] = HashResult(sha256)
+    states = [FileState.of(file) for file in files]
+    known = [cache.get(file, state) if cache and state else None for file, state in zip(files, states, strict=True)]
+    results = [HashResult(sha256 or "", "", state) for sha256, state in zip(known, states, strict=True)]
+    pending = [place for place, sha256 in enumerate(known) if not sha256]
     with ThreadPoolExecutor() as pool:  # hashing and reading release the interpreter
         hashed = pool.map(lambda place: _hash(files[place]), pending)
         found = track(hashed, "Hashing", len(pending), console=console, transient=True, disable=len(pending) < 100)
-        for place, (result, key) in zip(pending, found, strict=True):
+        for place, result in zip(pending, found, strict=True):
             results[place] = result
-            if cache is not None and key is not None:
-                cache.put(key, result.sha256)
-    return [result for result in results if result is not None]
+            if cache and result.state:
+                cache.put(files[place], result.state, result.sha256)
+    return results
 
 
-def _hash(file: Path) -> tuple[HashResult, Key | None]:
-    """The result, and the state of the file for the cache where that did not change meanwhile."""
+def _name(file: Path) -> str:
+    return os.fsencode(file.resolve()).decode("utf-8", "backslashreplace")  # not every name is UTF-8
+
+
+def _hash(file: Path) -> HashResult:
     if file.exists() and not file.is_file():  # reading a pipe would never end
-        return HashResult("", "the file cannot be read: not a regular file"), None
+        return HashResult("", "the file cannot be read: not a regular file")
     try:
         with file.open("rb", buffering=0) as stream:
-            before = _key(file, os.fstat(stream.fileno()))
+            before = FileState.of(stream.fileno())
             sha256 = hash_file(stream)
-            unchanged = before == _key(file, os.fstat(stream.fileno()))
+            return HashResult(sha256, "", before if before == FileState.of(stream.fileno()) else None)
     except OSError as error:
-        return HashResult("", f"the file cannot be read: {error.strerror or error}"), None
-    return HashResult(sha256), before if unchanged else None
-
-
-def _key_of(file: Path) -> Key | None:
-    try:
-        return _key(file, file.stat())
-    except OSError:
-        return None
-
-
-def _key(file: Path, status: os.stat_result) -> Key:
-    return str(file.resolve()), status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns
+        return HashResult("", f"the file cannot be read: {error.strerror or error}")

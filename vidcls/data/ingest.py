@@ -52,7 +52,7 @@ def ingest(
         hashes = hash_files(files, cache)
     finally:
         cache.close()
-    unique = {found.sha256: file for found, file in zip(hashes, files, strict=True) if found.sha256}
+    unique = {hashed.sha256: (file, hashed) for file, hashed in zip(files, hashes, strict=True) if hashed.sha256}
     results = _stored(list(unique), store)
     decoded = 0
     missing = [sha256 for sha256 in unique if sha256 not in results]
@@ -60,7 +60,8 @@ def ingest(
         with _locked(store):
             results |= _stored(missing, store)  # another run may have decoded them meanwhile
             missing = [sha256 for sha256 in missing if sha256 not in results]
-            found = decode_into_store([unique[sha256] for sha256 in missing], missing, store, limits)
+            pairs = [unique[sha256] for sha256 in missing]
+            found = decode_into_store([file for file, _ in pairs], [hashed for _, hashed in pairs], store, limits)
         decoded = sum(result.status != "undecodable" for result in found)
         results |= dict(zip(missing, found, strict=True))
     rows = [

@@ -72,7 +72,8 @@ def predict_videos(
             numbers.setdefault(hashed.sha256, []).append(number)
     contents = list(numbers)
     distinct = [files[numbers[sha256][0]] for sha256 in contents]
-    with closing(read_windows(distinct, plan, limits, ahead=2 * run.spec.batch_size)) as events:
+    states = [hashes[numbers[sha256][0]].state for sha256 in contents]
+    with closing(read_windows(distinct, states, plan, limits, ahead=2 * run.spec.batch_size)) as events:
         shown = show_progress(classify(events, predictor), len(distinct), console)
         for place, decoded, windows, peaks in collect(shown, plan, run.classes, options.exit_threshold):
             sha256, file = contents[place], distinct[place]

@@ -20,8 +20,10 @@ import vidcls
 from vidcls.data.decoding.frames import decode
 from vidcls.data.decoding.plan import Window, WindowPlan
 from vidcls.data.decoding.pool import Event, VideoFinished, VideoStarted, WindowRead, decode_into_store, read_windows
-from vidcls.data.decoding.result import DECODERS, DecodeResult
+from vidcls.data.decoding.result import DECODERS, DecodeResult, undecodable
 from vidcls.data.decoding.windows import stream_windows
+from vidcls.data.decoding.worker import CHANGED
+from vidcls.data.hashing import FileState, HashResult, hash_files
 from vidcls.data.options import DecodeLimits
 from vidcls.data.sampling import StoreSpec
 from vidcls.data.store import FrameStore
@@ -63,7 +65,7 @@ def start(
     ahead: int = 8,
     plan: WindowPlan = PLAN,
 ) -> Generator[Event, None, None]:
-    return read_windows(files, plan, limits, ahead)
+    return read_windows(files, [FileState.of(file) for file in files], plan, limits, ahead)
 
 
 def sort(events: Iterator[Event]) -> dict[int, tuple[VideoStarted | None, list[Window], VideoFinished]]:
@@ -246,22 +248,24 @@ def test_a_decoder_that_dies_in_a_long_video_leaves_a_part(folder: Path) -> None
 
 def test_the_next_decoder_gets_its_chance(folder: Path, tmp_path: Path) -> None:
     """The first decoder waits for a pipe and is given up; then the video is there."""
-    late = tmp_path / "late.mp4"
-    os.mkfifo(late)
-    events = start(late, limits=DecodeLimits(workers=1, timeout_seconds=3.0))
+    pipe, late = tmp_path / "pipe", tmp_path / "late.mp4"
+    os.mkfifo(pipe)
+    late.symlink_to(pipe)
+    states = [FileState.of(folder / "b.mp4")]
+    events = read_windows([late], states, PLAN, DecodeLimits(workers=1, timeout_seconds=3.0))
 
     def replace_when_read() -> None:
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
             try:
-                pipe = os.open(late, os.O_WRONLY | os.O_NONBLOCK)  # refused while nobody reads from it
+                writing = os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)  # refused while nobody reads from it
             except OSError:
                 time.sleep(0.02)
                 continue
-            shutil.copy(folder / "b.mp4", tmp_path / "copy.mp4")
-            (tmp_path / "copy.mp4").replace(late)
+            (tmp_path / "link").symlink_to(folder / "b.mp4")
+            (tmp_path / "link").replace(late)
             time.sleep(4)
-            os.close(pipe)
+            os.close(writing)
             return
 
     thread = threading.Thread(target=replace_when_read)
@@ -277,7 +281,8 @@ def test_videos_are_decoded_into_the_store(folder: Path, tmp_path: Path) -> None
     files = [folder / "a.mp4", tmp_path / "text.mp4", tmp_path / "waiting.mp4", folder / "six.mp4"]
     store = FrameStore(tmp_path / "store", SPEC)
     sha256s = [f"{number:064x}" for number in range(4)]
-    found = decode_into_store(files, sha256s, store, DecodeLimits(workers=2, timeout_seconds=2.0))
+    hashes = [HashResult(sha256, "", FileState.of(file)) for sha256, file in zip(sha256s, files, strict=True)]
+    found = decode_into_store(files, hashes, store, DecodeLimits(workers=2, timeout_seconds=2.0))
     assert [result.status for result in found] == ["ok", "undecodable", "undecodable", "ok"]
     assert found[1].reason.startswith("pyav: ")
     why = "timed out after 2 s (data.decode.timeout_seconds)"
@@ -286,6 +291,28 @@ def test_videos_are_decoded_into_the_store(folder: Path, tmp_path: Path) -> None
         frames, result = decode(files[number], SPEC, DECODERS)
         assert store.find(sha256s[number]) == found[number] == result
         np.testing.assert_array_equal(store.read(sha256s[number], np.arange(FRAMES)), frames)
+
+
+@pytest.mark.parametrize("how", ["replaced", "written", "removed"])
+def test_a_file_that_changes_between_hash_and_decode_is_undecodable(folder: Path, tmp_path: Path, how: str) -> None:
+    """It is not stored under its old hash, and its windows are not its result; size and time may be as before."""
+    video = tmp_path / "video.mp4"
+    shutil.copy2(folder / "six.mp4", video)
+    (hashed,) = hash_files([video], None)
+    if how == "removed":
+        video.unlink()
+    elif how == "replaced":
+        shutil.copy2(folder / "six.mp4", tmp_path / "other.mp4")
+        (tmp_path / "other.mp4").replace(video)
+    else:
+        with video.open("r+b") as file:
+            file.write(file.read(1))
+        shutil.copystat(folder / "six.mp4", video)
+    store = FrameStore(tmp_path / "store", SPEC)
+    (result,) = decode_into_store([video], [hashed], store, ONE)
+    assert result == undecodable(CHANGED) and not list(store.folder.rglob("*.safetensors"))
+    (result,) = results(read_windows([video], [hashed.state], PLAN, ONE)).values()
+    assert result == undecodable(CHANGED)
 
 
 # ---- back-pressure and ends
@@ -358,12 +385,14 @@ if __name__ == "__main__":  # the processes import this file again
     from pathlib import Path
     from vidcls.data.decoding.plan import WindowPlan
     from vidcls.data.decoding.pool import read_windows
+    from vidcls.data.hashing import FileState
     from vidcls.data.options import DecodeLimits
     from vidcls.data.sampling import StoreSpec
 
     files = [Path(name) for name in sys.argv[1:]]
     plan = WindowPlan(StoreSpec(8, 64), 1.0, 0.5, 2.0)
-    for event in read_windows(files, plan, DecodeLimits(workers=len(files))):
+    states = [FileState.of(file) for file in files]
+    for event in read_windows(files, states, plan, DecodeLimits(workers=len(files))):
         print(type(event).__name__, flush=True)
 """
 

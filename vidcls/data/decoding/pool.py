@@ -30,7 +30,8 @@ from rich.progress import track
 from vidcls.data.decoding.plan import Window, WindowPlan
 from vidcls.data.decoding.result import DECODERS, DecodeResult, undecodable
 from vidcls.data.decoding.sandbox import start_worker
-from vidcls.data.decoding.worker import decode_to_store, send_windows
+from vidcls.data.decoding.worker import CHANGED, decode_to_store, send_windows
+from vidcls.data.hashing import FileState, HashResult
 from vidcls.data.options import DecodeLimits
 from vidcls.data.store import FrameStore
 
@@ -67,7 +68,7 @@ Event = VideoStarted | WindowRead | VideoFinished
 
 
 def decode_into_store(
-    files: Sequence[Path], sha256s: Sequence[str], store: FrameStore, limits: DecodeLimits
+    files: Sequence[Path], hashes: Sequence[HashResult], store: FrameStore, limits: DecodeLimits
 ) -> list[DecodeResult]:
     """Decodes videos and stores each under its hash; gives the results in the order of ``files``.
 
@@ -79,7 +80,7 @@ def decode_into_store(
         pending: list[tuple[int, tuple[str, ...], ProcessFuture]] = []
 
         def submit(number: int, decoders: tuple[str, ...]) -> None:
-            arguments = [files[number], sha256s[number], store, decoders]
+            arguments = [files[number], hashes[number], store, decoders]
             future = pool.schedule(decode_to_store, arguments, timeout=limits.timeout_seconds)
             pending.append((number, decoders, future))
 
@@ -99,14 +100,15 @@ def decode_into_store(
 
 
 def read_windows(
-    files: Sequence[Path], plan: WindowPlan, limits: DecodeLimits, ahead: int = 8
+    files: Sequence[Path], states: Sequence[FileState | None], plan: WindowPlan, limits: DecodeLimits, ahead: int = 8
 ) -> Generator[Event, None, None]:
     """Reads videos window by window, in several processes at once.
 
     Each video gives one `VideoStarted` (not if it is undecodable), its windows in order of time and, whatever happens,
     one `VideoFinished`. Those of different videos are interleaved; large files come first. If the caller is slower than
     the decoders, they wait, with up to ``ahead`` events ready. Closing the generator ends all processes.
-    ``limits.timeout_seconds`` is the time for one window, or for what comes before it.
+    ``limits.timeout_seconds`` is the time for one window, or for what comes before it. A file that is not in its state
+    of ``states`` any more is undecodable.
     """
     threads = max(1, (os.cpu_count() or 1) // _num_workers(limits, len(files)))
     root = None if len(tempfile.gettempdir()) < 80 else "/tmp"  # the path of a socket has 107 characters at most
@@ -117,7 +119,7 @@ def read_windows(
         with create_pool(limits, len(files)) as pool:
 
             def schedule(number: int, decoders: tuple[str, ...]) -> ProcessFuture:
-                arguments = [f"{folder}/socket", number, files[number], plan, decoders, threads]
+                arguments = [f"{folder}/socket", number, files[number], states[number], plan, decoders, threads]
                 return pool.schedule(send_windows, arguments)
 
             thread = threading.Thread(target=receiver.run, args=[schedule], daemon=True)
@@ -260,7 +262,7 @@ class _Receiver:
     def _finish(self, video: _Video, result: DecodeResult) -> None:
         del self._videos[video.number]
         video.disconnect()
-        if result.status == "undecodable":
+        if result.status == "undecodable" and result.reason != CHANGED:
             reason = "; ".join(text for text in [*video.reasons, result.reason] if text)
             result = undecodable(reason)
             if video.coverage:  # windows with intact frames have been read

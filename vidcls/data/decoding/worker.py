@@ -7,11 +7,14 @@ from pathlib import Path
 
 from vidcls.data.decoding.plan import WindowPlan
 from vidcls.data.decoding.result import DecodeResult, UndecodableError, undecodable
+from vidcls.data.hashing import FileState, HashResult
 from vidcls.data.store import FrameStore
 
+CHANGED = "the file has changed while being read"
 
-def decode_to_store(file: Path, sha256: str, store: FrameStore, decoders: tuple[str, ...]) -> DecodeResult:
-    """Decodes one video and stores its frames under ``sha256``.
+
+def decode_to_store(file: Path, hashed: HashResult, store: FrameStore, decoders: tuple[str, ...]) -> DecodeResult:
+    """Decodes one video and stores its frames under its hash, unless the file has changed since it was hashed.
 
     A file that cannot be read or decoded is a result; a store that cannot be written raises UserError or OSError.
     """
@@ -20,13 +23,22 @@ def decode_to_store(file: Path, sha256: str, store: FrameStore, decoders: tuple[
     try:
         frames, result = decode(file, store.spec, decoders)
     except UndecodableError as error:
-        return undecodable(str(error))
-    store.write(sha256, frames, result)
+        result = undecodable(str(error))
+    if FileState.of(file) != hashed.state:
+        return undecodable(CHANGED)
+    if result.status != "undecodable":
+        store.write(hashed.sha256, frames, result)
     return result
 
 
 def send_windows(
-    address: str, number: int, file: Path, plan: WindowPlan, decoders: tuple[str, ...], threads: int
+    address: str,
+    number: int,
+    file: Path,
+    state: FileState | None,
+    plan: WindowPlan,
+    decoders: tuple[str, ...],
+    threads: int,
 ) -> None:
     """Sends ``number``, then (seconds, number of windows), each `Window` and last the `DecodeResult` to the pool."""
     from vidcls.data.decoding.windows import stream_windows
@@ -39,8 +51,9 @@ def send_windows(
             for window in video:
                 connection.send(window)
             assert video.result is not None
-            connection.send(video.result)
+            result = video.result
         except UndecodableError as error:
-            connection.send(undecodable(str(error)))
+            result = undecodable(str(error))
         except (BrokenPipeError, ConnectionResetError):  # nobody wants more
             return
+        connection.send(result if FileState.of(file) == state else undecodable(CHANGED))
