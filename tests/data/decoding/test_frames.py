@@ -344,6 +344,16 @@ def test_the_picture_on_a_videos_cover_is_not_the_video(tmp_path: Path) -> None:
     assert (result.status, result.reason) == ("partial", "a picture beside the video is not read")
 
 
+@EACH_DECODER
+def test_a_title_that_is_not_utf_8_is_no_damage(tmp_path: Path, decoder: str) -> None:
+    video = write_video(tmp_path / "plain.mp4", numbered(4))
+    ffmpeg("-i", video, "-c", "copy", "-metadata", "title=caf_", tmp_path / "titled.mp4")
+    content = (tmp_path / "titled.mp4").read_bytes()
+    (tmp_path / "titled.mp4").write_bytes(content.replace(b"caf_", b"caf\xe9"))
+    frames, result = read(tmp_path / "titled.mp4", 4, decoder)
+    assert (numbers(frames), result.status) == ([0, 1, 2, 3], "ok")
+
+
 # ---- what is left behind
 
 

@@ -49,7 +49,7 @@ def open_video(path: Path) -> tuple[av.container.InputContainer, av.VideoStream]
     # The prefix: FFmpeg would take a name such as concat:a|b for a protocol.
     options = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
     try:
-        container = av.open(f"file:{path}", options=options)
+        container = av.open(f"file:{path}", options=options, metadata_errors="replace")
     except av.ArgumentError as error:
         raise ValueError(f"not a video file of a known format ({FORMATS})") from error
     try:
