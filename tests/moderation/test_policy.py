@@ -439,6 +439,67 @@ def test_each_window_is_calibrated_by_itself() -> None:
     assert harmful_scores(soft, windows)["harmful"] == float(calibrate(windows[0], 4.0)[1])
 
 
+# Guarantees on the videos at hand, whatever they are
+
+
+@st.composite
+def val_videos(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities with frequent ties, zeros and ones, and labels; classes may be absent, or the only one."""
+    n = draw(st.integers(1, 150))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    labels = rng.choice(draw(st.lists(st.integers(0, 2), min_size=1, max_size=6)), size=n)
+    weights = rng.integers(0, 4, size=(n, 3)) + 3.0 * np.eye(3)[labels] * (rng.random((n, 1)) < draw(st.floats(0, 1)))
+    weights[weights.sum(axis=1) == 0, 0] = 1.0
+    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32), labels
+
+
+@settings(deadline=None, max_examples=60)
+@given(val_videos(), st.floats(0.05, 0.95), st.floats(0.05, 0.95), st.sampled_from(["recall", "precision", "both"]))
+def test_a_fitted_policy_meets_its_targets_on_val_or_is_refused(
+    videos: tuple[np.ndarray, np.ndarray], recall: float, precision: float, which: str
+) -> None:
+    """By what `decide` does with each video, ties and probabilities of 0 and 1 included."""
+    probabilities, labels = videos
+    target = {"recall": recall, "precision": precision}
+    targets = {"harmful": target if which == "both" else {which: target[which]}}
+    try:
+        found = fit_policy(probabilities, labels, CLASSES, "safe", targets, 0.2, "m")
+    except UserError as error:
+        assert error.code in ("recall-not-supported", "precision-not-supported")
+        return
+    decisions = [decide(found, row, "ok", "") for row in probabilities]
+    if "recall" in targets["harmful"]:
+        of_it = [decisions[row].decision for row in np.flatnonzero(labels == 1)]
+        assert bound(len(of_it) - of_it.count("allow"), len(of_it)) >= recall
+    if "precision" in targets["harmful"]:
+        scores = calibrate(probabilities, found.temperature)[:, 1]
+        blocked = labels[scores >= found.block["harmful"]] == 1
+        assert bound(int(blocked.sum()), len(blocked)) >= precision
+
+
+@settings(deadline=None, max_examples=60)
+@given(val_videos(), st.floats(0.01, 0.99))
+def test_any_fit_gives_a_valid_policy_that_reads_back(
+    tmp_path_factory: pytest.TempPathFactory, videos: tuple[np.ndarray, np.ndarray], margin: float
+) -> None:
+    """One video, one class, no harmful video, all certain: also then."""
+    found = fit_policy(*videos, CLASSES, "safe", {}, margin, "m")
+    path = tmp_path_factory.mktemp("run") / "policy.json"
+    save_policy(found, path)
+    assert load_policy(path, CLASSES, "m") == found
+
+
+@settings(deadline=None)
+@given(val_videos(), st.integers(0, 2))
+def test_more_probability_never_allows_more(videos: tuple[np.ndarray, np.ndarray], k: int) -> None:
+    """Of two windows, the more harmful one decides."""
+    rank = ("allow", "review", "block").index
+    rows = videos[0]
+    for row in rows[:10]:
+        alone = [rank(decide(policy(), one, "ok", "").decision) for one in (row, rows[0])]
+        assert rank(decide(policy(), np.stack([row, rows[0]]), "ok", "").decision) == max(alone)
+
+
 # Report
 
 
@@ -495,24 +556,68 @@ def test_identity_is_of_the_content() -> None:
     assert policy().identity != policy(temperature=1.0000000000000002).identity
 
 
+def refused(path: Path, classes: Sequence[str] = CLASSES, model: str = MODEL) -> None:
+    with pytest.raises(UserError) as error:
+        load_policy(path, classes, model)
+    assert error.value.code == "policy-file" and str(error.value).count("\n") == 0
+
+
 def test_load_refuses_what_is_no_policy_for_this_network(tmp_path: Path) -> None:
     path = tmp_path / "policy.json"
-
-    def refused(classes: Sequence[str] = CLASSES, model: str = MODEL) -> None:
-        with pytest.raises(UserError) as error:
-            load_policy(path, classes, model)
-        assert error.value.code == "policy-file"
-
-    refused()
-    for content in (b"\xff\xfe", b"{", b"[]", b'{"identity": "0"}'):
+    refused(path)
+    for content in (b"\xff\xfe", b"{", b"[]", b"[" * 100_000, b'{"identity": "0"}'):
         path.write_bytes(content)
-        refused()
+        refused(path)
     save_policy(policy(), path)
-    refused(classes=["a", "b"])
-    refused(classes=["harmful", "safe", "adult"])  # the order is that of the columns
-    refused(model="ffff")
+    refused(path, classes=["a", "b"])
+    refused(path, classes=["harmful", "safe", "adult"])  # the order is that of the columns
+    refused(path, model="ffff")
     path.write_text(path.read_text().replace("0.75", "0.95"))
-    refused()
+    refused(path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"review": {"harmful": 2.0, "adult": 0.5}, "block": {"harmful": 2.0, "adult": 0.875}},
+        {"review": {"harmful": math.nan, "adult": 0.5}},
+        {"block": {"harmful": math.inf, "adult": 0.875}},
+        {"review": {"harmful": -0.1, "adult": 0.5}},
+        {"review": {"harmful": 0.8, "adult": 0.5}},  # above block
+        {"review": {"adult": 0.5}},
+        {"block": {"harmful": 0.75, "adult": 0.875, "gore": 0.9}},
+        {"review": {"harmful": "0.25", "adult": 0.5}},
+        {"review": {"harmful": True, "adult": 0.5}, "block": {"harmful": True, "adult": 0.875}},
+        {"review": None},
+        {"temperature": 0.0},
+        {"temperature": math.nan},
+        {"temperature": 10**400},
+        {"temperature": None},
+        {"safe_class": "gore"},
+        {"safe_class": None},
+        {"classes": ["safe", "harmful"]},
+        {"classes": "safe"},
+        {"classes": None},
+        {"classes": [{}]},
+        {"support": {"safe": "many"}},
+        {"support": 3},
+        {"targets": {"harmful": 0.9}},
+        {"calibration_error": {}},
+        {"more": 1},
+    ],
+)
+def test_a_policy_file_with_a_right_identity_and_wrong_values_is_refused(tmp_path: Path, changes: dict) -> None:
+    """Whoever wrote it: thresholds of 2.0 would allow everything."""
+    path = tmp_path / "policy.json"
+    content = json.loads(json.dumps(asdict(policy()))) | changes
+    for name in (None, *changes):
+        if name is not None:  # and without that key
+            del content[name]
+        canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+        identity = hashlib.sha256(canonical.encode()).hexdigest()[:12]
+        path.write_text(json.dumps({**content, "identity": identity}))
+        if not (name == "more" and len(changes) == 1):
+            refused(path)
 
 
 def test_a_policy_of_an_older_run_is_read(tmp_path: Path) -> None:
