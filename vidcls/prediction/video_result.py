@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from jaxtyping import Float
@@ -33,6 +34,8 @@ def build_result(
 
     ``model`` is the identity of the network, ``options`` are complete. Without a policy every video is for review.
     """
+    if decoded.status == "ok" and decoded.coverage < 1:
+        decoded = replace(decoded, status="partial", reason=f"only {decoded.coverage:.3f} of its frames are intact")
     cells = dict.fromkeys(("predicted", *classes, "score"), "") | {
         "coverage": f"{decoded.coverage:.6g}",
         "status": decoded.status,
@@ -44,7 +47,7 @@ def build_result(
     }
     aggregation = options.aggregation, options.top_k
     details, probabilities = None, np.full((1, len(classes)), np.nan, np.float32)
-    if peaks is not None and decoded.status != "undecodable":  # which may have windows, but none with an intact frame
+    if peaks is not None and windows and decoded.status != "undecodable":  # which may have windows, none intact
         starts, ends, rows = zip(*windows, strict=True)
         probabilities = np.stack(rows)  # [W, K]
         scores = video_score(probabilities, *aggregation)
