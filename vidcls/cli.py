@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from vidcls.errors import UserError, find_user_error
 
 Result = TypeVar("Result")
+_HEX = "utf8_hex_"  # of a key that Hydra's grammar has no room for
 
 # Torch reads this at its first tensor: large tensors use pages of 2 MB where Linux allows it. On a CPU, clearing pages
 # of 4 KB otherwise takes up to half of the time of a network on large frames.
@@ -89,8 +90,22 @@ def quote_overrides(*options: str) -> None:
 
 
 def allow_new_keys(group: str) -> None:
-    """Lets ``group.name=value`` stand for Hydra's ``++group.name=value``: names such as classes cannot be known."""
-    sys.argv[1:] = [f"++{text}" if text.startswith((f"{group}.", f"{group}=")) else text for text in sys.argv[1:]]
+    """Lets the command line say ``group.name.option=value`` for any name, such as that of a class.
+
+    Hydra asks for ``++`` before it, and takes ASCII letters, digits and _ alone: other names are given as `key_name`
+    reads them.
+    """
+    for place, text in enumerate(sys.argv[1:], 1):
+        named = re.fullmatch(rf"{re.escape(group)}\.(.+)\.(\w+)=([^=]*)", text)
+        if named and (not re.fullmatch("[A-Za-z0-9_]+", named[1]) or named[1].startswith(_HEX)):
+            text = f"{group}.{_HEX}{os.fsencode(named[1]).hex()}.{named[2]}={named[3]}"
+        if text.startswith((f"{group}.", f"{group}=")):
+            sys.argv[place] = f"++{text}"
+
+
+def key_name(key: str) -> str:
+    """The name that a key of `allow_new_keys` stands for."""
+    return os.fsdecode(bytes.fromhex(key.removeprefix(_HEX))) if key.startswith(_HEX) else key
 
 
 def user_errors_exit(main: Callable[[DictConfig], Result]) -> Callable[[DictConfig], Result]:

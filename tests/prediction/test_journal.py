@@ -7,9 +7,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from vidcls.data.options import RESERVED_CLASS_NAMES
 from vidcls.errors import UserError
 from vidcls.prediction.journal import Journal, VideoDetails, check_output
-from vidcls.prediction.result_files import prediction_columns, write_result_files
+from vidcls.prediction.result_files import SEGMENT_COLUMNS, WINDOW_COLUMNS, prediction_columns, write_result_files
 
 CLASSES = ["bad", "safe"]
 DETAILS = VideoDetails([0.0, 1.5], [2.0, 3.5], [[0.25, 0.75], [1.0, 0.0]], [("bad", 1.25, 3.5, 1.0, 2.5)], [])
@@ -136,6 +137,8 @@ def test_no_videos_make_files_too(tmp_path: Path) -> None:
 
 
 def test_classes_named_as_columns_are_refused() -> None:
+    """Also by train.py, which lists its videos with the same check."""
+    assert {*prediction_columns([]), *SEGMENT_COLUMNS, *WINDOW_COLUMNS, "label"} == RESERVED_CLASS_NAMES
     with pytest.raises(UserError) as error:
         prediction_columns(["safe", "score"])
     assert error.value.code == "reserved-class-name"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,10 @@ SPLITS = ("train", "val", "test")
 SAMPLERS = ("shuffle", "balanced")
 LEAKAGE = ("warn", "error", "drop")
 ON_BAD = ("skip", "error")
+# The other columns of the tables that predictions are written to.
+RESERVED_CLASS_NAMES = {"path", "label", "predicted", "sha256", "decision", "score", "coverage", "status", "reason"}
+RESERVED_CLASS_NAMES |= {"decoder", "seconds", "windows", "model", "policy"}
+RESERVED_CLASS_NAMES |= {"class", "start_seconds", "end_seconds", "peak", "peak_seconds"}
 
 
 @dataclass(frozen=True)
@@ -170,6 +174,17 @@ def check_classes(classes: Sequence[str] | None) -> None:
         raise UserError(expected, repr(classes), "Write data.classes=[safe,harmful], or leave it out.", "data.classes")
     if repeated := [name for name, count in Counter(classes).items() if count > 1]:
         raise UserError(expected, f"{', '.join(repeated)} more than once", "Name each class once.", "data.classes")
+
+
+def check_class_names(classes: Iterable[str]) -> None:
+    """Refuses names that are also those of other columns, such as ``path``."""
+    if taken := RESERVED_CLASS_NAMES & set(classes):
+        raise UserError(
+            "classes that are not named as a column of the tables of predictions",
+            ", ".join(sorted(taken)),
+            "Rename that class: its folder, or its label in the .csv.",
+            "reserved-class-name",
+        )
 
 
 def check_creator_pattern(pattern: str) -> re.Pattern[str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from vidcls.data.archive import extract
-from vidcls.data.options import check_classes, check_creator_pattern
+from vidcls.data.options import check_class_names, check_classes, check_creator_pattern
 from vidcls.errors import UserError
 
 if TYPE_CHECKING:
@@ -360,6 +360,7 @@ def _check_found(
     source: Path, videos: Sequence[_Video], classes: Sequence[str] | None, ignored: Counter[str], fewest: int
 ) -> None:
     found = sorted({video.label for video in videos})
+    check_class_names(found)
     strays = {kind: count for kind, count in ignored.items() if kind.endswith("class folder")}
     if not videos and strays:
         raise UserError(

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vidcls.errors import UserError
+from vidcls.data.options import check_class_names
 from vidcls.files import write_atomically
 from vidcls.prediction.journal import Journal, VideoDetails
 
@@ -36,13 +36,7 @@ def prediction_columns(classes: Sequence[str]) -> list[str]:
     """
     before = ["path", "sha256", "decision", "predicted"]
     after = ["score", "coverage", "status", "reason", "decoder", "seconds", "windows", "model", "policy"]
-    if taken := {*before, *after, *SEGMENT_COLUMNS} & set(classes):
-        raise UserError(
-            "classes that are not named as a column of predictions.csv",
-            ", ".join(sorted(taken)),
-            "Rename that class's folder and train again.",
-            "reserved-class-name",
-        )
+    check_class_names(classes)
     return [*before, *classes, *after]
 
 
