@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import matplotlib.image
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from helpers.commands import call, once, train
 from helpers.runs import CLASSES, csv_source, evaluate, metrics_of, refused, results, table
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -59,17 +61,31 @@ def test_the_run_folder_alone_is_enough(copied: Path, tmp_path: Path) -> None:
     assert {name: again[name] for name in before} == before
 
 
-def test_a_video_that_has_changed_is_refused(tiny: list[str], demo_folder: Path, tmp_path: Path) -> None:
+def test_videos_that_have_changed_or_cannot_be_found_are_refused(
+    copied: Path, demo_folder: Path, tmp_path: Path
+) -> None:
+    """Changed, renamed, a split's files removed, all removed, the folder removed: one clear line each."""
     videos = Path(shutil.copytree(demo_folder, tmp_path / "videos"))
-    run = tmp_path / "run"
-    result = train(
-        *tiny, f"data.source={videos}", f"cache_dir={tmp_path / 'a'}", "trainer.max_epochs=1", f"run_dir={run}"
-    )
-    assert result.code == 0, result.stderr
-    one, other = sorted((videos / "rtp" / "test").rglob("*.mp4"))[:2]
-    one.write_bytes(other.read_bytes())
-    result = call("evaluate.py", f"run={run}", "split=test", f"cache_dir={tmp_path / 'b'}")
-    refused(result, "[changed-videos]", one.name)
+    config = copied / "config.yaml"
+    config.write_text(config.read_text().replace(str(demo_folder), str(videos)))
+
+    def evaluated(code: str, *words: str) -> None:
+        result = call("evaluate.py", f"run={copied}", "split=test", f"cache_dir={tmp_path / 'cache'}")
+        refused(result, f"[{code}]", *words)
+
+    test = sorted((videos / "rtp" / "test").rglob("*.mp4"))
+    test[0].write_bytes(test[1].read_bytes())
+    evaluated("changed-videos", test[0].name)
+    for video in videos.rglob("*.mp4"):
+        video.rename(video.with_name(f"renamed_{video.name}"))
+    evaluated("changed-videos")
+    shutil.rmtree(videos / "rtp" / "test")
+    evaluated("changed-videos")
+    for video in videos.rglob("*.mp4"):
+        video.unlink()
+    evaluated("empty-source")
+    shutil.rmtree(videos)
+    evaluated("missing-source")
 
 
 def test_the_terminal_shows_whole_figures(evaluated: Path) -> None:
@@ -205,9 +221,6 @@ def test_the_target_recall_sets_the_threshold(copied: Path) -> None:
     of_it = scores[(val["label"] == "harmful").to_numpy()]
     assert policy.review["harmful"] == pytest.approx(of_it.min(), rel=1e-6)  # one video: it may not be missed
     assert policy.block["harmful"] == pytest.approx(min(1, policy.review["harmful"] + 0.1))
-    kept = (copied / "policy.json").read_bytes()
-    evaluate(copied, "split=val")  # no policy.* option: the policy stays
-    assert (copied / "policy.json").read_bytes() == kept
 
 
 def test_a_policy_that_allows_the_probably_harmful_is_pointed_out(evaluated: Path, copied: Path) -> None:
@@ -216,7 +229,9 @@ def test_a_policy_that_allows_the_probably_harmful_is_pointed_out(evaluated: Pat
     policy = load_policy(evaluated / "policy.json", CLASSES, model)
     lax = replace(policy, review=policy.review | {"adult": 0.9}, block=policy.block | {"adult": 0.95})
     save_policy(lax, copied / "policy.json")
-    printed = evaluate(copied, "split=val")
+    kept = (copied / "policy.json").read_bytes()
+    printed = evaluate(copied, "split=val")  # no policy.* option: the policy stays
+    assert (copied / "policy.json").read_bytes() == kept
     assert "Note for adult: videos that score from 0.5 to 0.900 are allowed" in printed
     assert "Note for harmful" not in printed
 
@@ -241,11 +256,8 @@ def test_a_target_that_val_cannot_support_is_refused_with_the_number(copied: Pat
     ],
 )
 def test_what_makes_no_sense_is_refused_in_one_line(copied: Path, override: str, words: str) -> None:
-    if override == "accelerator=gpu":
-        import torch
-
-        if torch.cuda.is_available():
-            pytest.skip("there is a GPU")
+    if override == "accelerator=gpu" and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
     refused(call("evaluate.py", f"run={copied}", override), words)
 
 
@@ -261,9 +273,9 @@ def test_a_policy_needs_the_runs_own_val_videos(finished: Path, demo_folder: Pat
 def test_without_a_class_called_safe_the_safe_class_must_be_named(
     tiny: list[str], demo_folder: Path, tmp_path: Path
 ) -> None:
-    """Two classes with numbers for names, which stay names; a damaged val video is for review and not for the fit."""
+    """Names beyond ASCII, or of digits, name a class in options too; a lost video is for review and not for the fit."""
     videos, run = tmp_path / "videos.csv", tmp_path / "run"
-    names = {"safe": "0", "harmful": "1"}
+    names = {"safe": "0", "harmful": "schädlich & Co."}
     with videos.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["path", "label", "split"])
@@ -271,12 +283,59 @@ def test_without_a_class_called_safe_the_safe_class_must_be_named(
             if video.parent.name in names:
                 writer.writerow([video, names[video.parent.name], video.parent.parent.name])
         (tmp_path / "lost_1.mp4").write_bytes(b"nothing")
-        writer.writerow([tmp_path / "lost_1.mp4", "1", "test"])
+        writer.writerow([tmp_path / "lost_1.mp4", names["harmful"], "test"])
     result = train(*tiny, f"data.source={videos}", "trainer.max_epochs=1", f"run_dir={run}")
     assert result.code == 0, result.stderr
-    assert "No policy" in evaluate(run)
+    assert "No policy" in evaluate(run, "split=val")
     assert not (run / "policy.json").exists()
     refused(call("evaluate.py", f"run={run}", "policy.review_margin=0.3"), "[policy.safe_class]")
-    evaluate(run, "policy.safe_class=0", "policy.target.1.precision=0.01")
+    result = call("evaluate.py", f"run={run}", "policy.safe_class=schädlich & Co.", "policy.target.0.recall=2")
+    refused(result, "[policy.target.0.recall]")
+    evaluate(run, "policy.safe_class=0", "policy.target.schädlich & Co..precision=0.01")
+    policy = json.loads((run / "policy.json").read_text())
+    assert policy["targets"] == {names["harmful"]: {"precision": 0.01}} and policy["safe_class"] == "0"
     report = json.loads((run / "evaluations" / "test" / "policy_report.json").read_text())["test"]
-    assert report["n"] == 3 and report["confusion"]["1"]["review"] >= 1  # the lost one counts, as a review
+    assert report["n"] == 3 and report["confusion"][names["harmful"]]["review"] >= 1  # the lost one counts, as a review
+
+
+# ---- nothing wrong without a word
+
+
+def change_manifest(run: Path, change: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
+    change(pd.read_csv(run / "manifest.csv", dtype=str, keep_default_na=False)).to_csv(
+        run / "manifest.csv", index=False
+    )
+
+
+def test_a_policy_is_not_fitted_without_intact_val_videos(copied: Path) -> None:
+    damaged = {"status": "partial", "reason": "damaged"}
+    change_manifest(
+        copied, lambda rows: rows.assign(**{n: rows[n].mask(rows["split"] == "val", v) for n, v in damaged.items()})
+    )
+    refused(call("evaluate.py", f"run={copied}", "policy.safe_class=safe"), "[policy-without-val]")
+    assert "No policy" in evaluate(copied)  # one that nobody asked for
+    change_manifest(copied, lambda rows: rows[rows["split"] != "val"])
+    refused(call("evaluate.py", f"run={copied}", "policy.safe_class=safe"), "[policy-without-val]")
+
+
+def test_a_harmful_class_without_val_videos_is_pointed_out(copied: Path) -> None:
+    change_manifest(copied, lambda rows: rows[(rows["split"] != "val") | (rows["label"] == "safe")])
+    printed = evaluate(copied, "split=val")
+    assert "Note for harmful: val has no intact video of it" in printed and "Note for adult" in printed
+    assert results(copied / "evaluations" / "val")["val"]["auroc"] is None
+
+
+def test_a_manifest_with_a_class_that_the_network_does_not_have_is_refused(copied: Path) -> None:
+    change_manifest(copied, lambda rows: rows.assign(label=rows["label"].replace("adult", "gore")))
+    refused(call("evaluate.py", f"run={copied}"), "[bad-manifest]", "gore")
+
+
+def test_a_network_that_returns_nan_is_not_evaluated(copied: Path) -> None:
+    path = copied / "checkpoints" / "best.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    for tensor in checkpoint["state_dict"].values():
+        if tensor.is_floating_point():
+            tensor.fill_(float("nan"))
+    torch.save(checkpoint, path)
+    refused(call("evaluate.py", f"run={copied}"), "[diverged-network]")
+    assert not (copied / "policy.json").exists()

@@ -68,7 +68,9 @@ def ingest(
         {"sha256": one.sha256, **asdict(results[one.sha256] if one.sha256 else undecodable(one.error))}
         for one in hashes
     ]
-    manifest = pd.concat([videos.reset_index(drop=True), pd.DataFrame(rows, index=range(len(videos)))], axis=1)
+    manifest = pd.concat(
+        [videos.reset_index(drop=True), pd.DataFrame(rows, range(len(videos)), MANIFEST_COLUMNS[4:])], axis=1
+    )
     return manifest[[*MANIFEST_COLUMNS, "file"]], IngestStats(time.monotonic() - started, decoded)
 
 

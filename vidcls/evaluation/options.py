@@ -10,7 +10,8 @@ from typing import Any
 import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
-from vidcls.data.options import SPLITS
+from vidcls.cli import key_name
+from vidcls.data.options import SPLITS, check_class_names
 from vidcls.data.sources import class_order, list_videos
 from vidcls.errors import UserError, check_choice
 from vidcls.moderation.targets import check_open_share, check_targets
@@ -51,6 +52,7 @@ def plan_evaluation(cfg: DictConfig) -> EvaluationPlan:
     run_config = read_config(folder)
     manifest = pd.read_csv(manifest_path(folder), dtype=str, keep_default_na=False)
     classes = class_order(list(manifest["label"]), run_config.data.classes)
+    check_class_names(classes)
     policy = _policy_options(cfg.policy, classes, has_policy=policy_path(folder).exists())
     if cfg.data.source is not None:
         if _policy_requested(cfg.policy):
@@ -60,6 +62,11 @@ def plan_evaluation(cfg: DictConfig) -> EvaluationPlan:
         _check_source(Path(str(cfg.data.source)), classes, run_config)
         return EvaluationPlan(cfg.split, [cfg.split], None)
     held = set(manifest.loc[manifest["status"].isin(["ok", "partial"]), "split"])
+    if policy is not None and manifest[(manifest["split"] == "val") & (manifest["status"] == "ok")].empty:
+        if _policy_requested(cfg.policy):
+            remedy = "Train with more val videos."
+            raise UserError("intact val videos, to fit a policy to", "none in the run", remedy, "policy-without-val")
+        policy = None
     if cfg.split not in held:
         remedy = f"Give split={'test' if 'test' in held else 'val'}, or other videos with data.source=PATH."
         raise UserError(f"videos in the run's {cfg.split} split", "none", remedy, "split")
@@ -84,7 +91,7 @@ def _policy_options(options: DictConfig, classes: list[str], has_policy: bool) -
     check_open_share("policy.review_margin", review_margin)
     return PolicyOptions(
         safe_class,
-        check_targets(classes, safe_class, {str(name): target for name, target in targets.items()}),
+        check_targets(classes, safe_class, {key_name(str(key)): target for key, target in targets.items()}),
         float(review_margin),
     )
 

@@ -145,8 +145,8 @@ def _policy_report(manifest: pd.DataFrame, split: str, predictions: Predictions,
     # Including the videos that could not be decoded.
     decisions, labels, probabilities = [], [], iter(predictions.probabilities)
     for row in manifest[(manifest["split"] == split) & (manifest["status"] != "dropped")].itertuples():
-        lost = row.status == "undecodable"
-        of_video = np.full(len(policy.classes), np.nan) if lost else next(probabilities)
+        usable = row.status in ("ok", "partial")
+        of_video = next(probabilities) if usable else np.full(len(policy.classes), np.nan)
         decisions.append(decide(policy, of_video, row.status, row.reason).decision)
         labels.append(row.label)
     return policy_report(decisions, labels, policy.safe_class)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
@@ -9,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vidcls.evaluation.results import SplitResult
+from vidcls.metrics.calibration import TEMPERATURES
 from vidcls.moderation.policy import Policy
 
 
@@ -41,18 +43,25 @@ def _print_policy(policy: Policy, results: dict[str, SplitResult], console: Cons
         targets = ", ".join(f"{metric} {value:g}" for metric, value in policy.targets.get(name, {}).items()) or "-"
         table.add_row(Text(name), f"{review:.3f}", f"{policy.block[name]:.3f}", targets)
     console.print(table)
-    for name, review in policy.review.items():
-        if review > 0.5:
-            console.print(
-                f"Note for {name}: videos that score from 0.5 to {review:.3f} are allowed, although more likely "
-                f"{name} than not. A higher target for the recall lowers that threshold.",
-                markup=False,
-                soft_wrap=True,
-            )
+    for note in _notes(policy):
+        console.print(note, markup=False, soft_wrap=True)
     fitted = "val (fitted)" if len(results) > 1 else "val"
     reports = {fitted if split == "val" else split: result.policy_report for split, result in results.items()}
     columns = {split: _outcome_cells(report) for split, report in reports.items() if report is not None}
     console.print(_by_split("What the policy would do", columns))
+
+
+def _notes(policy: Policy) -> Iterator[str]:
+    if policy.temperature > 0.99 * TEMPERATURES[1]:
+        yield "Note: on val the network is no better than guessing, so its scores say nothing: do not use this policy."
+    for name, review in policy.review.items():
+        if policy.support.get(name, 0) == 0:
+            yield f"Note for {name}: val has no intact video of it, so nothing is known about these thresholds."
+        if review > 0.5:
+            yield (
+                f"Note for {name}: videos that score from 0.5 to {review:.3f} are allowed, although more likely "
+                f"{name} than not. A higher target for the recall lowers that threshold."
+            )
 
 
 def _by_split(title: str, columns: dict[str, dict[str, str]]) -> Table:

@@ -141,6 +141,8 @@ def load_run(folder: Path | str, trust: Sequence[str] = ()) -> LoadedRun:
     checkpoint = load_checkpoint(best)
     try:
         manifest = read_manifest(manifest_path(folder))
+        if unknown := set(manifest["label"]) - set(checkpoint.spec.classes):
+            raise ValueError(f"classes that the network does not have: {', '.join(sorted(unknown))}")
     except ValueError as error:
         raise UserError("a run's manifest.csv", f"{folder}: {error}", "Check run=.", "bad-manifest") from error
     model, preprocess = build_model(checkpoint.spec, trust), build_preprocess(checkpoint.spec)
@@ -203,14 +205,19 @@ class Predictor:
 
     @torch.inference_mode()
     def predict_split(self, videos: Videos, split: str) -> Predictions:
-        """Predicts each video of a split once."""
+        """Predicts each video of a split once; raises `UserError` where the network returns NaN."""
         spec = self.run.spec
         parts: list[list[np.ndarray]] = []
         for batch in track(videos.loader(split), f"Predicting {split}", transient=True):
             logits = clip_logits(self._network, batch.frames, spec.clip.num_clips, spec.batch_size)
             losses = video_losses(logits, batch.label.to(self.device))
             parts.append([tensor.cpu().numpy() for tensor in (batch.label, average_clips(logits), losses)])
-        return Predictions(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+        found = Predictions(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+        if lost := int((~np.isfinite(found.probabilities)).any(axis=1).sum()):
+            remedy = "Its training has diverged: train again with a lower optim.lr."
+            got = f"none for {lost} of {len(found.labels)} {split} videos"
+            raise UserError("finite probabilities from the network", got, remedy, "diverged-network")
+        return found
 
 
 def choose_device(accelerator: str) -> torch.device:
