@@ -18,7 +18,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vidcls.data.decoding.plan import Window, WindowPlan, middle_clip
-from vidcls.data.decoding.pool import VideoFinished, VideoStarted, WindowRead, read_windows
+from vidcls.data.decoding.pool import read_windows
+from vidcls.data.decoding.receiver import VideoFinished, VideoStarted, WindowRead
 from vidcls.data.decoding.result import DECODERS, DecodeResult, UndecodableError, undecodable
 from vidcls.data.hashing import HashCache, hash_files
 from vidcls.data.options import DecodeLimits

@@ -10,7 +10,8 @@ from helpers.frames import SIDE, moving
 from helpers.videos import ffmpeg, write_video
 
 from vidcls.data.decoding.plan import WindowPlan
-from vidcls.data.decoding.pool import VideoFinished, decode_into_store, read_windows
+from vidcls.data.decoding.pool import decode_into_store, read_windows
+from vidcls.data.decoding.receiver import VideoFinished
 from vidcls.data.decoding.result import DecodeResult
 from vidcls.data.hashing import hash_files
 from vidcls.data.options import DecodeLimits

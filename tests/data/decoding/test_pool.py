@@ -19,7 +19,8 @@ from helpers.videos import ffmpeg, write_video
 import vidcls
 from vidcls.data.decoding.frames import decode
 from vidcls.data.decoding.plan import Window, WindowPlan
-from vidcls.data.decoding.pool import Event, VideoFinished, VideoStarted, WindowRead, decode_into_store, read_windows
+from vidcls.data.decoding.pool import decode_into_store, read_windows
+from vidcls.data.decoding.receiver import Event, VideoFinished, VideoStarted, WindowRead
 from vidcls.data.decoding.result import DECODERS, DecodeResult, undecodable
 from vidcls.data.decoding.windows import stream_windows
 from vidcls.data.decoding.worker import CHANGED
@@ -229,6 +230,21 @@ def test_a_decoder_that_hangs_in_a_long_video_leaves_a_part(folder: Path) -> Non
     assert same(windows, list(stream_windows(folder / "long.mp4", PLAN, DECODERS))[: len(windows)])
     assert found[1][2].result.status == "ok"
     assert not psutil.pid_exists(process.pid)
+
+
+def test_a_video_that_takes_too_long_in_all_leaves_a_part(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though each window comes in time: a few such videos would hold up all others for days."""
+    monkeypatch.setattr("vidcls.data.decoding.receiver.WINDOWS_PER_TIMEOUT", 1e9)
+    ffmpeg("-f", "lavfi", "-i", "testsrc2=s=1280x720:d=5", "-preset", "ultrafast", tmp_path / "part.mp4")
+    ffmpeg("-stream_loop", "40", "-i", tmp_path / "part.mp4", "-c", "copy", tmp_path / "slow.mp4")
+    limits = DecodeLimits(workers=1, timeout_seconds=1.5)
+    found = sort(start(tmp_path / "slow.mp4", folder / "a.mp4", limits=limits))
+    _, windows, end = found[0]
+    assert 0 < len(windows) < 409 and end.result.status == "partial"
+    assert end.result.reason.startswith("pyav: timed out after 1.5 s")
+    assert found[1][2].result.status == "ok"
 
 
 def test_a_decoder_that_dies_in_a_long_video_leaves_a_part(folder: Path) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from vidcls.data.decoding.pyav import ChosenFrames
-from vidcls.data.decoding.result import DecodeResult, Frames, UndecodableError
+from vidcls.data.decoding.result import DecodeResult, Frames, UndecodableError, summarise
 from vidcls.data.decoding.track import Track, decoding, first_line, read_track
 from vidcls.data.sampling import StoreSpec, clip_indices
 
@@ -45,14 +45,18 @@ def decode(path: Path, spec: StoreSpec, decoders: tuple[str, ...]) -> tuple[Fram
                 return _decode_pyav(path, spec, track, starts[wanted], places, errors)
             if track.frame_seconds is None and not track.reasons and not errors:
                 frames = decode_decord(path, spec.stored_resolution, starts, wanted)
-                return frames[places], DecodeResult("ok", "", "decord", track.seconds, 1.0)
+                return frames[places], summarise([], "decord", track.seconds, 1.0)
         except UndecodableError as error:
             failures.append(str(error))
     raise UndecodableError("; ".join(failures))
 
 
 def decode_decord(path: Path, side: int, starts: Float[np.ndarray, " N"], wanted: Int[np.ndarray, " W"]) -> Frames:
-    """The frames ``wanted`` [W, R, R, 3] of a video with frames at ``starts``, or `UndecodableError`."""
+    """The frames ``wanted`` [W, R, R, 3] of a video with frames at ``starts``; decord itself scales and rotates them.
+
+    Raises:
+        UndecodableError: decord or FFmpeg reports an error, or decord finds other frames.
+    """
     decord.logging.set_level(decord.logging.ERROR)
     with decoding(path, "decord") as ffmpeg_errors:
         with path.open("rb") as file:
@@ -100,5 +104,4 @@ def summarise_decode(path: Path, track: Track, intact: int, requested: int, ffmp
         reasons.append(f"FFmpeg reports: {first_line(ffmpeg_errors, path)}")
     if not intact:
         raise UndecodableError("; ".join(reasons))
-    coverage = intact / requested * track.coverage
-    return DecodeResult("partial" if reasons else "ok", "; ".join(reasons), "pyav", track.seconds, coverage)
+    return summarise(reasons, "pyav", track.seconds, intact / requested * track.coverage)

@@ -27,18 +27,18 @@ class ChosenFrames:
         self, path: Path, track: Track, times: Float[np.ndarray, " M"], resolution: int, threads: int = 1
     ) -> None:
         self._path, self._clock, self._times, self._threads = path, track.frame_seconds, times, threads
-        self._upright = _Upright(resolution)
+        self._scale_and_rotate = _ScaleAndRotate(resolution)
         self.decoded = 0
 
     def __iter__(self) -> Iterator[tuple[UInt8[np.ndarray, "R R 3"], bool]]:
-        times, upright = self._times, self._upright
+        times, scale_and_rotate = self._times, self._scale_and_rotate
         place, previous = 0, None
         for seconds, frame, whole in self._frames():
             while place < len(times) and times[place] < seconds - TIE_SECONDS:  # its own frame is missing
-                yield upright(frame if previous is None else previous), False
+                yield scale_and_rotate(frame if previous is None else previous), False
                 place += 1
             while place < len(times) and times[place] <= seconds + TIE_SECONDS:
-                yield upright(frame), whole
+                yield scale_and_rotate(frame), whole
                 place += 1
             previous = frame
             if place == len(times):
@@ -46,7 +46,7 @@ class ChosenFrames:
         if previous is None:
             raise ValueError("not one frame could be decoded")
         for _ in times[place:]:
-            yield upright(previous), False
+            yield scale_and_rotate(previous), False
 
     def _frames(self) -> Iterator[tuple[float, av.VideoFrame, bool]]:
         container, stream = open_video(self._path)
@@ -89,7 +89,7 @@ class ChosenFrames:
 _TURNS = {1: (("transpose", "cclock"),), 2: (("hflip", None), ("vflip", None)), 3: (("transpose", "clock"),)}
 
 
-class _Upright:
+class _ScaleAndRotate:
     """Resizes frames to R x R and rotates them by the file's rotation metadata, with one scaler for all."""
 
     def __init__(self, resolution: int) -> None:

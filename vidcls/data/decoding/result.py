@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,11 +17,16 @@ Frames = UInt8[np.ndarray, "F R R 3"]
 class DecodeResult:
     """The outcome for one video, beside its frames."""
 
-    status: str  # ok; partial: some of the requested frames are damaged or missing; or undecodable
+    status: str  # ok; partial: frames are damaged or missing, or a player may show others; or undecodable
     reason: str  # why it is not ok, else ""
     decoder: str  # decord or pyav
     seconds: float  # from the first frame's appearance to the last one's end
     coverage: float  # the fraction of the requested frames that is intact, 0..1
+
+
+def summarise(reasons: Sequence[str], decoder: str, seconds: float, coverage: float) -> DecodeResult:
+    """The result for a video with intact frames: partial if there are reasons, else ok."""
+    return DecodeResult("partial" if reasons else "ok", "; ".join(reasons), decoder, seconds, coverage)
 
 
 def undecodable(reason: str) -> DecodeResult:
