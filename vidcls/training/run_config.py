@@ -15,7 +15,7 @@ from vidcls.errors import UserError
 from vidcls.training.options import check_run_values
 from vidcls.training.spec import upgrade
 
-MAX_BYTES = 200_000
+MAX_BYTES, MAX_DEPTH = 200_000, 30
 TRUSTED_TARGETS = re.compile(
     r"vidcls\.data\.options\.DataOptions"
     r"|vidcls\.models\.classifiers\.\w+"
@@ -46,9 +46,7 @@ def read_config(folder: Path) -> DictConfig:
     path = config_path(folder)
     try:
         text = path.read_text(encoding="utf-8")
-        # Aliases of aliases can stand for billions of values.
-        if len(text) > MAX_BYTES or any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
-            raise ValueError("it is too long or holds aliases")
+        _check_size(text)
         values: Any = OmegaConf.to_container(OmegaConf.create(text))
         for key, value in _leaves(values, ""):
             if isinstance(value, str) and "${" in value:
@@ -61,6 +59,15 @@ def read_config(folder: Path) -> DictConfig:
     cfg = OmegaConf.create(moved)
     assert isinstance(cfg, DictConfig)
     return cfg
+
+
+def _check_size(text: str) -> None:
+    """Refuses YAML that takes for ever to read, such as aliases of aliases, which stand for billions of values."""
+    depth = 0
+    for event in yaml.parse(text[: MAX_BYTES + 1]):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if len(text) > MAX_BYTES or depth > MAX_DEPTH or isinstance(event, yaml.AliasEvent):
+            raise ValueError("it is too long, too deep, or holds aliases")
 
 
 def _rebase(value: Any, old: PurePath, new: PurePath) -> Any:
