@@ -25,6 +25,13 @@ from vidcls.data.store import FrameStore
 from vidcls.errors import UserError
 
 MANIFEST_COLUMNS = ["path", "label", "split", "creator", "sha256", "status", "reason", "decoder", "seconds", "coverage"]
+MANIFEST_PATTERNS = {
+    "split": "train|val|test|",
+    "sha256": "[0-9a-f]{64}|",  # empty: of a file that could not be read
+    "status": "ok|partial|undecodable|dropped",
+    "seconds": r"\d+(\.\d+)?(e[+-]?\d+)?",
+    "coverage": r"[01](\.\d+)?|\d\.\d+e-\d+",
+}
 
 
 @dataclass(frozen=True)
@@ -105,9 +112,21 @@ def _locked(store: FrameStore) -> Iterator[None]:
 
 
 def read_manifest(path: Path) -> pd.DataFrame:
-    """A manifest.csv as it was written: a creator called 007 stays a text."""
+    """A manifest.csv as it was written: a creator called 007 stays a text.
+
+    Raises:
+        ValueError: it is damaged.
+    """
     texts = dict.fromkeys(set(MANIFEST_COLUMNS) - {"seconds", "coverage"}, str)
-    return pd.read_csv(path, keep_default_na=False, dtype=texts)
+    manifest = pd.read_csv(path, keep_default_na=False, dtype=texts)
+    if not set(MANIFEST_COLUMNS) <= set(manifest.columns) or not path.read_bytes().endswith(b"\n"):
+        raise ValueError("it has other columns, or an end that is missing")
+    for name, pattern in MANIFEST_PATTERNS.items():
+        if not (fits := manifest[name].astype(str).str.fullmatch(pattern)).all():
+            raise ValueError(f"{name} is {manifest[name][~fits].iloc[0]!r}")
+    if manifest["path"].duplicated().any():
+        raise ValueError("a path is in it twice")
+    return manifest
 
 
 def report_bad(manifest: pd.DataFrame, console: Console, limit: int = 20) -> None:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
 from vidcls.cli import key_name
@@ -16,7 +15,7 @@ from vidcls.data.sources import class_order, list_videos
 from vidcls.errors import UserError, check_choice
 from vidcls.moderation.targets import check_open_share, check_targets
 from vidcls.training.run_config import read_config
-from vidcls.training.run_folder import check_run_options, manifest_path, policy_path
+from vidcls.training.run_folder import check_run_options, policy_path, read_run_manifest
 
 DEFAULT_SAFE_CLASS, DEFAULT_REVIEW_MARGIN = "safe", 0.2
 
@@ -50,7 +49,7 @@ def plan_evaluation(cfg: DictConfig) -> EvaluationPlan:
     if not os.access(folder, os.W_OK):  # results go there
         raise UserError("a run folder that can be written", str(folder), "Copy it to where you may write.", "run")
     run_config = read_config(folder)
-    manifest = pd.read_csv(manifest_path(folder), dtype=str, keep_default_na=False)
+    manifest = read_run_manifest(folder)
     classes = class_order(list(manifest["label"]), run_config.data.classes)
     check_class_names(classes)
     policy = _policy_options(cfg.policy, classes, has_policy=policy_path(folder).exists())

@@ -22,7 +22,6 @@ from omegaconf import DictConfig, OmegaConf
 from rich.progress import track
 from torch import Tensor
 
-from vidcls.data.ingest import read_manifest
 from vidcls.data.options import DataOptions
 from vidcls.data.sampling import select_frames
 from vidcls.data.videos import Videos
@@ -30,14 +29,14 @@ from vidcls.errors import UserError, check_choice
 from vidcls.files import hash_file
 from vidcls.metrics.predictions import Predictions
 from vidcls.models.classifiers import Classifier
-from vidcls.training.checkpoint import build_model, build_preprocess, load_checkpoint
+from vidcls.training.checkpoint import load_checkpoint, rebuild
 from vidcls.training.inference import average_clips, clip_logits, pad_batch, video_losses
 from vidcls.training.run_folder import (
     ACCELERATORS,
     best_checkpoint,
-    manifest_path,
     policy_path,
     read_finished,
+    read_run_manifest,
 )
 from vidcls.training.spec import RunSpec
 from vidcls.training.transforms import Preprocess
@@ -139,20 +138,12 @@ def load_run(folder: Path | str, trust: Sequence[str] = ()) -> LoadedRun:
     folder, config = read_finished(Path(folder))
     best = best_checkpoint(folder)
     checkpoint = load_checkpoint(best)
-    try:
-        manifest = read_manifest(manifest_path(folder))
-        if unknown := set(manifest["label"]) - set(checkpoint.spec.classes):
-            raise ValueError(f"classes that the network does not have: {', '.join(sorted(unknown))}")
-    except ValueError as error:
-        raise UserError("a run's manifest.csv", f"{folder}: {error}", "Check run=.", "bad-manifest") from error
-    model, preprocess = build_model(checkpoint.spec, trust), build_preprocess(checkpoint.spec)
-    model.load_state_dict(checkpoint.model_weights)
+    manifest = read_run_manifest(folder, checkpoint.spec.classes)
+    model, preprocess = rebuild(checkpoint, trust)
     if config.compile:
         model.compile()  # as it was tested
     identity = hash_file(best)[:12]
-    return LoadedRun(
-        folder, config, checkpoint.spec, model.eval(), preprocess.eval(), identity, checkpoint.step, manifest
-    )
+    return LoadedRun(folder, config, checkpoint.spec, model, preprocess, identity, checkpoint.step, manifest)
 
 
 class Predictor:

@@ -99,6 +99,19 @@ def build_model(spec: RunSpec, trust: Sequence[str] = ()) -> Classifier:
     )
 
 
+def rebuild(checkpoint: Checkpoint, trust: Sequence[str] = ()) -> tuple[Classifier, Preprocess]:
+    """The network of a checkpoint with its weights, and what prepares its input, in eval mode; raises `UserError`."""
+    model = build_model(checkpoint.spec, trust)
+    try:
+        preprocess = build_preprocess(checkpoint.spec)
+        model.load_state_dict(checkpoint.model_weights)
+    except (RuntimeError, TypeError, ValueError) as error:
+        why = " ".join(str(error).split())[:200]
+        remedy = "Check the path, or train again."
+        raise UserError("weights that fit the network of their checkpoint", why, remedy, "bad-checkpoint") from error
+    return model.eval(), preprocess.eval()
+
+
 def build_preprocess(spec: RunSpec, augment: Augment | None = None) -> Preprocess:
     """What turns stored frames into the network's input; without ``augment``, as outside training."""
     return Preprocess(spec.clip.resolution, spec.normalisation.mean, spec.normalisation.std, augment or Augment())

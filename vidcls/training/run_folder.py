@@ -8,9 +8,10 @@ import os
 import platform
 import subprocess
 import time
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -20,6 +21,9 @@ from vidcls.errors import UserError, check_choice
 from vidcls.files import claim_file, write_atomically
 from vidcls.training.options import check_gpu, check_launch, check_train_options
 from vidcls.training.run_config import check_trusted, config_path, read_config
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 PREVIOUS_CHECKPOINT = "previous.ckpt"
 _held: list[TextIO] = []
@@ -66,6 +70,22 @@ def read_finished(folder: Path) -> tuple[Path, DictConfig]:
     """The absolute path of a finished run's folder, and its configuration; raises `UserError`."""
     folder = check_finished(folder)
     return folder, read_config(folder)
+
+
+def read_run_manifest(folder: Path, classes: Sequence[str] | None = None) -> pd.DataFrame:
+    """The manifest.csv of a run; raises `UserError` where it is damaged, or names other classes than ``classes``."""
+    from vidcls.data.ingest import read_manifest  # with pandas, which nothing else here needs
+
+    try:
+        manifest = read_manifest(manifest_path(folder))
+        if others := sorted(set(manifest["label"]) - set(manifest["label"] if classes is None else classes)):
+            raise ValueError(f"the run knows no class {others[0]}")
+    except (OSError, ValueError) as error:
+        why = " ".join(str(error).split())[:200]
+        raise UserError(
+            "a run's manifest.csv", f"{manifest_path(folder)}: {why}", "Check the path.", "bad-manifest"
+        ) from error
+    return manifest
 
 
 def is_rank_zero() -> bool:
