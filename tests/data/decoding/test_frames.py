@@ -344,6 +344,18 @@ def test_the_picture_on_a_videos_cover_is_not_the_video(tmp_path: Path) -> None:
     assert (result.status, result.reason) == ("partial", "a picture beside the video is not read")
 
 
+def test_a_repeated_frame_of_an_avi_is_not_missing(tmp_path: Path) -> None:
+    """It is a chunk without bytes, which ffmpeg writes to keep a constant frame rate."""
+    times = [0, 40, 200, 240, 280, 320, 360, 400]  # milliseconds
+    late = write_video(tmp_path / "late.mkv", numbered(8), pts=times)
+    lossless = ("-c:v", "mpeg4", "-qmin", "1", "-qmax", "1")
+    ffmpeg("-i", late, *lossless, "-fps_mode", "vfr", "-enc_time_base", "1/25", tmp_path / "a.avi")
+    with av.open(str(tmp_path / "a.avi")) as container:
+        assert container.streams.video[0].frames == 11
+    frames, result = read(tmp_path / "a.avi", 8)
+    assert (numbers(frames), result.status) == (list(range(8)), "ok")
+
+
 @EACH_DECODER
 def test_a_title_that_is_not_utf_8_is_no_damage(tmp_path: Path, decoder: str) -> None:
     video = write_video(tmp_path / "plain.mp4", numbered(4))

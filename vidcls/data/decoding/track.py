@@ -89,7 +89,7 @@ def read_track(path: Path) -> tuple[Track, Float[np.ndarray, " N"]]:
     container, stream = open_video(path)
     with container:
         counted = container.format.name == "avi"  # whose B-frames come with shuffled timestamps
-        count = hidden = corrupt = keyless = 0
+        count = hidden = corrupt = keyless = repeats = 0
         key_found = False
         ticks, durations = array("q"), array("q")  # 16 bytes a frame: a long video has hundreds of thousands
         places, sizes = array("q"), array("q")  # of the packets of all tracks in the file
@@ -107,6 +107,8 @@ def read_track(path: Path) -> tuple[Track, Float[np.ndarray, " N"]]:
                 continue
             keyless += not key_found
             count += 1
+            if counted and packet.dts is not None:
+                repeats = max(packet.dts + 1 - count - hidden, 0)  # chunks of AVI without bytes: the last frame stays
             counted = counted or packet.pts is None
             if packet.pts is not None:
                 ticks.append(packet.pts)
@@ -114,7 +116,7 @@ def read_track(path: Path) -> tuple[Track, Float[np.ndarray, " N"]]:
         if not count:
             raise ValueError("the video stream holds no frames")
         step = float(1 / stream.average_rate) if stream.average_rate else 1 / 25
-        declared = max(stream.frames, count + hidden)
+        declared = max(stream.frames - repeats, count + hidden)
         visible = [other for other in others if other.type == "video"]
         covers = sum(bool(other.disposition & av.stream.Disposition.attached_pic) for other in visible)
         found = {
