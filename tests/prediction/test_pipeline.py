@@ -460,9 +460,7 @@ def test_a_policy_of_another_network_is_refused(bright: Path, tmp_path: Path) ->
     policy = Policy(**{**asdict(plain_policy(run)), "classes": tuple(CLASSES), "model": "0" * 12})
     save_policy(policy, run / "policy.json")
     video = write_video(tmp_path / "a.mp4", lit(1))
-    refused(
-        call("predict.py", f"run={run}", f"input={video}", f"output={tmp_path / 'out'}"), "a policy for the network"
-    )
+    refused(call("predict.py", f"run={run}", f"input={video}", f"output={tmp_path / 'out'}"), "[policy-file]")
 
 
 def test_all_three_must_be_named() -> None:

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from vidcls.data.decoding.plan import Window
 from vidcls.data.decoding.result import DecodeResult
+from vidcls.moderation.aggregation import AGGREGATIONS
 from vidcls.moderation.policy import Policy
-from vidcls.moderation.timeline import AGGREGATIONS
 from vidcls.prediction.options import PredictOptions
 from vidcls.prediction.peaks import Peaks
 from vidcls.prediction.video_result import build_result

@@ -1,4 +1,4 @@
-"""How honest probabilities are: reliability, calibration error, and a temperature that corrects them. Pure."""
+"""Calibration: reliability, expected calibration error, and temperature scaling. Pure."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def fit_temperature(probabilities: Float[np.ndarray, "N K"], labels: Int[np.ndar
     Temperature scaling (Guo et al. 2017, section 4.2). The predicted class stays the same. T is 1 where every label is
     predicted correctly: the likelihood would only grow as T falls, which says nothing about confidence.
 
-    Example: a network that is so confident, and correct in 3 of 4.
+    Example: 99 % confident, but correct only 3 times out of 4.
         >>> p = np.array([[0.99, 0.01], [0.99, 0.01], [0.99, 0.01], [0.99, 0.01]])
         >>> calibrate(p, fit_temperature(p, np.array([0, 0, 0, 1])))[0].round(3).tolist()
         [0.75, 0.25]

@@ -20,8 +20,8 @@ def summarise(
 ) -> dict[str, Any]:
     """The metrics of one split, in plain Python types; what is undefined is None (JSON null), never NaN.
 
-    A video's predicted class is its most probable one, the first of them at a tie. ``macro_f1`` averages over all K
-    classes, absent ones included, with 0/0 = 0; ``auroc`` over those that some videos are of and some not.
+    A video's predicted class is its most probable one; ties go to the first. ``macro_f1`` averages over all K classes,
+    absent ones included, with 0/0 = 0; ``auroc`` over the classes that have both positive and negative videos.
     ``accuracy_ci95`` is Wilson's score interval (1927): a lower bound on the uncertainty, as it assumes independent
     videos. ``confusion[i][j]`` videos of class i were predicted as class j.
 

@@ -23,9 +23,9 @@ from vidcls.errors import UserError
 from vidcls.files import write_atomically
 from vidcls.metrics.calibration import TEMPERATURES, calibrate, fit_temperature, reliability
 from vidcls.metrics.classification import check_predictions
+from vidcls.moderation.aggregation import video_score
 from vidcls.moderation.targets import check_open_share, check_targets
 from vidcls.moderation.thresholds import block_threshold, review_threshold
-from vidcls.moderation.timeline import video_score
 
 ALLOW, REVIEW, BLOCK = DECISIONS = ("allow", "review", "block")
 
@@ -60,7 +60,7 @@ class Policy:
         if set(self.calibration_error) != {"before", "after"}:
             raise ValueError(f"expected calibration errors before and after; got {self.calibration_error}")
         if not TEMPERATURES[0] <= self.temperature <= TEMPERATURES[1]:
-            raise ValueError(f"expected a temperature from 0.05 to 20; got {self.temperature}")
+            raise ValueError(f"expected a temperature in {list(TEMPERATURES)}; got {self.temperature}")
         for name, review in self.review.items():
             if not 0 <= review <= self.block[name] <= 1:
                 raise ValueError(f"expected 0 <= review <= block <= 1 for {name}; got {review} and {self.block[name]}")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from vidcls.data.decoding.plan import WindowPlan
 from vidcls.data.sampling import StoreSpec, window_starts
 from vidcls.errors import check_choice, check_integer, check_number
-from vidcls.moderation.timeline import AGGREGATIONS
+from vidcls.moderation.aggregation import AGGREGATIONS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -70,9 +70,9 @@ class PredictOptions:
             max_whole = math.ceil(check_number("predict.max_whole_seconds", longest) + 0.5)
             if (far := intact[seconds > limit]).size:
                 warnings.warn(
-                    f"Videos longer than {max_whole} s are classified in windows, although {len(far)} of the run's own "
-                    f"are longer, such as {far.iloc[0].path}: they are far longer than its others. "
-                    "Set predict.max_whole_seconds if that is not meant.",
+                    f"Videos longer than {max_whole} s will be classified window by window. {len(far)} of the run's "
+                    f"videos, such as {far.iloc[0].path}, are much longer and were ignored when choosing this limit; "
+                    "set predict.max_whole_seconds to override it.",
                     stacklevel=2,
                 )
         return replace(

@@ -24,8 +24,8 @@ from vidcls.data.decoding.result import DECODERS, DecodeResult, UndecodableError
 from vidcls.data.hashing import HashCache, hash_files
 from vidcls.data.options import DecodeLimits
 from vidcls.errors import UserError
+from vidcls.moderation.aggregation import video_score
 from vidcls.moderation.policy import Policy
-from vidcls.moderation.timeline import video_score
 from vidcls.prediction.journal import Journal
 from vidcls.prediction.options import PredictOptions
 from vidcls.prediction.peaks import Peaks

@@ -9,8 +9,9 @@ import numpy as np
 from jaxtyping import Float
 
 from vidcls.data.decoding.result import DecodeResult
+from vidcls.moderation.aggregation import video_class, video_score
 from vidcls.moderation.policy import REVIEW, Decision, Policy, decide, harmful_scores
-from vidcls.moderation.timeline import segments, video_class, video_score
+from vidcls.moderation.timeline import segments
 from vidcls.prediction.journal import VideoDetails
 from vidcls.prediction.options import PredictOptions
 from vidcls.prediction.peaks import Peaks

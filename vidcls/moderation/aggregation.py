@@ -1,0 +1,47 @@
+"""From the probabilities of a video's windows to one score per class, and to the video's class. Pure."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Float, Int
+
+AGGREGATIONS = ("max", "mean", "top_k_mean")
+
+
+def video_score(probabilities: Float[np.ndarray, "W K"], aggregation: str, top_k: int = 3) -> Float[np.ndarray, " K"]:
+    """One score per class: its highest, mean or mean of the ``top_k`` highest probabilities over a video's windows.
+
+    With more than one window, the scores of ``max`` and ``top_k_mean`` come from different ones and do not sum to 1,
+    so the highest score does not name the video's class: see `video_class`.
+
+    Example:
+        >>> windows = np.array([[0.9, 0.1], [0.2, 0.8], [0.7, 0.3]])
+        >>> video_score(windows, "max").tolist(), video_score(windows, "top_k_mean", top_k=2).round(6).tolist()
+        ([0.9, 0.8], [0.8, 0.55])
+    """
+    best = np.take_along_axis(probabilities, _best_windows(probabilities, aggregation, top_k), axis=0)
+    return best.mean(axis=0, dtype=np.float64).astype(probabilities.dtype)
+
+
+def video_class(probabilities: Float[np.ndarray, "W K"], safe_class: int, aggregation: str, top_k: int = 3) -> int:
+    """The class of the whole video: the highest-scoring harmful class that holds, else ``safe_class``.
+
+    A class holds if, on average over the windows that made its score, it is also the most probable one. With one window
+    this is the most probable class.
+    """
+    score = video_score(probabilities, aggregation, top_k)
+    best = _best_windows(probabilities, aggregation, top_k)
+    holding = [
+        c
+        for c in range(probabilities.shape[1])
+        if c != safe_class and int(np.argmax(probabilities[best[:, c]].mean(axis=0, dtype=np.float64))) == c
+    ]
+    return max(holding, key=lambda c: float(score[c])) if holding else safe_class
+
+
+def _best_windows(probabilities: Float[np.ndarray, "W K"], aggregation: str, top_k: int) -> Int[np.ndarray, "k K"]:
+    """For each class the windows, in order of time, that make its score."""
+    windows = len(probabilities)
+    used = {"max": 1, "mean": windows, "top_k_mean": min(top_k, windows)}[aggregation]
+    # A stable sort: of equally probable windows the earlier ones count.
+    return np.sort(np.argsort(-probabilities, axis=0, kind="stable")[:used], axis=0)
