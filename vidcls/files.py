@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import hashlib
 import os
 import secrets
 from io import BufferedReader, FileIO
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vidcls.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -38,6 +43,12 @@ def write_atomically(path: Path, content: bytes) -> None:
                 "disk-full",
             ) from error
         raise
+
+
+def csv_bytes(table: pd.DataFrame) -> bytes:
+    """A table as CSV that is read back as it was: Python 3.11 does not quote a carriage return, as names may hold."""
+    text: str = table.to_csv(index=False)
+    return (table.to_csv(index=False, quoting=csv.QUOTE_ALL) if "\r" in text else text).encode()
 
 
 def claim_file(path: Path, text: str) -> bool:

@@ -15,7 +15,7 @@ from vidcls.data.options import DataOptions
 from vidcls.data.preparation import PreparedVideos, prepare_videos
 from vidcls.data.videos import Videos
 from vidcls.errors import UserError
-from vidcls.files import write_atomically
+from vidcls.files import csv_bytes, write_atomically
 
 Loader = DataLoader[VideoBatch | FeatureBatch]
 
@@ -70,8 +70,7 @@ class VideoDataModule(Videos, L.LightningDataModule):
     def write_manifest(self) -> None:
         """Writes the manifest for the other processes, and as a record."""
         if self.manifest_path is not None:
-            content = self.manifest[MANIFEST_COLUMNS].to_csv(index=False).encode()
-            write_atomically(self.manifest_path, content)
+            write_atomically(self.manifest_path, csv_bytes(self.manifest[MANIFEST_COLUMNS]))
 
     def setup(self, stage: str | None = None) -> None:
         """Reads the manifest on the processes that did not write it; called by Lightning on every process.

@@ -11,7 +11,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 
 from vidcls.data.videos import Videos
-from vidcls.files import write_atomically
+from vidcls.files import csv_bytes, write_atomically
 from vidcls.metrics.predictions import Predictions
 from vidcls.plots.run_plots import strips_figure
 from vidcls.plots.style import Figure
@@ -25,7 +25,7 @@ def write_predictions(path: Path, rows: pd.DataFrame, predictions: Predictions, 
     table["predicted"] = [classes[k] for k in predictions.predicted]
     for k, name in enumerate(classes):
         table[name] = [f"{p:.9g}" for p in predictions.probabilities[:, k]]  # nine digits hold a float32 exactly
-    write_atomically(path, table.to_csv(index=False).encode())
+    write_atomically(path, csv_bytes(table))
 
 
 def worst_errors_figure(videos: Videos, split: str, predictions: Predictions) -> Figure:
