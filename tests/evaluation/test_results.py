@@ -210,6 +210,7 @@ def test_a_policy_is_fitted_on_val_and_reported_on_both(evaluated: Path) -> None
         assert report[split]["harmful_allowed"]["count"] == allowed
     printed = evaluated.with_suffix(".txt").read_text()
     assert f"Policy {policy.identity}" in printed and "What the policy would do" in printed
+    assert "val (fitted)" in printed
 
 
 def test_the_target_recall_sets_the_threshold(copied: Path) -> None:
@@ -249,6 +250,7 @@ def test_a_target_that_val_cannot_support_is_refused_with_the_number(copied: Pat
         ("policy.target.gore.recall=0.5", "[policy.target]"),
         ("policy.target.adult.f1=0.5", "[policy.target.adult]"),
         ("policy.review_margin=2", "[policy.review_margin]"),
+        ("policy.target=0.95", "[policy.target]"),
         ("split=tset", "[split]"),
         ("run=nowhere", "the folder of a finished run"),
         ("data.source=nowhere", "nothing at nowhere"),
@@ -296,6 +298,19 @@ def test_without_a_class_called_safe_the_safe_class_must_be_named(
     assert policy["targets"] == {names["harmful"]: {"precision": 0.01}} and policy["safe_class"] == "0"
     report = json.loads((run / "evaluations" / "test" / "policy_report.json").read_text())["test"]
     assert report["n"] == 3 and report["confusion"][names["harmful"]]["review"] >= 1  # the lost one counts, as a review
+
+
+def test_copies_of_a_video_are_no_further_evidence_for_a_policy(copied: Path) -> None:
+    """59 copies of one val video would otherwise support a recall of 0.95."""
+
+    def repeat(rows: pd.DataFrame) -> pd.DataFrame:
+        one = rows[(rows["split"] == "val") & (rows["label"] == "harmful")].head(1)
+        copies = pd.concat([one] * 60).assign(path=[f"copy_{number}.mp4" for number in range(60)])
+        return pd.concat([rows, copies])
+
+    change_manifest(copied, repeat)
+    result = call("evaluate.py", f"run={copied}", "policy.target.harmful.recall=0.95")
+    refused(result, "[recall-not-supported]", "at least 59 val videos")
 
 
 # ---- nothing wrong without a word

@@ -20,7 +20,7 @@ from scipy.special import softmax
 from scipy.stats import binomtest, norm
 
 from vidcls.errors import UserError
-from vidcls.metrics.calibration import calibrate, fit_temperature
+from vidcls.metrics.calibration import TEMPERATURES, calibrate, fit_temperature
 from vidcls.metrics.classification import summarise
 from vidcls.moderation.policy import (
     Policy,
@@ -451,6 +451,26 @@ def val_videos(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
     weights = rng.integers(0, 4, size=(n, 3)) + 3.0 * np.eye(3)[labels] * (rng.random((n, 1)) < draw(st.floats(0, 1)))
     weights[weights.sum(axis=1) == 0, 0] = 1.0
     return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32), labels
+
+
+@settings(deadline=None, max_examples=100)
+@given(val_videos())
+def test_calibration_never_makes_val_less_likely_and_keeps_the_order_of_classes(
+    videos: tuple[np.ndarray, np.ndarray],
+) -> None:
+    probabilities, labels = videos
+    temperature = fit_temperature(probabilities, labels)
+    assert TEMPERATURES[0] <= temperature <= TEMPERATURES[1]
+
+    def loss(at: float) -> float:
+        return float(-np.log(calibrate(probabilities, at)[np.arange(len(labels)), labels] + 1e-300).mean())
+
+    of_label = probabilities[np.arange(len(labels)), labels]
+    if (of_label < probabilities.max(axis=1)).any():  # else 1, as the likelihood has no maximum
+        assert loss(temperature) <= min(map(loss, np.geomspace(*TEMPERATURES, 50))) + 1e-6
+    calibrated = calibrate(probabilities, temperature)
+    for row, before in zip(calibrated, probabilities, strict=True):
+        assert (np.diff(row[np.argsort(before, kind="stable")]) >= 0).all()
 
 
 @settings(deadline=None, max_examples=60)

@@ -85,7 +85,10 @@ def _policy_options(options: DictConfig, classes: list[str], has_policy: bool) -
     if not _policy_requested(options) and (has_policy or DEFAULT_SAFE_CLASS not in classes):
         return None
     safe_class = str(DEFAULT_SAFE_CLASS if options.safe_class is None else options.safe_class)
-    targets: Any = OmegaConf.to_container(options.target, resolve=True)
+    plain: Any = OmegaConf.to_container(options, resolve=True)
+    targets = plain["target"] or {}
+    if not isinstance(targets, dict):
+        raise UserError("policy.target.CLASS.recall=0.95", repr(targets), "Name a class.", "policy.target")
     review_margin = DEFAULT_REVIEW_MARGIN if options.review_margin is None else options.review_margin
     check_open_share("policy.review_margin", review_margin)
     return PolicyOptions(

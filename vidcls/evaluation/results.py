@@ -17,7 +17,7 @@ from vidcls.data.preparation import prepare_external, redecode_missing
 from vidcls.data.splits import group_videos
 from vidcls.data.videos import Videos
 from vidcls.evaluation.options import EvaluationPlan, PolicyOptions
-from vidcls.files import write_atomically
+from vidcls.files import csv_bytes, write_atomically
 from vidcls.metrics.bootstrap import bootstrap_intervals
 from vidcls.metrics.calibration import calibrate, reliability
 from vidcls.metrics.curves import precision_recall_curves, roc_curves
@@ -67,11 +67,12 @@ def choose_policy(
     if options is None:
         path = run.policy_path
         return load_policy(path, run.classes, run.identity) if path.exists() else None
-    # A damaged video is always for review: thresholds are for the others.
-    intact = (videos.rows("val")["status"] == "ok").to_numpy()
+    # A damaged video is always for review: thresholds are for the others. A copy is no further evidence.
+    rows = videos.rows("val")
+    fitted = ((rows["status"] == "ok") & ~rows.duplicated(["sha256", "label"])).to_numpy()
     policy = fit_policy(
-        predictions["val"].probabilities[intact],
-        predictions["val"].labels[intact],
+        predictions["val"].probabilities[fitted],
+        predictions["val"].labels[fitted],
         run.classes,
         safe_class=options.safe_class,
         targets=options.targets,
@@ -138,7 +139,7 @@ def _write_errors(path: Path, rows: pd.DataFrame, predictions: Predictions, clas
     table["confidence"] = [f"{p:.9g}" for p in predictions.probabilities[wrong].max(axis=1)]
     table["loss"] = [f"{loss:.9g}" for loss in predictions.losses[wrong]]
     table = pd.concat([table, rows.loc[wrong, ["creator", "status", "reason"]]], axis=1)
-    write_atomically(path, table.to_csv(index=False).encode())
+    write_atomically(path, csv_bytes(table))
 
 
 def _policy_report(manifest: pd.DataFrame, split: str, predictions: Predictions, policy: Policy) -> dict[str, Any]:

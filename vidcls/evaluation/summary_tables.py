@@ -45,9 +45,11 @@ def _print_policy(policy: Policy, results: dict[str, SplitResult], console: Cons
     console.print(table)
     for note in _notes(policy):
         console.print(note, markup=False, soft_wrap=True)
-    fitted = "val (fitted)" if len(results) > 1 else "val"
-    reports = {fitted if split == "val" else split: result.policy_report for split, result in results.items()}
-    columns = {split: _outcome_cells(report) for split, report in reports.items() if report is not None}
+    columns = {}
+    for split, result in results.items():
+        fitted = " (fitted)" if result.folder.name == "val" else ""  # the run's own val videos
+        if result.policy_report is not None:
+            columns[split + fitted] = _outcome_cells(result.policy_report)
     console.print(_by_split("What the policy would do", columns))
 
 
