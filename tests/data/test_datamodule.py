@@ -202,7 +202,7 @@ def damaged(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_bad_videos_are_named_and_left_out(damaged: Path, cache: Path) -> None:
     data = module(damaged, cache)
     printed = prepare(data)
-    assert "undecodable rtp/train/safe/creator0_7000.mp4: decord: " in printed
+    assert "undecodable rtp/train/safe/creator0_7000.mp4: pyav: " in printed
     assert "2 videos could not be decoded and are left out" in printed
     assert len(data.manifest) == 15
     assert (len(data.rows("train")), len(data.rows("val")), len(data.rows("test"))) == (7, 2, 4)
@@ -214,7 +214,7 @@ def test_bad_videos_are_named_and_left_out(damaged: Path, cache: Path) -> None:
 def test_bad_videos_can_be_an_error(damaged: Path, cache: Path) -> None:
     with pytest.raises(UserError) as error:
         prepare(module(damaged, cache, on_bad="error"))
-    assert error.value.code == "bad-videos" and "rtp/train/safe/creator0_7000.mp4: decord: " in str(error.value)
+    assert error.value.code == "bad-videos" and "rtp/train/safe/creator0_7000.mp4: pyav: " in str(error.value)
 
 
 def test_a_split_that_cannot_be_decoded_is_an_error(damaged: Path, cache: Path, tmp_path: Path) -> None:
