@@ -7,6 +7,7 @@ python train.py -m data.num_frames=8,16 seed=0,1        a sweep; with sweep.resu
 """
 
 from importlib import import_module
+from pathlib import Path
 from threading import Thread
 
 import hydra
@@ -24,7 +25,7 @@ def main(cfg: DictConfig) -> float | None:
     """One run, from its configuration to its folder; gives its objective, for sweeps that search."""
     from rich.console import Console
 
-    from vidcls.training.run_folder import is_rank_zero, open_run
+    from vidcls.training.run_folder import is_rank_zero, manifest_path, open_run
 
     cfg = open_run(cfg)  # mistakes in the options show here, before anything heavy is imported
 
@@ -33,7 +34,8 @@ def main(cfg: DictConfig) -> float | None:
     # Takes seconds, in which videos are decoded.
     Thread(target=import_module, args=("vidcls.training.loop",), daemon=True).start()
     console = Console()
-    prepared = prepare_videos(instantiate(cfg.data), console) if is_rank_zero() else None
+    manifest = manifest_path(Path(cfg.run_dir))
+    prepared = prepare_videos(instantiate(cfg.data), console, manifest) if is_rank_zero() else None
 
     from vidcls.training import loop
     from vidcls.training.artifacts import write_results

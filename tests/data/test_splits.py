@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from vidcls.data.splits import assign_splits, drop_leaks, find_leaks, group_videos
 from vidcls.errors import UserError
 
-DEFAULTS: dict[str, Any] = {"val_fraction": 0.2, "test_fraction": 0.2, "seed": 0, "grouped": True}
+DEFAULTS: dict[str, Any] = {"val_fraction": 0.2, "test_fraction": 0.2, "seed": 0}
 
 
 def split(labels: list[str], groups: list[int], given: list[str] | None = None, **changes: Any) -> list[str]:
-    return assign_splits(labels, groups, given or [""] * len(labels), **(DEFAULTS | changes))
+    return assign_splits(labels, [str(group) for group in groups], given or [""] * len(labels), **(DEFAULTS | changes))
 
 
 def manifest(*rows: tuple[str, ...]) -> pd.DataFrame:
@@ -29,99 +29,110 @@ def manifest(*rows: tuple[str, ...]) -> pd.DataFrame:
 # ---- groups
 
 
+def group(videos: list[tuple[str, str]]) -> list[str]:
+    """Videos of (creator, hash); their names count up."""
+    creators, hashes = ([video[column] for video in videos] for column in (0, 1))
+    return group_videos([f"{number}.mp4" for number in range(len(videos))], creators, hashes)
+
+
 def test_groups_are_joined_in_chains() -> None:
-    creators = ["ann", "bob", "", "cat", "", "bob"]
-    hashes = ["1", "2", "2", "3", "", "3"]
-    assert group_videos(creators, hashes) == [1, 2, 2, 2, 0, 2]
+    videos = [("ann", "1"), ("bob", "2"), ("", "2"), ("cat", "3"), ("", ""), ("bob", "3"), ("", "4")]
+    bob = "creator bob"
+    assert group(videos) == ["creator ann", bob, bob, bob, "path 4.mp4", bob, "sha256 4"]
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(["", "a", "b", "c", "d"]), st.sampled_from(["", "1", "2", "3", "4"]))))
 def test_groups_are_the_connected_components(videos: list[tuple[str, str]]) -> None:
-    groups = group_videos([creator for creator, _ in videos], [sha256 for _, sha256 in videos])
+    groups = group(videos)
     reachable = [{number} for number in range(len(videos))]
     for _ in videos:  # plain search for what can be reached, for comparison
         for one, first in enumerate(videos):
             for two, second in enumerate(videos):
                 if any(key and key == other for key, other in zip(first, second, strict=True)):
                     reachable[one] |= reachable[two]
-    for one, group in enumerate(groups):
-        assert {two for two, other in enumerate(groups) if other == group} == reachable[one]
-    assert set(groups) == set(range(len(set(groups))))
-
-
-def test_group_numbers_do_not_depend_on_the_order() -> None:
-    videos = [("ann", "5"), ("bob", "2"), ("ann", "9"), ("", "7"), ("", "2")]
-    numbers = dict(zip(videos, group_videos(*map(list, zip(*videos, strict=True))), strict=True))
-    videos.reverse()
-    assert dict(zip(videos, group_videos(*map(list, zip(*videos, strict=True))), strict=True)) == numbers
+    for one, name in enumerate(groups):
+        assert {two for two, other in enumerate(groups) if other == name} == reachable[one]
 
 
 # ---- drawn splits
 
 VIDEOS = st.lists(st.tuples(st.sampled_from(["safe", "harmful", "adult"]), st.integers(0, 12)), min_size=2, max_size=60)
+FRACTIONS = [(0.0, 0.15), (0.1, 0.5), (0.25, 0.15), (0.4, 0.0), (0.4, 0.5)]
 
 
 @settings(deadline=None)
-@given(
-    videos=VIDEOS,
-    val_fraction=st.sampled_from([0.0, 0.1, 0.25, 0.4]),
-    test_fraction=st.sampled_from([0.0, 0.15, 0.5]),
-    seed=st.integers(0, 2**32 - 1),
-    grouped=st.booleans(),
-)
-def test_each_class_is_in_each_split_and_no_group_in_two_or_the_user_is_told(
-    videos: list[tuple[str, int]], val_fraction: float, test_fraction: float, seed: int, grouped: bool
+@given(videos=VIDEOS, fractions=st.sampled_from(FRACTIONS), seed=st.integers(0, 2**32 - 1))
+def test_each_class_is_in_each_split_and_no_group_in_two_or_an_error_says_why(
+    videos: list[tuple[str, int]], fractions: tuple[float, float], seed: int
 ) -> None:
-    labels, groups = [label for label, _ in videos], [group for _, group in videos]
-    options: dict[str, Any] = {
-        "val_fraction": val_fraction,
-        "test_fraction": test_fraction,
-        "seed": seed,
-        "grouped": grouped,
-    }
-    wanted = {"train"} | ({"val"} if val_fraction else set()) | ({"test"} if test_fraction else set())
-    units = {
-        label: {i if not grouped else g for i, (name, g) in enumerate(videos) if name == label} for label in labels
-    }
+    labels, groups = [label for label, _ in videos], [number for _, number in videos]
+    options: dict[str, Any] = {"val_fraction": fractions[0], "test_fraction": fractions[1], "seed": seed}
+    wanted = {"train"} | ({"val"} if fractions[0] else set()) | ({"test"} if fractions[1] else set())
+    groups_of = {label: {number for name, number in videos if name == label} for label in labels}
     try:
         splits = split(labels, groups, **options)
     except UserError as error:
-        assert len(wanted) > 1
-        assert "data.split." in str(error)
         # Only creators with several classes can make a division impossible that the counts allow.
         mixed = len(set(videos)) > len(set(groups))
-        assert min(map(len, units.values())) < len(wanted) or (grouped and mixed)
+        assert min(map(len, groups_of.values())) < len(wanted) or mixed
+        assert error.code in ("too-few-per-class", "no-grouped-split")
         return
-    assert len(splits) == len(videos) and set(splits) == wanted
     for name in wanted:
         assert {label for label, here in zip(labels, splits, strict=True) if here == name} == set(labels)
-    if grouped:
-        assert all(len({splits[i] for i in range(len(splits)) if groups[i] == group}) == 1 for group in groups)
-    assert split(labels, groups, **options) == splits
+    assert len(set(zip(groups, splits, strict=True))) == len(set(groups))
+    shuffled = random.Random(seed).sample(range(len(videos)), len(videos))
+    again = split([labels[video] for video in shuffled], [groups[video] for video in shuffled], **options)
+    assert again == [splits[video] for video in shuffled]
 
 
-@pytest.mark.parametrize("grouped", [True, False])
-@pytest.mark.parametrize(("val_fraction", "test_fraction"), [(0.15, 0.15), (0.1, 0.3), (0.33, 0.33), (0.02, 0.05)])
-def test_fractions_are_near_the_wanted(val_fraction: float, test_fraction: float, grouped: bool) -> None:
+@pytest.mark.parametrize(("val_fraction", "test_fraction"), [(0.15, 0.15), (0.1, 0.3), (0.33, 0.33), (0.05, 0.1)])
+def test_fractions_are_near_the_wanted(val_fraction: float, test_fraction: float) -> None:
     draw = random.Random(1)
-    creators = [draw.choice(["safe"] * 6 + ["harmful"] * 3 + ["adult"]) for _ in range(400)]
-    groups = [creator for creator in range(400) for _ in range(draw.randint(1, 5))]
+    creators = [draw.choice(["safe"] * 6 + ["harmful"] * 3 + ["adult"]) for _ in range(2000)]
+    groups = [creator for creator in range(2000) for _ in range(draw.randint(1, 5))]
     labels = [creators[group] for group in groups]
-    splits = split(labels, groups, val_fraction=val_fraction, test_fraction=test_fraction, grouped=grouped)
+    splits = split(labels, groups, val_fraction=val_fraction, test_fraction=test_fraction)
     for name, wanted in (("val", val_fraction), ("test", test_fraction)):
-        assert splits.count(name) / len(splits) == pytest.approx(wanted, abs=0.03)
+        assert splits.count(name) / len(splits) == pytest.approx(wanted, abs=0.04)
         for label in set(labels):
             here = [split for split, other in zip(splits, labels, strict=True) if other == label]
-            assert here.count(name) / len(here) == pytest.approx(wanted, abs=0.05)
+            assert here.count(name) / len(here) == pytest.approx(wanted, abs=0.1)
 
 
-def test_order_of_rows_does_not_matter() -> None:
-    draw = random.Random(0)
-    videos = [("safe" if group % 2 else "adult", group) for group in range(30) for _ in range(group % 4 + 1)]
-    by_video = dict(zip(videos, split([label for label, _ in videos], [group for _, group in videos]), strict=True))
-    draw.shuffle(videos)
-    shuffled = split([label for label, _ in videos], [group for _, group in videos])
-    assert shuffled == [by_video[video] for video in videos]
+def split_creators(videos: list[tuple[str, int]], seed: int) -> dict[int, str]:
+    splits = split([label for label, _ in videos], [creator for _, creator in videos], seed=seed)
+    return {creator: name for (_, creator), name in zip(videos, splits, strict=True)}
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 2**32 - 1))
+def test_drawn_splits_do_not_move_when_videos_are_added_or_removed(seed: int) -> None:
+    """800 creators with one to four videos; any tenth of the videos goes, and as many others come."""
+    change = random.Random(seed)
+    videos = [(("safe", "adult")[creator % 2], creator) for creator in range(800) for _ in range(creator % 4 + 1)]
+    changed = [video for video in videos if change.random() > 0.1]
+    changed += [(change.choice(["safe", "adult"]), change.randrange(2000)) for _ in range(len(videos) // 10)]
+    before, after = split_creators(videos, seed), split_creators(changed, seed)
+    assert all(after[creator] == before[creator] for creator in before.keys() & after.keys())
+
+
+def test_in_a_small_set_at_most_single_groups_move() -> None:
+    """40 creators of two classes: of 100 draws, few move a group when a creator is removed, and then few groups."""
+    labels, groups = ["safe", "adult"] * 20, list(range(40))
+    moved = []
+    for seed in range(100):
+        whole, fewer = split(labels, groups, seed=seed), split(labels[1:], groups[1:], seed=seed)
+        moved.append(sum(one != two for one, two in zip(whole[1:], fewer, strict=True)))
+    assert sum(count > 0 for count in moved) <= 20 and max(moved) <= 2
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_large_creator_does_not_fill_a_held_out_split(seed: int) -> None:
+    """A third of the videos of a class are by one creator."""
+    groups = [0] * 30 + [creator for creator in range(1, 31) for _ in range(2)]
+    splits = split(["safe"] * 90 + ["adult"] * 60, groups + list(range(100, 160)), seed=seed)
+    assert all(6 <= splits[:90].count(name) <= 36 for name in ("val", "test"))
 
 
 def test_seeds_differ() -> None:
@@ -142,13 +153,6 @@ def test_says_which_class_has_too_few_creators() -> None:
     with pytest.raises(UserError) as error:
         split(labels, groups)
     assert error.value.code == "too-few-per-class" and "'adult' with 2 (of 5 videos)" in str(error.value)
-    assert set(split(labels, groups, grouped=False)[6:]) == {"train", "val", "test"}
-
-
-def test_says_which_class_has_too_few_videos() -> None:
-    with pytest.raises(UserError) as error:
-        split(["safe"] * 6 + ["adult"] * 2, list(range(8)), grouped=False)
-    assert error.value.code == "too-few-per-class" and "'adult' with 2" in str(error.value)
 
 
 def test_says_when_creators_with_several_classes_forbid_it() -> None:
@@ -160,20 +164,6 @@ def test_says_when_creators_with_several_classes_forbid_it() -> None:
     assert error.value.code == "no-grouped-split" and "data.split.grouped=false" in str(error.value)
 
 
-@pytest.mark.parametrize(
-    ("fractions", "code"),
-    [
-        ({"val_fraction": 0.5, "test_fraction": 0.5}, "data.split"),
-        ({"val_fraction": -0.1}, "data.split.val_fraction"),
-        ({"test_fraction": 1.5}, "data.split.test_fraction"),
-    ],
-)
-def test_fractions_out_of_range(fractions: dict[str, Any], code: str) -> None:
-    with pytest.raises(UserError) as error:
-        split(["safe", "adult"] * 5, list(range(10)), **fractions)
-    assert error.value.code == code
-
-
 # ---- given splits
 
 
@@ -182,7 +172,7 @@ def test_val_is_carved_out_of_a_given_train_and_test_stays() -> None:
     given = ["train"] * 50 + ["test"] * 10
     splits = split(labels, [number // 2 for number in range(60)], given)
     assert splits[50:] == ["test"] * 10
-    assert Counter(splits[:50]) == {"train": 40, "val": 10}
+    assert set(splits[:50]) == {"train", "val"} and 5 <= splits[:50].count("val") <= 20
 
 
 def test_a_given_train_alone_yields_no_test() -> None:

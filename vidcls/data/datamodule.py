@@ -26,11 +26,9 @@ class VideoDataModule(Videos, L.LightningDataModule):
     Args:
         options: where the videos are and how they are read.
         manifest_path: where the first process writes the manifest and the others read it; None: one process only.
+            If the file exists, its videos and splits are used.
         prepared: videos that are prepared already.
         wait_seconds: how long the other processes wait for the manifest.
-
-    Attributes:
-        stats: what the preparation has cost.
 
     Example::
 
@@ -52,24 +50,19 @@ class VideoDataModule(Videos, L.LightningDataModule):
         if prepared is not None:
             self._take(prepared)
 
-    def _take(self, prepared: PreparedVideos) -> None:
-        self.load_manifest(prepared.manifest)
-        self.stats = prepared.stats
-
     def prepare_data(self) -> None:
         """Lists, decodes and splits the videos, and writes the manifest; called by Lightning on the first process only.
 
         Raises:
             UserError: see `vidcls.data.preparation.prepare_videos`.
         """
-        if self.classes:
-            return
-        self._take(prepare_videos(self.options, Console()))
-        self.write_manifest()
+        if not self.classes:
+            self._take(prepare_videos(self.options, Console(), self.manifest_path))
 
-    def write_manifest(self) -> None:
-        """Writes the manifest for the other processes, and as a record."""
-        if self.manifest_path is not None:
+    def _take(self, prepared: PreparedVideos) -> None:
+        self.load_manifest(prepared.manifest)
+        self.stats = prepared.stats
+        if self.manifest_path is not None and not self.manifest_path.exists():
             write_atomically(self.manifest_path, csv_bytes(self.manifest[MANIFEST_COLUMNS]))
 
     def setup(self, stage: str | None = None) -> None:
@@ -94,21 +87,16 @@ class VideoDataModule(Videos, L.LightningDataModule):
         self.load_manifest(read_manifest(self.manifest_path))
 
     def rank_and_world_size(self) -> tuple[int, int]:
-        """Those of the trainer."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def train_dataloader(self) -> Loader:
-        """The training split, in a new order each epoch."""
         return self.loader("train", train=True)
 
     def val_dataloader(self) -> Loader:
-        """The validation split, in order."""
         return self.loader("val")
 
     def test_dataloader(self) -> Loader:
-        """The test split, in order."""
         return self.loader("test")
 
     def predict_dataloader(self) -> Loader:
-        """The test split, in order."""
         return self.loader("test")

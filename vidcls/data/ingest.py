@@ -112,20 +112,20 @@ def _locked(store: FrameStore) -> Iterator[None]:
 
 
 def read_manifest(path: Path) -> pd.DataFrame:
-    """A manifest.csv as it was written: a creator called 007 stays a text.
-
-    Raises:
-        ValueError: it is damaged.
-    """
+    """A manifest.csv as it was written: a creator called 007 stays a text; raises `UserError` where it is damaged."""
     texts = dict.fromkeys(set(MANIFEST_COLUMNS) - {"seconds", "coverage"}, str)
-    manifest = pd.read_csv(path, keep_default_na=False, dtype=texts)
-    if not set(MANIFEST_COLUMNS) <= set(manifest.columns) or not path.read_bytes().endswith(b"\n"):
-        raise ValueError("it has other columns, or an end that is missing")
-    for name, pattern in MANIFEST_PATTERNS.items():
-        if not (fits := manifest[name].astype(str).str.fullmatch(pattern)).all():
-            raise ValueError(f"{name} is {manifest[name][~fits].iloc[0]!r}")
-    if manifest["path"].duplicated().any():
-        raise ValueError("a path is in it twice")
+    try:
+        manifest = pd.read_csv(path, keep_default_na=False, dtype=texts)
+        if not set(MANIFEST_COLUMNS) <= set(manifest.columns) or not path.read_bytes().endswith(b"\n"):
+            raise ValueError("it has other columns, or an end that is missing")
+        for name, pattern in MANIFEST_PATTERNS.items():
+            if not (fits := manifest[name].astype(str).str.fullmatch(pattern)).all():
+                raise ValueError(f"{name} is {manifest[name][~fits].iloc[0]!r}")
+        if manifest["path"].duplicated().any():
+            raise ValueError("a path is in it twice")
+    except (OSError, ValueError) as error:
+        got = f"{path}: {' '.join(str(error).split())[:200]}"
+        raise UserError("the manifest.csv of a run", got, "Restore it, or start a new run.", "bad-manifest") from error
     return manifest
 
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from vidcls.data.ingest import IngestStats, ingest, report_bad
+from vidcls.data.hashing import HashCache, hash_files
+from vidcls.data.ingest import IngestStats, ingest, read_manifest, report_bad
 from vidcls.data.options import SPLITS, DataOptions
 from vidcls.data.sources import class_order, list_videos
 from vidcls.data.splits import assign_splits, drop_leaks, find_leaks, group_videos
@@ -22,13 +25,7 @@ from vidcls.errors import UserError
 
 @dataclass(frozen=True)
 class PreparedVideos:
-    """What a preparation gives.
-
-    Attributes:
-        manifest: one row per video, see `vidcls.data.ingest`.
-        classes: the K names, in the order of the probabilities.
-        stats: what it has cost.
-    """
+    """A manifest (see `vidcls.data.ingest`), its K classes in the order of the probabilities, and what it has cost."""
 
     manifest: pd.DataFrame
     classes: list[str]
@@ -46,27 +43,37 @@ def usable_rows(manifest: pd.DataFrame, split: str) -> pd.DataFrame:
     return manifest[usable].reset_index(drop=True)
 
 
-def prepare_videos(options: DataOptions, console: Console) -> PreparedVideos:
+def prepare_videos(options: DataOptions, console: Console, manifest_path: Path | None = None) -> PreparedVideos:
     """Lists, decodes and splits the videos of a source, and reports what is wrong with them.
 
+    Where ``manifest_path`` exists the run is resumed: its videos and splits hold, whatever the source holds now.
+
     Raises:
-        UserError: the source holds nothing to train on, or what ``data.leakage`` or ``data.on_bad`` forbid.
+        UserError: the source holds nothing to train on, or what ``data.leakage`` or ``data.on_bad`` forbid; of a
+            resumed run, frames are lost and their videos have changed.
     """
     for note in options.notes:
         console.print(note, soft_wrap=True)
+    if manifest_path is not None and manifest_path.exists():
+        return _resume(options, read_manifest(manifest_path), console)
     _draw_demo(options)
     manifest, stats = _ingest(_list(options, options.classes, console), options, console)
     classes = class_order(list(manifest["label"]), options.classes)
+    creators = manifest["creator"] if options.split.grouped else [""] * len(manifest)
     manifest["split"] = assign_splits(
         list(manifest["label"]),
-        group_videos(list(manifest["creator"]), list(manifest["sha256"])),
+        group_videos(list(manifest["path"]), list(creators), list(manifest["sha256"])),
         list(manifest["split"]),
         val_fraction=options.split.val_fraction,
         test_fraction=options.split.test_fraction,
         seed=options.seed,
-        grouped=options.split.grouped,
     )
-    manifest = _handle_leaks(manifest, options, console)
+    leaks = find_leaks(manifest)
+    if not leaks.empty:
+        _report_leaks(leaks, options.leakage, console)
+        if options.leakage == "drop":
+            manifest = drop_leaks(manifest)
+            console.print(f"Dropped {(manifest['status'] == 'dropped').sum()} leaking videos")
     _print_splits(manifest, classes, console)
     for name in ("train", "val"):
         if usable_rows(manifest, name).empty:
@@ -79,6 +86,35 @@ def prepare_videos(options: DataOptions, console: Console) -> PreparedVideos:
     if options.sampler == "balanced":
         count_training_videos(manifest, classes, "data.sampler")
     return PreparedVideos(manifest, classes, stats)
+
+
+def _resume(options: DataOptions, manifest: pd.DataFrame, console: Console) -> PreparedVideos:
+    console.print(f"Continuing with the {len(manifest)} videos and the splits of manifest.csv")
+    try:
+        listing = _list(options, options.classes, console)
+    except UserError as error:
+        console.print(f"The source cannot be compared with it: {error}", markup=False, soft_wrap=True)
+    else:
+        _report_changes(listing, manifest, options, console)
+    stats = redecode_missing(options, manifest, SPLITS, console)
+    return PreparedVideos(manifest, class_order(list(manifest["label"]), options.classes), stats)
+
+
+def _report_changes(listing: pd.DataFrame, manifest: pd.DataFrame, options: DataOptions, console: Console) -> None:
+    """Prints how a source differs from the manifest of a run that is resumed."""
+    known = dict(zip(manifest["path"], manifest["sha256"], strict=True))
+    kept = listing[listing["path"].isin(list(known))]
+    with closing(HashCache(_hash_cache(options))) as cache:
+        now = zip(kept["path"], hash_files([Path(file) for file in kept["file"]], cache), strict=True)
+    differences = {
+        "new, and not used": [path for path in listing["path"] if path not in known],
+        "gone": [path for path in known if path not in set(kept["path"])],
+        "changed": [path for path, found in now if known[path] not in ("", found.sha256)],
+    }
+    for kind, paths in differences.items():
+        if paths:
+            first = f"{len(paths)} videos of the source are {kind}, the first {paths[0]}"
+            console.print(f"[yellow]Since this run was started:[/yellow] {escape(first)}", soft_wrap=True)
 
 
 def prepare_external(options: DataOptions, split: str, trained_on: pd.DataFrame, console: Console) -> PreparedVideos:
@@ -110,11 +146,10 @@ def prepare_external(options: DataOptions, split: str, trained_on: pd.DataFrame,
     leaks = find_leaks(pd.concat([seen, manifest.assign(split="evaluated")], ignore_index=True))
     leaks = leaks[leaks["splits"].str.contains("evaluated")]
     if not leaks.empty:
-        _print_leaks(leaks, options.leakage, console)
+        _report_leaks(leaks, options.leakage, console)
     if options.leakage == "drop":  # from what is evaluated: the network has been trained on the rest already
         shared = [manifest[key].isin(set(seen[key]) - {""}) for key in ("sha256", "creator")]
-        columns = ["status", "reason"]
-        manifest.loc[shared[0] | shared[1], columns] = ["dropped", "the network was trained on it"]
+        manifest.loc[shared[0] | shared[1], ["status", "reason"]] = ["dropped", "the network was trained on it"]
         console.print(f"Dropped {(manifest['status'] == 'dropped').sum()} leaking videos")
     if usable_rows(manifest, split).empty:
         remedy = "See the statuses and reasons above."
@@ -122,30 +157,34 @@ def prepare_external(options: DataOptions, split: str, trained_on: pd.DataFrame,
     return PreparedVideos(manifest, classes, stats)
 
 
-def redecode_missing(options: DataOptions, manifest: pd.DataFrame, splits: Sequence[str], console: Console) -> None:
+def redecode_missing(
+    options: DataOptions, manifest: pd.DataFrame, splits: Sequence[str], console: Console
+) -> IngestStats:
     """Decodes again those videos of ``splits`` in a run's manifest that the store does not hold any more.
 
     Raises:
-        UserError: such a video is not in the source any more, or has changed.
+        UserError: such a video is not in the source any more, has changed, or cannot be decoded again.
     """
     store = frame_store(options)
     rows = pd.concat([usable_rows(manifest, split) for split in splits])
     lost = rows[[store.find(sha256) is None for sha256 in rows["sha256"]]]
     if lost.empty:
-        return
+        return IngestStats()
     console.print(f"{len(lost)} of {len(rows)} videos are not in {store.folder}: decoding them again")
-    _draw_demo(options)
     listing = _list(options, class_order(list(manifest["label"]), options.classes), console)
-    found, _ = ingest(listing[listing["path"].isin(lost["path"])], store, options.decode, _hash_cache(options))
-    now = dict(zip(found["path"], found["sha256"], strict=True))
+    found, stats = ingest(listing[listing["path"].isin(lost["path"])], store, options.decode, _hash_cache(options))
+    report_bad(found, console)
+    intact = found[found["status"] != "undecodable"]
+    now = dict(zip(intact["path"], intact["sha256"], strict=True))
     changed = [row.path for row in lost.itertuples() if now.get(row.path) != row.sha256]
     if changed:
         raise UserError(
             f"the videos of manifest.csv in {options.source}",
-            f"{len(changed)} that are missing or have changed, the first {changed[0]}",
+            f"{len(changed)} that are missing, have changed or cannot be decoded, the first {changed[0]}",
             "Restore them, or name other data with data.source=PATH.",
             "changed-videos",
         )
+    return stats
 
 
 def count_training_videos(manifest: pd.DataFrame, classes: Sequence[str], option: str) -> list[int]:
@@ -180,15 +219,7 @@ def _hash_cache(options: DataOptions) -> Path:
 def _list(
     options: DataOptions, classes: Sequence[str] | None, console: Console, refuse_others: bool = False
 ) -> pd.DataFrame:
-    listing = list_videos(
-        Path(options.source),
-        classes=classes,
-        creator_pattern=options.creator_pattern,
-        cache_dir=Path(options.cache_dir),
-        max_gigabytes=options.zip.max_gigabytes,
-        max_ratio=options.zip.max_ratio,
-        refuse_others=refuse_others,
-    )
+    listing = list_videos(options, classes, refuse_others)
     ignored = ", ".join(f"{count} {kind}" for kind, count in sorted(listing.ignored.items()))
     found = f"Found {len(listing.videos)} videos in {options.source}"
     console.print(f"{found} (ignored {ignored})" if ignored else found, markup=False, soft_wrap=True)
@@ -209,19 +240,7 @@ def _ingest(listing: pd.DataFrame, options: DataOptions, console: Console) -> tu
     return manifest, stats
 
 
-def _handle_leaks(manifest: pd.DataFrame, options: DataOptions, console: Console) -> pd.DataFrame:
-    leaks = find_leaks(manifest)
-    if leaks.empty:
-        return manifest
-    _print_leaks(leaks, options.leakage, console)
-    if options.leakage == "warn":
-        return manifest
-    dropped = drop_leaks(manifest)
-    console.print(f"Dropped {(dropped['status'] == 'dropped').sum()} leaking videos")
-    return dropped
-
-
-def _print_leaks(leaks: pd.DataFrame, leakage: str, console: Console, limit: int = 20) -> None:
+def _report_leaks(leaks: pd.DataFrame, leakage: str, console: Console, limit: int = 20) -> None:
     table = Table(title=f"Leakage between splits (data.leakage={leakage})", title_justify="left")
     for column in leaks.columns:
         table.add_column(column)

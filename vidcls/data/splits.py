@@ -1,68 +1,62 @@
-"""Who trains and who is held out: stratified splits by creator, and the leaks between splits."""
+"""Which videos are trained on and which are held out: splits by creator, and the leaks between splits."""
 
 from __future__ import annotations
 
-import math
-import warnings
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from fractions import Fraction
-from itertools import product
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Int
+from jaxtyping import Float, Int
 
-from vidcls.errors import UserError, check_number
+from vidcls.errors import UserError
 
-SPLITS = ("train", "val", "test")
-_MOST_FOLDS = 10
-_FEW_VIDEOS = 500
+_ATTEMPTS = 100
 _BYTES, _LABELS, _CREATOR = "same bytes", "same bytes, different labels", "same creator"
 
 
-def group_videos(creators: Sequence[str], sha256s: Sequence[str]) -> list[int]:
-    """Numbers the groups of videos that must stay together: of one creator or with the same bytes, also in a chain.
+def group_videos(paths: Sequence[str], creators: Sequence[str], sha256s: Sequence[str]) -> list[str]:
+    """Names the groups of videos that must stay together: of one creator or with the same bytes, also in a chain.
 
-    An empty creator or hash is unknown and ties a video to nothing. The numbers follow the smallest hash (then creator)
-    in a group, so they depend neither on where the videos lie nor on their order.
+    An empty creator or hash is unknown and ties a video to nothing. A group is named by the creator of most of its
+    videos, or by its hash: by nothing that changes when other groups come or go.
 
-    >>> group_videos(["ann", "bob", "", "ann", ""], ["1", "2", "2", "3", "4"])
-    [0, 1, 1, 0, 2]
+    >>> group_videos(["1.mp4", "2.mp4", "3.mp4", "4.mp4"], ["ann", "bob", "", "ann"], ["a", "b", "b", "c"])
+    ['creator ann', 'creator bob', 'creator bob', 'creator ann']
     """
-    parents = list(range(len(creators)))
+    from scipy.sparse import coo_array  # only here: it takes a while
+    from scipy.sparse.csgraph import connected_components
 
-    def root(video: int) -> int:
-        while parents[video] != video:
-            parents[video] = parents[parents[video]]
-            video = parents[video]
-        return video
-
-    for keys in (creators, sha256s):
-        first: dict[str, int] = {}
-        for video, key in enumerate(keys):
-            if key:
-                parents[root(video)] = root(first.setdefault(key, video))
-    roots = [root(video) for video in range(len(parents))]
-    smallest: dict[int, tuple[str, str]] = {}
-    for video, group in enumerate(roots):
-        key_pair = (sha256s[video], creators[video])
-        smallest[group] = min(smallest.get(group, key_pair), key_pair)
-    numbers = {
-        group: number for number, group in enumerate(sorted(smallest, key=lambda group: (smallest[group], group)))
+    count = len(paths)
+    names = [
+        [f"creator {creator}"] * bool(creator) + [f"sha256 {sha256}"] * bool(sha256) or [f"path {path}"]
+        for path, creator, sha256 in zip(paths, creators, sha256s, strict=True)
+    ]
+    nodes: dict[str, int] = {}
+    edges = [(video, nodes.setdefault(name, count + len(nodes))) for video, ties in enumerate(names) for name in ties]
+    ends = np.array(edges, dtype=np.int64).reshape(-1, 2).T
+    size = count + len(nodes)
+    graph = coo_array((np.ones(len(edges)), (ends[0], ends[1])), shape=(size, size))
+    components = connected_components(graph, directed=False)[1][:count].tolist()
+    votes: dict[int, Counter[str]] = defaultdict(Counter)
+    for component, ties in zip(components, names, strict=True):
+        votes[component][ties[0]] += 1
+    chosen = {
+        component: min(counts, key=lambda name: (not name.startswith("creator "), -counts[name], name))
+        for component, counts in votes.items()
     }
-    return [numbers[group] for group in roots]
+    return [chosen[component] for component in components]
 
 
 def assign_splits(
     labels: Sequence[str],
-    groups: Sequence[int],
+    groups: Sequence[str],
     given: Sequence[str],
     *,
     val_fraction: float | int,
     test_fraction: float | int,
     seed: int,
-    grouped: bool,
 ) -> list[str]:
     """The split of each of N videos: as the source gives it, and drawn where it gives none.
 
@@ -70,155 +64,90 @@ def assign_splits(
     - train given but no val: val is drawn from train, ``val_fraction`` of it; test stays as given, or is not.
     - train and val given: nothing is drawn, and without a given test there is none.
 
-    Splits are drawn by scikit-learn's `StratifiedGroupKFold` (`StratifiedKFold` where nothing binds videos together):
-    of about 1 / fraction folds, those that come nearest to the fraction, per class and overall, are held out. Each
-    class of the videos that are divided is in each split that is drawn. Rows are put into order by group and label
-    first: the same videos and groups get the same splits in any order of the rows.
-
-    Args:
-        labels: class of each video.
-        groups: number of each video's group, see `group_videos`.
-        given: train, val, test or "" for each video.
-        val_fraction: part of all videos, or of the given train, that val gets; 0: no val (``data.split.val_fraction``).
-        test_fraction: part of all videos that test gets; 0: no test (``data.split.test_fraction``).
-        seed: of the draw.
-        grouped: whether groups stay whole (``data.split.grouped``).
+    A group's split follows from a hash of ``seed`` and its name alone, so that it stays where it is when videos are
+    added, removed or cannot be decoded. Only where a class would have less than half or more than twice its share of a
+    split, as happens with few groups, some groups go elsewhere. Each class is in each split that is drawn.
 
     Raises:
-        UserError: the given splits are incomplete, or no division has each class in each split; says why.
+        UserError: the given splits are incomplete, or no division has each class in each split.
     """
-    check_number("data.split.val_fraction", val_fraction, 0.0, 1.0)
-    check_number("data.split.test_fraction", test_fraction, 0.0, 1.0)
-    if val_fraction + test_fraction >= 1:
-        raise UserError(
-            "data.split.val_fraction + data.split.test_fraction to be less than 1",
-            f"{val_fraction:g} + {test_fraction:g}",
-            "Leave some videos to train on.",
-            "data.split",
-        )
     there = set(given)
     if "" in there and len(there) > 1:
-        count = sum(split == "" for split in given)
+        got = f"{list(given).count('')} videos without one beside {', '.join(sorted(there - {''}))}"
         raise UserError(
-            "a split for each video or for none",
-            f"{count} videos without one beside {', '.join(sorted(there - {''}))}",
-            "Give each video a split, or none at all.",
-            "partial-splits",
+            "a split for each video or for none", got, "Give each video a split, or none at all.", "partial-splits"
         )
     if there and not there & {"", "train"}:
-        raise UserError(
-            "a train split beside the other splits",
-            f"only {', '.join(sorted(there))}",
-            "Add train videos, or remove the split folders to have the splits made.",
-            "no-train-split",
-        )
+        remedy = "Add train videos, or remove the split folders to have the splits made."
+        got = f"only {', '.join(sorted(there))}"
+        raise UserError("a train split beside the other splits", got, remedy, "no-train-split")
     fractions = {"test": test_fraction, "val": val_fraction} if there == {""} else {"val": val_fraction}
-    drawn = {name: fraction for name, fraction in fractions.items() if fraction > 0 and name not in there}
-    order = sorted(range(len(labels)), key=lambda video: (groups[video], labels[video]))
-    rest = np.array([video for video in order if given[video] in ("", "train")], dtype=np.int64)
-    splits = ["train" if split == "" else split for split in given]
-    class_of, group_of = np.array(labels), np.array(groups)
-    _check_enough(class_of[rest], group_of[rest], len(drawn) + 1, grouped)
-    left = 1.0
-    for number, (name, fraction) in enumerate(drawn.items()):
-        needed = len(drawn) - number  # splits that what is left must still make
-        out = _hold_out(class_of[rest], group_of[rest], fraction / left, needed, seed, grouped)
-        for video in rest[out]:
-            splits[video] = name
-        rest = rest[~out]
-        left -= fraction
-    return splits
+    fractions = {name: fraction for name, fraction in fractions.items() if fraction > 0 and name not in there}
+    if not fractions:
+        return list(given)
+    videos = pd.DataFrame({"group": groups, "label": labels})
+    drawable = videos[[split in ("", "train") for split in given]]
+    drawn = _draw_splits(pd.crosstab(drawable["group"], drawable["label"]), fractions, seed)
+    return [split if split in ("val", "test") else drawn[group] for group, split in zip(groups, given, strict=True)]
 
 
-def _check_enough(labels: np.ndarray, groups: np.ndarray, needed: int, grouped: bool) -> None:
-    """Raises `UserError` where a class has fewer than ``needed`` groups (videos, if not ``grouped``)."""
-    for name, count in sorted(_class_sizes(labels, groups, grouped).items()):
-        if count < needed:
-            videos = int((labels == name).sum())
-            raise UserError(
-                f"at least {needed} {_units(grouped)} in each class, to make {needed} splits",
-                f"class {name!r} with {count}" + (f" (of {videos} videos)" if grouped else ""),
-                _remedy(grouped),
-                "too-few-per-class",
-            )
+def _draw_splits(counts: pd.DataFrame, fractions: Mapping[str, float], seed: int) -> dict[str, str]:
+    """The split of each group, from its number of videos of each class."""
+    needed, groups = len(fractions) + 1, (counts > 0).sum()
+    remedy = "Add videos of other creators, set a fraction in data.split to 0, or set data.split.grouped=false."
+    if groups.min() < needed:
+        label = groups.idxmin()
+        expected = f"at least {needed} groups of videos in each class, to make {needed} splits"
+        got = f"class {label!r} with {groups[label]} (of {counts[label].sum()} videos)"
+        raise UserError(expected, got, remedy, "too-few-per-class")
+    names = [*fractions, "train"]
+    for attempt in range(_ATTEMPTS):
+        place = np.array([_unit_hash(f"{seed} {attempt} {group}") for group in counts.index])
+        drawn = _try_draw(counts.to_numpy(), list(fractions.values()), place)
+        if drawn is not None:
+            return {group: names[number] for group, number in zip(counts.index, drawn, strict=True)}
+    got = f"none in {_ATTEMPTS} draws, as some creators have videos of several classes"
+    raise UserError("a division of the creators that leaves each class in each split", got, remedy, "no-grouped-split")
 
 
-def _hold_out(
-    labels: np.ndarray, groups: np.ndarray, fraction: float, needed: int, seed: int, grouped: bool
-) -> Bool[np.ndarray, "N"]:
-    """Which videos to hold out: about ``fraction`` of each class, with enough left to make ``needed`` splits."""
-    classes, codes = np.unique(labels, return_inverse=True)
-    total = np.bincount(codes)
-    best, best_cost, missed = None, math.inf, Counter[str]()
-    for folds in _fold_counts(total, len(np.unique(groups)) if grouped else len(groups), fraction):
-        for out in _candidates(codes, groups, folds, seed, grouped):
-            held = np.bincount(codes[out], minlength=len(classes))
-            cost = float(np.abs(held / total - fraction).mean() + abs(out.mean() - fraction))
-            if cost >= best_cost:
-                continue
-            inside = _class_sizes(labels[out], groups[out], grouped)
-            outside = _class_sizes(labels[~out], groups[~out], grouped)
-            missing = [name for name in classes.tolist() if inside[name] < 1 or outside[name] < needed]
-            missed.update(missing)
-            if not missing:
-                best, best_cost = out, cost
-        if best is not None and len(labels) > _FEW_VIDEOS:
-            break
-    if best is None:
-        name = min(missed, key=lambda name: (-missed[name], name))
-        held_by = f"{_class_sizes(labels, groups, grouped)[name]} {_units(grouped)}"
-        raise UserError(
-            f"a division of the {_units(grouped)} that leaves each class in each split",
-            f"none to be found, mostly for want of class {name!r}, which has {held_by}"
-            + ", some in other classes too" * grouped,
-            _remedy(grouped),
-            "no-grouped-split",
-        )
-    return best
+def _unit_hash(text: str) -> float:
+    """A number in [0, 1), the same on every machine."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big") / 2**48
 
 
-def _fold_counts(class_sizes: Int[np.ndarray, "K"], units: int, fraction: float) -> list[int]:
-    """Numbers of folds to try, first the one that suits ``fraction`` best.
+def _try_draw(
+    counts: Int[np.ndarray, "G K"], fractions: Sequence[float], place: Float[np.ndarray, " G"]
+) -> Int[np.ndarray, " G"] | None:
+    """The number of each group's split, the last one being train; None where a class is missing from a split.
 
-    Few videos make uneven folds: there, another number may come nearer, or be the only one that has each class.
+    A group whose place in [0, 1) is within the first ``fractions[0]`` prefers split 0, and so on.
     """
-    most = min(units, int(class_sizes.max()))  # scikit-learn's own limits
-    suited = Fraction(fraction).limit_denominator(min(most, max(_MOST_FOLDS, math.ceil(1 / fraction)))).denominator
-    return [folds for folds in dict.fromkeys([max(suited, 2), *range(2, _MOST_FOLDS + 1)]) if folds <= most]
-
-
-def _candidates(
-    codes: Int[np.ndarray, "N"], groups: Int[np.ndarray, "N"], folds: int, seed: int, grouped: bool
-) -> Iterator[Bool[np.ndarray, "N"]]:
-    """Parts that could be held out: each fold, each two neighbours, and so on to all folds but one."""
-    bound = grouped and len(np.unique(groups)) < len(groups)
-    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold  # only here: it takes seconds
-
-    splitter = (StratifiedGroupKFold if bound else StratifiedKFold)(folds, shuffle=True, random_state=seed)
-    fold_of = np.empty(len(codes), dtype=np.int64)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # a class with fewer videos than folds: the caller checks
-        for number, (_, held) in enumerate(splitter.split(codes, codes, groups)):
-            fold_of[held] = number
-    for count, first in product(range(1, folds), range(folds)):
-        yield (fold_of - first) % folds < count
-
-
-def _class_sizes(labels: np.ndarray, groups: np.ndarray, grouped: bool) -> Counter[str]:
-    """Groups (videos, if not ``grouped``) that each class has."""
-    if not grouped:
-        return Counter(labels.tolist())
-    return Counter(label for label, _ in set(zip(labels.tolist(), groups.tolist(), strict=True)))
-
-
-def _units(grouped: bool) -> str:
-    return "creators" if grouped else "videos"
-
-
-def _remedy(grouped: bool) -> str:
-    if grouped:
-        return "Add videos of other creators, or set data.split.grouped=false (one creator may then be in two splits)."
-    return "Add videos, or set data.split.val_fraction or data.split.test_fraction to 0."
+    train, has = len(fractions), counts > 0
+    preferred = np.searchsorted(np.cumsum(fractions), place, side="right")
+    drawn = np.full(len(counts), train)
+    for split, fraction in enumerate(fractions):
+        few_groups = np.maximum(fraction * has.sum(axis=0) // 2, 1)
+        many_videos = min(2 * fraction, (1 + fraction) / 2) * counts.sum(axis=0)
+        spare = has[drawn == train].sum(axis=0) - (train - split)  # the splits that follow need a group each
+        groups, videos = np.zeros_like(spare), np.zeros_like(spare)
+        rest = np.flatnonzero(drawn == train)
+        for group in rest[np.lexsort((place[rest], preferred[rest] != train, preferred[rest] != split))]:
+            own = has[group]
+            wanted = preferred[group] == split or (groups < few_groups)[own].any()
+            if wanted and (groups < spare)[own].all() and (videos + counts[group] <= many_videos)[own].all():
+                drawn[group] = split
+                groups += own
+                videos += counts[group]
+        for label in range(counts.shape[1]):
+            if groups[label] > 0:
+                continue
+            rest = np.flatnonzero((drawn == train) & has[:, label] & ~(has & (groups >= spare)).any(axis=1))
+            if len(rest) == 0:
+                return None
+            group = rest[np.lexsort((place[rest], counts[rest].sum(axis=1)))[0]]  # the smallest, as all are large
+            drawn[group] = split
+            groups += has[group]
+    return drawn
 
 
 def find_leaks(manifest: pd.DataFrame) -> pd.DataFrame:

@@ -88,7 +88,8 @@ def evaluate_split(
 ) -> SplitResult:
     """Measures a split, once, for everything that is then written, plotted and printed."""
     rows, classes, report, calibrated = videos.rows(split), run.classes, None, None
-    groups = np.array(group_videos(list(rows["creator"]), list(rows["sha256"])))
+    names = group_videos(list(rows["path"]), list(rows["creator"]), list(rows["sha256"]))
+    groups = np.unique(names, return_inverse=True)[1]
     unit = "creators" if (rows["creator"] != "").any() else "videos"
     given = predictions.probabilities, predictions.labels
     curves = precision_recall_curves(*given, classes)

@@ -36,9 +36,7 @@ def build_datamodule(cfg: DictConfig, prepared: PreparedVideos | None = None) ->
         UserError: see `vidcls.data.preparation.prepare_videos`.
     """
     datamodule = VideoDataModule(instantiate(cfg.data), manifest_path(Path(cfg.run_dir)), prepared)
-    if prepared is not None:
-        datamodule.write_manifest()
-    elif is_rank_zero():
+    if is_rank_zero():
         datamodule.prepare_data()
     datamodule.setup()
     return datamodule

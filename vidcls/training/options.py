@@ -261,11 +261,4 @@ def _check_source(data: DataOptions) -> None:
         return  # to be drawn or extracted first
     from vidcls.data.sources import list_videos
 
-    list_videos(
-        source,
-        classes=data.classes,
-        creator_pattern=data.creator_pattern,
-        cache_dir=Path(data.cache_dir),
-        max_gigabytes=data.zip.max_gigabytes,
-        max_ratio=data.zip.max_ratio,
-    )
+    list_videos(data, data.classes)

@@ -144,10 +144,11 @@ def _resumed(folder: Path, given: DictConfig) -> DictConfig:
 
 def claim_folder(folder: Path, cfg: DictConfig) -> None:
     """Makes ``folder`` the run's own by writing its config.yaml; raises `UserError` where another run has it."""
-    if not claim_file(config_path(folder), OmegaConf.to_yaml(cfg, resolve=True)):
+    used = manifest_path(folder).exists()  # a run takes the videos of a manifest that it finds
+    if used or not claim_file(config_path(folder), OmegaConf.to_yaml(cfg, resolve=True)):
         raise UserError(
             "a run_dir that no other run has used",
-            f"{folder}, which holds a config.yaml",
+            f"{folder}, which holds a {'manifest.csv' if used else 'config.yaml'}",
             f"Choose another one, or continue that run with resume={folder}.",
             "used-run-dir",
         )
