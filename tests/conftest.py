@@ -10,9 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.commands import TINY, once, train
+from hypothesis import settings
 
 # Several workers run side by side; more threads than cores would only slow each other down.
 torch.set_num_threads(1)
+# For the same reason a single example may take long.
+settings.register_profile("shared machine", deadline=None)
+settings.load_profile("shared machine")
 # A shell that starts the tests in the background has them ignore Ctrl-C, and what they start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -22,7 +22,7 @@ def main() -> None:
     import decord
 
     from vidcls.data.ingest import ingest
-    from vidcls.data.options import DecodeLimits
+    from vidcls.data.options import DataOptions, DecodeLimits
     from vidcls.data.sampling import StoreSpec, frame_indices
     from vidcls.data.sources import list_videos
     from vidcls.data.store import FrameStore
@@ -36,10 +36,7 @@ def main() -> None:
     theirs: dict[int, list[float]] = {1: [], 0: []}  # 0: decord chooses its threads
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        creator = "(?P<creator>.+)_[^_]+"
-        videos = list_videos(
-            Path(sys.argv[1]), classes=None, creator_pattern=creator, cache_dir=folder, max_gigabytes=100, max_ratio=100
-        ).videos
+        videos = list_videos(DataOptions(sys.argv[1], cache_dir=name), classes=None).videos
         for number in range(ROUNDS):
             store = FrameStore(folder / f"store{number}", StoreSpec(FRAMES, SIZE))
             _, stats = ingest(videos, store, DecodeLimits(workers=2), folder / f"hashes{number}.sqlite")

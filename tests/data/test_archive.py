@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import stat
 import struct
 import subprocess
@@ -80,12 +81,17 @@ def test_a_copy_elsewhere_shares_the_folder_and_new_content_does_not(tmp_path: P
     assert second != first and tree(second) == {"a.mp4": b"2"}
 
 
-def test_extracts_again_when_the_folder_was_deleted(tmp_path: Path) -> None:
-    archive = make_zip(tmp_path / "a.zip", {"a.mp4": b"1"})
+def test_what_was_removed_or_cut_since_is_extracted_again(tmp_path: Path) -> None:
+    members = {"train/a.mp4": b"1", "train/b.mp4": b"22", "val/c.mp4": b"333", "val/d.mp4": b""}
+    archive = make_zip(tmp_path / "a.zip", members)
     folder = extract(archive, tmp_path / "cache", **LIMITS)
-    (folder / "a.mp4").unlink()
-    folder.rmdir()
-    assert tree(extract(archive, tmp_path / "cache", **LIMITS)) == {"a.mp4": b"1"}
+    (folder / "marker").touch()
+    (folder / "train" / "a.mp4").unlink()
+    (folder / "train" / "b.mp4").write_bytes(b"2")
+    shutil.rmtree(folder / "val")
+    assert tree(extract(archive, tmp_path / "cache", **LIMITS)) == members | {"marker": b""}
+    shutil.rmtree(folder)
+    assert tree(extract(archive, tmp_path / "cache", **LIMITS)) == members
 
 
 @pytest.mark.parametrize(
@@ -253,10 +259,3 @@ def test_processes_that_extract_at_once_all_end_well(tmp_path: Path) -> None:
     home = tmp_path / "cache" / "extracted"
     assert {entry.name for entry in home.iterdir()} == names | {"seen"}
     assert tree(home / names.pop()) == members
-
-
-def test_limits_must_be_numbers(tmp_path: Path) -> None:
-    archive = make_zip(tmp_path / "a.zip", {"a.mp4": b"1"})
-    with pytest.raises(UserError) as error:
-        extract(archive, tmp_path, max_gigabytes=1.0, max_ratio=-1.0)
-    assert error.value.code == "data.zip.max_ratio"

@@ -194,12 +194,19 @@ def test_an_empty_folder_is_used(tmp_path: Path) -> None:
     assert len(videos(draw_demo(tmp_path / "demo", seed=0, creators=3, videos_per_creator=3))) == 9
 
 
-def test_refuses_a_folder_of_other_things(tmp_path: Path) -> None:
-    (tmp_path / "mine.mp4").write_bytes(b"precious")
+@pytest.mark.parametrize("name", ["mine.mp4", "rtp/train/safe/mine.mp4", "rtp/notes.txt"])
+@pytest.mark.parametrize("mark", [True, False])
+def test_the_demo_is_never_drawn_over_the_files_of_others(tmp_path: Path, name: str, mark: bool) -> None:
+    """Even if a demo.json lies there."""
+    mine = tmp_path / name
+    mine.parent.mkdir(parents=True, exist_ok=True)
+    mine.write_bytes(b"precious")
+    if mark:
+        (tmp_path / "demo.json").write_text("{}")
     with pytest.raises(UserError) as error:
         draw_demo(tmp_path, seed=0, creators=3, videos_per_creator=3)
-    assert error.value.code == "demo-folder"
-    assert (tmp_path / "mine.mp4").read_bytes() == b"precious"
+    assert error.value.code == "demo-folder" and str(mine) in str(error.value)
+    assert mine.read_bytes() == b"precious"
 
 
 @pytest.mark.parametrize(

@@ -128,24 +128,6 @@ def test_as_many_frames_as_there_are_takes_each_once(repeats: int, count: int, r
     assert chosen(count, count * repeats, rate=rate) == np.repeat(np.arange(count), repeats).tolist()
 
 
-@pytest.mark.parametrize("num_frames", [0, -1, True])
-def test_num_frames_must_be_a_positive_integer(num_frames: int) -> None:
-    with pytest.raises(UserError) as error:
-        frame_indices(np.arange(3.0), 3.0, num_frames, "uniform")
-    assert error.value.code == "data.num_frames"
-
-
-def test_an_unknown_sampling_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(UserError) as error:
-        frame_indices(np.arange(3.0), 3.0, 2, "last")
-    assert error.value.code == "data.sampling"
-
-
-def test_a_video_without_frames_is_refused() -> None:
-    with pytest.raises(ValueError, match="at least one timestamp"):
-        frame_indices(np.zeros(0), 1.0, 2, "uniform")
-
-
 # ---- the windows of a long video
 
 
@@ -236,9 +218,6 @@ def test_a_store_that_is_no_multiple_is_refused_with_the_nearest_ones() -> None:
     with pytest.raises(UserError) as error:
         stored_frames(20, 0, "uniform")
     assert error.value.code == "data.store.num_frames"
-    with pytest.raises(UserError) as error:
-        stored_frames(0, None, "uniform")
-    assert error.value.code == "data.num_frames"
 
 
 @pytest.mark.parametrize(

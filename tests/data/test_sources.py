@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vidcls.data.options import DataOptions
 from vidcls.data.sources import Listing, class_order, list_videos, place_videos
 from vidcls.errors import UserError
 
@@ -39,14 +40,8 @@ def zip_of(folder: Path, archive: Path, wrapper: str = "") -> Path:
 
 
 def listed(source: Path, classes: Sequence[str] | None = None, pattern: str = PATTERN, cache: str = "cache") -> Listing:
-    return list_videos(
-        source,
-        classes=classes,
-        creator_pattern=pattern,
-        cache_dir=source.parent / cache,
-        max_gigabytes=1.0,
-        max_ratio=100.0,
-    )
+    options = DataOptions(str(source), str(source.parent / cache), classes=classes, creator_pattern=pattern)
+    return list_videos(options, classes)
 
 
 def rows(listing: Listing, *columns: str) -> list[Any]:
@@ -332,15 +327,14 @@ def test_unreadable_folder() -> None:
     """In a process that is not root, to whom every folder is readable; hence not in tmp_path, which is its owner's."""
     script = """
 import os, sys
-from pathlib import Path
+from vidcls.data.options import DataOptions
+from vidcls.data.options import DataOptions
 from vidcls.data.sources import list_videos
 from vidcls.errors import UserError
 if os.geteuid() == 0:
     os.seteuid(65534)
 try:
-    source = Path(sys.argv[1])
-    pattern = "(?P<creator>.+)"
-    list_videos(source, classes=None, creator_pattern=pattern, cache_dir=source, max_gigabytes=1.0, max_ratio=1.0)
+    list_videos(DataOptions(sys.argv[1], sys.argv[1]), classes=None)
 except UserError as error:
     print(error)
 """
@@ -401,7 +395,7 @@ def test_csv_rows_given_twice_and_classes_left_out(tmp_path: Path) -> None:
     [
         ("", "csv-columns", "path"),
         ("path;label\nclips/ann_1.mp4;a\n", "csv-columns", "path;label"),
-        ("path,class\nclips/ann_1.mp4,a\n", "csv-columns", "['path', 'class']"),
+        ("path,class\nclips/ann_1.mp4,a\n", "csv-columns", "path,class"),
         ("path,label\nclips/ann_1.mp4,a\nclips/no.mp4,b\n,b\n", "bad-csv", "line 3: clips/no.mp4,b"),
         ("path,label\nclips,a\n", "bad-csv", "line 2: clips,a"),
         ("path,label\nclips/ann_1.mp4,\n\n,b\n", "bad-csv", "line 2: clips/ann_1.mp4,; line 4: ,b"),
@@ -448,9 +442,7 @@ def test_many_files_are_listed_fast(tmp_path: Path) -> None:
 def test_real_clips_as_a_folder_and_as_a_zip(tmp_path: Path) -> None:
     assert REAL
     folder = Path(REAL) / "fights"
-    first = list_videos(
-        folder, classes=None, creator_pattern=PATTERN, cache_dir=tmp_path, max_gigabytes=1.0, max_ratio=10.0
-    )
+    first = list_videos(DataOptions(str(folder), str(tmp_path)), classes=None)
     assert len(first.videos) == sum(file.suffix == ".mp4" for file in folder.rglob("*"))
     assert set(first.videos["split"]) == {"train", "val"}
     assert set(first.videos["label"]) == {"fight", "nofight"}

@@ -207,12 +207,8 @@ def test_two_damaged_checkpoints_are_refused(finished: Path, tmp_path: Path) -> 
     assert json.loads((run / "metrics.json").read_text()) == metrics_of(finished)  # nothing is lost
 
 
-def test_other_classes_are_refused(finished: Path, demo_folder: Path, tmp_path: Path) -> None:
+def test_other_classes_are_refused(finished: Path, tmp_path: Path) -> None:
     run = copy_of(finished, tmp_path / "run")
-    videos = tmp_path / "videos"
-    shutil.copytree(demo_folder, videos)
-    for folder in videos.glob("rtp/*/safe"):
-        folder.rename(folder.with_name("unsafe"))
-    config = run / "config.yaml"
-    config.write_text(config.read_text().replace(f"source: {demo_folder}", f"source: {videos}"))
+    manifest = run / "manifest.csv"
+    manifest.write_text(manifest.read_text().replace(",safe,", ",unsafe,"))
     refused(train(f"resume={run}"), "[other-classes]")

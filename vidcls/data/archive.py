@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import re
 import stat
@@ -23,8 +24,8 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from vidcls.errors import UserError, check_number
-from vidcls.files import write_atomically
+from vidcls.errors import UserError
+from vidcls.files import FULL_DISK, write_atomically
 
 _CHUNK_BYTES = 1 << 20
 _DAMAGE = (zipfile.BadZipFile, zlib.error, LZMAError, EOFError, NotImplementedError, ValueError)
@@ -36,95 +37,77 @@ _NEW_COPY = "Make or download the zip again, or point data.source to a folder."
 def extract(archive: Path, cache_dir: Path, max_gigabytes: float | int, max_ratio: float | int) -> Path:
     """The folder that holds the files of ``archive``: ``cache_dir/extracted/<first 16 of its sha256>``.
 
-    Everything in the zip but empty folders is extracted, so that what is ignored later is counted alike for a zip and
-    for its folder. A folder of that name is complete, because it is extracted under another name and renamed at the
-    end: then nothing is done. Two processes that extract at once both do the work, and the second to finish keeps the
-    first's result.
+    It is extracted under another name and renamed at the end, so a folder of that name was complete once. Of two
+    processes that extract at once, the second to finish keeps the first's result.
 
     Args:
         archive: a .zip file.
         cache_dir: nothing is written outside this folder.
-        max_gigabytes: most bytes, in 1e9, that the members may declare together (``data.zip.max_gigabytes``).
-        max_ratio: most of those bytes per byte of the archive on disk (``data.zip.max_ratio``). The size on disk, not
-            the sum of compressed sizes, is the measure, so members that share the same compressed bytes gain nothing
-            (D. Fifield, "A better zip bomb", WOOT 2019).
+        max_gigabytes: the most that the members may declare together, in 1e9 bytes.
+        max_ratio: the most of those bytes per byte of the archive on disk. The size on disk, not the sum of compressed
+            sizes, is the measure, so members that share the same compressed bytes gain nothing (D. Fifield, "A better
+            zip bomb", WOOT 2019).
 
     Raises:
         UserError: it is not a zip, is damaged, encrypted or over a limit, names a place outside the folder, holds a
             link, or cannot be written. Nothing is left behind.
     """
-    check_number("data.zip.max_gigabytes", max_gigabytes)
-    check_number("data.zip.max_ratio", max_ratio)
     home = cache_dir / "extracted"
     try:
-        seen = home / "seen" / _identity(archive)
-        if seen.is_file() and (folder := home / seen.read_text(encoding="ascii")).is_dir():
-            return folder
+        seen = home / "seen" / f"{_identity(archive)}.json"
+        if seen.is_file():
+            known = json.loads(seen.read_text(encoding="utf-8"))
+            if not _missing(home / known["folder"], known["sizes"]):
+                return home / known["folder"]
         with zipfile.ZipFile(archive) as zipped:
             members = check_members(archive, zipped.infolist(), max_gigabytes, max_ratio)
             folder = home / _sha256(archive)[:16]
-            if not folder.is_dir():
-                _write_folder(archive, zipped, members, folder)
-        write_atomically(seen, folder.name.encode("ascii"))
+            sizes = {path: info.file_size for path, info in members.items()}
+            missing = _missing(folder, sizes)
+            if missing or not folder.is_dir():
+                _write_files(archive, zipped, {path: members[path] for path in missing}, folder)
+        write_atomically(seen, json.dumps({"folder": folder.name, "sizes": sizes}).encode())
         return folder
     except _DAMAGE as damage:
-        raise UserError(
-            "an intact zip", f"{archive}: {damage or type(damage).__name__}", _NEW_COPY, "damaged-zip"
-        ) from damage
+        got = f"{archive}: {damage or type(damage).__name__}"
+        raise UserError("an intact zip", got, _NEW_COPY, "damaged-zip") from damage
     except OSError as failure:
         raise _os_error(archive, cache_dir, failure) from failure
 
 
 def check_members(
     archive: Path, infos: list[zipfile.ZipInfo], max_gigabytes: float | int, max_ratio: float | int
-) -> list[tuple[zipfile.ZipInfo, str]]:
-    """The files among ``infos``, each with its checked relative path; decides from the zip's table of contents alone.
+) -> dict[str, zipfile.ZipInfo]:
+    """The files among ``infos`` by checked relative path; decides from the zip's table of contents alone.
 
     Raises:
         UserError: at the first member that is refused, or where the declared sizes are over a limit.
     """
     files: dict[str, zipfile.ZipInfo] = {}
     for info in infos:
-        kind = stat.S_IFMT(info.external_attr >> 16)
         name = info.orig_filename  # zipfile cuts `filename` at a NUL
-        if problem := _name_problem(name):
-            raise UserError(
-                "zip members named inside the zip's own folder",
-                f"{problem}: {name!r} in {archive}",
-                _UNPACK_BY_HAND,
-                "zip-path",
-            )
-        if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-            raise UserError(
-                "a zip of plain files", f"a link or special file: {name!r} in {archive}", _UNPACK_BY_HAND, "zip-link"
-            )
-        if info.flag_bits & 0x1:
-            raise UserError(
-                "a zip without a password",
-                f"an encrypted member: {name!r} in {archive}",
-                _UNPACK_BY_HAND,
-                "zip-password",
-            )
-        if info.compress_type not in _COMPRESSIONS:
-            method = f"method {info.compress_type}: {name!r} in {archive}"
-            raise UserError(
-                "zip members stored or compressed by deflate, bzip2 or lzma", method, _UNPACK_BY_HAND, "zip-compression"
-            )
-        if info.is_dir():
-            continue
         path = str(PurePosixPath(name))
-        if path in files:
-            raise UserError(
-                "zip members with names of their own", f"{path!r} twice in {archive}", _UNPACK_BY_HAND, "zip-names"
-            )
-        files[path] = info
+        problem, code = _name_problem(name), "zip-path"
+        if not problem and stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
+            problem, code = "a link or special file", "zip-link"
+        elif not problem and info.flag_bits & 0x1:
+            problem, code = "an encrypted member", "zip-password"
+        elif not problem and info.compress_type not in _COMPRESSIONS:
+            problem, code = f"compression method {info.compress_type}", "zip-compression"
+        elif not problem and path in files:
+            problem, code = "two members of one name", "zip-names"
+        if problem:
+            expected = "a zip of plain files, without a password, with names of their own inside the zip's folder"
+            raise UserError(expected, f"{problem}: {name!r} in {archive}", _UNPACK_BY_HAND, code)
+        if not info.is_dir():
+            files[path] = info
     for path in files:
         for parent in PurePosixPath(path).parents:
             if str(parent) in files:
                 both = f"{str(parent)!r} as a file and as a folder in {archive}"
                 raise UserError("zip members with names of their own", both, _UNPACK_BY_HAND, "zip-names")
     _check_sizes(archive, sum(info.file_size for info in files.values()), max_gigabytes, max_ratio)
-    return [(info, path) for path, info in files.items()]
+    return files
 
 
 def _name_problem(name: str) -> str:
@@ -133,17 +116,14 @@ def _name_problem(name: str) -> str:
     >>> _name_problem("rtp/../../etc/passwd"), _name_problem("rtp/train/a..b.mp4")
     ('a path that climbs out', '')
     """
-    if "\0" in name:
-        return "a NUL in a name"
-    if "\\" in name:
-        return "a backslash in a name"
-    if name.startswith("/") or re.match("[A-Za-z]:", name):
-        return "an absolute path"
-    if ".." in name.split("/"):
-        return "a path that climbs out"
-    if not name.endswith("/") and not PurePosixPath(name).parts:
-        return "an empty name"
-    return ""
+    problems = {
+        "a NUL in a name": "\0" in name,
+        "a backslash in a name": "\\" in name,
+        "an absolute path": name.startswith("/") or re.match("[A-Za-z]:", name),
+        "a path that climbs out": ".." in name.split("/"),
+        "an empty name": not name.endswith("/") and not PurePosixPath(name).parts,
+    }
+    return next((problem for problem, found in problems.items() if found), "")
 
 
 def _check_sizes(archive: Path, size: int, max_gigabytes: float | int, max_ratio: float | int) -> None:
@@ -164,24 +144,37 @@ def _check_sizes(archive: Path, size: int, max_gigabytes: float | int, max_ratio
         )
 
 
-def _write_folder(
-    archive: Path, zipped: zipfile.ZipFile, members: list[tuple[zipfile.ZipInfo, str]], folder: Path
-) -> None:
-    """Writes ``members`` to a folder beside ``folder``, then renames it: ``folder`` is whole or not there."""
+def _missing(folder: Path, sizes: dict[str, int]) -> list[str]:
+    """The files that somebody has removed or changed since they were extracted, or all."""
+
+    def size(path: str) -> int | None:
+        try:
+            return (folder / path).stat().st_size
+        except OSError:
+            return None
+
+    return [path for path, expected in sizes.items() if size(path) != expected]
+
+
+def _write_files(archive: Path, zipped: zipfile.ZipFile, members: dict[str, zipfile.ZipInfo], folder: Path) -> None:
+    """Extracts into a folder beside ``folder``, then renames it, or where ``folder`` is there each file."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch, _progress() as progress:
         partial = Path(scratch, "files")  # with the rights that other new folders have, unlike those of tempfile
         partial.mkdir()
-        task = progress.add_task(f"Extracting {archive.name}", total=sum(info.file_size for info, _ in members))
-        for info, path in members:
+        task = progress.add_task(f"Extracting {archive.name}", total=sum(info.file_size for info in members.values()))
+        for path, info in members.items():
             target = partial / path
             target.parent.mkdir(parents=True, exist_ok=True)
             _write_member(zipped, info, target, progress, task)
         try:
             os.rename(partial, folder)
         except OSError:
-            if not folder.is_dir():  # there: another process finished the same archive first
+            if not folder.is_dir():
                 raise
+            for path in members:
+                (folder / path).parent.mkdir(parents=True, exist_ok=True)
+                os.replace(partial / path, folder / path)
 
 
 def _write_member(
@@ -207,7 +200,7 @@ def _identity(archive: Path) -> str:
     """
     state = archive.stat()
     fields = (archive.resolve(), state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
-    return hashlib.sha256("\n".join(map(str, fields)).encode("utf-8", "surrogateescape")).hexdigest()[:32]
+    return hashlib.sha256(os.fsencode("\n".join(map(str, fields)))).hexdigest()[:32]
 
 
 def _sha256(archive: Path) -> str:
@@ -228,20 +221,14 @@ def _progress() -> Progress:
 
 def _os_error(archive: Path, cache_dir: Path, failure: OSError) -> UserError:
     """``failure`` in the user's words; which side failed shows in its file name, or in there being none."""
-    what = f"{failure.strerror or failure} ({archive})"
-    if failure.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return UserError(
-            f"room for the zip's files under {cache_dir}", what, "Free some space, or move the cache.", "disk-full"
-        )
+    got = f"{failure.strerror or failure} ({failure.filename or archive})"
+    if failure.errno in FULL_DISK:
+        expected, remedy = f"room for the zip's files under {cache_dir}", "Free some space, or move the cache."
+        return UserError(expected, got, remedy, "disk-full")
     if failure.errno is None:  # bz2's way of saying that the data are damaged
-        return UserError("an intact zip", what, _NEW_COPY, "damaged-zip")
+        return UserError("an intact zip", got, _NEW_COPY, "damaged-zip")
     if failure.errno == errno.ENAMETOOLONG:
-        return UserError("zip members with names that this disk can hold", what, _UNPACK_BY_HAND, "zip-names")
+        return UserError("zip members with names that this disk can hold", got, _UNPACK_BY_HAND, "zip-names")
     if failure.filename is not None and os.fspath(failure.filename) == os.fspath(archive):
-        return UserError("a zip that can be read", what, "Check data.source and its permissions.", "unreadable-zip")
-    return UserError(
-        f"to write the zip's files under {cache_dir}",
-        f"{failure.strerror}: {failure.filename}",
-        _UNPACK_BY_HAND,
-        "zip-cache",
-    )
+        return UserError("a zip that can be read", got, "Check data.source and its permissions.", "unreadable-zip")
+    return UserError(f"to write the zip's files under {cache_dir}", got, _UNPACK_BY_HAND, "zip-cache")

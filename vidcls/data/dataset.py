@@ -16,29 +16,17 @@ from vidcls.data.store import FeatureStore, FrameStore
 
 
 class VideoBatch(NamedTuple):
-    """One video, or with a leading B a batch of them.
+    """One video, or with a leading B a batch of them."""
 
-    Attributes:
-        frames: uint8 [T, H, W, 3]; of all of M > 1 clips [M, T, H, W, 3].
-        label: int64, the class's place in the class order.
-        index: int64, the video's place in its split.
-    """
-
-    frames: Tensor
-    label: Tensor
-    index: Tensor  # type: ignore[assignment]  # not the method of tuples
+    frames: Tensor  # uint8 [T, H, W, 3]; of all of M > 1 clips [M, T, H, W, 3]
+    label: Tensor  # int64, the class's place in the class order
+    index: Tensor  # type: ignore[assignment]  # int64, the video's place in its split; not the method of tuples
 
 
 class FeatureBatch(NamedTuple):
-    """As `VideoBatch`, with the cached features of a frozen encoder instead of frames.
+    """As `VideoBatch`, with the cached features of a frozen encoder instead of frames."""
 
-    Attributes:
-        features: float [T', D] or [D]; of all of M > 1 clips [M, ...].
-        label: int64, the class's place in the class order.
-        index: int64, the video's place in its split.
-    """
-
-    features: Tensor
+    features: Tensor  # float [T', D] or [D]; of all of M > 1 clips [M, ...]
     label: Tensor
     index: Tensor  # type: ignore[assignment]  # not the method of tuples
 
@@ -59,8 +47,7 @@ class VideoDataset(Dataset[VideoBatch]):
     """The videos of one split.
 
     Args:
-        store: where the frames are.
-        sha256s: the videos' content hashes.
+        store: where the frames are, by the videos' ``sha256s``.
         labels: the videos' classes, as places in the class order.
         num_frames: T, frames used out of the F stored.
         temporal_jitter: choose each frame at random from its run of F / T stored ones instead of the middle one.
@@ -106,12 +93,7 @@ class VideoDataset(Dataset[VideoBatch]):
 
 
 class FeatureDataset(Dataset[FeatureBatch]):
-    """The videos of one split by their cached features.
-
-    Args:
-        videos: the split; its items say which clip, or all.
-        store: holds the features of each video; of M > 1 clips those of all, [M, *features].
-    """
+    """The videos of one split by their cached features; of M > 1 clips ``store`` holds those of all, [M, *features]."""
 
     def __init__(self, videos: VideoDataset, store: FeatureStore) -> None:
         self.videos = videos
@@ -135,26 +117,11 @@ class VideoSampler(Sampler[SampleIndex]):
     gradients are exchanged in step. In order (for evaluation), each video is in exactly one share; but no share is
     empty, as its device would not take part in gathering: where devices outnumber videos, some share a video.
 
-    Balanced (for training), each class has an equal share of an epoch's N draws, up to one: videos of a small class
-    come several times, those of a large one take turns over the epochs.
+    With the videos' classes in ``balance``, each class has an equal share of an epoch's N draws, up to one: videos of
+    a small class come several times, those of a large one take turns over the epochs.
 
-    Args:
-        length: N, videos in the split.
-        shuffle: training order or file order.
-        balance: the videos' classes, to draw each class alike; None draws each video once.
-        seed: of the whole run.
-        rank: this device.
-        world_size: devices in all.
-
-    Example:
-        >>> [sample.index for sample in VideoSampler(5, shuffle=False, seed=0, rank=1, world_size=2)]
-        [1, 3]
-        >>> len(VideoSampler(5, shuffle=True, seed=0, rank=1, world_size=2))
-        3
-        >>> classes = [0, 0, 0, 0, 1]
-        >>> drawn = VideoSampler(5, shuffle=True, balance=classes, seed=0, rank=0, world_size=1)
-        >>> sorted(classes[sample.index] for sample in drawn)
-        [0, 0, 0, 1, 1]
+    >>> [sample.index for sample in VideoSampler(5, shuffle=False, seed=0, rank=1, world_size=2)]
+    [1, 3]
     """
 
     def __init__(

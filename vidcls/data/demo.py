@@ -8,12 +8,8 @@ A bright shape goes round an ellipse, two turns per video. What it does on those
 
 Each *take* (a creator's look, a starting point, a length, a frame rate) is drawn once per class. As each class passes
 every point of the ellipse twice, at one speed, the three videos of a take hold the same positions in different orders:
-neither a frame nor any average over the frames can tell them apart. The shapes look the same wherever they head.
-
-Were the start anywhere on the ellipse, a frame would say nothing even with its time known, but then the average picture
-at each moment is the same for every class as well, no first gradient points anywhere, and the notebook's network stays
-at chance for its 10 epochs. So videos start within START_SPREAD of the top. The first, middle and last frame still say
-next to nothing; in between, a frame *and its time* hint at the class, which is where the network finds its way in.
+neither a frame nor any average over the frames can tell them apart. Videos start within START_SPREAD of the top, so
+that a frame *and its time* hint at the class, which is where a network finds its way in.
 
 A horizontal flip turns safe into harmful: leave that augmentation off on these videos.
 """
@@ -23,6 +19,7 @@ from __future__ import annotations
 import colorsys
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -45,6 +42,7 @@ START_SPREAD = 0.25  # turns to either side of the top: starts cover the upper h
 SHAPES = {1.0: 1.25, 2.0: 1.0, 8.0: 0.9}  # a diamond, a disc and a square: by what their radii make their areas alike
 RECIPE = 1  # raise it when the same arguments come to draw other videos, so that old folders are drawn anew
 ARGUMENTS_FILE = "demo.json"
+DEMO_FILES = re.compile(r"demo\.json|README\.txt|rtp/(train|val|test)/(safe|harmful|adult)/drawn\.creator_\d+_\d+\.mp4")
 
 README = """\
 These videos are drawn by a program (vidcls.data.demo). Nothing in them is real.
@@ -62,56 +60,33 @@ safe, harmful and adult are placeholders for three kinds of motion of a bright s
 
 @dataclass(frozen=True)
 class Look:
-    """How one creator's videos look, whatever the class. Lengths are fractions of the frame's width and height.
+    """How one creator's videos look, whatever the class. Lengths are fractions of the frame's width and height."""
 
-    Attributes:
-        size: width and height, in pixels.
-        colour: of the shape, RGB in 0..1.
-        roundness: the exponent of the shape's norm: 1 is a diamond, 2 a disc, large a square.
-        radius: of the shape, as a fraction of the frame's shorter side.
-        centre, radii: of the ellipse, (x, y).
-        texture: what is behind, float [H, W, 3] in 0..1.
-    """
-
-    size: tuple[int, int]
-    colour: tuple[float, float, float]
-    roundness: float
-    radius: float
-    centre: tuple[float, float]
+    size: tuple[int, int]  # width and height, in pixels
+    colour: tuple[float, float, float]  # of the shape, RGB in 0..1
+    roundness: float  # the exponent of the shape's norm: 1 is a diamond, 2 a disc, large a square
+    radius: float  # of the shape, as a fraction of the frame's shorter side
+    centre: tuple[float, float]  # of the ellipse, (x, y), as are the radii
     radii: tuple[float, float]
-    texture: Float[np.ndarray, "H W 3"]
+    texture: Float[np.ndarray, "H W 3"]  # what is behind, in 0..1
 
 
 @dataclass(frozen=True)
 class Take:
-    """What the three videos of a take share besides the look.
-
-    Attributes:
-        seconds: how long it is; frames are shown at multiples of 1 / frame_rate.
-        frame_rate: in frames per second.
-        uneven: whether frames are missing here and there, so that the frame rate varies.
-        start: where on the ellipse the shape starts, in turns clockwise from the top.
-        flicker: (amount, cycles, phase in turns) of the slow change in brightness.
-        seed: of the missing frames.
-    """
+    """What the three videos of a take share besides the look."""
 
     seconds: float
-    frame_rate: int
-    uneven: bool
-    start: float
-    flicker: tuple[float, float, float]
-    seed: int
+    frame_rate: int  # frames are shown at multiples of 1 / frame_rate seconds
+    uneven: bool  # whether frames are missing here and there, so that the frame rate varies
+    start: float  # where on the ellipse the shape starts, in turns clockwise from the top
+    flicker: tuple[float, float, float]  # amount, cycles and phase (in turns) of the slow change in brightness
+    seed: int  # of the missing frames
 
 
 def loop_position(label: str, start: float, progress: Float[np.ndarray, " F"]) -> Float[np.ndarray, " F"]:
-    """Where on the ellipse the shape is, in turns clockwise from its top, 0 <= position < 1.
+    """Where on the ellipse the shape is at a ``progress`` of 0..1, in turns clockwise from its top.
 
-    Args:
-        label: the class.
-        start: the position at progress 0.
-        progress: how far into the video, 0..1.
-
-    Example, a quarter turn per step; the same four positions, twice each, in three orders:
+    A quarter turn per step; the same four positions, twice each, in three orders:
         >>> steps = np.arange(8) / 8
         >>> for label in CLASSES:
         ...     print(f"{label:8}", loop_position(label, 0.0, steps))
@@ -131,16 +106,13 @@ def draw_demo(folder: Path, *, seed: int, creators: int, videos_per_creator: int
     The videos appear all at once or not at all; where the same arguments have drawn them before, nothing is done.
 
     Args:
-        folder: where to; it is replaced if it holds a demo drawn with other arguments.
+        folder: new, empty, or a demo drawn with other arguments, which is replaced if nothing else lies in it.
         seed: the same seed draws the same bytes (on one machine, with one version of the encoder).
         creators: at least 3, one per split.
         videos_per_creator: a multiple of 3, as many for each class.
 
-    Returns:
-        ``folder``.
-
     Raises:
-        UserError: the numbers cannot be had, or ``folder`` holds something that is not a demo.
+        UserError: the numbers cannot be had, or ``folder`` holds something that is not the demo's.
     """
     check_integer("data.demo.seed", seed, minimum=0)
     check_integer("data.demo.creators", creators, minimum=len(SPLIT_FRACTIONS))
@@ -152,7 +124,7 @@ def draw_demo(folder: Path, *, seed: int, creators: int, videos_per_creator: int
             "data.demo.videos_per_creator",
         )
     arguments = {"recipe": RECIPE, "seed": seed, "creators": creators, "videos_per_creator": videos_per_creator}
-    if _drawn_with(folder) == arguments:
+    if _holds_demo(folder, arguments):
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
@@ -161,32 +133,34 @@ def draw_demo(folder: Path, *, seed: int, creators: int, videos_per_creator: int
         counts = ", ".join(f"{len(list(fresh.glob(f'rtp/{s}/*/*.mp4')))} videos in {s}" for s in SPLIT_FRACTIONS)
         (fresh / "README.txt").write_text(README.format(counts=counts, arguments=arguments))
         (fresh / ARGUMENTS_FILE).write_text(json.dumps(arguments))
-        if _drawn_with(folder) == arguments:  # another run was quicker
-            return folder
-        if folder.exists():
-            folder.rename(Path(scratch) / "old")
-        fresh.rename(folder)
+        if not _holds_demo(folder, arguments):  # another run may have been quicker
+            if folder.exists():
+                folder.rename(Path(scratch) / "old")
+            fresh.rename(folder)
     return folder
 
 
-def _drawn_with(folder: Path) -> dict[str, int] | None:
-    """The arguments that drew ``folder``, None where there is nothing; raises `UserError` if it is something else."""
+def _holds_demo(folder: Path, arguments: dict[str, int]) -> bool:
+    """Whether these arguments have drawn ``folder``; raises `UserError` if it holds anything that is not the demo's."""
     try:
-        return dict(json.loads((folder / ARGUMENTS_FILE).read_text()))
+        if json.loads((folder / ARGUMENTS_FILE).read_text()) == arguments:
+            return True
     except (OSError, ValueError):
-        if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-            return None
-    raise UserError(
-        "a folder to draw the demo videos in", f"other things there: {folder}", "Choose another folder.", "demo-folder"
-    )
+        pass
+    for path in folder.rglob("*") if folder.is_dir() else [folder] * folder.exists():
+        name = path.relative_to(folder).as_posix()
+        if path.is_symlink() or (not path.is_dir() and not DEMO_FILES.fullmatch(name)):
+            remedy = "Choose another folder, or train on what is there with data=folder data.source=PATH."
+            got = f"other things there: {path}"
+            raise UserError("a new folder, or one of demo videos alone, to draw them in", got, remedy, "demo-folder")
+    return False
 
 
 def split_of_creators(creators: int, rng: np.random.Generator) -> list[str]:
     """Which split each creator belongs to: shuffled, about 70 % train, 15 % val, 15 % test, and at least one in each.
 
-    Example:
-        >>> sorted(split_of_creators(4, np.random.default_rng(0)))
-        ['test', 'train', 'train', 'val']
+    >>> sorted(split_of_creators(4, np.random.default_rng(0)))
+    ['test', 'train', 'train', 'val']
     """
     val, test = (max(1, round(SPLIT_FRACTIONS[split] * creators)) for split in ("val", "test"))
     names = ["train"] * (creators - val - test) + ["val"] * val + ["test"] * test
@@ -217,7 +191,7 @@ def _draw_all(folder: Path, seed: int, creators: int, videos_per_creator: int) -
 
 
 def draw_look(rng: np.random.Generator, size: tuple[int, int]) -> Look:
-    """A creator's look at random, for frames of ``size``, (width, height) in pixels."""
+    """A creator's look at random, for frames of ``size``."""
     width, height = size
     hue, tint = rng.random(2)
     # Inside the frame, for 0.32 + 0.04 + 1.25 * 0.11 < 0.5.

@@ -23,15 +23,9 @@ RESERVED_CLASS_NAMES |= {"class", "start_seconds", "end_seconds", "peak", "peak_
 
 @dataclass(frozen=True)
 class DecodeLimits:
-    """What one video may cost.
+    """What one video may cost: the time per decoder until its worker is killed, and the worker's address space."""
 
-    Attributes:
-        workers: decoding processes; None for one per core.
-        timeout_seconds: the time for one video and one decoder, after which its worker is killed.
-        memory_gigabytes: the address space of one worker.
-    """
-
-    workers: int | None = None
+    workers: int | None = None  # one per core
     timeout_seconds: float | int = 60.0
     memory_gigabytes: float | int = 8.0
 
@@ -53,13 +47,9 @@ class SplitOptions:
     def __post_init__(self) -> None:
         for name in ("val_fraction", "test_fraction"):
             check_number(f"data.split.{name}", getattr(self, name), 0.0, 0.9)
-        if self.val_fraction + self.test_fraction >= 1:
-            raise UserError(
-                "data.split.val_fraction + data.split.test_fraction to be less than 1",
-                f"{self.val_fraction:g} + {self.test_fraction:g}",
-                "Lower one of them.",
-                "data.split",
-            )
+        if (total := self.val_fraction + self.test_fraction) >= 1:
+            expected, got = "data.split.val_fraction + data.split.test_fraction to be less than 1", f"{total:g}"
+            raise UserError(expected, got, "Lower one of them.", "data.split")
 
 
 @dataclass(frozen=True)
@@ -123,18 +113,15 @@ class DataOptions:
         self._check_clip_seconds()
         if self.classes is not None and not isinstance(self.classes, str):  # YAML may read names as numbers
             object.__setattr__(self, "classes", [str(name) for name in self.classes])
-        check_classes(self.classes)
-        check_creator_pattern(self.creator_pattern)
+        _check_classes(self.classes)
+        _check_creator_pattern(self.creator_pattern)
         for name, group in {"split": SplitOptions, "decode": DecodeLimits, "zip": ZipOptions}.items():
             object.__setattr__(self, name, group(**(getattr(self, name) or {})))
         object.__setattr__(self, "store", self._choose_store(**(self.store or {})))
         if self.temporal_jitter and self.store.stored_frames == self.num_frames:
-            raise UserError(
-                "more stored frames than used ones, for data.temporal_jitter",
-                f"{self.num_frames} of each",
-                f"Give data.store.num_frames={2 * self.num_frames} or another multiple.",
-                "data.temporal_jitter",
-            )
+            expected, got = "more stored frames than used ones, for data.temporal_jitter", f"{self.num_frames} of each"
+            remedy = f"Give data.store.num_frames={2 * self.num_frames} or another multiple."
+            raise UserError(expected, got, remedy, "data.temporal_jitter")
 
     @property
     def clip(self) -> ClipSpec:
@@ -145,12 +132,9 @@ class DataOptions:
         if self.clip_seconds is not None and check_number("data.clip_seconds", self.clip_seconds) == 0:
             raise UserError("data.clip_seconds > 0", "0", "Change data.clip_seconds.", "data.clip_seconds")
         if self.clip_seconds is None and self.num_clips > 1:
-            raise UserError(
-                f"data.clip_seconds, for data.num_clips={self.num_clips} clips of a video",
-                "null: the whole video",
-                "Set the length of a clip, as in data.clip_seconds=2, or data.num_clips=1.",
-                "data.num_clips",
-            )
+            expected = f"data.clip_seconds, for data.num_clips={self.num_clips} clips of a video"
+            remedy = "Set the length of a clip, as in data.clip_seconds=2, or data.num_clips=1."
+            raise UserError(expected, "null: the whole video", remedy, "data.num_clips")
 
     def _choose_store(self, num_frames: int | None = None, resolution: int | None = None) -> StoreSpec:
         frames = stored_frames(self.num_frames, num_frames, self.sampling)
@@ -165,8 +149,7 @@ class DataOptions:
         return StoreSpec(frames, max(pixels, self.resolution), self.sampling, self.clip_seconds, self.num_clips)
 
 
-def check_classes(classes: Sequence[str] | None) -> None:
-    """Refuses ``data.classes`` that are not two or more different names; None is all that the source holds."""
+def _check_classes(classes: Sequence[str] | None) -> None:
     if classes is None:
         return
     expected = "two or more different class names in data.classes"
@@ -187,18 +170,11 @@ def check_class_names(classes: Iterable[str]) -> None:
         )
 
 
-def check_creator_pattern(pattern: str) -> re.Pattern[str]:
-    """``data.creator_pattern`` compiled; it must be a regular expression with a group named ``creator``."""
+def _check_creator_pattern(pattern: str) -> None:
     try:
-        compiled = re.compile(pattern)
-        fault = "" if "creator" in compiled.groupindex else "without one"
+        fault = "" if "creator" in re.compile(pattern).groupindex else "without one"
     except re.error as error:
         fault = f"({error})"
     if fault:
-        raise UserError(
-            "a regular expression with a group (?P<creator>...) in data.creator_pattern",
-            f"{pattern!r} {fault}",
-            "Correct data.creator_pattern.",
-            "data.creator_pattern",
-        )
-    return compiled
+        expected = "a regular expression with a group (?P<creator>...) in data.creator_pattern"
+        raise UserError(expected, f"{pattern!r} {fault}", "Correct data.creator_pattern.", "data.creator_pattern")

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
-from vidcls.errors import UserError, check_choice, check_integer, check_number
+from vidcls.errors import UserError, check_integer, check_number
 
 SAMPLINGS = ("uniform", "first")
 # Timestamps pass through single precision in decord: two instants nearer than this are one, or a segment's middle that
@@ -28,36 +28,20 @@ ROUNDING_SECONDS = 1e-6  # sums of strides are not exact in floating point
 
 @dataclass(frozen=True)
 class ClipSpec:
-    """What the network sees of a video: M clips of T frames of R x R pixels.
+    """What the network sees of a video: M clips of T frames of R x R pixels."""
 
-    Attributes:
-        num_frames: T, frames of a clip.
-        resolution: R, in pixels.
-        sampling: how the frames are chosen, see `frame_indices`.
-        clip_seconds: how long a clip is; None: one clip, the whole video.
-        num_clips: M, clips of a video; see `clip_starts` for where they lie.
-    """
-
-    num_frames: int
-    resolution: int
-    sampling: str = "uniform"
-    clip_seconds: float | int | None = None
-    num_clips: int = 1
+    num_frames: int  # T, of a clip
+    resolution: int  # R
+    sampling: str = "uniform"  # how the frames are chosen, see `frame_indices`
+    clip_seconds: float | int | None = None  # None: one clip, the whole video
+    num_clips: int = 1  # M; see `clip_starts` for where they lie
 
 
 @dataclass(frozen=True)
 class StoreSpec:
-    """What is decoded and kept of a video: uint8 [M * F, stored_resolution, stored_resolution, 3], clip after clip.
+    """What is decoded and kept of a video: uint8 [M * F, stored_resolution, stored_resolution, 3], clip after clip."""
 
-    Attributes:
-        stored_frames: F, frames of a clip.
-        stored_resolution: in pixels.
-        sampling: as in `ClipSpec`.
-        clip_seconds: as in `ClipSpec`.
-        num_clips: M.
-    """
-
-    stored_frames: int
+    stored_frames: int  # F, of a clip
     stored_resolution: int
     sampling: str = "uniform"
     clip_seconds: float | int | None = None
@@ -70,12 +54,7 @@ class StoreSpec:
 
 
 def segment_middles(start_seconds: float, end_seconds: float, num_frames: int) -> Float[np.ndarray, " T"]:
-    """The middles, in seconds, of ``num_frames`` equal segments of the half-open range [start, end).
-
-    Example:
-        >>> segment_middles(0.0, 10.0, 4).tolist()
-        [1.25, 3.75, 6.25, 8.75]
-    """
+    """The middles, in seconds, of ``num_frames`` equal segments of the half-open range [start, end)."""
     width = (end_seconds - start_seconds) / num_frames
     return start_seconds + (np.arange(num_frames) + 0.5) * width
 
@@ -89,25 +68,13 @@ def frame_indices(
         timestamps: when each frame appears, in seconds, ascending.
         end_seconds: when the last frame disappears.
         num_frames: T. A video with fewer frames repeats some, in order.
-        sampling: ``uniform`` (the frame on screen in the middle of T equal segments) or ``first`` (frames 0..T-1, the
-            last one repeated where the video is shorter).
+        sampling: ``uniform`` (the frame on screen in the middle of T equal segments) or ``first`` (frames 0..T-1).
 
-    Raises:
-        UserError: ``num_frames`` < 1 or ``sampling`` unknown.
-        ValueError: no frames.
-
-    Example:
-        >>> frame_indices(np.arange(10.0), 10.0, 4, "uniform").tolist()
-        [1, 3, 6, 8]
-        >>> frame_indices(np.array([0.0, 1.0, 9.0]), 10.0, 4, "uniform").tolist()  # frame 1 stays on screen 8 seconds
-        [1, 1, 1, 1]
-        >>> frame_indices(np.arange(3.0), 3.0, 5, "first").tolist()
-        [0, 1, 2, 2, 2]
+    >>> frame_indices(np.arange(10.0), 10.0, 4, "uniform").tolist()
+    [1, 3, 6, 8]
+    >>> frame_indices(np.array([0.0, 1.0, 9.0]), 10.0, 4, "uniform").tolist()  # frame 1 stays on screen 8 seconds
+    [1, 1, 1, 1]
     """
-    check_integer("data.num_frames", num_frames)
-    check_choice("data.sampling", sampling, SAMPLINGS)
-    if len(timestamps) == 0:
-        raise ValueError("expected at least one timestamp; got none")
     last = len(timestamps) - 1
     if sampling == "first":
         return np.minimum(np.arange(num_frames), last)
@@ -129,10 +96,6 @@ def window_indices(
 
         >>> window_indices(np.arange(10.0), 3.0, 7.0, 2, "uniform").tolist()
         [4, 6]
-        >>> window_indices(np.array([0.0, 1.0, 9.0]), 3.0, 7.0, 2, "uniform").tolist()  # frame 1 is on screen
-        [1, 1]
-        >>> window_indices(np.arange(10.0), 3.5, 7.0, 2, "first").tolist()
-        [3, 4]
     """
     first = max(int(np.searchsorted(timestamps, start_seconds + TIE_SECONDS, side="right")) - 1, 0)
     stop = max(int(np.searchsorted(timestamps, end_seconds - TIE_SECONDS, side="left")), first + 1)
@@ -155,8 +118,6 @@ def clip_starts(seconds: float, clip_seconds: float | int, num_clips: int) -> Fl
 
         >>> clip_starts(10.0, 4.0, 3).tolist(), clip_starts(10.0, 4.0, 1).tolist()
         ([0.0, 3.0, 6.0], [3.0])
-        >>> clip_starts(2.5, 4.0, 2).tolist()
-        [0.0, 0.0]
     """
     last = max(seconds - clip_seconds, 0.0)
     return np.linspace(0.0, last, num_clips) if num_clips > 1 else np.array([last / 2])
@@ -164,8 +125,6 @@ def clip_starts(seconds: float, clip_seconds: float | int, num_clips: int) -> Fl
 
 def clip_indices(timestamps: Float[np.ndarray, " N"], end_seconds: float, spec: StoreSpec) -> Int[np.ndarray, " MF"]:
     """Chooses F of a video's N frames for each of its M clips, one clip after the other; see `frame_indices`.
-
-    Indices repeat, and go back from one clip to the next, where clips overlap.
 
     Example, 10 frames at 1 per second, two clips of 6 s with two frames each (``x`` taken)::
 
@@ -176,8 +135,6 @@ def clip_indices(timestamps: Float[np.ndarray, " N"], end_seconds: float, spec: 
 
         >>> clip_indices(np.arange(10.0), 10.0, StoreSpec(2, 64, "uniform", 6.0, 2)).tolist()
         [1, 4, 5, 8]
-        >>> clip_indices(np.arange(10.0), 10.0, StoreSpec(2, 64, "uniform", 8.0, 2)).tolist()
-        [2, 6, 4, 8]
     """
     if spec.clip_seconds is None:
         return frame_indices(timestamps, end_seconds, spec.stored_frames, spec.sampling)
@@ -231,20 +188,10 @@ def window_starts(seconds: float, window_seconds: float, stride_seconds: float) 
 def stored_frames(num_frames: int, store_num_frames: int | None, sampling: str) -> int:
     """F, how many frames the store must hold for a run that uses T = ``num_frames``.
 
-    None asks for what the run itself uses. Too small a wish is raised to T: the caller says so.
-
-    Raises:
-        UserError: F is not a multiple of T, so evenly spaced frames would not stay evenly spaced (``uniform`` only).
-
-    Example:
-        >>> stored_frames(8, 32, "uniform"), stored_frames(20, None, "uniform"), stored_frames(20, 16, "uniform")
-        (32, 20, 20)
+    None is what the run itself uses. Fewer than that are raised to T: the caller says so.
+    Raises `UserError` where F is not a multiple of T: evenly spaced frames would not stay so (``uniform`` only).
     """
-    check_integer("data.num_frames", num_frames)
-    if store_num_frames is None:
-        return num_frames
-    check_integer("data.store.num_frames", store_num_frames)
-    if store_num_frames <= num_frames:
+    if store_num_frames is None or check_integer("data.store.num_frames", store_num_frames) <= num_frames:
         return num_frames
     if sampling == "uniform" and store_num_frames % num_frames:
         raise UserError(
@@ -264,14 +211,8 @@ def select_frames(
     The stored frames fall into T runs of k = F / T; the middle one of each is used (of an even number, the later of
     the two), or, with ``jitter``, one drawn at random from each run. ``first`` uses stored frames 0..T-1.
 
-    Example, F = 6, T = 2, k = 3 (``x`` used)::
-
-        .x..x.
-
-        >>> select_frames(6, 2, "uniform").tolist()
-        [1, 4]
-        >>> select_frames(6, 2, "first").tolist()
-        [0, 1]
+    >>> select_frames(6, 2, "uniform").tolist()  # .x..x.
+    [1, 4]
     """
     if sampling == "first":
         return np.arange(num_frames)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from vidcls.data.archive import extract
-from vidcls.data.options import check_class_names, check_classes, check_creator_pattern
+from vidcls.data.options import DataOptions, check_class_names
 from vidcls.errors import UserError
 
 if TYPE_CHECKING:
@@ -52,17 +52,8 @@ class _Video(NamedTuple):
     creator: str
 
 
-def list_videos(
-    source: Path,
-    *,
-    classes: Sequence[str] | None,
-    creator_pattern: str,
-    cache_dir: Path,
-    max_gigabytes: float | int,
-    max_ratio: float | int,
-    refuse_others: bool = False,
-) -> Listing:
-    """Lists the labelled videos of ``source``.
+def list_videos(options: DataOptions, classes: Sequence[str] | None, refuse_others: bool = False) -> Listing:
+    """Lists the labelled videos of ``options.source``.
 
     Folders and zips: a folder named train, val or test (or training, valid, validation, testing; in any case) is a
     split, at any depth, and the folder in it is the class. Without split folders the class is the folder right below
@@ -70,69 +61,52 @@ def list_videos(
     relative to its own folder.
 
     Args:
-        source: a folder, .zip or .csv (``data.source``).
-        classes: the classes to keep (``data.classes``), None for all there are.
-        creator_pattern: a regular expression for a file's whole name without its extension, whose group ``creator`` is
-            the creator; where it does not match the creator is unknown (``data.creator_pattern``).
-        cache_dir: where a zip is extracted to, see `vidcls.data.archive.extract`.
-        max_gigabytes: as in `vidcls.data.archive.extract`.
-        max_ratio: as in `vidcls.data.archive.extract`.
-        refuse_others: for data that a trained network meets: videos of classes other than ``classes`` are an error
-            rather than ignored, and not every class must have videos.
+        options: of which the source, the pattern of creators and the limits of a zip matter.
+        classes: the classes to keep, None for all there are.
+        refuse_others: for data that a trained network is evaluated on: videos of other classes than ``classes`` are an
+            error rather than ignored, and not every class must have videos.
 
     Raises:
-        UserError: the source, the pattern or the classes cannot be used, or classes lack videos that must have some.
+        UserError: the source cannot be read, or classes lack videos that must have some.
     """
-    pattern = check_creator_pattern(creator_pattern)
-    check_classes(classes)
-    ignored: Counter[str] = Counter()
+    source, ignored = Path(options.source), Counter[str]()
     try:
-        if source.is_dir():
-            videos = _list_folder(source, classes, pattern, ignored)
-        elif not source.exists():
-            raise UserError(
-                "a folder, .zip or .csv in data.source", f"nothing at {source}", "Check data.source.", "missing-source"
-            )
-        elif source.suffix.lower() == ".zip":
-            folder = extract(source, cache_dir, max_gigabytes, max_ratio)
-            videos = _list_folder(folder, classes, pattern, ignored)
-        elif source.suffix.lower() == ".csv":
-            videos = _list_csv(source, pattern, ignored)
-        else:
-            raise UserError(
-                "a folder, .zip or .csv in data.source",
-                f"a file of another type: {source}",
-                "Give the folder of the videos.",
-                "source-type",
-            )
+        videos = _list_source(source, options, classes, ignored)
     except OSError as error:
-        raise UserError(
-            "a data.source that can be read",
-            f"{error.strerror}: {error.filename or source}",
-            "Check its permissions.",
-            "unreadable-source",
-        ) from error
-    kept, others = [], Counter[str]()
-    for video in videos:
-        if classes is None or video.label in classes:
-            kept.append(video)
-        else:
-            others[video.label] += 1
+        got = f"{error.strerror}: {error.filename or source}"
+        raise UserError("a data.source that can be read", got, "Check its permissions.", "unreadable-source") from error
+    kept = [video for video in videos if classes is None or video.label in classes]
+    others = Counter(video.label for video in videos) - Counter(video.label for video in kept)
     if refuse_others and others:
-        found = ", ".join(f"{label!r} ({count} videos)" for label, count in sorted(others.items()))
         raise UserError(
             f"videos of the classes {', '.join(classes or ())} alone in {source}",
-            f"also {found}",
+            "also " + ", ".join(f"{label!r} ({count} videos)" for label, count in sorted(others.items())),
             "Rename or remove those folders, or list the videos in a .csv with the right labels.",
             "unknown-classes",
         )
-    for label, count in others.items():
-        ignored[f"videos of class {label!r}, which is not in data.classes"] += count
+    ignored.update({f"videos of class {label!r}, which is not in data.classes": n for label, n in others.items()})
     _check_found(source, kept, None if refuse_others else classes, ignored, fewest=1 if refuse_others else 2)
     import pandas as pd  # only here: predict.py finds its videos without it
 
     table = pd.DataFrame(sorted(kept), columns=list(_Video._fields), dtype=str)
     return Listing(table, dict(sorted(ignored.items())))
+
+
+def _list_source(
+    source: Path, options: DataOptions, classes: Sequence[str] | None, ignored: Counter[str]
+) -> list[_Video]:
+    pattern = re.compile(options.creator_pattern)
+    if source.suffix.lower() == ".zip" and source.is_file():
+        source = extract(source, Path(options.cache_dir), options.zip.max_gigabytes, options.zip.max_ratio)
+    if source.is_dir():
+        return _list_folder(source, classes, pattern, ignored)
+    if source.suffix.lower() == ".csv" and source.exists():
+        return _list_csv(source, pattern, ignored)
+    expected = "a folder, .zip or .csv in data.source"
+    if source.exists():
+        remedy = "Give the folder of the videos."
+        raise UserError(expected, f"a file of another type: {source}", remedy, "source-type")
+    raise UserError(expected, f"nothing at {source}", "Check data.source.", "missing-source")
 
 
 def find_videos(pattern: str) -> tuple[list[str], list[Path], dict[str, int]]:
@@ -151,12 +125,8 @@ def find_videos(pattern: str) -> tuple[list[str], list[Path], dict[str, int]]:
         try:
             names = sorted(path for path in _walk(absolute, ignored) if _is_video(path, ignored))
         except OSError as error:
-            raise UserError(
-                "an input whose folders can all be read",
-                f"{error.strerror}: {error.filename}",
-                "Check its permissions.",
-                "input",
-            ) from error
+            got, remedy = f"{error.strerror}: {error.filename}", "Check its permissions."
+            raise UserError("an input whose folders can all be read", got, remedy, "input") from error
         files = [Path(absolute, name) for name in names]
     elif os.path.isfile(pattern):
         names, files = [os.path.basename(pattern)], [Path(pattern).absolute()]
@@ -165,10 +135,9 @@ def find_videos(pattern: str) -> tuple[list[str], list[Path], dict[str, int]]:
         names = [path for path in matched if _is_video(os.path.basename(path), ignored)]
         files = [Path(name).absolute() for name in names]
     if not names:
-        what = f"only {_counts(ignored)}" if ignored else "nothing"
         raise UserError(
             "a video, a folder of videos or a glob that matches some in input=",
-            f"{pattern}: {what}",
+            f"{pattern}: {_counts(ignored) or 'nothing'}",
             "Check input=; quote a glob, so that the shell leaves it alone.",
             "input",
         )
@@ -196,15 +165,12 @@ def creator_of(stem: str, pattern: re.Pattern[str]) -> str:
 
 
 def place_videos(folders: Sequence[Sequence[str]], classes: Sequence[str] | None) -> list[tuple[str, str] | str]:
-    """Split and class of each video by the folders it lies in.
+    """Split ("" for none) and class of each video by the folders it lies in, or what kind of stray it is.
 
     Args:
         folders: per video, the names of the folders from the source's root down.
         classes: the classes that the user named; these names are then no splits, and without split folders the first
             folder so named is the class, wherever it lies.
-
-    Returns:
-        Per video (split or "", class), or a text that says what kind of stray it is.
 
     >>> place_videos([["rtp", "train", "safe"], ["rtp", "Validation", "safe", "day 1"]], None)
     [('train', 'safe'), ('val', 'safe')]
@@ -221,22 +187,18 @@ def place_videos(folders: Sequence[Sequence[str]], classes: Sequence[str] | None
     start = shared if {"train"} < below - {""} else max(shared - 1, 0)
     depths = [next((depth for depth in range(start, len(row)) if row[depth]), None) for row in splits]
     has_splits = any(depth is not None for depth in depths)
-    placed: list[tuple[str, str] | str] = []
-    for parts, row, depth in zip(folders, splits, depths, strict=True):
+
+    def place(parts: Sequence[str], row: Sequence[str], depth: int | None) -> tuple[str, str] | str:
+        if depth is not None and len(parts) == depth + 1:
+            return "videos in a split folder, in no class folder"
         if depth is not None:
-            has_class = len(parts) > depth + 1
-            placed.append(
-                (row[depth], parts[depth + 1]) if has_class else "videos in a split folder, in no class folder"
-            )
-        elif has_splits:
-            placed.append("videos outside the train, val and test folders")
-        elif inside_named := [part for part in parts if part in named]:
-            placed.append(("", inside_named[0]))
-        elif len(parts) > shared:
-            placed.append(("", parts[shared]))
-        else:
-            placed.append("videos in no class folder")
-    return placed
+            return row[depth], parts[depth + 1]
+        if has_splits:
+            return "videos outside the train, val and test folders"
+        candidates = [part for part in parts if part in named] or parts[shared:]
+        return ("", candidates[0]) if candidates else "videos in no class folder"
+
+    return [place(*video) for video in zip(folders, splits, depths, strict=True)]
 
 
 def _list_folder(
@@ -334,22 +296,13 @@ def _read_csv(source: Path) -> Iterator[tuple[int, dict[str, str]]]:
         with open(source, encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, strict=True, skipinitialspace=True)
             header = [name.strip().lower() for name in next(reader, [])]
-            if missing := [name for name in ("path", "label") if name not in header]:
-                raise UserError(
-                    f"the columns path,label[,split,creator] in {source}",
-                    f"no {' and no '.join(missing)}, but the columns {header}",
-                    "Name them in its first line, separated by commas.",
-                    "csv-columns",
-                )
+            if not {"path", "label"} <= set(header):
+                expected, remedy = f"the columns path,label[,split,creator] in {source}", "Name them in its first line."
+                raise UserError(expected, f"the columns {','.join(header)}", remedy, "csv-columns")
             for cells in reader:
                 if len(cells) not in (0, len(header)):
-                    where = f"{len(cells)} in line {reader.line_num}"
-                    raise UserError(
-                        f"{len(header)} cells in each row of {source}",
-                        where,
-                        "Quote cells that hold commas.",
-                        "bad-csv",
-                    )
+                    expected, got = f"{len(header)} cells in each row", f"{len(cells)} in line {reader.line_num}"
+                    raise UserError(f"{expected} of {source}", got, "Quote cells that hold commas.", "bad-csv")
                 if any(cells):
                     yield reader.line_num, {name: cell.strip() for name, cell in zip(header, cells, strict=True)}
     except (csv.Error, UnicodeDecodeError) as error:
@@ -361,36 +314,21 @@ def _check_found(
 ) -> None:
     found = sorted({video.label for video in videos})
     check_class_names(found)
-    strays = {kind: count for kind, count in ignored.items() if kind.endswith("class folder")}
-    if not videos and strays:
-        raise UserError(
-            f"the videos in class folders: {LAYOUT}",
-            f"{_counts(strays)} in {source}",
-            "Arrange them so, or give a .csv.",
-            "no-class-folders",
-        )
+    also = f" (ignored: {_counts(ignored)})" if ignored else ""
+    if not videos and any(kind.endswith("class folder") for kind in ignored):
+        expected = f"the videos of {source} in class folders: {LAYOUT}"
+        raise UserError(expected, _counts(ignored), "Arrange them so, or give a .csv.", "no-class-folders")
     if not videos:
-        what = f"only {_counts(ignored)}" if ignored else "nothing in it"
-        known = ", ".join(sorted(VIDEO_EXTENSIONS))
-        raise UserError(
-            f"videos ({known}) in {source}", what, f"Check data.source; a folder's layout is {LAYOUT}.", "empty-source"
-        )
+        expected = f"videos ({', '.join(sorted(VIDEO_EXTENSIONS))}) in {source}"
+        remedy = f"Check data.source; a folder's layout is {LAYOUT}."
+        raise UserError(expected, f"only {_counts(ignored)}" if ignored else "nothing in it", remedy, "empty-source")
     if classes is not None and (empty := [name for name in classes if name not in found]):
-        others = f" (ignored: {_counts(ignored)})" if ignored else ""
-        raise UserError(
-            f"videos of each of data.classes in {source}",
-            f"none of {_some(empty)}{others}",
-            "Correct data.classes.",
-            "data.classes",
-        )
+        expected = f"videos of each of data.classes in {source}"
+        raise UserError(expected, f"none of {_some(empty)}{also}", "Correct data.classes.", "data.classes")
     if len(found) < fewest:
-        others = f" (ignored: {_counts(ignored)})" if ignored else ""
-        raise UserError(
-            f"two or more classes in {source}",
-            f"the one class {found[0]!r} with {len(videos)} videos{others}",
-            f"Check data.source; a folder's layout is {LAYOUT}.",
-            "one-class",
-        )
+        remedy = f"Check data.source; a folder's layout is {LAYOUT}."
+        got = f"the one class {found[0]!r} with {len(videos)} videos{also}"
+        raise UserError(f"two or more classes in {source}", got, remedy, "one-class")
 
 
 def _stem(path: str) -> str:

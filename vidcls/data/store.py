@@ -38,7 +38,6 @@ class _Store:
         self.folder = folder
 
     def path(self, sha256: str) -> Path:
-        """Where the entry of the video with this content is, or would be."""
         return self.folder / sha256[:2] / f"{sha256}.safetensors"
 
     @contextmanager
@@ -54,9 +53,7 @@ class _Store:
 class FrameStore(_Store):
     """Decoded videos of one `StoreSpec`, as uint8 stacks [M * F, R, R, 3], with a checksum of each frame.
 
-    Args:
-        root: the folder that all specs share.
-        spec: what is kept of a video.
+    All specs share the folder ``root``.
     """
 
     def __init__(self, root: Path, spec: StoreSpec) -> None:
@@ -66,11 +63,7 @@ class FrameStore(_Store):
         super().__init__(root / name)
 
     def write(self, sha256: str, frames: Frames, result: DecodeResult) -> None:
-        """Stores a decoded video, atomically.
-
-        Raises:
-            UserError: the disk is full; nothing is left behind.
-        """
+        """Stores a decoded video, atomically; raises `UserError` where the disk is full."""
         text = json.dumps(asdict(result))
         checksums = np.array([zlib.crc32(part) for part in [*frames, text.encode()]], np.uint32)
         content = save({"frames": frames, "checksums": checksums}, {"reading": text})
@@ -109,28 +102,16 @@ class FrameStore(_Store):
 
 
 class FeatureStore(_Store):
-    """Features of videos from one frozen encoder, with a checksum.
-
-    Args:
-        folder: of this encoder and these settings alone.
-    """
+    """Features of videos from one frozen encoder, with a checksum; its folder is of this encoder alone."""
 
     def write(self, sha256: str, features: Float[np.ndarray, "*features"]) -> None:
-        """Stores a video's features, atomically.
-
-        Raises:
-            UserError: the disk is full; nothing is left behind.
-        """
+        """Stores a video's features, atomically; raises `UserError` where the disk is full."""
         features = np.ascontiguousarray(features)
         content = save({"features": features}, {"checksum": str(zlib.crc32(features.data))})
         write_atomically(self.path(sha256), content)
 
     def read(self, sha256: str) -> Float[np.ndarray, "*features"]:
-        """The features of a stored video.
-
-        Raises:
-            StoreEntryError: they are missing, truncated or altered.
-        """
+        """The features of a stored video; raises `StoreEntryError` where they are missing, truncated or altered."""
         with self._open(sha256) as file:
             features, checksum = file.get_tensor("features"), int(file.metadata()["checksum"])
         if zlib.crc32(features.data) != checksum:

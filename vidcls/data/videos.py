@@ -17,11 +17,7 @@ from vidcls.data.store import FeatureStore
 class Videos:
     """Serves stored videos.
 
-    Args:
-        options: of the run.
-
     Attributes:
-        store: the decoded frames.
         manifest: one row per video, see `vidcls.data.ingest`; empty until `load_manifest`.
         classes: the K names, in the order of the probabilities.
         features: of a frozen encoder, which loaders then serve instead of frames.
@@ -36,7 +32,6 @@ class Videos:
         self.features: FeatureStore | None = None
 
     def load_manifest(self, manifest: pd.DataFrame) -> None:
-        """Takes the videos and splits of a manifest."""
         self.manifest = manifest
         self.classes = class_order(list(manifest["label"]), self.options.classes)
 
@@ -52,7 +47,6 @@ class Videos:
         return VideoDataset(self.store, list(rows["sha256"]), labels, options.num_frames, jitter, all_clips=not train)
 
     def rank_and_world_size(self) -> tuple[int, int]:
-        """The number of this device, and of devices in all."""
         return 0, 1
 
     def loader(self, split: str, *, train: bool = False) -> DataLoader[VideoBatch | FeatureBatch]:

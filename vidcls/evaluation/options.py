@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from vidcls.cli import key_name
-from vidcls.data.options import SPLITS, check_class_names
+from vidcls.data.options import SPLITS, DataOptions, check_class_names
 from vidcls.data.sources import class_order, list_videos
 from vidcls.errors import UserError, check_choice
 from vidcls.moderation.targets import check_open_share, check_targets
@@ -100,11 +100,5 @@ def _policy_options(options: DictConfig, classes: list[str], has_policy: bool) -
 
 def _check_source(source: Path, classes: list[str], run_config: DictConfig) -> None:
     if not (source.suffix.lower() == ".zip" and source.is_file()):  # it must be extracted first
-        list_videos(
-            source,
-            classes=classes,
-            creator_pattern=run_config.data.creator_pattern,
-            cache_dir=Path(run_config.data.cache_dir),
-            **run_config.data.zip,
-            refuse_others=True,
-        )
+        pattern = run_config.data.creator_pattern
+        list_videos(DataOptions(str(source), "", creator_pattern=pattern), classes, refuse_others=True)
