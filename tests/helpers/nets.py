@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor, nn
 
 from vidcls.models.backbones import Backbone
 
@@ -20,3 +21,15 @@ def build(
 ) -> Backbone:
     torch.manual_seed(0)
     return Backbone(name, weights, trainable_from, temporal_shift, resolution, in_channels, norm_eval)
+
+
+class Unrepeatable(nn.Module):
+    """A network with an operation that has no deterministic implementation on any device."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, num_classes)
+
+    def forward(self, clips: Tensor) -> Tensor:
+        logits = self.layer(clips.mean(dim=(1, 3, 4)))
+        return logits.clone().put_(torch.tensor([0]), torch.tensor([1.0]))

@@ -351,6 +351,14 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     assert "Traceback" in result.stderr and "[missing-source]" in result.stderr
 
 
+def test_operations_that_cannot_be_repeated(tiny: list[str], tmp_path: Path) -> None:
+    """As those of mvit_v2_s on a GPU."""
+    own = [text for text in tiny if not text.startswith("model.")]
+    own += ["model=custom", "model._target_=helpers.nets.Unrepeatable", "trainer.max_epochs=1"]
+    refused(train(*own, f"run_dir={tmp_path / 'run'}"), "[not-deterministic]", "trainer.deterministic=warn")
+    assert train(*own, "trainer.deterministic=warn", f"run_dir={tmp_path / 'warn'}").code == 0
+
+
 # ---- optimisers and schedulers of others
 
 

@@ -129,7 +129,7 @@ def test_resuming_a_finished_run_is_harmless(finished: Path, tmp_path: Path) -> 
 
 
 def test_a_moved_run_resumes_where_it_is(finished: Path, tmp_path: Path) -> None:
-    old, run = copy_of(finished, tmp_path / "old"), tmp_path / "moved"
+    old, run = copy_of(finished, tmp_path / "old"), tmp_path / "num_frames=8,seed=1: moved (1)"  # as of a sweep's job
     shutil.move(old, run)  # its config.yaml names the old place
     assert train(f"resume={run}").code == 0
     assert not old.exists()

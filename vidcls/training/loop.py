@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from vidcls.data.datamodule import VideoDataModule
 from vidcls.data.options import SPLITS
 from vidcls.data.preparation import PreparedVideos
+from vidcls.errors import UserError
 from vidcls.metrics.predictions import Predictions
 from vidcls.training.checkpoint import build_model, build_preprocess, load_checkpoint, load_last
 from vidcls.training.checkpoint_writer import AtomicCheckpoints
@@ -122,7 +123,7 @@ def fit(
 
     Raises:
         KeyboardInterrupt: Ctrl-C; the run can be resumed.
-        UserError: the checkpoint to resume from is not one, or is of other classes.
+        UserError: the checkpoint to resume from is not one, or the network has operations that cannot be repeated.
     """
     folder = Path(cfg.run_dir)
     if is_rank_zero():
@@ -140,6 +141,15 @@ def fit(
         if trainer.interrupted:  # Lightning turns Ctrl-C into exit code 1
             raise KeyboardInterrupt from None
         raise
+    except RuntimeError as error:  # as of max_pool3d of s3d and mvit_v2_s on CUDA
+        if "deterministic" not in str(error):
+            raise
+        raise UserError(
+            "operations that repeat to the last bit, for trainer.deterministic=true",
+            " ".join(str(error).split())[:120],
+            "Give trainer.deterministic=warn, or trainer=gpu: results may differ a little from run to run.",
+            "not-deterministic",
+        ) from error
     if trainer.fast_dev_run:  # type: ignore[attr-defined]
         assert module.predictions is not None
         return trainer, module.predictions

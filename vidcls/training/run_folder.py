@@ -106,7 +106,13 @@ def open_run(cfg: DictConfig) -> DictConfig:
         cfg = _resumed(folder, cfg)
     with open_dict(cfg):
         cfg.run_dir = str(folder)  # Hydra's counts: a process of another device composes another name
-    check_train_options(cfg)
+    try:
+        check_train_options(cfg)
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        if cfg.resume is None:
+            raise
+        why = " ".join(str(error).split())[:200]
+        raise UserError("the config.yaml of a run", f"{folder}: {why}", "Check resume=.", "bad-run-config") from error
     check_launch(cfg.trainer)
     check_gpu(cfg)
     if not is_rank_zero():
