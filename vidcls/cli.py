@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
@@ -120,6 +121,10 @@ def user_errors_exit(main: Callable[[DictConfig], Result]) -> Callable[[DictConf
             return main(cfg)
         except Exception as error:
             user_error = find_user_error(error)
+            if user_error is None and isinstance(error, InstantiationException):
+                why = " ".join(str(error).split())[:300]
+                remedy = "Change the options beside that _target_; debug=true shows the traceback."
+                user_error = UserError("options that each _target_ takes", why, remedy, "instantiation")
             if user_error is None or cfg.debug:
                 os.environ["HYDRA_FULL_ERROR"] = "1"  # or Hydra shows the last lines alone
                 raise

@@ -327,6 +327,11 @@ def test_sources_that_cannot_be_used(
     refused(train(*TINY, f"data.source={name}", "run_dir=run"), f"[{code}]")
 
 
+@pytest.mark.parametrize("override", ["+augment.fllip=0.5", "+callbacks.best.montor=x", "+trainer.max_epoch=3"])
+def test_keywords_that_a_class_does_not_have(override: str, tiny: list[str], tmp_path: Path) -> None:
+    refused(train(*tiny, override, f"run_dir={tmp_path / 'run'}"), "[instantiation]")
+
+
 @pytest.mark.parametrize("override", ["optim.schedule=step", "augment.flip=2.0"])
 def test_settings_are_refused_before_anything_is_decoded(override: str, tiny: list[str], tmp_path: Path) -> None:
     here = [f"cache_dir={tmp_path / 'cache'}", f"run_dir={tmp_path / 'run'}"]

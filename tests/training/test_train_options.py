@@ -63,6 +63,8 @@ def composed(*overrides: str) -> DictConfig:
         (["model=encoder_head", "model.motion=flow"], "model.motion"),
         (["model=r3d_18", "model.name=resnet"], "model.name"),
         (["model=r3d_18", "model.norm_eval=true"], "model.weights"),
+        (["~callbacks.history"], "callbacks"),
+        (["~callbacks"], "callbacks"),
         (["logger=wandb"], "missing-package"),
         (["logger=[csv,mlflow]"], "missing-package"),
     ],

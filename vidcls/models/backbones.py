@@ -69,9 +69,6 @@ class VideoNet(Pretrained):
     r3d_18, mc3_18, r2plus1d_18: Tran et al. 2018 (https://arxiv.org/abs/1711.11248); s3d: Xie et al. 2018
     (https://arxiv.org/abs/1712.04851); mvit_v2_s: Li et al. 2022 (https://arxiv.org/abs/2112.01526); swin3d_t: Liu et
     al. 2022 (https://arxiv.org/abs/2106.13230).
-
-    Raises:
-        UserError: no such stage.
     """
 
     def __init__(
@@ -100,11 +97,7 @@ class VideoNet(Pretrained):
 
 
 def build_net(name: str, in_channels: int) -> nn.Module:
-    """An image network with random weights and no classifier: [B, C, R, R] to [B, D].
-
-    Raises:
-        UserError: no such network.
-    """
+    """An image network with random weights and no classifier: [B, C, R, R] to [B, D]; `UserError` if there is none."""
     model = name.partition("/")[2]
     known = [f"torchvision/{known}" for known in torchvision.models.list_models(module=torchvision.models)]
     if name not in known:
@@ -131,11 +124,7 @@ def build_net(name: str, in_channels: int) -> nn.Module:
 
 
 def count_features(net: nn.Module, name: str, resolution: int, in_channels: int) -> int:
-    """D, from encoding one black frame in eval mode.
-
-    Raises:
-        UserError: the network does not take frames of this size.
-    """
+    """D, from encoding one black frame; `UserError` if the network does not take frames of this size."""
     try:
         with torch.no_grad():
             features = net.eval()(torch.zeros(1, in_channels, resolution, resolution))

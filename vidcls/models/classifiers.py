@@ -32,11 +32,9 @@ class Classifier(nn.Module):
         nn.init.zeros_(self.output.bias)
 
     def encode(self, frames: Float[Tensor, "B T 3 R R"]) -> Float[Tensor, "B *features"]:
-        """Features of normalised clips."""
         return self.encoder(frames)
 
     def classify(self, features: Float[Tensor, "B *features"]) -> Float[Tensor, "B K"]:
-        """Logits from features."""
         clip = self.head(features)  # [B, E]
         return self.output(self.dropout(clip))  # [B, K]
 
@@ -69,8 +67,6 @@ def cnn_lstm(
     num_classes: int, resolution: int, encoder: dict[str, Any], lstm: dict[str, Any], dropout: float
 ) -> Classifier:
     """The notebook's network: three convolutions per frame, an LSTM over the frames, its last state classified.
-
-    It has as many trainable parameters as Keras' (and 256 constant zeros, see `LSTMHead`), for any number of frames.
 
     Example:
         >>> model = cnn_lstm(3, 64, {"channels": [32, 64, 128]}, {"hidden_size": 64}, dropout=0.5)

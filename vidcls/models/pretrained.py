@@ -31,9 +31,6 @@ class Pretrained(Encoder):
 
     ``weights`` is ``default``, a path, or None: trained from scratch. ``trainable_from`` is ``all``, ``none``, or the
     first stage that trains, see `split_stages`. With ``norm_eval``, BatchNorm stays in eval mode in all of them.
-
-    Raises:
-        UserError: no such stage.
     """
 
     def __init__(self, net: nn.Module, name: str, weights: str | None, trainable_from: str, norm_eval: bool) -> None:
@@ -61,8 +58,8 @@ class Pretrained(Encoder):
         return [stage for stage in stages if stage]
 
     def train(self, mode: bool = True) -> Pretrained:
-        """As for any module, but frozen layers stay in eval mode: BatchNorm neither uses nor changes statistics."""
         super().train(mode)
+        # Frozen layers stay in eval mode: BatchNorm neither uses nor changes batch statistics.
         set_frozen_eval(self.net, self.trainable_from)
         if self.norm_eval:
             for part in self.net.modules():

@@ -136,6 +136,9 @@ def check_train_options(cfg: DictConfig) -> None:
         found, value = _find(plain, option)
         if found and not (resumes and check is _check_weights):  # a resumed run has them in its checkpoint
             check(option, value)
+    if missing := {"best", "last", "history", "timing"} - set(plain.get("callbacks") or {}):
+        expected, remedy = "the callbacks best, last, history and timing", "Add them: see conf/callbacks/default.yaml."
+        raise UserError(expected, f"no {', '.join(sorted(missing))}", remedy, "callbacks")
     _check_schedule(plain["optim"])
     _check_loggers(plain.get("logger") or {})
     data = DataOptions(**{name: value for name, value in plain["data"].items() if not name.startswith("_")})
