@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import math
 from typing import Any
+
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE}
 
 
 class UserError(Exception):
     """A configuration or an input that cannot be used.
 
-    Its ``code`` is a short, stable name in kebab-case, such as ``empty-source``, by which scripts and tests tell errors
-    apart; for a single option with a bad value it is the option's name, such as ``data.num_frames``.
+    Args:
+        expected: what would have been right.
+        got: what was found instead.
+        remedy: what the user can do about it.
+        code: a short, stable name in kebab-case, such as ``empty-source``, by which scripts and tests tell errors
+            apart; for a single option with a bad value it is the option's name, such as ``data.num_frames``.
 
     Example:
         >>> str(UserError("a folder of videos", "an empty folder: clips/", "Check data.source.", "empty-source"))
@@ -22,6 +29,7 @@ class UserError(Exception):
 
     @property
     def code(self) -> str:
+        """The stable name of this error."""
         return str(self.args[3])
 
     def __str__(self) -> str:
@@ -30,31 +38,45 @@ class UserError(Exception):
 
 
 def find_user_error(error: BaseException | None) -> UserError | None:
-    """The `UserError` in a chain of causes, as Hydra wraps what is raised while it builds an object; None for bugs."""
-    while error is not None and not isinstance(error, UserError):
+    """The `UserError` in a chain of causes, as Hydra wraps what is raised while it builds an object; None for bugs.
+
+    What a disk refuses (full, read-only, damaged, not permitted) counts as one, whichever library met it.
+    """
+    while error is not None:
+        if isinstance(error, UserError):
+            return error
+        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+            place = f" {error.filename}" if error.filename else ""
+            return UserError(
+                f"to read or write{place or ' a file'}",
+                f"{error.strerror}",
+                "Check the disk and its permissions, then repeat the command; a run continues with resume=DIR.",
+                "disk",
+            )
         error = error.__cause__
-    return error
+    return None
 
 
 def check_integer(option: str, value: Any, minimum: int = 1) -> int:
-    """``value`` where it is an integer >= ``minimum``; raises `UserError` naming the ``option`` otherwise."""
+    """``value`` if it is an integer >= ``minimum``; otherwise raises a `UserError` that names the ``option``."""
     if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        remedy = f"Set {option}={max(minimum, 1)} or more."
+        remedy = f"Change {option}."
         raise UserError(f"{option} to be an integer >= {minimum}", repr(value), remedy, option)
     return value
 
 
 def check_number(option: str, value: Any, minimum: float = 0.0, maximum: float = math.inf) -> float:
-    """``value`` where it is a number in [``minimum``, ``maximum``]; raises `UserError` otherwise."""
+    """``value`` if it is a finite number in [``minimum``, ``maximum``]; otherwise raises a `UserError`."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     if not number or not minimum <= value <= maximum:
-        expected = f"{option} to be a number from {minimum:g} to {maximum:g}"
+        limits = f">= {minimum:g}" if maximum == math.inf else f"in [{minimum:g}, {maximum:g}]"
+        expected = f"{option} to be a finite number {limits}"
         raise UserError(expected, repr(value), f"Change {option}.", option)
     return float(value)
 
 
 def check_choice(option: str, value: Any, choices: tuple[str, ...]) -> str:
-    """``value`` where it is one of ``choices``; raises `UserError` listing them otherwise."""
+    """``value`` if it is one of ``choices``; otherwise raises a `UserError` that lists them."""
     if value not in choices:
         raise UserError(f"{option} to be one of {', '.join(choices)}", repr(value), f"Change {option}.", option)
     return str(value)
