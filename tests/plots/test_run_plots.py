@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+import time
 import warnings
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from vidcls.metrics.calibration import reliability
-from vidcls.metrics.curves import precision_recall_curves, roc_curves
+from vidcls.metrics.curves import Curve, precision_recall_curves, roc_curves
 from vidcls.plots.run_plots import (
     confusion_figure,
     learning_curves_figure,
@@ -253,6 +254,22 @@ def test_curves_of_all_classes_fit_their_picture(k: int, panels: tuple[int, int]
         assert all(box.width == pytest.approx(box.height, rel=0.01) and box.width > 120 for box in boxes)
         titled = [axes.get_tightbbox() for axes in figure.axes[:k]]
         assert not any(a.overlaps(b) for i, a in enumerate(titled) for b in titled[i + 1 :])
+
+
+def test_many_classes_are_drawn_in_seconds() -> None:
+    """200 of them: no text in cells, some names, and the panels of the 20 classes with the lowest area."""
+    started = time.process_time()
+    names = [f"class {k}" for k in range(200)]
+    figure = confusion_figure(np.eye(200, dtype=int).tolist(), names, "test")
+    figure.draw_without_rendering()
+    assert texts(figure) == [] and 20 <= len(figure.axes[0].get_xticklabels()) <= 30
+    drawn = {name: Curve(np.array([0.0, 1.0]), np.array([1.0, 0.5]), k / 200, 5, 0.1) for k, name in enumerate(names)}
+    figure = precision_recall_figure(drawn | {"class 3": None}, "test")
+    figure.draw_without_rendering()
+    heads = [axes.get_title(loc="left").split("\n")[0] for axes in figure.axes]
+    assert heads == [f"class {k}" for k in range(21) if k != 3]
+    assert "20 of 200 classes" in figure.get_suptitle()
+    assert time.process_time() - started < 20
 
 
 def test_a_saved_figure_replaces_the_old_one_and_leaves_nothing_else(tmp_path: Path) -> None:

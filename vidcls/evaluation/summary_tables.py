@@ -20,12 +20,12 @@ def print_evaluation(
     """Prints the metrics of each split of the run ``name``, the policy and what it would do."""
     console.print(_by_split(f"Metrics of {name}", {s: _metric_cells(r.metrics) for s, r in results.items()}))
     if policy is None:
-        example = f"policy.safe_class={classes[-1]}"
-        console.print(f"No policy. To fit one, name the class that needs no action, such as {example}", soft_wrap=True)
+        advice = f"No policy. To fit one, name the class that needs no action, such as policy.safe_class={classes[-1]}"
+        console.print(advice, markup=False, soft_wrap=True)
     else:
         _print_policy(policy, results, console)
     for result in results.values():
-        console.print(f"Results: {result.folder}", soft_wrap=True)
+        console.print(f"Results: {result.folder}", markup=False, soft_wrap=True)
 
 
 def _print_policy(policy: Policy, results: dict[str, SplitResult], console: Console) -> None:
@@ -68,7 +68,7 @@ def _notes(policy: Policy) -> Iterator[str]:
 
 def _by_split(title: str, columns: dict[str, dict[str, str]]) -> Table:
     # A column per split, as there are more metrics, and a terminal may be 80 wide.
-    table = Table("", title=title, title_justify="left")
+    table = Table("", title=Text(title), title_justify="left")
     for split in columns:
         table.add_column(split, justify="right")
     for name in next(iter(columns.values())):

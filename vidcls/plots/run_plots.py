@@ -19,7 +19,8 @@ from vidcls.plots.style import BLUE, GREEN, INK, QUIET, VERMILION, WIDTH, ink_on
 PALETTE = {"train": BLUE, "val": VERMILION, "test": GREEN}
 MAX_FRAMES = 8  # of one strip
 GUTTER = 0.04  # between the frames of a strip, in frame widths
-MAX_LABELLED_CLASSES = 40  # of a confusion matrix: of more, cells have no text and not every class is named
+MAX_LABELLED_CLASSES = 30  # of a confusion matrix: of more, cells have no text and not every class is named
+MAX_PANELS = 20  # of curves, one per class
 
 
 def confusion_figure(confusion: Sequence[Sequence[int]], classes: Sequence[str], title: str) -> Figure:
@@ -151,7 +152,7 @@ def precision_recall_figure(curves: Mapping[str, Curve | None], title: str) -> F
     figure, panels = _class_panels(curves, title, "AP", "steps-pre")
     figure.supxlabel("recall")
     figure.supylabel("precision (dotted: guessing)")
-    for axes, curve in zip(panels, curves.values(), strict=True):
+    for axes, curve in panels:
         if curve is not None:
             axes.axhline(curve.prevalence, color=INK, linestyle=":", linewidth=1.2, zorder=2)
     return figure
@@ -162,15 +163,19 @@ def roc_figure(curves: Mapping[str, Curve | None], title: str) -> Figure:
     figure, panels = _class_panels(curves, title, "AUROC", "default")
     figure.supxlabel("false positive rate")
     figure.supylabel("true positive rate (dotted: guessing)")
-    for axes in panels:
+    for axes, _ in panels:
         axes.plot([0, 1], [0, 1], color=INK, linestyle=":", linewidth=1.2, zorder=2)
     return figure
 
 
 def _class_panels(
     curves: Mapping[str, Curve | None], title: str, area: str, drawstyle: Literal["default", "steps-pre"]
-) -> tuple[Figure, list[Axes]]:
+) -> tuple[Figure, list[tuple[Axes, Curve | None]]]:
     # A square per class: its curve, and in grey those of the others, as nobody can tell twenty colours apart.
+    if len(curves) > MAX_PANELS:
+        title = f"{title}: the {MAX_PANELS} of {len(curves)} classes with the lowest {area}"
+        lowest = sorted(curves, key=lambda name: math.inf if (curve := curves[name]) is None else curve.area)
+        curves = {name: curves[name] for name in lowest[:MAX_PANELS]}
     k = len(curves)
     columns = k if k <= 4 else math.ceil(math.sqrt(k))
     rows = math.ceil(k / columns)
@@ -192,7 +197,7 @@ def _class_panels(
         axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), aspect="equal", xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
         axes.tick_params(labelbottom=place + columns >= k)  # also where the last row does not reach
         soften(axes)
-    return figure, list(grid[:k])
+    return figure, list(zip(grid, curves.values(), strict=False))
 
 
 def _strip(video: UInt8[np.ndarray, "T H W 3"], columns: int) -> UInt8[np.ndarray, "H S 3"]:
