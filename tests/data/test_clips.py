@@ -194,7 +194,8 @@ def videos(store: FrameStore, *, num_frames: int = 2, jitter: bool = False, all_
 
 def test_folders_of_the_store(tmp_path: Path) -> None:
     names = [FrameStore(tmp_path, StoreSpec(6, 4, "uniform", *clips)).folder.name for clips in ((), (2, 3), (1.25,))]
-    assert names == [f"uniform_6x4px{clips}_v{DECODE_VERSION}" for clips in ("", "_3x2.0s", "_1x1.25s")]
+    starts = [f"uniform_6x4px{clips}_v{DECODE_VERSION}" for clips in ("", "_3x2.0s", "_1x1.25s")]
+    assert [name.partition("_decord")[0] for name in names] == starts
     assert FrameStore(tmp_path, StoreSpec(6, 4)).folder.name == names[0]
 
 

@@ -11,6 +11,7 @@ from vidcls.data.dataset import SampleIndex, VideoBatch, VideoDataset, VideoSamp
 from vidcls.data.decoding.result import DecodeResult
 from vidcls.data.sampling import StoreSpec
 from vidcls.data.store import FrameStore, StoreEntryError
+from vidcls.errors import UserError
 
 LENGTHS, WORLDS, SEEDS = st.integers(1, 60), st.integers(1, 5), st.integers(0, 2**31)
 VIDEOS, STORED, USED, SIDE = 7, 12, 4, 8
@@ -236,6 +237,15 @@ def test_a_missing_entry_is_never_replaced_by_another(store: FrameStore) -> None
 
 
 # ---- both behind a loader
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_an_entry_that_vanishes_ends_with_one_line(store: FrameStore, num_workers: int) -> None:
+    """Also where a worker process of the loader has missed it."""
+    videos = VideoDataset(store, [key(0), "f" * 64], [0, 1], USED, False)
+    with pytest.raises(UserError) as error:
+        list(DataLoader(videos, num_workers=num_workers))
+    assert error.value.code == "store-entry" and "f" * 64 in str(error.value) and "\n" not in str(error.value)
 
 
 def epoch_of(store: FrameStore, epoch: int, num_workers: int) -> list[VideoBatch]:

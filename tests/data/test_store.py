@@ -7,8 +7,10 @@ import signal
 import subprocess
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
@@ -65,6 +67,15 @@ def test_a_video_that_is_not_there(store: FrameStore) -> None:
     assert store.find(OTHER) is None
     with pytest.raises(StoreEntryError, match=OTHER):
         store.read(OTHER, ALL)
+
+
+def test_frames_of_other_decoders_are_not_found(store: FrameStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The versions of both decoders, and of the FFmpeg that each brings along, are in the address."""
+    codec = ".".join(map(str, av.library_versions["libavcodec"]))
+    assert f"_decord{metadata.version('decord')}-" in store.folder.name
+    assert store.folder.name.endswith(f"_av{av.__version__}-{codec}")
+    monkeypatch.setattr("vidcls.data.store.decoder_versions", lambda: {"av": "99"})
+    assert FrameStore(store.folder.parent, store.spec).find(KEY) is None
 
 
 def test_writing_again_replaces(store: FrameStore, frames: np.ndarray) -> None:

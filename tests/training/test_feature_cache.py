@@ -206,6 +206,18 @@ def test_what_matters_gets_a_folder_of_its_own(copied: Path, frozen: Overrides, 
     assert len(after) == 12 + 9 and {name: after[name] for name in before} == before  # train and val
 
 
+def test_features_of_frames_from_other_decoders_are_computed_again(
+    copied: Path, frozen: Overrides, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = entries(copied)
+    (frames,) = (copied / "cache" / "store").iterdir()
+    frames.rename(frames.with_name(frames.name.partition("_decord")[0] + "_av99"))
+    monkeypatch.setattr("vidcls.data.store.decoder_versions", lambda: {"av": "99"})
+    compute(copied, copied, *frozen)
+    after = entries(copied)
+    assert len(after) == 12 + 9 and {name: after[name] for name in before} == before  # train and val
+
+
 def test_features_belong_to_weights_not_to_their_file(copied: Path, frozen: Overrides, tmp_path: Path) -> None:
     (path,) = (text.partition("=")[2] for text in frozen if text.startswith("model.encoder.weights="))
     before = entries(copied)

@@ -19,16 +19,24 @@ from jaxtyping import Float, Int, UInt8
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from vidcls.data.decoding.result import DecodeResult, Frames
+from vidcls.data.decoding.result import DecodeResult, Frames, decoder_versions
 from vidcls.data.sampling import StoreSpec
+from vidcls.errors import UserError
 from vidcls.files import write_atomically
 
 # Raised whenever decoding changes what it gives for the same video and settings: old entries are then not found.
 DECODE_VERSION = 3
 
 
-class StoreEntryError(Exception):
-    """A store entry that is missing, truncated, altered or of another shape: build it again."""
+class StoreEntryError(UserError):
+    """A store entry that is missing, truncated, altered or of another shape."""
+
+    def __init__(self, problem: str) -> None:
+        remedy = "Has the cache been cleared? Run the command again, or resume the run: what is missing is built again."
+        super().__init__("an intact entry in the store", problem.strip().rpartition("\n")[2], remedy, "store-entry")
+
+    def __reduce__(self) -> tuple[type[StoreEntryError], tuple[str]]:
+        return type(self), (self.args[1],)
 
 
 class _Store:
@@ -59,8 +67,9 @@ class FrameStore(_Store):
     def __init__(self, root: Path, spec: StoreSpec) -> None:
         self.spec = spec
         clips = "" if spec.clip_seconds is None else f"_{spec.num_clips}x{float(spec.clip_seconds)}s"
-        name = f"{spec.sampling}_{spec.stored_frames}x{spec.stored_resolution}px{clips}_v{DECODE_VERSION}"
-        super().__init__(root / name)
+        address = f"{spec.sampling}_{spec.stored_frames}x{spec.stored_resolution}px{clips}_v{DECODE_VERSION}"
+        versions = "_".join(f"{name}{version}" for name, version in decoder_versions().items())
+        super().__init__(root / f"{address}_{versions}")
 
     def write(self, sha256: str, frames: Frames, result: DecodeResult) -> None:
         """Stores a decoded video, atomically; raises `UserError` where the disk is full."""

@@ -35,7 +35,7 @@ class CacheFeatures(L.Callback):
         # Before the optimiser asks how many batches the loaders have.
         if stage == "fit" and module.features_cacheable and not datamodule.options.temporal_jitter:
             trainer.precision_plugin.convert_module(module.to(trainer.strategy.root_device))
-            datamodule.features = FeatureStore(self.folder / _address(module, trainer))
+            datamodule.features = FeatureStore(self.folder / _address(module, trainer, datamodule.store.folder.name))
             compute_features(trainer, module, datamodule, ("train", "val"))
 
 
@@ -70,7 +70,7 @@ def compute_features(trainer: L.Trainer, module: VideoClassifier, videos: Videos
     module.train(was_training)
 
 
-def _address(module: VideoClassifier, trainer: L.Trainer) -> str:
+def _address(module: VideoClassifier, trainer: L.Trainer, frames: str) -> str:
     # Of the encoder's weights and of all that its features depend on beside the video.
     digest = hashlib.sha256()
     for name, tensor in module.model.encoder.state_dict().items():
@@ -81,6 +81,6 @@ def _address(module: VideoClassifier, trainer: L.Trainer) -> str:
     if isinstance(model.get("encoder"), dict):
         model["encoder"] = {name: value for name, value in model["encoder"].items() if name != "weights"}
     del spec["classes"]
-    matters = [model, spec, str(trainer.precision), module.device.type]
+    matters = [model, spec, str(trainer.precision), module.device.type, frames]
     digest.update(json.dumps(matters, sort_keys=True, default=str).encode())
     return digest.hexdigest()[:16]

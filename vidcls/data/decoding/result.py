@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import metadata
 
 import numpy as np
 from jaxtyping import UInt8
@@ -36,3 +39,15 @@ def undecodable(reason: str) -> DecodeResult:
 
 class UndecodableError(Exception):
     """No decoder can give a single intact frame; the message holds the reason of each."""
+
+
+@functools.cache
+def decoder_versions() -> dict[str, str]:
+    """The version of each decoder and of the libavcodec that its wheel brings: others may give other frames."""
+    versions = {}
+    for package in ("decord", "av"):
+        found = metadata.distribution(package)
+        names = " ".join(file.name for file in found.files or [])
+        codec = re.search(r"libavcodec[\w-]*\.(?:so\.)?([\d.]*\d)", names)
+        versions[package] = f"{found.version}-{codec[1]}" if codec else found.version
+    return versions
