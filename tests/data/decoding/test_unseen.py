@@ -172,6 +172,29 @@ def test_frames_after_the_declared_duration_are_seen(parts: Path, tmp_path: Path
     check(tmp_path / f"short.{suffix}", ALL, "")
 
 
+@pytest.mark.parametrize("apart", [0, 2.0])
+def test_frames_whose_timestamps_are_used_twice_are_seen(tmp_path: Path, apart: float) -> None:
+    """The second half of the frames is said to be shown when the first is, by their composition offsets."""
+    options = {"crf": "5", "g": "10", "bf": "2", "b-adapt": "0"}
+    content = bytearray(write_video(tmp_path / "a.mp4", numbered(40), fps=10, options=options).read_bytes())
+    (ticks,) = struct.unpack_from(">I", content, content.index(b"mdhd") + 16)
+    place, frame = content.index(b"ctts") + 12, 0
+    while frame < 40:
+        count, offset = struct.unpack_from(">Ii", content, place)
+        if frame >= 20:
+            struct.pack_into(">Ii", content, place, count, offset - int(apart * ticks))
+        place, frame = place + 8, frame + count
+    (tmp_path / "twice.mp4").write_bytes(content)
+    assert look(tmp_path / "twice.mp4")[0] == ALL
+
+
+def test_frames_that_follow_too_fast_are_seen(tmp_path: Path) -> None:
+    """A player shows them as fast as it can; thousands in a millisecond must not pass for one window."""
+    path = write_video(tmp_path / "fast.mkv", numbered(40), pts=range(40), fps=1000)
+    video = stream_windows(path, WindowPlan(StoreSpec(10, SIDE), 1 / 24, 1 / 24, 0.0), DECODERS)
+    assert {number for window in video for number in numbers(window.frames)} == set(ALL)
+
+
 def test_a_burst_of_frames_in_a_still_hour_is_seen(tmp_path: Path) -> None:
     """200 frames in one second of an hour; windows in which nothing happens are left out."""
     burst = [2_000_000 + 5 * i for i in range(200)]

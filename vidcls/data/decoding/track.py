@@ -27,6 +27,7 @@ from vidcls.data.decoding.result import UndecodableError
 FORMATS = "mov,matroska,avi,mpegts,mpeg,mpegvideo,flv,asf"
 UNREAD_STRETCH, UNREAD_TOTAL = 0.1, 0.5  # fractions of a file; headers and padding take less
 UNREAD_BYTES = 4096  # or this
+SHORTEST_FRAME_SECONDS = 1 / 240  # no faster rate is believed
 
 
 @dataclass(frozen=True)
@@ -70,17 +71,18 @@ def demux(container: av.container.InputContainer, *streams: av.stream.Stream) ->
 
     They do so where files were joined byte by byte (``cat a.ts b.ts``).
     """
-    offset, last, step = 0, None, 1
+    offset, last, step, video = 0, None, 1, streams[0].index
     with suppress(IndexError):  # raised at the end by PyAV for a track that begins in mid-file
         for packet in container.demux(*streams):
-            if packet.stream_index == streams[0].index and packet.size and packet.dts is not None:
-                if last is not None and packet.dts + offset < last:
-                    offset = last + step - packet.dts
-                elif last is not None and packet.dts + offset > last:
-                    step = packet.duration or packet.dts + offset - last
-                last = packet.dts + offset
-                packet.dts += offset
-                packet.pts = None if packet.pts is None else packet.pts + offset
+            if packet.stream_index == video and packet.size and (dts := packet.dts) is not None:
+                if last is not None and dts + offset < last:
+                    offset = last + step - dts
+                elif last is not None:
+                    step = packet.duration or max(dts + offset - last, 1)
+                last = dts + offset
+                if offset:
+                    packet.dts = last
+                    packet.pts = None if packet.pts is None else packet.pts + offset
             yield packet
 
 
@@ -130,14 +132,15 @@ def read_track(path: Path) -> tuple[Track, Float[np.ndarray, " N"]]:
             "a part of the file belongs to no track that is read": _has_unread_part(container, path, places, sizes),
         }
     reasons = tuple(reason for reason, holds in found.items() if holds)
-    if counted:
-        return Track(0.0, count * step, step, reasons, count / declared), np.arange(count) * step
     base = stream.time_base or Fraction(1)
-    starts = np.array(ticks, np.float64) * base.numerator / base.denominator
-    order = np.argsort(starts, kind="stable")
-    last = float(durations[order[-1]] * base) or step
-    starts = starts[order]
-    return Track(float(starts[0]), float(starts[-1]) + last, None, reasons, count / declared), starts
+    order = np.argsort(ticks, kind="stable")
+    starts = np.array(ticks, np.float64)[order] * base.numerator / base.denominator
+    # Of frames with one timestamp all but the first would be missed, as would most of those that follow too fast.
+    if counted or (np.diff(starts) <= 0).any() or starts[-1] - starts[0] < (count - 1) * SHORTEST_FRAME_SECONDS:
+        step = min(max(step, SHORTEST_FRAME_SECONDS), 1.0)
+        return Track(0.0, count * step, step, reasons, count / declared), np.arange(count) * step
+    end = float(starts[-1]) + (float(durations[order[-1]] * base) or step)
+    return Track(float(starts[0]), end, None, reasons, count / declared), starts
 
 
 def _has_unread_part(container: av.container.InputContainer, path: Path, places: array[int], sizes: array[int]) -> bool:
