@@ -13,7 +13,6 @@ from helpers.videos import ffmpeg, write_video
 from vidcls.data.decoding.frames import decode
 from vidcls.data.decoding.result import DECODERS, DecodeResult, UndecodableError
 from vidcls.data.sampling import StoreSpec, frame_indices
-from vidcls.errors import UserError
 
 # Levels of 255: both decoders use FFmpeg's bilinear scaler, but not the same version of it.
 ROUNDING = 6
@@ -133,13 +132,6 @@ def test_frames_that_nobody_wants_are_left_out_without_a_trace(tmp_path: Path) -
         frames, result = read(path, num_frames, "pyav")
         assert np.array_equal(frames, everything[frame_indices(np.arange(60.0), 60.0, num_frames, "uniform")])
         assert result.status == "ok"
-
-
-def test_options_out_of_range(tmp_path: Path) -> None:
-    path = write_video(tmp_path / "a.mp4", numbered(3))
-    with pytest.raises(UserError) as error:
-        read(path, 0, "pyav")
-    assert error.value.code == "data.num_frames"
 
 
 # ---- what is on them
