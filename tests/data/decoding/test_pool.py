@@ -28,6 +28,7 @@ from vidcls.data.hashing import FileState, HashResult, hash_files
 from vidcls.data.options import DecodeLimits
 from vidcls.data.sampling import StoreSpec
 from vidcls.data.store import FrameStore
+from vidcls.errors import UserError
 
 FRAMES, SIDE = 8, 64
 SPEC = StoreSpec(FRAMES, SIDE)
@@ -230,6 +231,20 @@ def test_a_decoder_that_hangs_in_a_long_video_leaves_a_part(folder: Path) -> Non
     assert same(windows, list(stream_windows(folder / "long.mp4", PLAN, DECODERS))[: len(windows)])
     assert found[1][2].result.status == "ok"
     assert not psutil.pid_exists(process.pid)
+
+
+def test_workers_that_die_at_their_start_are_one_clear_error(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As for want of memory, or where a file of the package cannot be read."""
+    monkeypatch.setattr("vidcls.data.decoding.pool.start_worker", os._exit)  # which fails with two arguments
+    with pytest.raises(UserError) as error:
+        list(start(folder / "a.mp4"))
+    hashes = hash_files([folder / "a.mp4"], None)
+    assert error.value.code == "workers-failed"
+    with pytest.raises(UserError) as error:
+        decode_into_store([folder / "a.mp4"], hashes, FrameStore(tmp_path, SPEC), TWO)
+    assert error.value.code == "workers-failed"
 
 
 def test_a_video_that_takes_too_long_in_all_leaves_a_part(

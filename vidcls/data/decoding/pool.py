@@ -11,6 +11,7 @@ import socket
 import tempfile
 import threading
 from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
@@ -26,6 +27,7 @@ from vidcls.data.decoding.worker import decode_to_store, send_windows
 from vidcls.data.hashing import FileState, HashResult
 from vidcls.data.options import DecodeLimits
 from vidcls.data.store import FrameStore
+from vidcls.errors import UserError
 
 MEBIBYTE = 2**20  # for what surrounds the frames in a file of the store, and for FFmpeg's messages
 
@@ -100,7 +102,11 @@ def _num_workers(limits: DecodeLimits, num_files: int) -> int:
 
 @contextmanager
 def create_pool(limits: DecodeLimits, num_files: int, file_bytes: int = 0) -> Iterator[ProcessPool]:
-    """Confined worker processes (`start_worker`), which may write files of ``file_bytes`` and a little more."""
+    """Confined worker processes (`start_worker`), which may write files of ``file_bytes`` and a little more.
+
+    Raises:
+        UserError: they die before they are given a video.
+    """
     pool = ProcessPool(
         max_workers=_num_workers(limits, num_files),
         context=get_context("spawn"),  # a forked child would inherit the locks of this process' threads
@@ -109,6 +115,15 @@ def create_pool(limits: DecodeLimits, num_files: int, file_bytes: int = 0) -> It
     )
     try:
         yield pool
+    except RuntimeError as error:
+        if pool.active and not isinstance(error, BrokenExecutor):
+            raise
+        raise UserError(
+            "processes that decode videos to start",
+            f"ones that died at their start ({error})",
+            "Check the free memory, ulimit, and that the temporary folder can be written.",
+            "workers-failed",
+        ) from error
     finally:
         pool.stop()
         pool.join()
