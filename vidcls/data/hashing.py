@@ -18,7 +18,7 @@ from vidcls.files import hash_file
 
 
 class FileState(NamedTuple):
-    """What a file changes with its content, even where its size and modification time stay (rsync, tar)."""
+    """What changes with a file's content, even if its size and modification time stay (rsync, tar)."""
 
     size: int
     inode: int
@@ -39,7 +39,7 @@ class FileState(NamedTuple):
 class HashResult:
     """The SHA-256 of a file's content in hexadecimal, or "" and the reason why the file cannot be read.
 
-    ``state`` is what the file was when it had this content, or None where it changed while it was hashed.
+    ``state`` is the file's state when it had this content; None if it changed while it was hashed.
     """
 
     sha256: str

@@ -333,7 +333,7 @@ def test_the_picture_on_a_videos_cover_is_not_the_video(tmp_path: Path) -> None:
         assert len(container.streams.video) == 2
     frames, result = read(path, 10)
     assert numbers(frames) == list(range(1, 20, 2))
-    assert (result.status, result.reason) == ("partial", "a picture beside the video is not read")
+    assert (result.status, result.reason) == ("partial", "the attached picture is not read")
 
 
 def test_a_repeated_frame_of_an_avi_is_not_missing(tmp_path: Path) -> None:

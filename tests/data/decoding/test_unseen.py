@@ -120,7 +120,7 @@ def test_an_attached_picture_beside_the_video_is_partial(parts: Path, tmp_path: 
     cover = ("-f", "lavfi", "-i", "color=c=red:s=64x64:d=0.04", "-map", "0:v", "-map", "1:v")
     cover = (*cover, "-c:v:0", "copy", "-c:v:1", "mjpeg", "-disposition:v:1", "attached_pic")
     ffmpeg("-i", parts / "a.mp4", *cover, tmp_path / "cover.mp4")
-    check(tmp_path / "cover.mp4", FIRST, "a picture beside the video is not read")
+    check(tmp_path / "cover.mp4", FIRST, "the attached picture is not read")
 
 
 # ---- frames that are there, but not shown, or not at once

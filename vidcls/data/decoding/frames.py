@@ -92,7 +92,7 @@ def _decode_pyav(
 
 
 def summarise_decode(path: Path, track: Track, intact: int, requested: int, ffmpeg_errors: str) -> DecodeResult:
-    """The result of reading a video with PyAV, where ``intact`` of the ``requested`` frames are intact.
+    """The result of reading a video with PyAV, if ``intact`` of the ``requested`` frames are intact.
 
     Raises:
         UndecodableError: none is.

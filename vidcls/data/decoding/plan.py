@@ -68,7 +68,7 @@ class Window:
 
 
 def middle_clip(window: Window, plan: WindowPlan) -> Window:
-    """The window itself where it is one clip; where a video is represented by M clips, the middle one as a window."""
+    """The window itself if it is one clip; if a video is represented by M clips, the middle one as a window."""
     spec = plan.spec
     count, seconds = len(window.frames) // spec.stored_frames, spec.clip_seconds
     if count == 1 or seconds is None:

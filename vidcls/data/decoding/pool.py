@@ -35,9 +35,9 @@ MEBIBYTE = 2**20  # for what surrounds the frames in a file of the store, and fo
 def decode_into_store(
     files: Sequence[Path], hashes: Sequence[HashResult], store: FrameStore, limits: DecodeLimits
 ) -> list[DecodeResult]:
-    """Decodes videos and stores each under its hash; gives the results in the order of ``files``.
+    """Decodes videos and stores each under its hash; returns the results in the order of ``files``.
 
-    Raises UserError or OSError where the store cannot be written; what was stored until then is kept.
+    Raises UserError or OSError if the store cannot be written; what was stored until then is kept.
     """
     results = [undecodable("")] * len(files)
     entry_bytes = 3 * store.spec.frames_per_video * store.spec.stored_resolution**2
@@ -69,16 +69,16 @@ def read_windows(
 ) -> Generator[Event, None, None]:
     """Reads videos window by window, in several processes at once.
 
-    Each video gives one `VideoStarted` (not if it is undecodable), its windows in order of time and, whatever happens,
+    Each video yields one `VideoStarted` (not if it is undecodable), its windows in order of time and, whatever happens,
     one `VideoFinished`. Those of different videos are interleaved; large files come first. If the caller is slower than
     the decoders, they wait, with up to ``ahead`` events ready. Closing the generator ends all processes.
-    ``limits.timeout_seconds`` is the time for one window, or for what comes before it. A file that is not in its state
-    of ``states`` any more is undecodable.
+    ``limits.timeout_seconds`` is the time for one window, or for what comes before it; `WINDOWS_PER_TIMEOUT` limits the
+    whole. A file whose state is no longer that of ``states`` is undecodable.
     """
     threads = max(1, (os.cpu_count() or 1) // _num_workers(limits, len(files)))
     root = None if len(tempfile.gettempdir()) < 80 else "/tmp"  # the path of a socket has 107 characters at most
     with tempfile.TemporaryDirectory(prefix="vidcls-", dir=root) as folder, socket.socket(socket.AF_UNIX) as server:
-        server.bind(f"{folder}/socket")  # in a folder for this user alone
+        server.bind(f"{folder}/socket")  # in a folder that only this user can enter
         server.listen(128)
         receiver = Receiver(files, server, limits, ahead)
         with create_pool(limits, len(files)) as pool:

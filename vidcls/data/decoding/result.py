@@ -18,7 +18,7 @@ Frames = UInt8[np.ndarray, "F R R 3"]
 
 @dataclass(frozen=True)
 class DecodeResult:
-    """The outcome for one video, beside its frames."""
+    """The outcome for one video, besides its frames."""
 
     status: str  # ok; partial: frames are damaged or missing, or a player may show others; or undecodable
     reason: str  # why it is not ok, else ""
@@ -38,7 +38,7 @@ def undecodable(reason: str) -> DecodeResult:
 
 
 class UndecodableError(Exception):
-    """No decoder can give a single intact frame; the message holds the reason of each."""
+    """No decoder returned a single intact frame; the message holds the reason of each."""
 
 
 @functools.cache

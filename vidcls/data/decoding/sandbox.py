@@ -1,6 +1,6 @@
 """Takes from a decoding process what it does not need, in case a video gains control of its decoder.
 
-Imports nothing that starts threads: a process that has some cannot give up the network.
+Imports nothing that starts threads: Linux lets only a process of one thread leave the network.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def start_worker(memory_gigabytes: float | int, file_bytes: int) -> None:
     """Makes this process a worker: confined, deaf to Ctrl-C, ended with its parent.
 
     It writes no file larger than ``file_bytes`` and no core dump. On Linux it gains no rights by running another
-    program, and, where the system lets it go without, it has no network. It can still read the user's files.
+    program, and it has no network if the system lets it leave. It can still read the user's files.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     if sys.platform == "linux":

@@ -1,7 +1,7 @@
-"""What a video file holds, and what in it nobody would look at: found by reading all packets, decoding none.
+"""What a video file holds, and whether a player could show something that we do not look at.
 
-This one reading decides for both decoders which track is the video, when its frames are shown, and whether a player
-could show something that we do not look at.
+Found by reading all packets, decoding none; for both decoders this decides which track is the video, and when its
+frames are shown.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Track:
 
     start_seconds: float  # when the first frame appears
     end_seconds: float  # when the last frame disappears
-    frame_seconds: float | None  # the frame interval, where timestamps are missing or wrong and frames are counted
+    frame_seconds: float | None  # the frame interval, if timestamps are missing or wrong and frames are counted
     reasons: tuple[str, ...]  # why a player may show something that is not among the frames
     coverage: float  # the fraction of its frames, as far as it is known, that are there and shown, 0..1
 
@@ -67,10 +67,7 @@ def open_video(path: Path) -> tuple[av.container.InputContainer, av.VideoStream]
 
 
 def demux(container: av.container.InputContainer, *streams: av.stream.Stream) -> Iterator[av.Packet]:
-    """The packets, with timestamps that continue where those of a video track start again.
-
-    They do so where files were joined byte by byte (``cat a.ts b.ts``).
-    """
+    """The packets, with timestamps that continue when those of the first stream start again, as in joined files."""
     offset, last, step, video = 0, None, 1, streams[0].index
     with suppress(IndexError):  # raised at the end by PyAV for a track that begins in mid-file
         for packet in container.demux(*streams):
@@ -127,7 +124,7 @@ def read_track(path: Path) -> tuple[Track, Float[np.ndarray, " N"]]:
             f"the first {keyless} frames come before any key frame": keyless and key_found,
             f"{corrupt} of {declared} packets are damaged": corrupt,
             f"{len(visible) - covers + 1} video tracks, of which one is read": len(visible) > covers,
-            "a picture beside the video is not read": covers,
+            "the attached picture is not read": covers,
             "several movies in one file, of which one is read": _count_movies(path) > 1,
             "a part of the file belongs to no track that is read": _has_unread_part(container, path, places, sizes),
         }
@@ -183,7 +180,7 @@ def captured_stderr() -> Iterator[Callable[[], str]]:
     """
     av.logging.set_libav_level(av.logging.ERROR)
     av.logging.restore_default_callback()  # straight to stderr
-    # In memory where the system can: a full or read-only disk must not look like a fault of the video.
+    # In memory if the system can: a full or read-only disk must not look like a fault of the video.
     in_memory = hasattr(os, "memfd_create")
     with open(os.memfd_create("ffmpeg"), "w+b") if in_memory else tempfile.TemporaryFile() as log:
         kept = os.dup(2)

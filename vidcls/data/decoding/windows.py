@@ -24,7 +24,7 @@ from vidcls.data.sampling import TIE_SECONDS, window_indices
 
 
 def stream_windows(path: Path, plan: WindowPlan, decoders: tuple[str, ...], threads: int = 1) -> WindowStream:
-    """The windows of the video at ``path``, to be iterated over; ``threads`` of the decoder, where there are several.
+    """The windows of the video at ``path``, to be iterated over; ``threads`` is for a video of several windows.
 
     Raises:
         UndecodableError: there is no video, or a short one has no intact frame.
@@ -40,7 +40,7 @@ def stream_windows(path: Path, plan: WindowPlan, decoders: tuple[str, ...], thre
 class WindowStream:
     """Iterates over the windows of one video, in order of time; made by `stream_windows`.
 
-    Each iteration decodes again. It raises `UndecodableError` where no requested frame is intact, which may be known
+    Each iteration decodes again. It raises `UndecodableError` if no requested frame is intact, which may be known
     only at the end. Until it ends, or is closed, stderr (file descriptor 2) is captured: one iteration at a time.
 
     Attributes:
