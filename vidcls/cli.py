@@ -80,12 +80,11 @@ def trusted_packages(cfg: DictConfig) -> tuple[str, ...]:
 
 def quote_overrides(*options: str) -> None:
     """Quotes the values of options on the command line, so that paths may hold characters of Hydra's grammar."""
-    # In a multirun a comma separates the values of a sweep.
-    if any(text in ("-m", "--multirun") for text in sys.argv):
-        return
+    multirun = any(text in ("-m", "--multirun") for text in sys.argv)
     for place, text in enumerate(sys.argv):
         option, _, value = text.partition("=")
-        if place and option in options and value not in ("", "null") and value[0] not in "'\"":
+        swept = multirun and ("," in value or re.match(r"(choice|range|interval|glob|shuffle|sort)\(", value))
+        if place and option in options and value not in ("", "null") and value[0] not in "'\"" and not swept:
             escaped = value.replace("'", "\\'")
             sys.argv[place] = f"{option}='{escaped}'"
 

@@ -50,7 +50,7 @@ def refuse(archive: Path, tmp_path: Path, code: str, detail: str = "", **limits:
 
 @pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 def test_extracts_everything_under_the_hash(tmp_path: Path, compression: int) -> None:
-    members = {"rtp/train/safe/a_1.mp4": os.urandom(3_000_000), "rtp/ü n.txt": b"", "__MACOSX/._a": b"x"}
+    members = {"rtp/train/safe/a_1.mp4": os.urandom(1_200_000), "rtp/ü n.txt": b"", "__MACOSX/._a": b"x"}
     archive = make_zip(tmp_path / "a.zip", members, compression)
     folder = extract(archive, tmp_path / "cache", **LIMITS)
     assert tree(folder) == members
@@ -97,14 +97,14 @@ def test_what_was_removed_or_cut_since_is_extracted_again(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("name", "problem"),
     [
-        ("../evil.mp4", "climbs out"),
-        ("rtp/../../evil.mp4", "climbs out"),
-        ("rtp/..", "climbs out"),
+        ("../evil.mp4", "leaves the archive"),
+        ("rtp/../../evil.mp4", "leaves the archive"),
+        ("rtp/..", "leaves the archive"),
         ("/tmp/evil.mp4", "absolute"),
         ("C:/evil.mp4", "absolute"),
         ("c:evil.mp4", "absolute"),
         ("rtp\\..\\evil.mp4", "backslash"),
-        ("../evil/", "climbs out"),
+        ("../evil/", "leaves the archive"),
         (".", "empty name"),
     ],
 )

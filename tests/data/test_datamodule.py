@@ -17,7 +17,7 @@ from rich.console import Console
 from vidcls.data.datamodule import VideoDataModule
 from vidcls.data.ingest import MANIFEST_COLUMNS, read_manifest
 from vidcls.data.options import DataOptions
-from vidcls.data.preparation import prepare_videos
+from vidcls.data.preparation import prepare_videos, redecode_missing
 from vidcls.errors import UserError
 
 LAYOUT = {  # what each split of the source holds; "harmful" is missing from val
@@ -334,9 +334,9 @@ def test_a_resumed_run_keeps_its_splits_and_says_what_differs_in_the_source(star
     (folder / "safe" / "safe_1.mp4").unlink()
     draw(folder / "adult" / "adult_1.mp4", 35)
     printed = resume(options, manifest)
-    assert "2 videos of the source are new, and not used, the first adult/new_2.mp4" in printed
-    assert "1 videos of the source are gone, the first safe/safe_1.mp4" in printed
-    assert "1 videos of the source are changed, the first adult/adult_1.mp4" in printed
+    assert "2 videos of the source are new, and not used, such as adult/new_2.mp4" in printed
+    assert "1 videos of the source are gone, such as safe/safe_1.mp4" in printed
+    assert "1 videos of the source are changed, such as adult/adult_1.mp4" in printed
 
 
 def test_a_resumed_run_says_nothing_of_a_source_that_is_the_same(started: tuple[DataOptions, Path]) -> None:
@@ -370,6 +370,27 @@ def test_a_video_that_cannot_be_decoded_moves_no_other(started: tuple[DataOption
     after = prepare_videos(options, Console(file=io.StringIO())).manifest
     assert (after["status"] == "undecodable").sum() == 1
     assert after["split"].tolist() == before["split"].tolist()
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_the_demo_is_never_drawn_for_a_run_folder(
+    started: tuple[DataOptions, Path], tmp_path: Path, exists: bool
+) -> None:
+    """A run folder may be a stranger's, and its data.source may name any folder."""
+    options, manifest = started
+    source = Path(options.source)
+    shutil.rmtree(source)
+    if exists:
+        source.mkdir()
+        (source / "demo.json").write_text("{}")
+    demo = {"seed": 0, "creators": 3, "videos_per_creator": 3}
+    options = DataOptions(str(source), str(tmp_path / "empty"), num_frames=4, resolution=32, demo=demo)
+    console = Console(file=io.StringIO())
+    with pytest.raises(UserError):
+        prepare_videos(options, console, manifest)
+    with pytest.raises(UserError):
+        redecode_missing(options, read_manifest(manifest), ["val"], console)
+    assert [path.name for path in source.iterdir()] == ["demo.json"] if exists else not source.exists()
 
 
 def test_names_with_line_breaks_come_back(started: tuple[DataOptions, Path], tmp_path: Path) -> None:

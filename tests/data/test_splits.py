@@ -105,7 +105,7 @@ def split_creators(videos: list[tuple[str, int]], seed: int) -> dict[int, str]:
     return {creator: name for (_, creator), name in zip(videos, splits, strict=True)}
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=15)
 @given(st.integers(0, 2**32 - 1))
 def test_drawn_splits_do_not_move_when_videos_are_added_or_removed(seed: int) -> None:
     """800 creators with one to four videos; any tenth of the videos goes, and as many others come."""
@@ -118,13 +118,13 @@ def test_drawn_splits_do_not_move_when_videos_are_added_or_removed(seed: int) ->
 
 
 def test_in_a_small_set_at_most_single_groups_move() -> None:
-    """40 creators of two classes: of 100 draws, few move a group when a creator is removed, and then few groups."""
+    """40 creators of two classes: of 50 draws, few move a group when a creator is removed, and then few groups."""
     labels, groups = ["safe", "adult"] * 20, list(range(40))
     moved = []
-    for seed in range(100):
+    for seed in range(50):
         whole, fewer = split(labels, groups, seed=seed), split(labels[1:], groups[1:], seed=seed)
         moved.append(sum(one != two for one, two in zip(whole[1:], fewer, strict=True)))
-    assert sum(count > 0 for count in moved) <= 20 and max(moved) <= 2
+    assert sum(count > 0 for count in moved) <= 10 and max(moved) <= 2
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -152,7 +152,7 @@ def test_says_which_class_has_too_few_creators() -> None:
     labels, groups = ["safe"] * 6 + ["adult"] * 5, [0, 1, 2, 3, 4, 5, 6, 6, 6, 7, 7]
     with pytest.raises(UserError) as error:
         split(labels, groups)
-    assert error.value.code == "too-few-per-class" and "'adult' with 2 (of 5 videos)" in str(error.value)
+    assert error.value.code == "too-few-per-class" and "only 2 (5 videos) in class 'adult'" in str(error.value)
 
 
 def test_says_when_creators_with_several_classes_forbid_it() -> None:
@@ -291,7 +291,7 @@ ROWS = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=15)
 @given(ROWS)
 def test_nothing_leaks_after_dropping(rows: list[tuple[str, ...]]) -> None:
     table = manifest(*rows)

@@ -97,7 +97,7 @@ def check_members(
         elif not problem and path in files:
             problem, code = "two members of one name", "zip-names"
         if problem:
-            expected = "a zip of plain files, without a password, with names of their own inside the zip's folder"
+            expected = "a zip of regular files, without a password, with unique paths that stay inside the archive"
             raise UserError(expected, f"{problem}: {name!r} in {archive}", _UNPACK_BY_HAND, code)
         if not info.is_dir():
             files[path] = info
@@ -105,7 +105,7 @@ def check_members(
         for parent in PurePosixPath(path).parents:
             if str(parent) in files:
                 both = f"{str(parent)!r} as a file and as a folder in {archive}"
-                raise UserError("zip members with names of their own", both, _UNPACK_BY_HAND, "zip-names")
+                raise UserError("unique member names in a zip", both, _UNPACK_BY_HAND, "zip-names")
     _check_sizes(archive, sum(info.file_size for info in files.values()), max_gigabytes, max_ratio)
     return files
 
@@ -114,13 +114,13 @@ def _name_problem(name: str) -> str:
     """Why a member's name is refused, "" where it is not.
 
     >>> _name_problem("rtp/../../etc/passwd"), _name_problem("rtp/train/a..b.mp4")
-    ('a path that climbs out', '')
+    ("a path that leaves the archive ('..')", '')
     """
     problems = {
         "a NUL in a name": "\0" in name,
         "a backslash in a name": "\\" in name,
         "an absolute path": name.startswith("/") or re.match("[A-Za-z]:", name),
-        "a path that climbs out": ".." in name.split("/"),
+        "a path that leaves the archive ('..')": ".." in name.split("/"),
         "an empty name": not name.endswith("/") and not PurePosixPath(name).parts,
     }
     return next((problem for problem, found in problems.items() if found), "")
@@ -137,8 +137,8 @@ def _check_sizes(archive: Path, size: int, max_gigabytes: float | int, max_ratio
     ratio = size / archive.stat().st_size
     if ratio > max_ratio:
         raise UserError(
-            f"a zip that grows at most {max_ratio:g} times",
-            f"{ratio:.4g} times in {archive}",
+            f"a zip with a compression ratio of at most {max_ratio:g}:1",
+            f"{ratio:.4g}:1 in {archive}",
             "Videos hardly compress, so this may be a zip bomb; if you trust it, raise data.zip.max_ratio.",
             "data.zip.max_ratio",
         )
@@ -231,4 +231,4 @@ def _os_error(archive: Path, cache_dir: Path, failure: OSError) -> UserError:
         return UserError("zip members with names that this disk can hold", got, _UNPACK_BY_HAND, "zip-names")
     if failure.filename is not None and os.fspath(failure.filename) == os.fspath(archive):
         return UserError("a zip that can be read", got, "Check data.source and its permissions.", "unreadable-zip")
-    return UserError(f"to write the zip's files under {cache_dir}", got, _UNPACK_BY_HAND, "zip-cache")
+    return UserError(f"a cache_dir that can be written: {cache_dir}", got, _UNPACK_BY_HAND, "zip-cache")

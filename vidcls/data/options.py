@@ -119,7 +119,10 @@ class DataOptions:
             object.__setattr__(self, name, group(**(getattr(self, name) or {})))
         object.__setattr__(self, "store", self._choose_store(**(self.store or {})))
         if self.temporal_jitter and self.store.stored_frames == self.num_frames:
-            expected, got = "more stored frames than used ones, for data.temporal_jitter", f"{self.num_frames} of each"
+            expected, got = (
+                "data.store.num_frames > data.num_frames, for data.temporal_jitter",
+                f"{self.num_frames} for both",
+            )
             remedy = f"Give data.store.num_frames={2 * self.num_frames} or another multiple."
             raise UserError(expected, got, remedy, "data.temporal_jitter")
 
@@ -172,7 +175,7 @@ def check_class_names(classes: Iterable[str]) -> None:
 
 def _check_creator_pattern(pattern: str) -> None:
     try:
-        fault = "" if "creator" in re.compile(pattern).groupindex else "without one"
+        fault = "" if "creator" in re.compile(pattern).groupindex else "which has no such group"
     except re.error as error:
         fault = f"({error})"
     if fault:

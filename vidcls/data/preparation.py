@@ -113,7 +113,7 @@ def _report_changes(listing: pd.DataFrame, manifest: pd.DataFrame, options: Data
     }
     for kind, paths in differences.items():
         if paths:
-            first = f"{len(paths)} videos of the source are {kind}, the first {paths[0]}"
+            first = f"{len(paths)} videos of the source are {kind}, such as {paths[0]}"
             console.print(f"[yellow]Since this run was started:[/yellow] {escape(first)}", soft_wrap=True)
 
 
@@ -134,12 +134,12 @@ def prepare_external(options: DataOptions, split: str, trained_on: pd.DataFrame,
     """
     assert options.classes is not None
     classes = list(options.classes)
-    listing = _list(options, classes, console, refuse_others=True)
-    if (listing["split"] != "").any():
-        listing = listing[listing["split"] == split]
+    listed = listing = _list(options, classes, console, refuse_others=True)
+    if (listed["split"] != "").any():
+        listing = listed[listed["split"] == split]
         if listing.empty:
-            remedy = "Give another split=."
-            raise UserError(f"a {split} folder in {options.source}", "splits without it", remedy, "missing-split")
+            got = f"only {', '.join(sorted(set(listed['split'])))}"
+            raise UserError(f"a {split} split in {options.source}", got, "Choose another split=.", "missing-split")
     manifest, stats = _ingest(listing, options, console)
     manifest = manifest.assign(split=split)
     seen = trained_on[trained_on["split"].isin(["train", "val"])].assign(split="trained on")
@@ -180,7 +180,7 @@ def redecode_missing(
     if changed:
         raise UserError(
             f"the videos of manifest.csv in {options.source}",
-            f"{len(changed)} that are missing, have changed or cannot be decoded, the first {changed[0]}",
+            f"{len(changed)} that are missing, have changed or cannot be decoded, such as {changed[0]}",
             "Restore them, or name other data with data.source=PATH.",
             "changed-videos",
         )
@@ -233,7 +233,7 @@ def _ingest(listing: pd.DataFrame, options: DataOptions, console: Console) -> tu
     if options.on_bad == "error" and len(bad):
         raise UserError(
             "every video to be intact, for data.on_bad=error",
-            f"{len(bad)} that are not, the first {bad.iloc[0].path}: {bad.iloc[0].reason}",
+            f"{len(bad)} that are not, such as {bad.iloc[0].path}: {bad.iloc[0].reason}",
             "Fix or remove them, or set data.on_bad=skip.",
             "bad-videos",
         )

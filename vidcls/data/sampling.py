@@ -6,8 +6,8 @@ Ten frames at a steady rate, T = 4 (``x`` taken, ``.`` not; a bar is a segment's
     frame    0 1 2 3 4 5 6 7 8 9
              . x .|. x . . x|. x .     seconds 1.25 3.75 6.25 8.75 at 1 frame per second
 
-With a variable frame rate the same four instants fall on other frames: time decides, not the count. Where clips stand
-for a video, and of a long video windows, each of these stretches of time is sampled so.
+With a variable frame rate the same four instants fall on other frames: time decides, not the count. The same
+sampling is applied to each clip, and to each window of a long video.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def clip_starts(seconds: float, clip_seconds: float | int, num_clips: int) -> Fl
     """When the M clips that stand for the video [0, ``seconds``) start, ascending.
 
     They are evenly spaced, the first starts and the last ends with the video; a single one lies in its middle. Clips
-    overlap where they must. A video that is not longer than a clip has M times the same one, the whole video.
+    overlap where they must. A video no longer than one clip yields the whole video M times.
 
     Example, clips of 4 s of a video of 10 s, M = 3 and M = 1::
 
@@ -188,7 +188,7 @@ def window_starts(seconds: float, window_seconds: float, stride_seconds: float) 
 def stored_frames(num_frames: int, store_num_frames: int | None, sampling: str) -> int:
     """F, how many frames the store must hold for a run that uses T = ``num_frames``.
 
-    None is what the run itself uses. Fewer than that are raised to T: the caller says so.
+    None is what the run itself uses. Values below T are raised to T; reporting that is up to the caller.
     Raises `UserError` where F is not a multiple of T: evenly spaced frames would not stay so (``uniform`` only).
     """
     if store_num_frames is None or check_integer("data.store.num_frames", store_num_frames) <= num_frames:

@@ -138,7 +138,7 @@ def find_videos(pattern: str) -> tuple[list[str], list[Path], dict[str, int]]:
         raise UserError(
             "a video, a folder of videos or a glob that matches some in input=",
             f"{pattern}: {_counts(ignored) or 'nothing'}",
-            "Check input=; quote a glob, so that the shell leaves it alone.",
+            "Check input=; quote glob patterns to prevent shell expansion.",
             "input",
         )
     return names, files, dict(ignored)
@@ -229,7 +229,7 @@ def _walk(root: str, ignored: Counter[str]) -> Iterator[str]:
         status = os.stat(folder)
         identity = (status.st_dev, status.st_ino)
         if identity in above:
-            ignored["links back to a folder that they lie in"] += 1
+            ignored["symlink loops"] += 1
             continue
         with os.scandir(folder) as entries:
             for entry in entries:

@@ -17,10 +17,10 @@ _BYTES, _LABELS, _CREATOR = "same bytes", "same bytes, different labels", "same 
 
 
 def group_videos(paths: Sequence[str], creators: Sequence[str], sha256s: Sequence[str]) -> list[str]:
-    """Names the groups of videos that must stay together: of one creator or with the same bytes, also in a chain.
+    """Names the groups of videos that must stay together: those that share a creator or have identical content.
 
-    An empty creator or hash is unknown and ties a video to nothing. A group is named by the creator of most of its
-    videos, or by its hash: by nothing that changes when other groups come or go.
+    Videos may be connected through others. An empty creator or hash is unknown and connects nothing. A group is named
+    by the creator of most of its videos, or by its hash: by nothing that changes when other groups come or go.
 
     >>> group_videos(["1.mp4", "2.mp4", "3.mp4", "4.mp4"], ["ann", "bob", "", "ann"], ["a", "b", "b", "c"])
     ['creator ann', 'creator bob', 'creator bob', 'creator ann']
@@ -61,7 +61,8 @@ def assign_splits(
     """The split of each of N videos: as the source gives it, and drawn where it gives none.
 
     - Nothing given: train, val and test are drawn.
-    - train given but no val: val is drawn from train, ``val_fraction`` of it; test stays as given, or is not.
+    - train given but no val: val is drawn from train, ``val_fraction`` of it; an existing test split is kept,
+      otherwise there is none.
     - train and val given: nothing is drawn, and without a given test there is none.
 
     A group's split follows from a hash of ``seed`` and its name alone, so that it stays where it is when videos are
@@ -97,8 +98,8 @@ def _draw_splits(counts: pd.DataFrame, fractions: Mapping[str, float], seed: int
     remedy = "Add videos of other creators, set a fraction in data.split to 0, or set data.split.grouped=false."
     if groups.min() < needed:
         label = groups.idxmin()
-        expected = f"at least {needed} groups of videos in each class, to make {needed} splits"
-        got = f"class {label!r} with {groups[label]} (of {counts[label].sum()} videos)"
+        expected = f"at least {needed} creators or groups of copies in each class, for {needed} splits"
+        got = f"only {groups[label]} ({counts[label].sum()} videos) in class {label!r}"
         raise UserError(expected, got, remedy, "too-few-per-class")
     names = [*fractions, "train"]
     for attempt in range(_ATTEMPTS):
@@ -171,8 +172,8 @@ def find_leaks(manifest: pd.DataFrame) -> pd.DataFrame:
 def drop_leaks(manifest: pd.DataFrame) -> pd.DataFrame:
     """A copy of ``manifest`` where leaking videos have the status "dropped" and a reason; evaluation splits come first.
 
-    A video of val goes where test has the same bytes or creator, and one of train where test or what remains of val
-    has. Of videos with the same bytes but different labels all copies in train go, since nobody knows which label is
+    Drops val videos that share content or creator with test, then train videos that do so with test or the remaining
+    val. Of videos with the same bytes but different labels all copies in train go, since nobody knows which label is
     right; in val and test they stay, and `find_leaks` still names them.
     """
     kept = manifest.copy()
