@@ -419,6 +419,7 @@ def test_decide_reasons_and_misuse() -> None:
     assert decide(policy(), np.full(3, np.nan), "undecodable", "no frames") == ("review", "undecodable: no frames")
     assert decide(policy(), np.full(3, np.nan), "timeout", "") == ("review", "timeout")
     assert "no valid probabilities: [nan" in decide(policy(), np.full(3, np.nan), "ok", "").reason
+    assert decide(policy(), np.empty((0, 3)), "ok", "").decision == "review"  # no window at all
     with pytest.raises(ValueError, match="one probability for each"):
         decide(policy(), np.array([0.5, 0.5]), "ok", "")
 
