@@ -19,12 +19,14 @@ def main(cfg: DictConfig) -> None:
     # Imported here: testing decodes, and decode workers import this file again.
     from rich.console import Console
 
-    from vidcls.sweeps.sweep_report import write_report
     from vidcls.sweeps.tables import read_sweep
-    from vidcls.sweeps.winner import test_winner
 
     console = Console()
     sweep = read_sweep(Path(str(cfg.sweep)))
+
+    from vidcls.sweeps.sweep_report import write_report
+    from vidcls.sweeps.winner import test_winner
+
     if cfg.test_best:
         test_winner(sweep, cfg.accelerator, trusted_packages(cfg), console)
     write_report(sweep, console)

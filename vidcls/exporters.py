@@ -24,8 +24,7 @@ from vidcls.training.run_folder import best_checkpoint
 from vidcls.training.spec import RunSpec
 from vidcls.training.transforms import Preprocess
 
-METADATA_FILE = "vidcls.json"
-"""Where a .pt2 holds the metadata: ``torch.export.load(path, extra_files=files)`` fills ``files["vidcls.json"]``."""
+METADATA_FILE = "vidcls.json"  # in a .pt2: torch.export.load(path, extra_files=files) fills files["vidcls.json"]
 TOLERANCE = 1e-5
 CHECKED_CLIPS = 16
 CHECKED_AT_ONCE = 4  # clips of high resolution would otherwise fill the memory
@@ -43,18 +42,16 @@ class ExportedClassifier(nn.Module):
         self.eval()
 
     def forward(self, frames: UInt8[Tensor, "B T H W 3"]) -> Float[Tensor, "B K"]:
-        """Probabilities, float32, rows sum to 1."""
         # Not model(...): a compiled model cannot be exported.
         return self.model.forward(self.preprocess(frames)).float().softmax(dim=1)
 
     @torch.inference_mode()
     def classify(self, frames: UInt8[np.ndarray, "B T H W 3"]) -> Float[np.ndarray, "B K"]:
-        """`forward` from array to array."""
         return self(torch.from_numpy(frames)).numpy()
 
 
 def describe(spec: RunSpec, checkpoint_sha256: str) -> dict[str, str]:
-    """The metadata of an exported file: all that is needed to use it. ``classes`` is a JSON list."""
+    """The metadata of an exported file: all that is needed to use it; ``classes`` is a JSON list."""
     store = {"store_num_frames": spec.store.stored_frames, "store_resolution": spec.store.stored_resolution}
     data = {name: str(value) for name, value in (asdict(spec.clip) | store).items() if value is not None}
     return {"classes": json.dumps(spec.classes), **data, "checkpoint_sha256": checkpoint_sha256}
@@ -63,13 +60,12 @@ def describe(spec: RunSpec, checkpoint_sha256: str) -> dict[str, str]:
 def stored_clips(
     run: LoadedRun, cache_dir: str | None, max_clips: int = CHECKED_CLIPS
 ) -> UInt8[np.ndarray, "N T H W 3"]:
-    """The middle clip of each of up to ``max_clips`` test and validation videos of a run, as stored in ``cache_dir``.
+    """The middle clip of each of up to ``max_clips`` test and val videos of a run, as stored in ``cache_dir``.
 
     Raises:
         UserError: none of these videos is stored.
     """
     videos = run.videos(cache_dir=cache_dir)
-    videos.load_manifest(run.manifest)
     held_out = [(dataset, row) for dataset in map(videos.dataset, ("test", "val")) for row in range(len(dataset))]
     clips: list[np.ndarray] = []
     for dataset, row in held_out:
@@ -88,10 +84,7 @@ def stored_clips(
 
 
 def export_onnx(classifier: ExportedClassifier, path: Path, metadata: dict[str, str], example: Tensor) -> None:
-    """Writes an ONNX file with one input ``frames``, one output ``probabilities``, and ``metadata_props``.
-
-    ``example`` [2, T, R, R, 3] fixes T and R, not the batch size.
-    """
+    """Writes an ONNX file; ``example`` [2, T, R, R, 3] fixes T and R, not the batch size."""
     program = torch.onnx.export(
         classifier,
         (example,),
@@ -107,14 +100,14 @@ def export_onnx(classifier: ExportedClassifier, path: Path, metadata: dict[str, 
 
 
 def export_torch(classifier: ExportedClassifier, path: Path, metadata: dict[str, str], example: Tensor) -> None:
-    """Writes a ``torch.export`` archive (.pt2) that holds the metadata as `METADATA_FILE`; arguments as above."""
+    """Writes a ``torch.export`` archive (.pt2); arguments as above."""
     program = torch.export.export(classifier, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
     torch.export.save(program, path, extra_files={METADATA_FILE: json.dumps(metadata)})
 
 
 def open_onnx(path: Path) -> Classify:
     """An ONNX file as a function of arrays."""
-    import onnxruntime  # only here, as no other use of the package needs it
+    import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     return lambda frames: session.run(["probabilities"], {"frames": frames})[0]
@@ -133,13 +126,12 @@ def check_parity(
     resolution: int,
     tolerance: float = TOLERANCE,
 ) -> float:
-    """The largest absolute difference between two networks' probabilities.
+    """The largest absolute difference between two networks' probabilities; the exported one gets resized clips.
 
-    The exported network gets the clips resized, as its users will pass them. The first clip goes alone and the others
-    in batches, so that a batch size frozen into a file shows.
+    The first clip goes alone and the others in batches, so that a batch size frozen into a file shows.
 
     Raises:
-        UserError: it is above the tolerance, or not a number.
+        UserError: it is above the tolerance, or NaN.
     """
     worst = 0.0
     for batch in np.split(clips, range(1, len(clips), CHECKED_AT_ONCE)):
@@ -156,10 +148,10 @@ def check_parity(
 
 
 def resize(clips: UInt8[np.ndarray, "N T H W 3"], resolution: int) -> UInt8[np.ndarray, "N T R R 3"]:
-    """Clips at a network's resolution, exactly as `vidcls.training.transforms.Preprocess` resizes stored ones."""
+    """Clips at a network's resolution, exactly as `Preprocess` resizes stored ones."""
     if clips.shape[2:4] == (resolution, resolution):
         return clips
-    from torchvision.transforms import v2  # only here, as its import takes seconds
+    from torchvision.transforms import v2  # late, as its import takes seconds
 
     channels_first = torch.from_numpy(clips).movedim(-1, 2)
     resized = v2.functional.resize(channels_first, [resolution, resolution], antialias=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers.runs import CLASSES, predict, rows_of, table
+from helpers.runs import CLASSES, table
 
 from vidcls.errors import UserError
 from vidcls.prediction.predictor import PRECISIONS, LoadedRun, Predictor, choose_device, load_run
@@ -62,14 +62,6 @@ def test_a_split_repeats_the_runs_own_test(run: LoadedRun, finished: Path, split
     expected = table(finished / f"predictions_{split}.csv")
     assert np.array_equal(found.probabilities, expected[CLASSES].to_numpy(np.float32))
     assert [CLASSES[label] for label in found.labels] == expected["label"].tolist()
-
-
-def test_one_video_is_predicted_as_by_predict_py(finished: Path, demo_folder: Path, tmp_path: Path) -> None:
-    video = sorted(demo_folder.rglob("*.mp4"))[0]
-    predict(finished, video, tmp_path / "out")
-    (row,) = rows_of(tmp_path / "out").to_dict("records")
-    found = load_run(finished).predict(video)
-    assert list(found) == CLASSES and [f"{p:.9g}" for p in found.values()] == [row[name] for name in CLASSES]
 
 
 # ---- devices and precision

@@ -32,11 +32,7 @@ LOG_SPAN = 20  # an axis whose values span a larger factor is logarithmic
 def effects_figure(done: pd.DataFrame, options: Sequence[str], continuous: Sequence[str], objective: str) -> Figure:
     """A panel per option: a dot per finished job, and the mean of each value that several jobs share.
 
-    Args:
-        done: a row per finished job, with a column per option and ``objective``.
-        options: at least one.
-        continuous: those of them whose values hardly repeat: without means, on an axis of numbers.
-        objective: the label of the vertical axis.
+    ``done`` has a row per finished job; the values of ``continuous`` options hardly repeat and get no means.
     """
     columns = 2 if len(options) == 4 else min(3, len(options))
     rows = math.ceil(len(options) / columns)
@@ -78,16 +74,10 @@ def _value_panel(axes: Axes, column: pd.Series, objective: pd.Series, max_letter
 def heatmap_figure(
     jobs: pd.DataFrame, options: Sequence[str], averaged: Sequence[str], objective: str, lower_is_better: bool
 ) -> Figure:
-    """The mean objective over two options, a panel for each combination of the others.
+    """The mean objective over two ``options``, a panel for each combination of the others.
 
-    If that would be too many panels, the last options are averaged over.
-
-    Args:
-        jobs: a row per job, with a column per option and ``objective``, which is NaN for unfinished jobs.
-        options: two or more that have several values.
-        averaged: other options with several values.
-        objective: its name.
-        lower_is_better: of the objective.
+    ``jobs`` has a row per job. It is averaged over the options ``averaged``, and where that would be too many panels
+    also over the last of ``options``.
     """
     options = sorted(options, key=lambda option: [*HEATMAP_AXES, option].index(option))
     values = {option: sorted(jobs[option].unique()) for option in options}
@@ -143,10 +133,7 @@ def pareto_front(ranking: pd.DataFrame, lower_is_better: bool) -> pd.DataFrame:
 def pareto_figure(ranking: pd.DataFrame, objective: str, lower_is_better: bool) -> Figure | None:
     """The objective against milliseconds per training clip, with the Pareto front; None if no cost is known.
 
-    Args:
-        ranking: a row per configuration: rank, label, objective_mean, objective_std and clips_per_second.
-        objective: its name.
-        lower_is_better: of the objective.
+    ``ranking`` has a row per configuration: rank, label, objective_mean, objective_std and clips_per_second.
     """
     known = ranking[ranking["objective_mean"].notna() & (ranking["clips_per_second"] > 0)]
     if known.empty:
@@ -183,9 +170,7 @@ def pareto_figure(ranking: pd.DataFrame, objective: str, lower_is_better: bool) 
 def curves_figure(curves: Sequence[tuple[str, pd.DataFrame, bool]]) -> Figure:
     """Val loss and accuracy per epoch, a line per configuration, the first ones in colour.
 
-    Args:
-        curves: label, a table by epoch with the columns "val/loss" and "val/accuracy", and whether the configuration
-            is finished (else its line is dashed); the best first.
+    ``curves`` hold, the best first: a label, a table by epoch, and whether it is finished (else its line is dashed).
     """
     figure = new_figure(4.6 + 0.2 * min(len(curves), len(COLOURS)), "Learning curves")
     panels = dict(zip(("val/loss", "val/accuracy"), figure.subplots(1, 2), strict=True))

@@ -1,7 +1,7 @@
 """report.html: what predict.py found, in one file that needs no network, for the people who decide.
 
-Names of files come from strangers. They reach the page as escaped text only, its scripts and styles are named by their
-hashes in a Content-Security-Policy that forbids everything else, and pictures are part of the file.
+Names of files come from strangers: they reach the page as escaped text only, and a Content-Security-Policy forbids all
+but its own scripts, styles and pictures.
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 from vidcls.files import write_atomically
 from vidcls.moderation.policy import ALLOW, BLOCK, REVIEW
 from vidcls.prediction.journal import Journal, VideoDetails
 
+HERE = Path(__file__).parent
 STATUSES = ("ok", "partial", "undecodable")
 URGENCY = (BLOCK, REVIEW, ALLOW)
 MAX_COPIES = 5  # paths of one content that are named
@@ -39,8 +41,8 @@ def write_report(
 ) -> Path:
     """Writes report.html into the journal's folder, and gives its path.
 
-    Only the ``max_videos`` most urgent videos get a row; a note counts the others. ``safe_class`` is not drawn over
-    time, ``facts`` are shown above everything else, and ``blur`` hides pictures until they are clicked.
+    Only the ``max_videos`` most urgent videos get a row. ``safe_class`` is not drawn over time, ``facts`` are shown
+    above everything else, and ``blur`` hides pictures until they are clicked.
     """
     rows = by_urgency(journal.rows())
     shown = rows[:max_videos]
@@ -66,6 +68,8 @@ def write_report(
     }
     template = _environment().get_template("report.html.j2")
     text = template.render(
+        style=Markup((HERE / "report.css").read_text()),
+        script=Markup((HERE / "report.js").read_text()),
         page=page,
         classes=classes,
         facts=facts,
@@ -83,14 +87,7 @@ def write_report(
 
 
 def by_urgency(rows: Sequence[Row]) -> list[Row]:
-    """Block, review, allow; within these first what was not decoded completely, then no score, then the highest score.
-
-    Example:
-        >>> rows = [("review", "ok", "0.4"), ("allow", "ok", "0.1"), ("review", "partial", ""), ("review", "ok", "0.5")]
-        >>> names = ("decision", "status", "score")
-        >>> [row["score"] for row in by_urgency([dict(zip(names, row)) for row in rows])]
-        ['', '0.5', '0.4', '0.1']
-    """
+    """Block, review, allow; within these first what was not decoded completely, then no score, then the highest."""
 
     def key(row: Row) -> tuple[int, bool, float]:
         score = _number(row["score"])
@@ -102,10 +99,9 @@ def by_urgency(rows: Sequence[Row]) -> list[Row]:
 def clock(seconds: float | None) -> str:
     """m:ss, or h:mm:ss from an hour on.
 
-    Example:
-        >>> clock(59.7), clock(3725.0), clock(None)
-        ('1:00', '1:02:05', '–')
-    """  # noqa: RUF002 (a dash that means "none")
+    >>> clock(59.7), clock(3725.0)
+    ('1:00', '1:02:05')
+    """
     if seconds is None:
         return "–"  # noqa: RUF001
     minutes, rest = divmod(round(seconds), 60)
@@ -117,9 +113,8 @@ def visible(text: str) -> str:
 
     The two joiners stay, since emojis and some scripts need them.
 
-    Example:
-        >>> visible("a\nb \u202egpj.exe")
-        'a\\nb \\u202egpj.exe'
+    >>> visible("a\nb \u202egpj.exe")
+    'a\\nb \\u202egpj.exe'
     """
     hidden = ("Cc", "Cf", "Cs", "Zl", "Zp")
     return "".join(
@@ -132,7 +127,7 @@ def visible(text: str) -> str:
 
 def _environment() -> Environment:
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+        loader=FileSystemLoader(HERE),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -151,13 +146,12 @@ def _environment() -> Environment:
 
 
 def _number(text: str) -> float | None:
-    """A number of a row; None where it is unknown."""
     number = float(text or "nan")
     return number if math.isfinite(number) else None
 
 
 def _others(paths: Sequence[str], path: str) -> str:
-    """The paths but for ``path``; a viral video has thousands of copies, so only some are named."""
+    # A viral video has thousands of copies, so only some are named.
     named = [other for other in paths[: MAX_COPIES + 1] if other != path][:MAX_COPIES]
     more = len(paths) - 1 - len(named)
     return ", ".join(named) + (f" and {more} more" if more else "")

@@ -56,12 +56,10 @@ class Journal:
                 stack.callback(self.close)
                 self._open(json.dumps(settings, indent=2))
                 stack.pop_all()  # it stays open
-        except sqlite3.Error as error:
-            if error.sqlite_errorcode == sqlite3.SQLITE_BUSY:
+        except (OSError, sqlite3.Error, TypeError, ValueError) as error:
+            if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY:
                 expected, code = "an output folder that no other process writes to", "output-in-use"
                 raise UserError(expected, str(folder), "Wait for it, or give another output=DIR.", code) from None
-            raise _unusable(folder, error) from error
-        except (OSError, TypeError, ValueError) as error:
             raise _unusable(folder, error) from error
 
     def _open(self, text: str) -> None:
@@ -127,11 +125,7 @@ class Journal:
 
 
 def check_output(folder: Path) -> None:
-    """Refuses an output folder that predict.py could not use, without changing anything.
-
-    Raises:
-        UserError: it cannot be written, or holds other files, such as the results of an earlier version.
-    """
+    """Refuses an output folder that predict.py could not use, without changing anything."""
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise _unusable(folder, f"{existing} is no folder that can be written")

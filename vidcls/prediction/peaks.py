@@ -23,10 +23,9 @@ class _Candidate(NamedTuple):
 
 
 class Peaks:
-    """Per class, the best window of each run of windows with p >= ``exit_threshold``.
+    """Per class, the best window of each run of windows with p >= ``exit_threshold``; without one, the best of all.
 
-    Where there is no such run it is the best window of all. Memory does not grow with the video: the pictures of the
-    best `MAX_PEAKS` runs are kept per class, and that of the last one.
+    Memory does not grow with the video: the pictures of the best `MAX_PEAKS` runs are kept, and that of the last one.
     """
 
     def __init__(self, classes: Sequence[str], exit_threshold: float) -> None:

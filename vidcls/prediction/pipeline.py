@@ -20,11 +20,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from vidcls.data.decoding.plan import Window, WindowPlan, middle_clip
 from vidcls.data.decoding.pool import read_windows
 from vidcls.data.decoding.receiver import VideoFinished, VideoStarted, WindowRead
-from vidcls.data.decoding.result import DECODERS, DecodeResult, UndecodableError, undecodable
+from vidcls.data.decoding.result import DecodeResult, undecodable
 from vidcls.data.hashing import HashCache, hash_files
 from vidcls.data.options import DecodeLimits
-from vidcls.errors import UserError
-from vidcls.moderation.aggregation import video_score
 from vidcls.moderation.policy import Policy
 from vidcls.prediction.journal import Journal
 from vidcls.prediction.options import PredictOptions
@@ -57,8 +55,7 @@ def predict_videos(
 ) -> None:
     """Writes a result into the journal for each video, as soon as its last window is classified.
 
-    Files with the same content are decoded once, and those whose content is in the journal not at all. ``paths`` are
-    the names of the ``files``, ``options`` are complete.
+    Each content is decoded once, and not at all if it is in the journal. ``paths`` are the names of the ``files``.
     """
     run, plan = predictor.run, options.plan(predictor.run.spec.store)
     describe = partial(build_result, model=run.identity, classes=run.classes, policy=policy, options=options)
@@ -82,26 +79,6 @@ def predict_videos(
             if decoded.status == "undecodable" and hash_files([file], None)[0].sha256 != sha256:
                 sha256 = ""  # the file is gone or has changed: the next run tries again
             journal.write(same_content, sha256, *describe(decoded, windows, peaks))
-
-
-def predict_file(predictor: Predictor, path: Path, options: PredictOptions) -> dict[str, float]:
-    """The probability of each class for one video, as in predictions.csv; it is decoded in this process.
-
-    Raises:
-        UserError: the video cannot be decoded.
-    """
-    from vidcls.data.decoding.windows import stream_windows  # only here, as it imports the decoders
-
-    run = predictor.run
-    options = options.complete(run.spec.clip.clip_seconds, run.manifest)
-    try:
-        windows = stream_windows(path, options.plan(run.spec.store), DECODERS)
-        events = classify((WindowRead(0, window) for window in windows), predictor)
-        probabilities = np.stack([event.probabilities for event in events if isinstance(event, WindowClassified)])
-    except (UndecodableError, OSError) as error:
-        raise UserError("a video that can be decoded", f"{path}: {error}", "Check it.", "undecodable-video") from error
-    scores = video_score(probabilities, options.aggregation, options.top_k)
-    return dict(zip(run.classes, scores.tolist(), strict=True))
 
 
 def classify(events: Iterable[VideoStarted | WindowRead | VideoFinished], predictor: Predictor) -> Iterator[Event]:
@@ -146,22 +123,20 @@ def show_progress(events: Iterable[Event], num_videos: int, console: Console) ->
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"))
     started, finished, seconds = time.monotonic(), 0, 0.0
     videos: dict[int, VideoStarted] = {}
-    remaining: dict[int, float] = {}  # the fraction of a video that is still to be classified
+    fractions: dict[int, float] = {}  # how much of each open video is classified
     with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
         task = progress.add_task("Predicting", total=num_videos, note="")
         for event in events:
-            part = 0.0
             if isinstance(event, VideoStarted):
-                videos[event.number], remaining[event.number] = event, 1.0
+                videos[event.number], fractions[event.number] = event, 0.0
             elif isinstance(event, WindowClassified):
-                part = 1 / videos[event.number].num_windows
-                seconds += part * videos[event.number].seconds
-                remaining[event.number] -= part
+                video = videos[event.number]
+                fractions[event.number] += 1 / video.num_windows
+                seconds += video.seconds / video.num_windows
             else:
-                part = remaining.pop(event.number, 1.0)
+                fractions.pop(event.number, None)
                 finished += 1
             speed = seconds / (time.monotonic() - started)
-            progress.update(
-                task, advance=part, note=f"{finished}/{num_videos} videos, {speed:.0f} s of video per second"
-            )
+            note = f"{finished}/{num_videos} videos, {speed:.0f} s of video per second"
+            progress.update(task, completed=finished + sum(fractions.values()), note=note)
             yield event

@@ -1,16 +1,12 @@
-"""A trained run, from its folder alone, and its network over new videos. Runs no code of the folder's.
-
-A run folder may come from somebody else. Its checkpoint is read with ``weights_only=True``, and of its config.yaml
-only plain values are used.
-"""
+"""A trained run, from its folder alone, and its network over videos. Runs no code of the folder's."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.progress import track
 from torch import Tensor
 
+from vidcls.data.decoding.result import DECODERS, UndecodableError
 from vidcls.data.options import DataOptions
 from vidcls.data.sampling import select_frames
 from vidcls.data.videos import Videos
@@ -29,6 +26,8 @@ from vidcls.errors import UserError, check_choice
 from vidcls.files import hash_file
 from vidcls.metrics.predictions import Predictions
 from vidcls.models.classifiers import Classifier
+from vidcls.moderation.aggregation import video_score
+from vidcls.prediction.options import PredictOptions
 from vidcls.training.checkpoint import load_checkpoint, rebuild
 from vidcls.training.inference import average_clips, clip_logits, pad_batch, video_losses
 from vidcls.training.run_folder import (
@@ -58,27 +57,16 @@ PRECISIONS: dict[str, tuple[torch.dtype, torch.dtype | None]] = {
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """A finished run.
-
-    Attributes:
-        folder: where it is.
-        config: its configuration, with paths into the folder as it lies now.
-        spec: what its network is built from.
-        model: the network with the weights of best.ckpt, in eval mode.
-        preprocess: from stored frames to the network's input.
-        identity: the first 12 hex digits of the SHA-256 of best.ckpt.
-        step: how many optimiser steps these weights have seen.
-        manifest: its videos.
-    """
+    """A finished run."""
 
     folder: Path
-    config: DictConfig
-    spec: RunSpec
-    model: Classifier
-    preprocess: Preprocess
-    identity: str
-    step: int
-    manifest: pd.DataFrame
+    config: DictConfig  # with paths into the folder as it lies now
+    spec: RunSpec  # what the network is built from
+    model: Classifier  # with the weights of best.ckpt, in eval mode
+    preprocess: Preprocess  # from stored frames to the network's input
+    identity: str  # the first 12 hex digits of the SHA-256 of best.ckpt
+    step: int  # how many optimiser steps these weights have seen
+    manifest: pd.DataFrame  # its videos
 
     @property
     def classes(self) -> list[str]:
@@ -101,17 +89,22 @@ class LoadedRun:
         Raises:
             UserError: the video cannot be decoded.
         """
-        from vidcls.prediction.options import PredictOptions  # late, as these import this module
-        from vidcls.prediction.pipeline import predict_file
+        from vidcls.data.decoding.windows import stream_windows  # late, as it imports the decoders
 
-        return predict_file(self.predictor, Path(video), PredictOptions())
+        options = PredictOptions().complete(self.spec.clip.clip_seconds, self.manifest)
+        try:
+            windows = iter(stream_windows(Path(video), options.plan(self.spec.store), DECODERS))
+            parts = []
+            while batch := [window.frames for window in islice(windows, self.spec.batch_size)]:
+                parts.append(self.predictor(batch))
+        except (UndecodableError, OSError) as error:
+            got = f"{video}: {error}"
+            raise UserError("a video that can be decoded", got, "Check it.", "undecodable-video") from error
+        scores = video_score(np.concatenate(parts), options.aggregation, options.top_k)
+        return dict(zip(self.classes, scores.tolist(), strict=True))
 
     def videos(self, source: str | None = None, cache_dir: str | None = None) -> Videos:
-        """The run's own videos, or those of ``source`` with the run's decode options and classes.
-
-        Raises:
-            UserError: an option of the run's config.yaml is out of range.
-        """
+        """The run's own videos, or those of ``source`` with the run's decode options and classes."""
         plain: Any = OmegaConf.to_container(self.config.data, resolve=True)
         options = {name: value for name, value in plain.items() if not name.startswith("_")}
         store = {"num_frames": self.spec.store.stored_frames, "resolution": self.spec.store.stored_resolution}
@@ -126,11 +119,7 @@ class LoadedRun:
 
 
 def load_run(folder: Path | str, trust: Sequence[str] = ()) -> LoadedRun:
-    """Reads the run in ``folder``.
-
-    Args:
-        folder: of a finished run.
-        trust: packages that its model may come from, beside this one. Their code is run.
+    """Reads the finished run in ``folder``, whose model may come from this package and those of ``trust`` alone.
 
     Raises:
         UserError: it is not the folder of a finished run, or its model is not of a trusted package.
@@ -149,9 +138,7 @@ def load_run(folder: Path | str, trust: Sequence[str] = ()) -> LoadedRun:
 class Predictor:
     """A run's network over new videos, in the arithmetic of the run's own test.
 
-    Args:
-        run: the run. Its network is moved to the device.
-        accelerator: one of `ACCELERATORS`; None: the one of training.
+    ``accelerator`` is one of `ACCELERATORS`, by default the one of training; the run's network is moved there.
 
     Raises:
         UserError: no such device here.
@@ -161,7 +148,11 @@ class Predictor:
         trainer = run.config.trainer
         self.run = run
         self.device = choose_device(accelerator or str(trainer.accelerator))
-        dtype, self._autocast_dtype = _precision(str(trainer.precision), self.device)
+        dtype, self._autocast_dtype = PRECISIONS[
+            check_choice("trainer.precision", str(trainer.precision), tuple(PRECISIONS))
+        ]
+        if self.device.type == "cpu" and self._autocast_dtype == torch.float16:  # as Lightning does it
+            self._autocast_dtype = torch.bfloat16
         self._model = run.model.to(self.device, dtype)
         self._preprocess = run.preprocess.to(self.device, dtype)
         if trainer.deterministic:  # as Lightning's trainer does it
@@ -171,13 +162,11 @@ class Predictor:
         store, clip = run.spec.store, run.spec.clip
         self._indices = select_frames(store.stored_frames, clip.num_frames, clip.sampling)
 
-    def _autocast(self) -> AbstractContextManager[Any]:
-        if self._autocast_dtype is None:
-            return nullcontext()
-        return torch.autocast(self.device.type, self._autocast_dtype, cache_enabled=False)
-
     def _network(self, frames: UInt8[Tensor, "B T H W 3"]) -> Float[Tensor, "B K"]:
-        with self._autocast():
+        autocast = torch.autocast(
+            self.device.type, self._autocast_dtype, enabled=self._autocast_dtype is not None, cache_enabled=False
+        )
+        with autocast:
             return self._model(self._preprocess(frames.to(self.device)))
 
     @torch.inference_mode()
@@ -229,11 +218,3 @@ def choose_device(accelerator: str) -> torch.device:
     raise UserError(
         "a GPU, as the run was trained on one", "none that torch can see", "Give accelerator=cpu.", "no-gpu"
     )
-
-
-def _precision(precision: str, device: torch.device) -> tuple[torch.dtype, torch.dtype | None]:
-    check_choice("trainer.precision", precision, tuple(PRECISIONS))
-    dtype, autocast_dtype = PRECISIONS[precision]
-    if device.type == "cpu" and autocast_dtype == torch.float16:  # as Lightning does it
-        autocast_dtype = torch.bfloat16
-    return dtype, autocast_dtype

@@ -25,15 +25,7 @@ WINDOW_COLUMNS = {
 
 
 def prediction_columns(classes: Sequence[str]) -> list[str]:
-    """The columns of predictions.csv.
-
-    Raises:
-        UserError: a class has the name of another column.
-
-    Example:
-        >>> prediction_columns(["bad", "safe"])[2:6]
-        ['decision', 'predicted', 'bad', 'safe']
-    """
+    """The columns of predictions.csv; raises `UserError` where a class has the name of another column."""
     before = ["path", "sha256", "decision", "predicted"]
     after = ["score", "coverage", "status", "reason", "decoder", "seconds", "windows", "model", "policy"]
     check_class_names(classes)
@@ -41,11 +33,7 @@ def prediction_columns(classes: Sequence[str]) -> list[str]:
 
 
 def write_result_files(journal: Journal, classes: Sequence[str]) -> None:
-    """Writes the three files into the journal's folder, each whole or not at all, their rows sorted by path.
-
-    Raises:
-        UserError: the disk is full.
-    """
+    """Writes the three files into the journal's folder, each whole or not at all, their rows sorted by path."""
     rows = journal.rows()
     write_atomically(journal.folder / "predictions.csv", _csv_bytes(prediction_columns(classes), rows))
     segments = []

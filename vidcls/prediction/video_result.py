@@ -31,10 +31,7 @@ def build_result(
     policy: Policy | None,
     options: PredictOptions,
 ) -> tuple[dict[str, str], VideoDetails | None]:
-    """The cells and the details of one video for `Journal.write`; it has no ``peaks`` where it could not be opened.
-
-    ``model`` is the identity of the network, ``options`` are complete. Without a policy every video is for review.
-    """
+    """The cells and the details of one video for `Journal.write`; without a policy every video is for review."""
     if decoded.status == "ok" and decoded.coverage < 1:
         decoded = replace(decoded, status="partial", reason=f"only {decoded.coverage:.3f} of its frames are intact")
     cells = dict.fromkeys(("predicted", *classes, "score"), "") | {

@@ -1,7 +1,6 @@
 """A multirun: one folder, one shared decode, no use of the test set, and a record of how each job ended.
 
-Hydra calls `SweepCallback` in the process that was started, and `job` where the jobs run, which may be another
-machine. Imported before torch.
+Hydra calls `SweepCallback` in the process that was started, and `job` where the jobs run.
 """
 
 from __future__ import annotations
@@ -35,8 +34,7 @@ from vidcls.metrics.objectives import LOWER_IS_BETTER
 
 FORMAT = 1
 MAX_NAME_LENGTH = 120
-RESERVED_OVERRIDES = ("run_dir", "test", "sweep.resume")
-"""Overrides that the sweep itself gives its jobs; its record and the names of its jobs leave them out."""
+RESERVED_OVERRIDES = ("run_dir", "test", "sweep.resume")  # which the sweep itself gives its jobs
 
 OmegaConf.register_new_resolver(
     "direction", lambda objective: "minimize" if LOWER_IS_BETTER.get(objective) else "maximize", replace=True
@@ -46,11 +44,8 @@ OmegaConf.register_new_resolver(
 def job_name(overrides: str) -> str:
     """The name of a job's folder, from its swept overrides ``option=value,option=value``.
 
-    Example:
-        >>> job_name("data.num_frames=8,model.lstm.hidden_size=32")
-        'num_frames=8,hidden_size=32'
-        >>> job_name("data.source=/clips"), job_name("")
-        ('source=_clips-0e3d53', 'job')
+    >>> job_name("data.num_frames=8,model.lstm.hidden_size=32")
+    'num_frames=8,hidden_size=32'
     """
     pairs = [text.partition("=")[::2] for text in re.split(r",(?=[\w.@/]+=)", overrides) if text]
     names = short_names([option for option, _ in pairs])
@@ -97,25 +92,17 @@ class SweepCallback(Callback):
 
 
 def prepare_sweep(config: DictConfig) -> None:
-    """Writes sweep.json, and adds overrides by which all jobs share one decode and leave the test set alone.
-
-    Args:
-        config: with Hydra's own node, of which ``overrides`` are changed.
-
-    Raises:
-        UserError: a reserved override, an unknown objective, or a folder that this command cannot start or continue.
-    """
+    """Writes sweep.json, and adds overrides by which all jobs share one decode and leave the test set alone."""
     overrides = config.hydra.overrides
     given = parse_overrides([f"{key}={value}" for key, value in (config.hydra.sweeper.get("params") or {}).items()])
     given |= parse_overrides(list(overrides.task))
-    for option in ("resume", "run_dir", "test"):
-        if option in given:
-            raise UserError(
-                f"a sweep without {option}=, which the sweep sets for each job",
-                str(given[option].input_line),
-                "Leave it out. `sweep.resume=DIR` continues a sweep, `report.py test_best=true` tests its winner.",
-                "reserved-override",
-            )
+    if reserved := sorted({"resume", "run_dir", "test"} & set(given)):
+        raise UserError(
+            f"a sweep without {reserved[0]}=, which the sweep sets for each job",
+            str(given[reserved[0]].input_line),
+            "Leave it out. `sweep.resume=DIR` continues a sweep, `report.py test_best=true` tests its winner.",
+            "reserved-override",
+        )
     swept = [option for option, override in given.items() if override.is_sweep_override()]
     folder = Path(config.hydra.sweep.dir).absolute()
     record = {
@@ -145,7 +132,6 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Override]:
 
 
 def _count_jobs(config: DictConfig, swept: Sequence[Override]) -> int | None:
-    """None where a sampler decides."""
     if not config.hydra.sweeper._target_.endswith("BasicSweeper"):
         return None
     return math.prod(len(list(override.sweep_string_iterator())) for override in swept)
@@ -202,7 +188,7 @@ def shared_store(config: DictConfig, given: dict[str, Override]) -> list[str]:
 def job(main: Callable[[DictConfig], float | None]) -> Callable[[DictConfig], float | None]:
     """Decorates an entry point: in a sweep a finished job is skipped, and an interrupted one is resumed.
 
-    A failed job is recorded and does not end the others. Returns the objective, NaN if the job failed.
+    A failed job is recorded, returns NaN and does not end the others.
     """
 
     @functools.wraps(main)

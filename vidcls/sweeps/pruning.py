@@ -13,10 +13,6 @@ class Pruning(L.Callback):
     """Ends a job of a search (``hydra/sweeper=optuna``) early if Optuna's pruner finds it behind the jobs before it.
 
     As with early stopping, its metrics are those of its best epoch so far. Outside a search it does nothing.
-
-    Args:
-        pruner: one of ``optuna.pruners``.
-        objective: the metric of the val split that is searched by.
     """
 
     def __init__(self, pruner: Any, objective: str) -> None:

@@ -13,6 +13,8 @@ from rich.text import Text
 
 from vidcls.cli import value_text
 from vidcls.files import write_atomically
+from vidcls.plots import sweep_plots
+from vidcls.plots.style import save_figures
 from vidcls.sweeps.tables import (
     METRICS,
     Sweep,
@@ -39,13 +41,7 @@ PLOTS = {
 
 
 def write_report(sweep: Sweep, console: Console) -> None:
-    """Writes the report of a sweep into its folder ``report``, and prints a summary.
-
-    Raises:
-        UserError: the folder cannot be written, or its test.json is damaged.
-    """
-    from vidcls.plots.style import save_figures
-
+    """Writes the report of a sweep into its folder ``report``, and prints a summary."""
     sweep.check_writable()
     folder, ranking, tested = sweep.folder / "report", rank(sweep), read_test(sweep)
     figures = sweep_figures(sweep, ranking)
@@ -61,8 +57,6 @@ def write_report(sweep: Sweep, console: Console) -> None:
 
 def sweep_figures(sweep: Sweep, ranking: pd.DataFrame) -> dict[str, Any]:
     """The matplotlib figures of a sweep that can be drawn, by name: see `PLOTS`."""
-    from vidcls.plots import sweep_plots  # late: matplotlib takes a second to import
-
     objective, done = (sweep.objective_name, sweep.lower_is_better), sweep.done.dropna(subset="objective")
     discrete = [option for option in sweep.varying(sweep.settings) if option not in sweep.continuous]
     averaged = [option for option in sweep.varying(sweep.options) if option not in discrete]
@@ -139,7 +133,7 @@ def repeat_command(sweep: Sweep, job: str) -> str:
 
 
 def report_text(sweep: Sweep, ranking: pd.DataFrame, tested: dict[str, Any] | None, plots: Sequence[str]) -> str:
-    """report.md, with the ``plots`` that were drawn."""
+    """The text of report.md, with the ``plots`` that were drawn."""
     winner = winning_job(sweep, ranking)
     command = shlex.join(["python", "train.py", "-m", *sweep.overrides])
     parts = [f"# Sweep {_escape(sweep.folder.resolve().name)}", _code(command)]

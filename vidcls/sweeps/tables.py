@@ -31,46 +31,35 @@ INTEGERS = ("val_n", "best_epoch", "parameters", "peak_memory_bytes")  # NA if u
 class Sweep:
     """A sweep as it stands.
 
-    Attributes:
-        folder: where it is.
-        overrides: of its command.
-        options: what was swept, the seed included.
-        objective: a key of `LOWER_IS_BETTER`.
-        planned: the number of jobs; None if a sampler decides.
-        jobs: a row per job, sorted by the values of its options: job (its folder's name), state (done, failed,
-            unfinished), a column per option (numbers if all values are numbers, else text as on the command line),
-            configuration (a number), `FLOATS`, `INTEGERS`, reason (of a failure). NaN is unknown.
-        job_overrides: the overrides of each job.
-        histories: for each job that has finished an epoch, a row per epoch.
+    ``jobs`` has a row per job, sorted by the values of its options: job (its folder's name), state (done, failed,
+    unfinished), a column per option (numbers if all values are numbers, else text as on the command line),
+    configuration (a number), `FLOATS`, `INTEGERS`, reason (of a failure). NaN is unknown.
     """
 
     folder: Path
-    overrides: list[str]
-    options: list[str]
-    objective: str
-    planned: int | None
+    overrides: list[str]  # of its command
+    options: list[str]  # what was swept, the seed included
+    objective: str  # a key of `LOWER_IS_BETTER`
+    planned: int | None  # the number of jobs; None if a sampler decides
     jobs: pd.DataFrame
     job_overrides: dict[str, list[str]]
-    histories: dict[str, pd.DataFrame]
+    histories: dict[str, pd.DataFrame]  # a row per epoch, for each job that has finished an epoch
 
     @property
     def lower_is_better(self) -> bool:
-        """Of the objective."""
         return LOWER_IS_BETTER[self.objective]
 
     @property
     def metric(self) -> str:
-        """The objective as text, such as "val macro f1"."""
         return f"val {self.objective.replace('_', ' ')}"
 
     @property
     def objective_name(self) -> str:
-        """Such as "val accuracy (higher is better)"."""
         return f"{self.metric} ({'lower' if self.lower_is_better else 'higher'} is better)"
 
     @property
     def settings(self) -> list[str]:
-        """The options that make a configuration: all but the seed."""
+        """The options that make a configuration."""
         return [option for option in self.options if option != SEED]
 
     @property
@@ -99,7 +88,6 @@ class Sweep:
         return [option for option in options if self.jobs[option].nunique() > 1]
 
     def count(self, state: str) -> int:
-        """The number of jobs in a state."""
         return int((self.jobs["state"] == state).sum())
 
     @property
@@ -108,7 +96,6 @@ class Sweep:
         return None if self.planned is None else max(self.planned - len(self.jobs), 0)
 
     def check_writable(self) -> None:
-        """Raises `UserError` if nothing can be written into the folder."""
         if not os.access(self.folder, os.W_OK):
             remedy = "Copy it to where you may write."
             raise UserError("a sweep folder that can be written", str(self.folder), remedy, "read-only-sweep")
@@ -140,11 +127,10 @@ def read_sweep(folder: Path) -> Sweep:
     records = {path.name: _read_json(path / "job.json", "knobs", "overrides") for path in folders}
     histories = {path.name: _read_history(path / "history.csv") for path in folders}
     rows = [_read_job(path, objective, histories[path.name]) for path in folders]
-    values = {option: [job["knobs"].get(option) for job in records.values()] for option in options}
     jobs = pd.DataFrame(rows, columns=["job", "state", *FLOATS, *INTEGERS, "reason"])
     jobs = jobs.astype(dict.fromkeys(FLOATS, "float64") | dict.fromkeys(INTEGERS, "Int64"))
     for place, option in enumerate(options, 2):
-        jobs.insert(place, option, _column(values[option]))
+        jobs.insert(place, option, _column([job["knobs"].get(option) for job in records.values()]))
     if options:
         jobs = jobs.sort_values(options, kind="stable", ignore_index=True)
     settings = [option for option in options if option != SEED]
@@ -218,9 +204,9 @@ def rank(sweep: Sweep) -> pd.DataFrame:
     """The configurations with finished jobs, best mean objective first; ties stay in the order of their values.
 
     Columns: rank, configuration (as in ``sweep.jobs``), the options, seeds (finished jobs), failed, unfinished, mean
-    and std of objective and `METRICS`, parameters (trainable), the mean clips_per_second, the highest
-    peak_memory_bytes. The standard deviation is the sample's (n - 1), NaN for one job. A mean is NaN if one of the
-    jobs has none, for example an infinite loss: leaving that job out would flatter. Such configurations come last.
+    and std (n - 1) of objective and `METRICS`, parameters (trainable), the mean clips_per_second, the highest
+    peak_memory_bytes. A mean is NaN if one of the jobs has none, for example an infinite loss: leaving that job out
+    would flatter. Such configurations come last.
     """
     groups = sweep.done.groupby("configuration", sort=False)
     table = groups[["job", *sweep.settings]].first().drop(columns="job").assign(seeds=groups.size())
@@ -246,8 +232,7 @@ def effects(sweep: Sweep) -> pd.DataFrame:
     rows = []
     for option in sweep.options:
         for value, found in sweep.done.dropna(subset="objective").groupby(option)["objective"]:
-            row = {"option": option, "value": value, "jobs": len(found), "mean": found.mean(), "std": found.std()}
-            rows.append(row)
+            rows.append((option, value, len(found), found.mean(), found.std()))
     return pd.DataFrame(rows, columns=["option", "value", "jobs", "mean", "std"])
 
 

@@ -19,11 +19,7 @@ TEST_KEYS = ("job", "when", "objective", "value", "val_value", "accuracy", "accu
 
 
 def read_test(sweep: Sweep) -> dict[str, Any] | None:
-    """The content of a sweep's test.json; None if its test split has not been used.
-
-    Raises:
-        UserError: the file is damaged.
-    """
+    """The content of a sweep's test.json; None if its test split has not been used."""
     path = sweep.folder / "test.json"
     if not path.is_file():
         return None
@@ -37,14 +33,7 @@ def read_test(sweep: Sweep) -> dict[str, Any] | None:
 def test_winner(sweep: Sweep, accelerator: str | None, trust: Sequence[str], console: Console) -> None:
     """Tests the best job of the best configuration and writes test.json, unless that is there.
 
-    test.json holds the job, when (UTC), objective (its name), val_value (the objective on val), and of the test split
-    value (the objective), accuracy, accuracy_ci95, macro_f1 and n.
-
-    Args:
-        sweep: with no job missing, except failed ones.
-        accelerator: to test on; None takes that of training.
-        trust: packages, besides this one, whose classes the job may name.
-        console: where progress is shown.
+    ``value`` is the objective on the test split, ``val_value`` on val.
 
     Raises:
         UserError: jobs are missing, none is finished, another one has been tested before, or there is no test split.
@@ -95,7 +84,6 @@ def _test(folder: Path, accelerator: str | None, trust: Sequence[str], console: 
         remedy = "Evaluate the winner with evaluate.py on new videos."
         raise UserError("videos in the sweep's test split", "none", remedy, "empty-split")
     videos = run.videos()
-    videos.load_manifest(run.manifest)
     redecode_missing(videos.options, run.manifest, ["test"], console)
     return Predictor(run, accelerator).predict_split(videos, "test").summary(run.classes)
 
