@@ -201,20 +201,12 @@ class Predictor:
 
 
 def choose_device(accelerator: str) -> torch.device:
-    """The device that an accelerator's name means in Lightning.
-
-    Raises:
-        UserError: no such accelerator, or none here.
-    """
+    """The device that an accelerator's name means in Lightning; raises `UserError` where there is none."""
     check_choice("accelerator", accelerator, ACCELERATORS)
-    if accelerator == "cpu":
+    found = torch.accelerator.current_accelerator(check_available=True)
+    if accelerator == "cpu" or (accelerator == "auto" and found is None):
         return torch.device("cpu")
-    if accelerator in ("gpu", "cuda", "auto") and torch.cuda.is_available():
-        return torch.device("cuda", torch.cuda.current_device())
-    if accelerator in ("gpu", "mps", "auto") and torch.backends.mps.is_available():
-        return torch.device("mps")
-    if accelerator == "auto":
-        return torch.device("cpu")
-    raise UserError(
-        "a GPU, as the run was trained on one", "none that torch can see", "Give accelerator=cpu.", "no-gpu"
-    )
+    if found is None or accelerator not in ("auto", "gpu", found.type):
+        expected = "a GPU, as the run was trained on one"
+        raise UserError(expected, "none that torch can see", "Give accelerator=cpu.", "no-gpu")
+    return torch.device(found.type, torch.accelerator.current_device_index())

@@ -7,10 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from rich.console import Console
-from rich.table import Table
 
 from vidcls.moderation.policy import DECISIONS, Policy, load_policy
+from vidcls.prediction.html_report import STATUSES
 from vidcls.prediction.options import PredictOptions
 from vidcls.prediction.predictor import LoadedRun
 from vidcls.prediction.video_result import NO_POLICY
@@ -63,17 +64,12 @@ def print_plan(facts: Mapping[str, str], num_videos: int, ignored: Mapping[str, 
 
 def print_summary(rows: Sequence[Mapping[str, str]], paths: Sequence[str], folder: Path, console: Console) -> None:
     """How many of the videos ``paths`` got which decision, by status; and how many have none yet."""
-    listed = set(paths)
-    rows = [row for row in rows if row["path"] in listed]
-    table = Table(title=f"{len(rows)} of {len(paths)} videos", title_justify="left")
-    table.add_column("status")
-    for decision in (*DECISIONS, "all"):
-        table.add_column(decision, justify="right")
-    for status in ("ok", "partial", "undecodable", "all"):
-        decisions = [row["decision"] for row in rows if status in (row["status"], "all")]
-        table.add_row(status, *(str(decisions.count(decision)) for decision in DECISIONS), str(len(decisions)))
-    console.print(table)
-    if len(rows) < len(paths):
+    found = pd.DataFrame(rows, columns=["path", "status", "decision"])
+    found = found[found["path"].isin(paths)]
+    counts = pd.crosstab(found["status"], found["decision"], margins=True, margins_name="all")
+    counts = counts.reindex(index=[*STATUSES, "all"], columns=[*DECISIONS, "all"], fill_value=0)
+    console.print(f"{len(found)} of {len(paths)} videos", counts.rename_axis(None, axis=1).to_string(), sep="\n")
+    if len(found) < len(paths):
         console.print("Run the same command again to continue.")
     console.print(f"Results: {folder}", soft_wrap=True)
     console.print("  predictions.csv  segments.csv  timelines.parquet  report.html")
