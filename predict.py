@@ -51,7 +51,8 @@ def main(cfg: DictConfig) -> None:
     predictor = Predictor(run, cfg.accelerator)
     facts = summary.report_facts(run, options, policy)
     summary.print_plan(facts, len(paths), ignored, console)
-    journal = Journal(output, summary.result_settings(run, options, policy))
+    costs = {"timeout_seconds": limits.timeout_seconds, "memory_gigabytes": limits.memory_gigabytes}
+    journal = Journal(output, summary.result_settings(run, options, policy), costs)
     try:
         predict_videos(paths, files, predictor, options, policy, journal, limits, console)
     finally:  # also after Ctrl-C: what is done can be used

@@ -52,6 +52,17 @@ def test_paths_follow_the_content_of_their_files(tmp_path: Path) -> None:
         assert [row["path"] for row in journal.rows()] == ["b", "c"]
 
 
+def test_what_a_limit_may_have_cost_is_tried_again_under_others(tmp_path: Path) -> None:
+    for seconds, missing in ((60, {"1", "2"}), (60, set()), (90, {"2"}), (90, set())):
+        with closing(Journal(tmp_path, {}, {"timeout_seconds": seconds})) as journal:
+            assert journal.assign({"a": "1", "b": "2"}) == missing
+            for sha256 in missing:
+                cells, details = result("review")
+                status = {"1": "ok", "2": "partial"}[sha256]
+                journal.write(["a" if sha256 == "1" else "b"], sha256, cells | {"status": status}, details)
+            assert [row["path"] for row in journal.rows()] == ["a", "b"]
+
+
 def test_a_result_that_is_interrupted_leaves_nothing(tmp_path: Path) -> None:
     def interrupted() -> object:
         yield "a"
@@ -148,5 +159,5 @@ def test_the_journal_is_an_ordinary_database(tmp_path: Path) -> None:
     with closing(Journal(tmp_path, {})) as journal:
         journal.write(["a"], "1", *result("block"))
     with closing(sqlite3.connect(tmp_path / "journal.sqlite")) as database:
-        query = "SELECT path, cells ->> 'decision' FROM videos JOIN results ON result = id"
+        query = "SELECT CAST(path AS TEXT), cells ->> 'decision' FROM videos JOIN results ON result = id"
         assert database.execute(query).fetchall() == [("a", "block")]

@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 import json
 import os
+import resource
 import shutil
 import signal
 import sqlite3
 from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,8 +22,11 @@ from helpers.commands import call, once, start
 from helpers.runs import CLASSES, predict, refused, rows_of, table, wait_until
 from helpers.videos import ffmpeg, write_video
 
+from vidcls.data.hashing import HashResult
 from vidcls.errors import UserError
+from vidcls.files import hash_file
 from vidcls.moderation.policy import Policy, save_policy
+from vidcls.prediction import pipeline
 from vidcls.prediction.predictor import load_run
 from vidcls.training.checkpoint import build_model, load_checkpoint
 
@@ -269,15 +274,21 @@ def test_the_same_content_is_classified_once(bright: Path, tmp_path: Path) -> No
 
 
 def test_names_may_hold_anything(bright: Path, tmp_path: Path) -> None:
-    names = {"plain.mp4", "a,b\r.mp4", 'new\nline".mp4', "=SUM(A1).mp4", "<b>bold.mp4"}
+    """Tables name files as they are, also where a spreadsheet would take that for a formula; but for broken UTF-8."""
+    names = {"plain.mp4", "a,b\r.mp4", 'new\nline".mp4', "=SUM(A1).mp4", "+1.mp4", "-1.mp4", "@x.mp4", "<b>bold.mp4"}
     write_video(tmp_path / "in" / "plain.mp4", lit(2, (0, 2)))
-    for name in names - {"plain.mp4"}:
+    for name in [*names - {"plain.mp4"}, os.fsdecode(b"caf\xe9.mp4")]:
         shutil.copy(tmp_path / "in" / "plain.mp4", tmp_path / "in" / name)
+    names.add("caf\\xe9.mp4")
+    write_video(tmp_path / "in" / os.fsdecode(b"\xff.mp4"), lit(1))  # with nobody else who could be read instead
     for _ in range(2):  # the second one reads what the first one wrote
-        predict(bright, tmp_path / "in", tmp_path / "out")
+        result = predict(bright, tmp_path / "in", tmp_path / "out")
+        assert "10 of 10 videos" in result.stdout
         with (tmp_path / "out" / "predictions.csv").open(newline="") as file:
-            assert {row["path"]: row["decision"] for row in csv.DictReader(file)} == dict.fromkeys(names, "block")
-        assert set(pd.read_parquet(tmp_path / "out" / "timelines.parquet")["path"]) == names
+            found = {row["path"]: row["decision"] for row in csv.DictReader(file)}
+        assert found == dict.fromkeys(names, "block") | {"\\xff.mp4": "allow"}
+        assert set(pd.read_parquet(tmp_path / "out" / "timelines.parquet")["path"]) == set(found)
+        assert set(table(tmp_path / "out" / "segments.csv")["path"]) == names
 
 
 # ---- going on
@@ -310,6 +321,35 @@ def test_swapped_files_get_their_own_segments(bright: Path, tmp_path: Path) -> N
         predict(bright, tmp_path / "in", tmp_path / "out")
         assert rows_of(tmp_path / "out")["decision"].to_dict() == {"a.mp4": "allow", "b.mp4": "block"}
         assert table(tmp_path / "out" / "segments.csv")["path"].tolist() == ["b.mp4"]
+
+
+def test_a_file_that_changes_before_it_is_decoded_is_never_filed_under_its_old_content(
+    bright: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changing = write_video(tmp_path / "in" / "a.mp4", lit(2))
+    shutil.copy(changing, tmp_path / "in" / "copy.mp4")
+    replacement, hash_files = write_video(tmp_path / "other.mp4", lit(2, (0, 2))), pipeline.hash_files
+    restless = tmp_path / "in" / "restless.mp4"
+    shutil.copy(replacement, restless)
+
+    def hash_and_change(files: list[Path], *others: Any) -> list[HashResult]:
+        hashed = hash_files(files, *others)
+        if files[0] == changing and replacement.exists():
+            replacement.replace(changing)
+        with restless.open("ab") as file:
+            file.write(b"more")
+        return hashed
+
+    monkeypatch.setattr(pipeline, "hash_files", hash_and_change)
+    predict(bright, tmp_path / "in", tmp_path / "out")
+    found = rows_of(tmp_path / "out")
+    assert found["decision"].to_dict() == {"a.mp4": "block", "copy.mp4": "allow", "restless.mp4": "review"}
+    assert found.loc["a.mp4", "sha256"] == hash_file(changing)
+    assert found.loc["copy.mp4", "sha256"] == hash_file(tmp_path / "in" / "copy.mp4")
+    assert found.loc["restless.mp4", "sha256"] == "" and "changed each time" in found.loc["restless.mp4", "reason"]
+    monkeypatch.undo()
+    predict(bright, tmp_path / "in", tmp_path / "out")
+    assert rows_of(tmp_path / "out").loc["restless.mp4", "decision"] == "block"
 
 
 @pytest.fixture(scope="session")
@@ -387,6 +427,21 @@ def test_killed_and_then_interrupted_a_run_ends_as_if_nothing_had_happened(
     predict(bright, many, output, *WINDOWS)
     assert list(details_of(output).items())[: len(details)] == list(details.items())  # nothing was done twice
     assert_same_results(output, undisturbed)
+
+
+def test_a_full_disk_is_one_clear_line_and_what_is_done_is_kept(
+    bright: Path, many: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    command = [f"run={bright}", f"input={many}", f"output={tmp_path / 'out'}", *WINDOWS]
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, limits[1]))  # the journal outgrows it
+        refused(call("predict.py", *command), "[output-full]")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert 0 < num_done(tmp_path / "out") < 8
+    predict(bright, many, tmp_path / "out", *WINDOWS)
+    assert_same_results(tmp_path / "out", undisturbed)
 
 
 # ---- refused

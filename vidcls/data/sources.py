@@ -205,7 +205,10 @@ def _list_folder(
     root: Path, classes: Sequence[str] | None, pattern: re.Pattern[str], ignored: Counter[str]
 ) -> list[_Video]:
     absolute = os.path.abspath(root)
-    paths = [path for path in _walk(absolute, ignored) if _is_video(path, ignored)]
+    found = [path for path in _walk(absolute, ignored) if _is_video(path, ignored)]
+    paths = [path for path in found if path == path.encode(errors="ignore").decode()]
+    if len(paths) < len(found):  # no table could hold them
+        ignored["videos with names that are not UTF-8"] += len(found) - len(paths)
     videos = []
     for path, place in zip(paths, place_videos([path.split("/")[:-1] for path in paths], classes), strict=True):
         if isinstance(place, str):
@@ -254,8 +257,6 @@ def _is_video(path: str, ignored: Counter[str]) -> bool:
         ignored["hidden files (.DS_Store and the like)"] += 1
     elif os.path.splitext(path)[1][1:].lower() not in VIDEO_EXTENSIONS:
         ignored["files that are not videos"] += 1
-    elif path != path.encode(errors="ignore").decode():
-        ignored["videos with names that are not UTF-8"] += 1  # no table could hold them
     else:
         return True
     return False

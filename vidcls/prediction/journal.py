@@ -1,8 +1,8 @@
 """journal.sqlite: what predict.py has found so far. One transaction per video, so that a killed run can continue.
 
 settings   everything that results depend on
-results    one per distinct content: its cells of predictions.csv, and its details as JSON
-videos     which result belongs to which path
+results    one per distinct content: its cells of predictions.csv, its details as JSON, and the limits of its decoding
+videos     which result belongs to which path, as bytes, since names need not be UTF-8
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,9 @@ from vidcls.files import write_atomically
 
 SCHEMA = (
     "CREATE TABLE IF NOT EXISTS settings (json TEXT)",
-    "CREATE TABLE IF NOT EXISTS results (id INTEGER PRIMARY KEY, sha256 TEXT UNIQUE, cells TEXT, details TEXT)",
-    "CREATE TABLE IF NOT EXISTS videos (path TEXT PRIMARY KEY, result INTEGER REFERENCES results)",
+    "CREATE TABLE IF NOT EXISTS results "
+    "(id INTEGER PRIMARY KEY, sha256 TEXT UNIQUE, cells TEXT, details TEXT, limits TEXT)",
+    "CREATE TABLE IF NOT EXISTS videos (path BLOB PRIMARY KEY, result INTEGER REFERENCES results)",
 )
 
 
@@ -40,14 +41,15 @@ class VideoDetails:
 class Journal:
     """The journal of an output folder, new or to be continued; one process at a time holds it.
 
-    ``settings`` are all that results depend on, as plain values; predict.json gets them too.
+    ``settings`` are all that results depend on, as plain values; predict.json gets them too. ``limits`` are what one
+    video may cost: a result that is not ok is computed again under others.
 
     Raises:
         UserError: the folder cannot be written, holds something else, is in use, or was made with other settings.
     """
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, settings: Mapping[str, Any], limits: Mapping[str, Any] | None = None) -> None:
+        self.folder, self._limits = folder, json.dumps(limits)
         check_output(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -87,33 +89,46 @@ class Journal:
         """Releases the folder."""
         self._database.close()
 
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        try:
+            with self._database as database:
+                yield database
+        except sqlite3.OperationalError as error:
+            remedy = "Make some, then give the same command: what is done is kept."
+            raise UserError(f"room for results in {self.folder}", str(error), remedy, "output-full") from error
+
     def assign(self, hashes: Mapping[str, str]) -> set[str]:
-        """Records which content (SHA-256) each path has now, and gives the contents that have no result yet."""
-        with self._database as database:
-            database.executemany("DELETE FROM videos WHERE path = ?", ((path,) for path in hashes))
+        """Records which content (SHA-256) each path has now, and gives the contents that are to be classified.
+
+        Those are the new ones, and those whose result is not ok and was limited otherwise; until then it stays.
+        """
+        with self._transaction() as database:
+            database.executemany("DELETE FROM videos WHERE path = ?", ([os.fsencode(path)] for path in hashes))
             query = "INSERT INTO videos SELECT ?, id FROM results WHERE sha256 = ?"
-            database.executemany(query, hashes.items())
-        return set(hashes.values()) - {sha256 for (sha256,) in self._database.execute("SELECT sha256 FROM results")}
+            database.executemany(query, ([os.fsencode(path), sha256] for path, sha256 in hashes.items()))
+        query = "SELECT sha256 FROM results WHERE cells ->> 'status' = 'ok' OR limits = ?"
+        return set(hashes.values()) - {sha256 for (sha256,) in self._database.execute(query, [self._limits])}
 
     def write(self, paths: Iterable[str], sha256: str, cells: Mapping[str, str], details: VideoDetails | None) -> None:
         """Adds the result of the videos ``paths`` with one content, whose hash is "" where it cannot be read.
 
         ``cells`` are the columns of predictions.csv but for path and sha256; ``details`` is None if undecodable.
         """
-        row = sha256 or None, json.dumps(cells), None if details is None else json.dumps(asdict(details))
-        try:
-            with self._database as database:
-                number = database.execute("INSERT INTO results VALUES (NULL, ?, ?, ?)", row).lastrowid
-                database.executemany("REPLACE INTO videos VALUES (?, ?)", ((path, number) for path in paths))
-        except sqlite3.OperationalError as error:
-            remedy = "Make some, then give the same command: what is done is kept."
-            raise UserError(f"room for results in {self.folder}", str(error), remedy, "output-full") from error
+        texts = json.dumps(cells), None if details is None else json.dumps(asdict(details)), self._limits
+        replace = (
+            "ON CONFLICT DO UPDATE SET cells = excluded.cells, details = excluded.details, limits = excluded.limits"
+        )
+        with self._transaction() as database:
+            inserted = f"INSERT INTO results VALUES (NULL, ?, ?, ?, ?) {replace} RETURNING id"
+            ((number,),) = database.execute(inserted, (sha256 or None, *texts)).fetchall()
+            database.executemany("REPLACE INTO videos VALUES (?, ?)", ([os.fsencode(path), number] for path in paths))
 
     def rows(self) -> list[dict[str, str]]:
         """The rows of predictions.csv, sorted by path as listings are."""
         query = "SELECT path, sha256, cells FROM videos JOIN results ON result = id ORDER BY path"
         found = self._database.execute(query)
-        return [{"path": path, "sha256": sha256 or "", **json.loads(cells)} for path, sha256, cells in found]
+        return [{"path": readable(path), "sha256": sha256 or "", **json.loads(cells)} for path, sha256, cells in found]
 
     def details(self, sha256: str) -> VideoDetails | None:
         """The details of a content; None where it could not be decoded."""
@@ -122,6 +137,11 @@ class Journal:
             return None
         values = json.loads(found[0])
         return VideoDetails(**values | {name: [tuple(one) for one in values[name]] for name in ("segments", "peaks")})
+
+
+def readable(path: str | bytes) -> str:
+    r"""A path as text that can be written anywhere: bytes that are not UTF-8 appear as \xff."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def check_output(folder: Path) -> None:

@@ -21,7 +21,7 @@ from vidcls.data.decoding.plan import Window, WindowPlan, middle_clip
 from vidcls.data.decoding.pool import read_windows
 from vidcls.data.decoding.receiver import VideoFinished, VideoStarted, WindowRead
 from vidcls.data.decoding.result import DecodeResult, undecodable
-from vidcls.data.hashing import HashCache, hash_files
+from vidcls.data.hashing import FileState, HashCache, hash_files
 from vidcls.data.options import DecodeLimits
 from vidcls.moderation.policy import Policy
 from vidcls.prediction.journal import Journal
@@ -29,6 +29,8 @@ from vidcls.prediction.options import PredictOptions
 from vidcls.prediction.peaks import Peaks
 from vidcls.prediction.predictor import Predictor
 from vidcls.prediction.video_result import TimedProbabilities, build_result
+
+MAX_READS = 3  # of a file that changes meanwhile
 
 
 @dataclass(frozen=True)
@@ -55,30 +57,39 @@ def predict_videos(
 ) -> None:
     """Writes a result into the journal for each video, as soon as its last window is classified.
 
-    Each content is decoded once, and not at all if it is in the journal. ``paths`` are the names of the ``files``.
+    Each content is decoded once, and not at all if it is in the journal. ``paths`` are the names of the ``files``. A
+    file that has changed since it was hashed is read again; if it keeps changing, it is for review.
     """
     run, plan = predictor.run, options.plan(predictor.run.spec.store)
     describe = partial(build_result, model=run.identity, classes=run.classes, policy=policy, options=options)
-    with closing(HashCache(journal.folder / "hashes.sqlite")) as cache:
-        hashes = hash_files(files, cache, console)
-    missing = journal.assign({path: hashed.sha256 for path, hashed in zip(paths, hashes, strict=True)})
-    numbers: dict[str, list[int]] = {}  # of the videos with each content
-    for number, hashed in enumerate(hashes):
-        if not hashed.sha256:
-            journal.write([paths[number]], "", *describe(undecodable(hashed.error), [], None))
-        elif hashed.sha256 in missing:
-            numbers.setdefault(hashed.sha256, []).append(number)
-    contents = list(numbers)
-    distinct = [files[numbers[sha256][0]] for sha256 in contents]
-    states = [hashes[numbers[sha256][0]].state for sha256 in contents]
-    with closing(read_windows(distinct, states, plan, limits, ahead=2 * run.spec.batch_size)) as events:
-        shown = show_progress(classify(events, predictor), len(distinct), console)
-        for place, decoded, windows, peaks in collect(shown, plan, run.classes, options.exit_threshold):
-            sha256, file = contents[place], distinct[place]
-            same_content = [paths[number] for number in numbers[sha256]]
-            if decoded.status == "undecodable" and hash_files([file], None)[0].sha256 != sha256:
-                sha256 = ""  # the file is gone or has changed: the next run tries again
-            journal.write(same_content, sha256, *describe(decoded, windows, peaks))
+    pending = dict(zip(paths, files, strict=True))
+    for _ in range(MAX_READS):
+        if not pending:
+            return
+        with closing(HashCache(journal.folder / "hashes.sqlite")) as cache:
+            hashes = dict(zip(pending, hash_files(list(pending.values()), cache, console), strict=True))
+        missing = journal.assign({path: hashed.sha256 for path, hashed in hashes.items()})
+        copies: dict[str, list[str]] = {}  # the paths with each content
+        for path, hashed in hashes.items():
+            if not hashed.sha256:
+                journal.write([path], "", *describe(undecodable(hashed.error), [], None))
+            elif hashed.sha256 in missing:
+                copies.setdefault(hashed.sha256, []).append(path)
+        contents = list(copies.items())
+        distinct = [pending[same[0]] for same in copies.values()]
+        states = [hashes[same[0]].state for same in copies.values()]
+        changed: dict[str, Path] = {}
+        with closing(read_windows(distinct, states, plan, limits, ahead=2 * run.spec.batch_size)) as events:
+            shown = show_progress(classify(events, predictor), len(distinct), console)
+            for place, decoded, windows, peaks in collect(shown, plan, run.classes, options.exit_threshold):
+                sha256, same = contents[place]
+                if states[place] is not None and FileState.of(distinct[place]) == states[place]:
+                    journal.write(same, sha256, *describe(decoded, windows, peaks))
+                else:
+                    changed |= {path: pending[path] for path in same}
+        pending = changed
+    for path in pending:
+        journal.write([path], "", *describe(undecodable("the file changed each time while it was read"), [], None))
 
 
 def classify(events: Iterable[VideoStarted | WindowRead | VideoFinished], predictor: Predictor) -> Iterator[Event]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -31,7 +32,7 @@ def write_result_files(journal: Journal, classes: Sequence[str]) -> None:
     rows, segments = journal.rows(), []
     times = {"start_seconds": pa.float64(), "end_seconds": pa.float64()}
     schema = pa.schema({"path": pa.string(), "sha256": pa.string(), **times, **dict.fromkeys(classes, pa.float32())})
-    timelines = pa.BufferOutputStream()
+    timelines = io.BytesIO()
     with pq.ParquetWriter(timelines, schema) as writer:
         pending: list[pa.Table] = []
         for row in rows:

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from vidcls.moderation.policy import DECISIONS, Policy, load_policy
 from vidcls.prediction.html_report import STATUSES
+from vidcls.prediction.journal import readable
 from vidcls.prediction.options import PredictOptions
 from vidcls.prediction.predictor import LoadedRun
 from vidcls.prediction.video_result import NO_POLICY
@@ -65,7 +66,7 @@ def print_plan(facts: Mapping[str, str], num_videos: int, ignored: Mapping[str, 
 def print_summary(rows: Sequence[Mapping[str, str]], paths: Sequence[str], folder: Path, console: Console) -> None:
     """How many of the videos ``paths`` got which decision, by status; and how many have none yet."""
     found = pd.DataFrame(rows, columns=["path", "status", "decision"])
-    found = found[found["path"].isin(paths)]
+    found = found[found["path"].isin(map(readable, paths))]
     counts = pd.crosstab(found["status"], found["decision"], margins=True, margins_name="all")
     counts = counts.reindex(index=[*STATUSES, "all"], columns=[*DECISIONS, "all"], fill_value=0)
     console.print(f"{len(found)} of {len(paths)} videos", counts.rename_axis(None, axis=1).to_string(), sep="\n")
