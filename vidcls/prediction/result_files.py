@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -41,8 +42,8 @@ def write_result_files(journal: Journal, classes: Sequence[str]) -> None:
             identity, starts, ends = [row["path"], row["sha256"]], details.start_seconds, details.end_seconds
             for name, start, end, peak, at in details.segments:
                 segments.append([*identity, name, f"{start:.3f}", f"{end:.3f}", f"{peak:.9g}", f"{at:.3f}"])
-            columns = [[text] * len(starts) for text in identity]
-            columns += [starts, ends, *zip(*details.probabilities, strict=True)]
+            texts = [[text] * len(starts) for text in identity]
+            columns: list[Any] = [*texts, starts, ends, *zip(*details.probabilities, strict=True)]
             arrays = [pa.array(column, kind) for column, kind in zip(columns, schema.types, strict=True)]
             pending.append(pa.table(arrays, schema))
             if sum(map(len, pending)) >= ROW_GROUP:
