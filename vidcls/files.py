@@ -11,6 +11,8 @@ from io import BufferedReader, FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from filelock import FileLock, Timeout
+
 from vidcls.errors import UserError
 
 if TYPE_CHECKING:
@@ -52,14 +54,33 @@ def csv_bytes(table: pd.DataFrame) -> bytes:
 
 
 def claim_file(path: Path, text: str) -> bool:
-    """Creates a file that must not exist yet; False where another process has created it before."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Creates a file that must not exist yet, whole or not at all; False where another process has created it."""
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    write_atomically(part, text.encode())
     try:
-        with path.open("x", encoding="utf-8") as file:
-            file.write(text)
+        os.link(part, path)  # fails where the file exists, whoever came first
     except FileExistsError:
         return False
+    except OSError:  # a file system without links: the name is claimed first
+        try:
+            path.touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
     return True
+
+
+def acquire_lock(path: Path, waiting_for: str) -> FileLock:
+    """A lock between processes, acquired; where that takes longer it says what it is waiting for."""
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=2)
+    except Timeout:
+        print(f"Waiting for {waiting_for} ({path})", flush=True)
+        lock.acquire()
+    return lock
 
 
 def hash_file(file: Path | BufferedReader | FileIO) -> str:

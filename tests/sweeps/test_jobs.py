@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
-from helpers.commands import CONF, call, train
+from helpers.commands import call, train
 from helpers.runs import events, metrics_of, refused, table
-from helpers.sweeps import DONE, FAILED, names, read_json
-from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig, OmegaConf
+from helpers.sweeps import DONE, FAILED, names, planned, read_json
+from omegaconf import OmegaConf
 from tensorboard.plugins.hparams import metadata
 
 from vidcls.metrics.objectives import LOWER_IS_BETTER
-from vidcls.sweeps.jobs import job_name, parse_overrides, prepare_sweep, shared_store
+from vidcls.sweeps.jobs import job_name, parse_overrides, shared_store
 
 # ---- what a sweep leaves behind
 
@@ -22,7 +20,7 @@ from vidcls.sweeps.jobs import job_name, parse_overrides, prepare_sweep, shared_
 def test_the_folder_of_a_sweep(sweep: Path, command: list[str]) -> None:
     assert {path.name for path in sweep.iterdir()} == {"sweep.json", "multirun.yaml", *DONE, *FAILED}
     record = read_json(sweep / "sweep.json")
-    assert list(record) == ["format", "overrides", "swept", "objective", "planned"]
+    assert list(record) == ["format", "overrides", "swept", "objective", "planned", "store"]
     assert record["overrides"] == command[1:]
     assert record["swept"] == ["data.num_frames", "model.lstm.hidden_size"]
     assert (record["format"], record["objective"], record["planned"]) == (1, "accuracy", 4)
@@ -150,15 +148,6 @@ def test_what_a_sweep_does_not_take(override: str, code: str, command: list[str]
 
 
 # ---- planned
-
-
-def planned(folder: Path, *overrides: str, swept: tuple[str, ...] = ()) -> tuple[dict[str, Any], DictConfig]:
-    """What a sweep would write down, and the configuration that its jobs would be made of."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("train", [*overrides, f"hydra.sweep.dir={folder}"], return_hydra_config=True)
-    cfg.hydra.overrides.task += list(swept)
-    prepare_sweep(cfg)
-    return read_json(folder / "sweep.json"), cfg
 
 
 def test_the_preset_of_a_grid(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -13,7 +14,9 @@ import pandas as pd
 import pytest
 from helpers.commands import TRAIN, call, once, start_train, train
 from helpers.runs import metrics_of, refused, table, wait_until
-from helpers.sweeps import DONE, FAILED, contents, names, read_json
+from helpers.sweeps import DONE, FAILED, contents, names, planned, read_json
+
+from vidcls.errors import UserError
 
 # ---- continued
 
@@ -53,6 +56,37 @@ def test_a_failed_job_that_can_run_now_runs(copied: Path, command: list[str], sw
         assert metrics_of(job)["val"] == metrics_of(sweep / job.name)["val"]
         for name in ("predictions_val.csv", "history.csv"):
             assert (job / name).read_bytes() == (sweep / job.name / name).read_bytes(), name
+
+
+@pytest.mark.parametrize(
+    ("swept", "more", "code"),
+    [
+        ("data.num_frames=8,16", "data.num_frames=8,16,4", None),
+        ("data.num_frames=8,16", "data.num_frames=2", None),
+        ("data.num_frames=8,16", "data.num_frames=8,16,32", "another-decoding"),
+        ("data.num_frames=8,16", "data.num_frames=8,6", "another-decoding"),
+        ("data.resolution=32,64", "data.resolution=48,64", None),
+        ("data.resolution=32,64", "data.resolution=32,64,96", "another-decoding"),
+    ],
+)
+def test_more_values_keep_the_decoding_of_the_sweep_or_are_refused(
+    tmp_path: Path, swept: str, more: str, code: str | None
+) -> None:
+    """Also the third time, and in sweeps whose sweep.json does not yet name the decoding."""
+    _, cfg = planned(tmp_path, swept=(swept, "seed=0,1"))
+    (store,) = [text for text in cfg.hydra.overrides.task if text.startswith("data.store.")]
+    record = read_json(tmp_path / "sweep.json")
+    assert record.pop("store") == [store]
+    (tmp_path / "sweep.json").write_text(json.dumps(record))
+    more = f"{more},{more.partition('=')[2]}"  # at least two: else it would not be swept
+    for _ in range(2):
+        if code is None:
+            _, cfg = planned(tmp_path, f"sweep.resume={tmp_path}", swept=(more, "seed=0,1"))
+            assert [text for text in cfg.hydra.overrides.task if text.startswith("data.store.")] == [store]
+        else:
+            with pytest.raises(UserError) as error:
+                planned(tmp_path, f"sweep.resume={tmp_path}", swept=(more, "seed=0,1"))
+            assert error.value.code == code
 
 
 @pytest.mark.parametrize("changed", ["trainer.max_epochs=3", "seed=0,1", "model.lstm.hidden_size=4", "objective=loss"])

@@ -214,6 +214,22 @@ def test_without_repetitions_a_lead_may_be_chance(tmp_path: Path) -> None:
     assert "seed=0,1,2" in notes and "different val splits (40 to 50 videos)" in notes
 
 
+@pytest.mark.parametrize(
+    "changed", ["3,harmful,val,ok", "2,safe,val,ok", "4,safe,test,ok", "2,harmful,val,undecodable"]
+)
+def test_jobs_with_other_held_out_videos_or_classes_are_not_ranked(grid: Writer, changed: str) -> None:
+    """Nor with those that another job could not decode; which videos were trained on may differ, and those of seeds."""
+    head = "sha256,label,split,status\n1,safe,train,ok\n9,harmful,train,ok\n"
+    for path in grid.folder.glob("*/metrics.json"):
+        rows = ["2,harmful,val,ok", "5,safe,test,ok", f"{path.parent.name[-1]},safe,val,ok"]  # drawn by the seed
+        path.with_name("manifest.csv").write_text(head + "\n".join(rows))
+    moved = grid.folder / "num_frames=16,hidden_size=32,seed=1" / "manifest.csv"
+    moved.write_text(moved.read_text().replace("1,safe,train,ok\n", ""))
+    assert report(grid.folder).code == 0
+    moved.write_text(moved.read_text().replace("2,harmful,val,ok", changed))
+    refused(report(grid.folder), "[different-held-out-videos]", moved.parent.name)
+
+
 @pytest.mark.parametrize(("lower_is_better", "front"), [(False, [1, 3, 0]), (True, [1])])
 def test_the_pareto_front(lower_is_better: bool, front: list[int]) -> None:
     table = pd.DataFrame({"clips_per_second": [1.0, 3.0, 2.0, 2.0], "objective_mean": [0.9, 0.5, 0.5, 0.6]})

@@ -19,7 +19,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -29,7 +28,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from vidcls.cli import in_sweep, run_folder, short_names
 from vidcls.errors import UserError, check_choice, find_user_error
-from vidcls.files import claim_file, write_atomically
+from vidcls.files import acquire_lock, claim_file, write_atomically
 from vidcls.metrics.objectives import LOWER_IS_BETTER
 
 FORMAT = 1
@@ -112,9 +111,12 @@ def prepare_sweep(config: DictConfig) -> None:
         "objective": check_choice("objective", config.objective, tuple(LOWER_IS_BETTER)),
         "planned": _count_jobs(config, [given[option] for option in swept]),
     }
-    _write_record(folder, record, resuming=config.sweep.resume is not None)
-
-    shared = shared_store(config, given)
+    record["store"] = shared = shared_store(config, given)
+    if config.sweep.resume is not None:
+        record["store"] = shared = _continue(folder, record, config)
+    elif not claim_file(folder / "sweep.json", _json_text(record)):
+        remedy = f"Choose another one, or continue that sweep with sweep.resume={folder}."
+        raise UserError("a folder that no other sweep has used", str(folder), remedy, "used-sweep-dir")
     overrides.task += [*shared, "test=false", "run_dir=${hydra:sweep.dir}/${hydra:sweep.subdir}"]
     unnamed = {*given, *RESERVED_OVERRIDES, *(text.partition("=")[0] for text in shared)} - set(swept)
     keys = ",".join(f"'{option}'" for option in sorted(unnamed))
@@ -137,18 +139,15 @@ def _count_jobs(config: DictConfig, swept: Sequence[Override]) -> int | None:
     return math.prod(len(list(override.sweep_string_iterator())) for override in swept)
 
 
-def _write_record(folder: Path, record: dict[str, Any], resuming: bool) -> None:
-    """Writes sweep.json. A resumed sweep may get more values of the swept options; all else must be as it was."""
-    path, text = folder / "sweep.json", json.dumps(record, indent=2) + "\n"
-    if not resuming:
-        if not claim_file(path, text):
-            remedy = f"Choose another one, or continue that sweep with sweep.resume={folder}."
-            raise UserError("a folder that no other sweep has used", str(path), remedy, "used-sweep-dir")
-        return
-    if not path.is_file():
+def _continue(folder: Path, record: dict[str, Any], config: DictConfig) -> list[str]:
+    """Replaces sweep.json by ``record``, which may have more values of the swept options; all else must be as it was.
+
+    Gives the shared store of the sweep, which stays as it is: other frames would be decoded for the new jobs.
+    """
+    if not (folder / "sweep.json").is_file():
         got = f"{folder}, without sweep.json"
         raise UserError("the folder of a sweep in sweep.resume", got, "Check the path.", "no-sweep")
-    before = json.loads(path.read_text())
+    before = read_json(folder / "sweep.json", "overrides", "swept", "objective")
     if _identity(before) != _identity(record):
         raise UserError(
             f"the command of that sweep: {' '.join(before['overrides'])}",
@@ -156,7 +155,36 @@ def _write_record(folder: Path, record: dict[str, Any], resuming: bool) -> None:
             "Only the values of swept options may differ. Start a new sweep for anything else.",
             "another-sweep",
         )
-    write_atomically(path, text.encode())
+    shared = before.get("store") or shared_store(config, parse_overrides(before["overrides"]))
+    stored, wanted = (dict(text.split("=") for text in store) for store in (shared, record["store"]))
+    for option, value in wanted.items():
+        kept = int(stored.get(option, 0))
+        if kept < int(value) or (option == "data.store.num_frames" and kept % int(value)):
+            raise UserError(
+                f"values of {option.replace('.store', '')} that the frames which that sweep has stored can serve",
+                f"values that need {option}={value}, where it is {kept}",
+                "Leave those out, or start a new sweep: frames that were chosen otherwise cannot be compared.",
+                "another-decoding",
+            )
+    write_atomically(folder / "sweep.json", _json_text(record | {"store": shared}).encode())
+    return list(shared)
+
+
+def _json_text(content: dict[str, Any]) -> str:
+    return json.dumps(content, indent=2, default=str) + "\n"
+
+
+def read_json(path: Path, *keys: str) -> dict[str, Any]:
+    """The content of a sweep's JSON file; raises `UserError` where it is damaged or lacks one of ``keys``."""
+    try:
+        content = json.loads(path.read_bytes())
+        if isinstance(content, dict) and set(keys) <= set(content):
+            return content
+        problem = f"no {', '.join(keys)} in {path}"
+    except (OSError, ValueError) as error:
+        problem = f"{path}: {error}"
+    remedy = f"Remove {path.parent}, and continue the sweep." if path.name == "job.json" else "Restore the file."
+    raise UserError(f"a complete {path.name}", problem, remedy, f"damaged-{path.stem}")
 
 
 def _identity(record: dict[str, Any]) -> tuple[set[str], set[str], str]:
@@ -197,7 +225,7 @@ def job(main: Callable[[DictConfig], float | None]) -> Callable[[DictConfig], fl
             return main(cfg)
         folder = run_folder().absolute()
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".lock"):  # of two processes with the same job, the second finds it done
+        with acquire_lock(folder / ".lock", "another process that runs this job"):  # and then finds it done
             if (folder / "metrics.json").exists():
                 print(f"{folder.name}: done before", flush=True)
                 value = json.loads((folder / "metrics.json").read_text())["val"][cfg.objective]
@@ -213,7 +241,7 @@ def job(main: Callable[[DictConfig], float | None]) -> Callable[[DictConfig], fl
                 user_error = find_user_error(error)
                 reason = user_error or _first_cause(error)
                 trace = "" if user_error else "".join(traceback.format_exception(error))
-                (folder / "error.txt").write_text(f"{trace}{reason}\n")
+                write_atomically(folder / "error.txt", f"{trace}{reason}\n".encode(errors="backslashreplace"))
                 print(f"{folder.name}: failed: {reason}", file=sys.stderr, flush=True)
                 return math.nan
 
@@ -231,9 +259,9 @@ def _write_job(folder: Path) -> None:
     """Writes job.json: the overrides of this job, and the values of the swept options."""
     (folder / "error.txt").unlink(missing_ok=True)
     overrides = [text for text in HydraConfig.get().overrides.task if _option(text) not in RESERVED_OVERRIDES]
-    given, swept = parse_overrides(overrides), json.loads((folder.parent / "sweep.json").read_text())["swept"]
+    given, swept = parse_overrides(overrides), read_json(folder.parent / "sweep.json", "swept")["swept"]
     content = {"knobs": {option: given[option].value() for option in swept}, "overrides": overrides}
-    (folder / "job.json").write_text(json.dumps(content, indent=2, default=str) + "\n")
+    write_atomically(folder / "job.json", _json_text(content).encode())
 
 
 @contextmanager

@@ -5,6 +5,7 @@ A configuration is all that a job sets except its seed.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -19,7 +20,7 @@ from pandas.api.types import is_float_dtype, is_integer_dtype
 from vidcls.cli import short_names, value_text
 from vidcls.errors import UserError, check_choice
 from vidcls.metrics.objectives import LOWER_IS_BETTER
-from vidcls.sweeps.jobs import FORMAT
+from vidcls.sweeps.jobs import FORMAT, read_json
 
 SEED = "seed"
 METRICS = ("val_accuracy", "val_macro_f1", "val_loss")
@@ -33,7 +34,8 @@ class Sweep:
 
     ``jobs`` has a row per job, sorted by the values of its options: job (its folder's name), state (done, failed,
     unfinished), a column per option (numbers if all values are numbers, else text as on the command line),
-    configuration (a number), `FLOATS`, `INTEGERS`, reason (of a failure). NaN is unknown.
+    configuration (a number), `FLOATS`, `INTEGERS`, reason (of a failure), held_out (a hash of its val and test videos
+    and of its classes; "" if unknown). NaN is unknown.
     """
 
     folder: Path
@@ -117,17 +119,17 @@ def read_sweep(folder: Path) -> Sweep:
             "Give a folder that `python train.py -m ...` has made, such as runs/sweep/...",
             "no-sweep",
         )
-    record = _read_json(folder / "sweep.json", "format", "overrides", "swept", "objective", "planned")
+    record = read_json(folder / "sweep.json", "format", "overrides", "swept", "objective", "planned")
     if record["format"] != FORMAT:
         got = f"{record['format']} in {folder}"
         raise UserError(f"a sweep of format {FORMAT}", got, "Use the version that wrote it.", "sweep-format")
     objective = check_choice("objective", record["objective"], tuple(LOWER_IS_BETTER))
     options: list[str] = record["swept"]
     folders = sorted(path.parent for path in folder.glob("*/job.json"))
-    records = {path.name: _read_json(path / "job.json", "knobs", "overrides") for path in folders}
+    records = {path.name: read_json(path / "job.json", "knobs", "overrides") for path in folders}
     histories = {path.name: _read_history(path / "history.csv") for path in folders}
     rows = [_read_job(path, objective, histories[path.name]) for path in folders]
-    jobs = pd.DataFrame(rows, columns=["job", "state", *FLOATS, *INTEGERS, "reason"])
+    jobs = pd.DataFrame(rows, columns=["job", "state", *FLOATS, *INTEGERS, "reason", "held_out"])
     jobs = jobs.astype(dict.fromkeys(FLOATS, "float64") | dict.fromkeys(INTEGERS, "Int64"))
     for place, option in enumerate(options, 2):
         jobs.insert(place, option, _column([job["knobs"].get(option) for job in records.values()]))
@@ -155,15 +157,16 @@ def _column(values: Sequence[Any]) -> pd.Series:
 
 
 def _read_job(folder: Path, objective: str, history: pd.DataFrame) -> dict[str, Any]:
-    row: dict[str, Any] = {"job": folder.name, "state": "unfinished", "reason": ""}
+    row: dict[str, Any] = {"job": folder.name, "state": "unfinished", "reason": "", "held_out": ""}
     if history["val/loss"].notna().any():
         row["best_epoch"] = int(history.loc[history["val/loss"].idxmin(), "epoch"])  # the one that best.ckpt holds
     if (folder / "metrics.json").is_file():
-        metrics = _read_json(folder / "metrics.json", "val", "timing")
+        metrics = read_json(folder / "metrics.json", "val", "timing")
         val, timing = metrics["val"], metrics["timing"]
         row |= {"state": "done", "objective": val.get(objective), "parameters": metrics.get("parameters")}
         row |= {f"val_{name}": val.get(name) for name in ("accuracy", "macro_f1", "loss", "n")}
         row["val_accuracy_low"], row["val_accuracy_high"] = val["accuracy_ci95"]
+        row["held_out"] = _held_out(folder / "manifest.csv")
         row |= {name: timing.get(name) for name in ("clips_per_second", "fit_seconds", "peak_memory_bytes")}
     elif (folder / "error.txt").is_file():
         lines = (folder / "error.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
@@ -171,16 +174,13 @@ def _read_job(folder: Path, objective: str, history: pd.DataFrame) -> dict[str, 
     return row
 
 
-def _read_json(path: Path, *keys: str) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_bytes())
-        if isinstance(content, dict) and set(keys) <= set(content):
-            return content
-        problem = f"no {', '.join(keys)} in {path}"
-    except (OSError, ValueError) as error:
-        problem = f"{path}: {error}"
-    remedy = "Check sweep=." if path.name == "sweep.json" else f"Remove {path.parent}, and continue the sweep."
-    raise UserError(f"a complete {path.name}", problem, remedy, f"damaged-{path.stem}")
+def _held_out(manifest: Path) -> str:
+    if not manifest.is_file():
+        return ""
+    rows = pd.read_csv(manifest, dtype=str, keep_default_na=False)
+    held_out = rows[rows["split"].isin(["val", "test"]) & (rows["status"] != "undecodable")]
+    videos = sorted(held_out[["split", "label", "sha256"]].itertuples(index=False, name=None))
+    return hashlib.sha256(json.dumps([videos, sorted(set(rows["label"]))]).encode()).hexdigest()[:12]
 
 
 def _read_history(path: Path) -> pd.DataFrame:
@@ -207,7 +207,20 @@ def rank(sweep: Sweep) -> pd.DataFrame:
     and std (n - 1) of objective and `METRICS`, parameters (trainable), the mean clips_per_second, the highest
     peak_memory_bytes. A mean is NaN if one of the jobs has none, for example an infinite loss: leaving that job out
     would flatter. Such configurations come last.
+
+    Raises:
+        UserError: jobs of the same seed were evaluated on different videos, or with different classes.
     """
+    known = sweep.done[sweep.done["held_out"] != ""]
+    for _, jobs in known.groupby(SEED if SEED in sweep.options else "state"):
+        first, others = jobs.iloc[0], jobs[jobs["held_out"] != jobs["held_out"].iloc[0]]
+        if len(others):
+            raise UserError(
+                "jobs with the same classes, val and test videos, as others cannot be ranked",
+                f"{first['job']} ({first['val_n']} val videos) and {others['job'].iloc[0]} ({others['val_n'].iloc[0]})",
+                "Compare them with evaluate.py on one source; or remove those of one kind, and continue the sweep.",
+                "different-held-out-videos",
+            )
     groups = sweep.done.groupby("configuration", sort=False)
     table = groups[["job", *sweep.settings]].first().drop(columns="job").assign(seeds=groups.size())
     for state in ("failed", "unfinished"):

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from vidcls.errors import UserError
 from vidcls.files import write_atomically
+from vidcls.sweeps.jobs import read_json
 from vidcls.sweeps.tables import Sweep, rank, winning_job
 
 TEST_KEYS = ("job", "when", "objective", "value", "val_value", "accuracy", "accuracy_ci95", "macro_f1", "n")
@@ -23,11 +24,7 @@ def read_test(sweep: Sweep) -> dict[str, Any] | None:
     path = sweep.folder / "test.json"
     if not path.is_file():
         return None
-    try:
-        tested = json.loads(path.read_bytes())
-        return {name: tested[name] for name in TEST_KEYS}
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError("a complete test.json", f"{path}: {error!r}", "Restore the file.", "damaged-test") from error
+    return read_json(path, *TEST_KEYS)
 
 
 def test_winner(sweep: Sweep, accelerator: str | None, trust: Sequence[str], console: Console) -> None:
