@@ -19,6 +19,7 @@ import torch
 from helpers.commands import ROOT, call, once, train
 from helpers.modules import SPEC
 from helpers.runs import CLASSES, refused
+from helpers.videos import write_video
 from torch import nn
 
 from vidcls.data.decoding.frames import decode
@@ -147,16 +148,33 @@ def test_what_is_kept_out_of_these_processes_stays_out(tmp_path: Path) -> None:
         run_python("import vidcls.exporters", without=("vidcls",), cwd=ROOT)
 
 
+def snippet() -> str:
+    """The code in docs/export.md that classifies a video without this package."""
+    pattern = r"<!-- onnx -->\s*```python\n(.*?)```\s*<!-- onnx -->"
+    (found,) = re.findall(pattern, (ROOT / "docs" / "export.md").read_text(), re.DOTALL)
+    return str(found)
+
+
 def test_the_documented_snippet_runs_as_it_stands(exported: Path, demo_folder: Path, tmp_path: Path) -> None:
-    documents = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-    pattern = re.compile(r"<!-- onnx -->\s*```python\n(.*?)```\s*<!-- onnx -->", re.DOTALL)
-    (snippet,) = [found for path in documents for found in pattern.findall(path.read_text())]
     run = exported / "lstm"
     rows = pd.read_csv(run / "predictions_test.csv").head(3)
     for row in rows.to_dict("records"):
         arguments = (run / "export" / "model.onnx", demo_folder / row["path"])
-        answer = json.loads(run_python(snippet, *arguments, without=("vidcls", "torch"), cwd=tmp_path))
+        answer = json.loads(run_python(snippet(), *arguments, without=("vidcls", "torch"), cwd=tmp_path))
         assert answer == pytest.approx({name: row[name] for name in CLASSES}, abs=1e-5)
+
+
+def test_the_documented_snippet_agrees_with_predict_on_awkward_files(exported: Path, tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (40, 48, 64, 3), dtype=np.uint8)
+    noise[20:] //= 4  # frame 19 stays on screen for long in vfr.mp4
+    videos = [write_video(tmp_path / f"turned_{turn}.mp4", noise, rotation=turn) for turn in (90, 180, 270)]
+    times = [40 * n if n < 20 else 1300 + 10 * n for n in range(40)]
+    videos += [write_video(tmp_path / "vfr.mp4", noise, pts=times), write_video(tmp_path / "one_frame.mp4", noise[:1])]
+    run = load_run(exported / "lstm")
+    for video in videos:
+        arguments = (exported / "lstm" / "export" / "model.onnx", video)
+        answer = json.loads(run_python(snippet(), *arguments, without=("vidcls", "torch"), cwd=tmp_path))
+        assert answer == pytest.approx(run.predict(video), abs=1e-5), video.name
 
 
 def test_it_prints_the_parity_and_leaves_one_file_each(exported: Path) -> None:
