@@ -22,6 +22,7 @@ from helpers.commands import call, once, start
 from helpers.runs import CLASSES, predict, refused, rows_of, table, wait_until
 from helpers.videos import ffmpeg, write_video
 
+from vidcls.data.decoding.worker import CHANGED
 from vidcls.data.hashing import HashResult
 from vidcls.errors import UserError
 from vidcls.files import hash_file
@@ -188,6 +189,22 @@ def test_a_short_passage_of_a_long_video_surfaces_with_its_time(bright: Path, tm
     assert len(peaks) == 2 and 31 <= peaks[0] <= 34 and 80 <= peaks[1] <= 84
 
 
+def test_a_video_of_more_windows_than_allowed_is_partial_and_reviewed(bright: Path, tmp_path: Path) -> None:
+    """It is bright for a moment that no window sees; windows without a picture of their own are not read at all."""
+    write_video(tmp_path / "in" / "long.mp4", lit(60, (20, 21)))
+    times = [*range(0, 2000, 40), 11_000_000]  # two seconds, and a last picture after three hours
+    write_video(tmp_path / "in" / "sparse.mp4", lit(2.04), pts=times)
+    options = ["predict.window_seconds=2", "predict.stride_seconds=1", "predict.max_whole_seconds=5"]
+    predict(bright, tmp_path / "in", tmp_path / "out", *options, "predict.max_windows=4")
+    row = rows_of(tmp_path / "out").loc["long.mp4"]
+    assert (row["status"], row["decision"], row["windows"]) == ("partial", "review", "4")
+    assert "predict.max_windows" in row["reason"] and float(row["coverage"]) < 0.2
+    assert int(rows_of(tmp_path / "out").loc["sparse.mp4", "windows"]) <= 4
+    predict(bright, tmp_path / "in", tmp_path / "all", *options)
+    rows = rows_of(tmp_path / "all")
+    assert rows.loc["long.mp4", "decision"] == "block" and int(rows.loc["sparse.mp4", "windows"]) < 10
+
+
 @pytest.mark.parametrize(("aggregation", "decision"), [("max", "block"), ("mean", "allow"), ("top_k_mean", "review")])
 def test_the_video_score_decides(bright: Path, tmp_path: Path, aggregation: str, decision: str) -> None:
     video = write_video(tmp_path / "long.mp4", lit(40, (8, 16)))  # two of ten windows
@@ -346,7 +363,7 @@ def test_a_file_that_changes_before_it_is_decoded_is_never_filed_under_its_old_c
     assert found["decision"].to_dict() == {"a.mp4": "block", "copy.mp4": "allow", "restless.mp4": "review"}
     assert found.loc["a.mp4", "sha256"] == hash_file(changing)
     assert found.loc["copy.mp4", "sha256"] == hash_file(tmp_path / "in" / "copy.mp4")
-    assert found.loc["restless.mp4", "sha256"] == "" and "changed each time" in found.loc["restless.mp4", "reason"]
+    assert found.loc["restless.mp4", "sha256"] == "" and CHANGED in found.loc["restless.mp4", "reason"]
     monkeypatch.undo()
     predict(bright, tmp_path / "in", tmp_path / "out")
     assert rows_of(tmp_path / "out").loc["restless.mp4", "decision"] == "block"
@@ -482,6 +499,7 @@ def test_two_at_once_in_one_folder_are_refused(bright: Path, tmp_path: Path) -> 
         ("run=nowhere", "[run]"),
         ("predict.stride_seconds=99", "predict.stride_seconds"),
         ("predict.window_seconds=0", "predict.window_seconds"),
+        ("predict.max_windows=0", "[predict.max_windows]"),
         ("predict.aggregation=median", "[predict.aggregation]"),
         ("predict.exit_threshold=0.9", "[predict.exit_threshold]"),
         ("data.decode.workers=0", "[data.decode.workers]"),

@@ -29,6 +29,7 @@ class PredictOptions:
     max_whole_seconds: float | int | None = None
     window_seconds: float | int | None = None
     stride_seconds: float | int | None = None
+    max_windows: int = 10_000
     aggregation: str = "max"
     top_k: int = 3
     enter_threshold: float | int = 0.5
@@ -43,6 +44,7 @@ class PredictOptions:
             window_starts(0.0, float(self.window_seconds), self._stride(self.window_seconds))
         check_choice("predict.aggregation", self.aggregation, AGGREGATIONS)
         check_integer("predict.top_k", self.top_k)
+        check_integer("predict.max_windows", self.max_windows)
         check_number("predict.enter_threshold", self.enter_threshold, maximum=1.0)
         check_number("predict.exit_threshold", self.exit_threshold, maximum=self.enter_threshold)
 
@@ -86,4 +88,4 @@ class PredictOptions:
         """How videos are cut into windows and decoded, from complete options."""
         assert self.window_seconds is not None and self.stride_seconds is not None
         assert self.max_whole_seconds is not None
-        return WindowPlan(store, self.window_seconds, self.stride_seconds, self.max_whole_seconds)
+        return WindowPlan(store, self.window_seconds, self.stride_seconds, self.max_whole_seconds, self.max_windows)

@@ -21,6 +21,7 @@ from vidcls.data.decoding.plan import Window, WindowPlan, middle_clip
 from vidcls.data.decoding.pool import read_windows
 from vidcls.data.decoding.receiver import VideoFinished, VideoStarted, WindowRead
 from vidcls.data.decoding.result import DecodeResult, undecodable
+from vidcls.data.decoding.worker import CHANGED
 from vidcls.data.hashing import FileState, HashCache, hash_files
 from vidcls.data.options import DecodeLimits
 from vidcls.moderation.policy import Policy
@@ -89,7 +90,7 @@ def predict_videos(
                     changed |= {path: pending[path] for path in same}
         pending = changed
     for path in pending:
-        journal.write([path], "", *describe(undecodable("the file changed each time while it was read"), [], None))
+        journal.write([path], "", *describe(undecodable(CHANGED), [], None))
 
 
 def classify(events: Iterable[VideoStarted | WindowRead | VideoFinished], predictor: Predictor) -> Iterator[Event]:
