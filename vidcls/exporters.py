@@ -76,7 +76,7 @@ def stored_clips(
         raise UserError(
             "decoded test or validation videos of the run, to check the export on",
             f"none of {len(held_out)} in {videos.store.folder}",
-            "Start from the folder the run was trained in, give cache_dir=DIR, or decode them again: "
+            "Start in the folder the run was trained in, pass cache_dir=DIR, or decode them again: "
             "python evaluate.py run=DIR split=test.",
             "no-stored-videos",
         )
@@ -159,7 +159,7 @@ def resize(clips: UInt8[np.ndarray, "N T H W 3"], resolution: int) -> UInt8[np.n
 
 
 def export_run(run: LoadedRun, format: str, output: Path, cache_dir: str | None) -> tuple[float, int]:
-    """Writes a run's network to ``output``; gives the largest difference of probabilities, and over how many clips."""
+    """Writes a run's network to ``output``; returns the largest difference and the number of clips."""
     classifier = ExportedClassifier(run.model, run.preprocess)
     metadata = describe(run.spec, hash_file(best_checkpoint(run.folder)))
     clips = stored_clips(run, cache_dir)
@@ -173,7 +173,7 @@ def export_checked(
     metadata: dict[str, str],
     clips: UInt8[np.ndarray, "N T H W 3"],
 ) -> float:
-    """Writes ``output`` only if the file agrees with the network on ``clips``; gives the largest difference.
+    """Writes ``output`` only if the file agrees with the network on ``clips``; returns the largest difference.
 
     Raises:
         UserError: ``output`` cannot be written, or the two disagree: see `check_parity`.
@@ -193,5 +193,5 @@ def export_checked(
             os.replace(part, output)
     except OSError as error:
         expected = "output to be a file that can be written"
-        raise UserError(expected, str(error), "Give another output=.", "output") from error
+        raise UserError(expected, str(error), "Choose another output=FILE.", "output") from error
     return difference

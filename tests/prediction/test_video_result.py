@@ -41,7 +41,7 @@ def test_only_a_video_that_was_seen_completely_is_allowed(
     peaks = Peaks(CLASSES, 0.4) if opened else None
     for start, end, row in windows if peaks else ():
         peaks.add(Window(start, end, PICTURE, 1.0), row)
-    options = PredictOptions(4.0, 4.0, 4.0, aggregation)
+    options = PredictOptions(4.0, 4.0, 4.0, aggregation=aggregation)
     for policy in (POLICY, None):
         cells, _ = build_result(decoded, windows, peaks, model="m", classes=CLASSES, policy=policy, options=options)
         assert cells["decision"] in ("allow", "review", "block")

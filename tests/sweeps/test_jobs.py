@@ -67,7 +67,7 @@ def test_a_job_that_fails_says_why_and_the_others_go_on(sweep: Path) -> None:
         assert reason.endswith("[model.lstm.hidden_size]")
         assert f"failed: {name}: {reason}" in stdout and f"{name}: failed: {reason}" in stderr
         assert not (sweep / name / "metrics.json").exists()
-    assert f"2 jobs failed; the same command with sweep.resume={sweep} tries them again" in stdout
+    assert f"2 jobs failed; rerun the same command with sweep.resume={sweep} to retry them" in stdout
     assert "Traceback" not in stderr
 
 

@@ -87,7 +87,7 @@ def test_a_search_is_continued(base: list[str], tmp_path: Path) -> None:
     assert len(first) == len(study_of(tmp_path).trials) == 2
     result = train(*command, "hydra.sweeper.n_trials=4", f"sweep.resume={tmp_path}")
     assert result.code == 0, result.stderr
-    assert "done before" not in result.stdout and ": continued" not in result.stdout
+    assert "already finished" not in result.stdout and ": continued" not in result.stdout
     assert "4 of 4 jobs done" in result.stdout
     study, done = study_of(tmp_path), jobs(tmp_path)
     assert study.direction.name == "MAXIMIZE"

@@ -29,7 +29,7 @@ def test_a_finished_job_is_not_run_again(copied: Path, command: list[str]) -> No
     result = train(*command[:-3], *more, command[-1], f"sweep.resume={copied}")
     assert result.code == 1, result.stderr
     assert {name: contents(copied / name) for name in DONE} == before
-    assert [result.stdout.count(f"{name}: done before") for name in DONE] == [1, 1]
+    assert [result.stdout.count(f"{name}: already finished") for name in DONE] == [1, 1]
     assert [result.stdout.count(f"{name}: ") for name in FAILED] == [2, 2]  # tried, and still failing
     new = ["num_frames=2,hidden_size=8", "num_frames=4,hidden_size=8"]
     assert names(copied) == sorted([*DONE, *FAILED, *new])
@@ -143,7 +143,7 @@ def assert_continues(folder: Path, command: list[str], reference: Path) -> None:
     assert len(done) == 1
     result = train(*command, f"sweep.resume='{folder}'")
     assert result.code == 0, result.stderr
-    assert result.stdout.count("done before") == len(done) and result.stdout.count(": continued") == 1
+    assert result.stdout.count("already finished") == len(done) and result.stdout.count(": continued") == 1
     assert {name: contents(folder / name) for name in done} == done
     assert names(folder) == names(reference)
     for name in names(reference):

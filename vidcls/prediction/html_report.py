@@ -39,7 +39,7 @@ def write_report(
     max_videos: int,
     blur: bool,
 ) -> Path:
-    """Writes report.html into the journal's folder, and gives its path.
+    """Writes report.html into the journal's folder, and returns its path.
 
     Only the ``max_videos`` most urgent videos get a row. ``safe_class`` is not drawn over time, ``facts`` are shown
     above everything else, and ``blur`` hides pictures until they are clicked.

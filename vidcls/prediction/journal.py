@@ -61,7 +61,7 @@ class Journal:
         except (OSError, sqlite3.Error, TypeError, ValueError) as error:
             if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY:
                 expected, code = "an output folder that no other process writes to", "output-in-use"
-                raise UserError(expected, str(folder), "Wait for it, or give another output=DIR.", code) from None
+                raise UserError(expected, str(folder), "Wait for it, or choose another output=DIR.", code) from None
             raise _unusable(folder, error) from error
 
     def _open(self, text: str) -> None:
@@ -80,7 +80,7 @@ class Journal:
             raise UserError(
                 f"an output folder made with the same {', '.join(differing)}",
                 f"{self.folder}, made with {', '.join(f'{name}={before.get(name)}' for name in differing)}",
-                "Give another output=DIR, or the same settings to continue that one.",
+                "Choose another output=DIR, or use the same settings to continue that one.",
                 "other-settings",
             )
         write_atomically(self.folder / "predict.json", text.encode())
@@ -95,13 +95,13 @@ class Journal:
             with self._database as database:
                 yield database
         except sqlite3.OperationalError as error:
-            remedy = "Make some, then give the same command: what is done is kept."
-            raise UserError(f"room for results in {self.folder}", str(error), remedy, "output-full") from error
+            remedy = "Free some disk space and rerun the same command; finished videos are kept."
+            raise UserError(f"room for the results in {self.folder}", str(error), remedy, "output-full") from error
 
     def assign(self, hashes: Mapping[str, str]) -> set[str]:
-        """Records which content (SHA-256) each path has now, and gives the contents that are to be classified.
+        """Records which content (SHA-256) each path has now; returns the contents that are to be classified.
 
-        Those are the new ones, and those whose result is not ok and was limited otherwise; until then it stays.
+        Those are the new ones, and those with a result that is not ok and had other limits; it is kept until then.
         """
         with self._transaction() as database:
             database.executemany("DELETE FROM videos WHERE path = ?", ([os.fsencode(path)] for path in hashes))
@@ -148,15 +148,15 @@ def check_output(folder: Path) -> None:
     """Refuses an output folder that predict.py could not use, without changing anything."""
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise _unusable(folder, f"{existing} is no folder that can be written")
+        raise _unusable(folder, f"{existing} is not a writable folder")
     if folder.exists() and not (folder / "journal.sqlite").exists() and (others := os.listdir(folder)):
         raise UserError(
             "output= to be a new or empty folder, or one with a journal.sqlite of predict.py",
             f"{folder}, which holds {min(others)}",
-            "Give another output=DIR.",
+            "Choose another output=DIR.",
             "foreign-output",
         )
 
 
 def _unusable(folder: Path, why: object) -> UserError:
-    return UserError("output= to be a folder for predict.py to write", f"{folder}: {why}", "Give another.", "output")
+    return UserError("output= to be a writable folder", f"{folder}: {why}", "Choose another output=DIR.", "output")

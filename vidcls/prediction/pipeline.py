@@ -117,7 +117,7 @@ def classify(events: Iterable[VideoStarted | WindowRead | VideoFinished], predic
 def collect(
     events: Iterable[Event], plan: WindowPlan, classes: Sequence[str], exit_threshold: float | int
 ) -> Iterator[tuple[int, DecodeResult, TimedProbabilities, Peaks | None]]:
-    """Gives the number, decode result, windows and peaks of each video when it has finished."""
+    """Yields the number, decode result, windows and peaks of each video once it has finished."""
     open_videos: dict[int, tuple[TimedProbabilities, Peaks]] = {}
     for event in events:
         if isinstance(event, VideoStarted):
@@ -131,7 +131,7 @@ def collect(
 
 
 def show_progress(events: Iterable[Event], num_videos: int, console: Console) -> Iterator[Event]:
-    """Passes ``events`` on, and shows how far they are."""
+    """Yields ``events`` unchanged while updating a progress bar."""
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"))
     started, finished, seconds = time.monotonic(), 0, 0.0
     videos: dict[int, VideoStarted] = {}

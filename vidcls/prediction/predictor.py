@@ -99,7 +99,7 @@ class LoadedRun:
                 parts.append(self.predictor(batch))
         except (UndecodableError, OSError) as error:
             got = f"{video}: {error}"
-            raise UserError("a video that can be decoded", got, "Check it.", "undecodable-video") from error
+            raise UserError("a decodable video", got, "Check the file.", "undecodable-video") from error
         scores = video_score(np.concatenate(parts), options.aggregation, options.top_k)
         return dict(zip(self.classes, scores.tolist(), strict=True))
 
@@ -208,5 +208,5 @@ def choose_device(accelerator: str) -> torch.device:
         return torch.device("cpu")
     if found is None or accelerator not in ("auto", "gpu", found.type):
         expected = "a GPU, as the run was trained on one"
-        raise UserError(expected, "none that torch can see", "Give accelerator=cpu.", "no-gpu")
+        raise UserError(expected, "no GPU visible to PyTorch", "Pass accelerator=cpu.", "no-gpu")
     return torch.device(found.type, torch.accelerator.current_device_index())

@@ -17,6 +17,8 @@ from vidcls.files import write_atomically
 from vidcls.prediction.journal import Journal
 
 SEGMENT_COLUMNS = ("path", "sha256", "class", "start_seconds", "end_seconds", "peak", "peak_seconds")
+TEXT, SECONDS = pa.string(), pa.float64()
+WINDOW_COLUMNS = {"path": TEXT, "sha256": TEXT, "start_seconds": SECONDS, "end_seconds": SECONDS}
 ROW_GROUP = 10_000  # windows of timelines.parquet that are written at once, at least
 
 
@@ -31,8 +33,7 @@ def prediction_columns(classes: Sequence[str]) -> list[str]:
 def write_result_files(journal: Journal, classes: Sequence[str]) -> None:
     """Writes the three files into the journal's folder, each whole or not at all, their rows sorted by path."""
     rows, segments = journal.rows(), []
-    times = {"start_seconds": pa.float64(), "end_seconds": pa.float64()}
-    schema = pa.schema({"path": pa.string(), "sha256": pa.string(), **times, **dict.fromkeys(classes, pa.float32())})
+    schema = pa.schema(WINDOW_COLUMNS | dict.fromkeys(classes, pa.float32()))
     timelines = io.BytesIO()
     with pq.ParquetWriter(timelines, schema) as writer:
         pending: list[pa.Table] = []

@@ -27,7 +27,7 @@ def find_policy(run: LoadedRun, console: Console) -> Policy | None:
 
 
 def result_settings(run: LoadedRun, options: PredictOptions, policy: Policy | None) -> dict[str, Any]:
-    """Everything that a result depends on, beside the video."""
+    """Everything that a result depends on, other than the video."""
     return {
         "model": run.identity,
         "policy": policy.identity if policy else None,

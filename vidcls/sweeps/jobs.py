@@ -86,7 +86,7 @@ class SweepCallback(Callback):
             print(f"  failed: {job.name}: {(job / 'error.txt').read_text().splitlines()[-1]}")
         print(f"Ranking and plots: python report.py sweep={folder}", flush=True)
         if failed:
-            print(f"{len(failed)} jobs failed; the same command with sweep.resume={folder} tries them again")
+            print(f"{len(failed)} jobs failed; rerun the same command with sweep.resume={folder} to retry them")
             sys.exit(1)
 
 
@@ -142,7 +142,7 @@ def _count_jobs(config: DictConfig, swept: Sequence[Override]) -> int | None:
 def _continue(folder: Path, record: dict[str, Any], config: DictConfig) -> list[str]:
     """Replaces sweep.json by ``record``, which may have more values of the swept options; all else must be as it was.
 
-    Gives the shared store of the sweep, which stays as it is: other frames would be decoded for the new jobs.
+    Returns the shared store of the sweep, which stays as it is: the new jobs would otherwise be given other frames.
     """
     if not (folder / "sweep.json").is_file():
         got = f"{folder}, without sweep.json"
@@ -163,7 +163,7 @@ def _continue(folder: Path, record: dict[str, Any], config: DictConfig) -> list[
             raise UserError(
                 f"values of {option.replace('.store', '')} that the frames which that sweep has stored can serve",
                 f"values that need {option}={value}, where it is {kept}",
-                "Leave those out, or start a new sweep: frames that were chosen otherwise cannot be compared.",
+                "Leave those out, or start a new sweep: results on differently chosen frames cannot be compared.",
                 "another-decoding",
             )
     write_atomically(folder / "sweep.json", _json_text(record | {"store": shared}).encode())
@@ -227,7 +227,7 @@ def job(main: Callable[[DictConfig], float | None]) -> Callable[[DictConfig], fl
         folder.mkdir(parents=True, exist_ok=True)
         with acquire_lock(folder / ".lock", "another process that runs this job"):  # and then finds it done
             if (folder / "metrics.json").exists():
-                print(f"{folder.name}: done before", flush=True)
+                print(f"{folder.name}: already finished, skipping", flush=True)
                 value = json.loads((folder / "metrics.json").read_text())["val"][cfg.objective]
                 return math.nan if value is None else float(value)
             if (folder / "config.yaml").exists():
