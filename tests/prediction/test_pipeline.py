@@ -190,8 +190,8 @@ def test_a_short_passage_of_a_long_video_surfaces_with_its_time(bright: Path, tm
 
 
 def test_a_video_of_more_windows_than_allowed_is_partial_and_reviewed(bright: Path, tmp_path: Path) -> None:
-    """It is bright for a moment that no window sees; windows without a picture of their own are not read at all."""
-    write_video(tmp_path / "in" / "long.mp4", lit(60, (20, 21)))
+    """It is bright while no window looks; windows without a picture of their own are not read at all."""
+    write_video(tmp_path / "in" / "long.mp4", lit(60, (30, 33)))
     times = [*range(0, 2000, 40), 11_000_000]  # two seconds, and a last picture after three hours
     write_video(tmp_path / "in" / "sparse.mp4", lit(2.04), pts=times)
     options = ["predict.window_seconds=2", "predict.stride_seconds=1", "predict.max_whole_seconds=5"]

@@ -59,7 +59,7 @@ class Journal:
                 self._open(json.dumps(settings, indent=2))
                 stack.pop_all()  # it stays open
         except (OSError, sqlite3.Error, TypeError, ValueError) as error:
-            if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY:
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY:
                 expected, code = "an output folder that no other process writes to", "output-in-use"
                 raise UserError(expected, str(folder), "Wait for it, or choose another output=DIR.", code) from None
             raise _unusable(folder, error) from error
@@ -149,10 +149,11 @@ def check_output(folder: Path) -> None:
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise _unusable(folder, f"{existing} is not a writable folder")
-    if folder.exists() and not (folder / "journal.sqlite").exists() and (others := os.listdir(folder)):
+    found = os.listdir(folder) if folder.exists() else []  # at once: another process may be creating the journal
+    if found and "journal.sqlite" not in found:
         raise UserError(
             "output= to be a new or empty folder, or one with a journal.sqlite of predict.py",
-            f"{folder}, which holds {min(others)}",
+            f"{folder}, which holds {min(found)}",
             "Choose another output=DIR.",
             "foreign-output",
         )
