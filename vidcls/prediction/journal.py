@@ -54,7 +54,7 @@ class Journal:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with ExitStack() as stack:
-                self._database = sqlite3.connect(folder / "journal.sqlite", timeout=0)
+                self._database = sqlite3.connect(folder / "journal.sqlite", timeout=1)
                 stack.callback(self.close)
                 self._open(json.dumps(settings, indent=2))
                 stack.pop_all()  # it stays open
