@@ -160,6 +160,10 @@ def resize(clips: UInt8[np.ndarray, "N T H W 3"], resolution: int) -> UInt8[np.n
 
 def export_run(run: LoadedRun, format: str, output: Path, cache_dir: str | None) -> tuple[float, int]:
     """Writes a run's network to ``output``; returns the largest difference and the number of clips."""
+    if (precision := str(run.config.trainer.precision)) not in ("32", "32-true"):
+        warnings.warn(
+            f"The exported network computes in float32, the run in {precision}: expect differences", stacklevel=2
+        )
     classifier = ExportedClassifier(run.model, run.preprocess)
     metadata = describe(run.spec, hash_file(best_checkpoint(run.folder)))
     clips = stored_clips(run, cache_dir)

@@ -66,6 +66,24 @@ def stored(cfg: DictConfig) -> list[str]:
     return [text for text in overrides if text.startswith("data.store.")]
 
 
+def test_a_sweep_is_not_continued_with_other_decoders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    planned(tmp_path, swept=("seed=0,1",))
+    planned(tmp_path, f"sweep.resume={tmp_path}", swept=("seed=0,1,2",))
+    monkeypatch.setattr("vidcls.data.store.DECODE_VERSION", 10**6)
+    with pytest.raises(UserError) as error:
+        planned(tmp_path, f"sweep.resume={tmp_path}", swept=("seed=0,1,2",))
+    assert error.value.code == "another-decoding"
+
+
+def test_a_search_is_not_continued_in_another_space(tmp_path: Path) -> None:
+    space, sweeper = "model.lstm.hidden_size=choice(4,8)", "hydra/sweeper=optuna"
+    planned(tmp_path, sweeper, swept=(space,))
+    planned(tmp_path, sweeper, f"sweep.resume={tmp_path}", swept=(space,))
+    with pytest.raises(UserError) as error:
+        planned(tmp_path, sweeper, f"sweep.resume={tmp_path}", swept=("model.lstm.hidden_size=choice(4,8,16)",))
+    assert error.value.code == "another-sweep"
+
+
 @pytest.mark.parametrize(
     ("swept", "more", "code"),
     [

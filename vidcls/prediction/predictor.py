@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -86,6 +87,8 @@ class LoadedRun:
     def predict(self, video: Path | str) -> dict[str, float]:
         """The probability of each class for one video, the same as predict.py's with its default options.
 
+        A video of which not all could be decoded is a warning.
+
         Raises:
             UserError: the video cannot be decoded.
         """
@@ -93,13 +96,15 @@ class LoadedRun:
 
         options = PredictOptions().complete(self.spec.clip.clip_seconds, self.manifest)
         try:
-            windows = iter(stream_windows(Path(video), options.plan(self.spec.store), DECODERS))
-            parts = []
+            stream = stream_windows(Path(video), options.plan(self.spec.store), DECODERS)
+            windows, parts = iter(stream), []
             while batch := [window.frames for window in islice(windows, self.spec.batch_size)]:
                 parts.append(self.predictor(batch))
         except (UndecodableError, OSError) as error:
             got = f"{video}: {error}"
             raise UserError("a decodable video", got, "Check the file.", "undecodable-video") from error
+        if stream.result is not None and stream.result.status != "ok":
+            warnings.warn(f"{video} is {stream.result.status}: {stream.result.reason}", stacklevel=2)
         scores = video_score(np.concatenate(parts), options.aggregation, options.top_k)
         return dict(zip(self.classes, scores.tolist(), strict=True))
 

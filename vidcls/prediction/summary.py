@@ -10,6 +10,8 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 
+from vidcls.data.decoding.result import decoder_versions
+from vidcls.data.store import DECODE_VERSION
 from vidcls.moderation.policy import DECISIONS, Policy, load_policy
 from vidcls.prediction.html_report import STATUSES
 from vidcls.prediction.journal import readable
@@ -32,6 +34,7 @@ def result_settings(run: LoadedRun, options: PredictOptions, policy: Policy | No
         "model": run.identity,
         "policy": policy.identity if policy else None,
         "classes": run.classes,
+        "decoding": decoder_versions() | {"version": DECODE_VERSION},
         **asdict(run.spec.store),
         **asdict(options),
     }

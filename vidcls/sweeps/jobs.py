@@ -111,6 +111,10 @@ def prepare_sweep(config: DictConfig) -> None:
         "objective": check_choice("objective", config.objective, tuple(LOWER_IS_BETTER)),
         "planned": _count_jobs(config, [given[option] for option in swept]),
     }
+    from vidcls.data.decoding.result import decoder_versions  # late: a job does not need them
+    from vidcls.data.store import DECODE_VERSION
+
+    record["decoding"] = decoder_versions() | {"version": DECODE_VERSION}
     record["store"] = shared = shared_store(config, given)
     if config.sweep.resume is not None:
         record["store"] = shared = _continue(folder, record, config)
@@ -147,13 +151,20 @@ def _continue(folder: Path, record: dict[str, Any], config: DictConfig) -> list[
     if not (folder / "sweep.json").is_file():
         got = f"{folder}, without sweep.json"
         raise UserError("the folder of a sweep in sweep.resume", got, "Check the path.", "no-sweep")
-    before = read_json(folder / "sweep.json", "overrides", "swept", "objective")
+    before = read_json(folder / "sweep.json", "overrides", "swept", "objective", "planned")
     if _identity(before) != _identity(record):
         raise UserError(
             f"the command of that sweep: {' '.join(before['overrides'])}",
             " ".join(record["overrides"]),
             "Only the values of swept options may differ. Start a new sweep for anything else.",
             "another-sweep",
+        )
+    if before.get("decoding", record["decoding"]) != record["decoding"]:
+        raise UserError(
+            f"the decoders of that sweep: {before['decoding']}",
+            str(record["decoding"]),
+            "Install those again, or start a new sweep: results on differently decoded frames cannot be compared.",
+            "another-decoding",
         )
     shared = before.get("store") or shared_store(config, parse_overrides(before["overrides"]))
     stored, wanted = (dict(text.split("=") for text in store) for store in (shared, record["store"]))
@@ -188,7 +199,8 @@ def read_json(path: Path, *keys: str) -> dict[str, Any]:
 
 
 def _identity(record: dict[str, Any]) -> tuple[set[str], set[str], str]:
-    fixed = {text for text in record["overrides"] if _option(text) not in record["swept"]}
+    is_search = record["planned"] is None  # Optuna cannot continue a study with other values
+    fixed = {text for text in record["overrides"] if is_search or _option(text) not in record["swept"]}
     return set(record["swept"]), fixed, record["objective"]
 
 
