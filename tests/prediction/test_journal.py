@@ -99,6 +99,14 @@ def test_a_journal_that_is_none(tmp_path: Path, content: bytes) -> None:
         Journal(tmp_path, {}).close()
 
 
+def test_a_journal_of_an_earlier_version_is_refused(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "journal.sqlite")) as database:
+        database.execute("CREATE TABLE results (id INTEGER PRIMARY KEY, sha256 TEXT UNIQUE, cells TEXT, details TEXT)")
+    with pytest.raises(UserError) as error:
+        Journal(tmp_path, {})
+    assert error.value.code == "output"
+
+
 def test_output_folders_that_are_refused(tmp_path: Path) -> None:
     check_output(tmp_path)
     check_output(tmp_path / "new" / "deep")

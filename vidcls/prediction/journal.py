@@ -73,6 +73,7 @@ class Journal:
             database.execute("BEGIN EXCLUSIVE")
             for statement in SCHEMA:
                 database.execute(statement)
+            database.execute("SELECT limits FROM results LIMIT 0")  # fails in the journal of an earlier version
             database.execute("INSERT INTO settings SELECT ? WHERE NOT EXISTS (SELECT 1 FROM settings)", (text,))
             (found,) = database.execute("SELECT json FROM settings").fetchone()
         before, now = json.loads(found), json.loads(text)
