@@ -397,12 +397,12 @@ def num_done(output: Path) -> int:
     copied = output.with_name(f"{output.name}.copy")
     shutil.rmtree(copied, ignore_errors=True)
     copied.mkdir()
-    for file in output.glob("journal.sqlite*"):
-        shutil.copy(file, copied)
     try:
+        for file in output.glob("journal.sqlite*"):
+            shutil.copy(file, copied)
         with closing(sqlite3.connect(copied / "journal.sqlite")) as database:
             return database.execute("SELECT count(*) FROM videos").fetchone()[0]
-    except sqlite3.Error:  # not there yet
+    except (sqlite3.Error, OSError):  # it is being created
         return 0
 
 
