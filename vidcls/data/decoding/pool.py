@@ -120,7 +120,7 @@ def create_pool(limits: DecodeLimits, num_files: int, file_bytes: int = 0) -> It
             raise
         raise UserError(
             "processes that decode videos to start",
-            f"ones that died at their start ({error})",
+            f"ones that died before they were given a video ({error})",
             "Check the free memory, ulimit, and that the temporary folder can be written.",
             "workers-failed",
         ) from error
