@@ -82,6 +82,10 @@ bench: setup ## measure training and ingest against plain loops (CPU)
 bench-gpu: setup ## measure training against a compute-only loop (CUDA)
 	$(BIN)/python experiments/benchmark_gpu/bench_gpu.py $(ARGS)
 
+.PHONY: torture
+torture: setup ## disturb commands in the middle and check that they recover; ARGS: faults or kills, --count, --seed
+	$(BIN)/python experiments/torture/torture.py $(ARGS)
+
 .PHONY: notebooks
 notebooks: setup ## run the notebooks again and keep their outputs
 	$(BIN)/python notebooks/execute.py $(ARGS)

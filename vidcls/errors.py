@@ -12,12 +12,8 @@ DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCE
 class UserError(Exception):
     """A configuration or an input that cannot be used.
 
-    Args:
-        expected: what would have been right.
-        got: what was found instead.
-        remedy: what the user can do about it.
-        code: a short, stable name in kebab-case, such as ``empty-source``, by which scripts and tests tell errors
-            apart; for a single option with a bad value it is the option's name, such as ``data.num_frames``.
+    Its ``code`` is a short, stable name in kebab-case, such as ``empty-source``, by which scripts and tests tell errors
+    apart; for a single option with a bad value it is the option's name, such as ``data.num_frames``.
 
     Example:
         >>> str(UserError("a folder of videos", "an empty folder: clips/", "Check data.source.", "empty-source"))
@@ -29,7 +25,6 @@ class UserError(Exception):
 
     @property
     def code(self) -> str:
-        """The stable name of this error."""
         return str(self.args[3])
 
     def __str__(self) -> str:

@@ -1,0 +1,1 @@
+"""Disturbs commands in the middle and checks that they recover."""
