@@ -88,3 +88,11 @@ def check_overrides(script: str, words: list[str]) -> None:
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(folder), version_base="1.3"):
         compose(config, overrides)
+
+
+def test_every_promise_has_a_test() -> None:
+    text = (ROOT / "docs" / "promises.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", text)
+    assert len(named) > 80
+    missing = [f"{file}::{test}" for file, test in named if f"def {test}(" not in (ROOT / file).read_text()]
+    assert missing == []
