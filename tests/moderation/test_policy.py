@@ -641,6 +641,32 @@ def test_a_policy_file_with_a_right_identity_and_wrong_values_is_refused(tmp_pat
             refused(path)
 
 
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(codec="utf-8"), max_size=5),
+    lambda child: st.lists(child, max_size=3) | st.dictionaries(st.sampled_from([*CLASSES, "recall", "x"]), child),
+    max_leaves=6,
+)
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.sampled_from(sorted(asdict(policy()))), json_values)
+def test_any_value_in_a_policy_file_is_valid_or_refused_in_one_line(
+    tmp_path_factory: pytest.TempPathFactory, key: str, value: Any
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "mutated_policy.json"
+    content = json.loads(json.dumps(asdict(policy()))) | {key: value}
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    identity = hashlib.sha256(canonical.encode()).hexdigest()[:12]
+    path.write_text(json.dumps({**content, "identity": identity}))
+    try:
+        loaded = load_policy(path, CLASSES, MODEL)
+    except UserError as error:
+        assert error.code == "policy-file" and "\n" not in str(error)
+        return
+    assert all(0 <= loaded.review[name] <= loaded.block[name] <= 1 for name in ("harmful", "adult"))
+    assert decide(loaded, np.array([0.0, 1.0, 0.0]), "ok", "").decision != "allow"
+
+
 def test_a_policy_of_an_older_run_is_read(tmp_path: Path) -> None:
     """It calls the safe class by another key, and its identity is of that content."""
     content = json.loads(json.dumps(asdict(policy())))

@@ -220,10 +220,10 @@ def load_policy(path: Path, classes: Sequence[str], model: str) -> Policy:
         elif policy.model != model:
             got = f"one for the network {policy.model}"
     except (OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
-        got = f"{error or type(error).__name__}".replace("\n", " ")[:200]
+        got = str(error) or type(error).__name__
     if got:
         remedy = "Fit it again: python evaluate.py run=DIR policy.safe_class=CLASS."
-        raise UserError(expected, f"{path}: {got}", remedy, "policy-file")
+        raise UserError(expected, f"{path}: {' '.join(got.split())[:200]}", remedy, "policy-file")
     return policy
 
 
