@@ -6,6 +6,7 @@ python train.py resume=DIR                              continue an interrupted 
 python train.py -m data.num_frames=8,16 seed=0,1        a sweep; with sweep.resume=DIR, continue one
 """
 
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from threading import Thread
@@ -16,6 +17,12 @@ from omegaconf import DictConfig
 
 from vidcls.cli import quote_overrides, user_errors_exit
 from vidcls.sweeps.jobs import job
+
+
+def import_ahead() -> None:
+    """Imports what training needs; what goes wrong shows where it is imported again."""
+    with suppress(Exception):
+        import_module("vidcls.training.loop")
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
@@ -31,8 +38,7 @@ def main(cfg: DictConfig) -> float | None:
 
     from vidcls.data.preparation import prepare_videos
 
-    # Takes seconds, in which videos are decoded.
-    Thread(target=import_module, args=("vidcls.training.loop",), daemon=True).start()
+    Thread(target=import_ahead, daemon=True).start()  # takes seconds, in which videos are decoded
     console = Console()
     manifest = manifest_path(Path(cfg.run_dir))
     prepared = prepare_videos(instantiate(cfg.data), console, manifest) if is_rank_zero() else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import re
+import resource
 import secrets
 import shlex
 import sys
@@ -22,6 +23,8 @@ from omegaconf import DictConfig, OmegaConf
 from vidcls.errors import UserError, find_user_error
 
 Result = TypeVar("Result")
+
+NO_MEMORY = ("start new thread", "allocate memory", "not enough memory", "Resource temporarily")
 _HEX = "utf8_hex_"  # of a key that Hydra's grammar has no room for
 
 # Torch reads this at its first tensor: large tensors use pages of 2 MB where Linux allows it. On a CPU, clearing pages
@@ -119,11 +122,7 @@ def user_errors_exit(main: Callable[[DictConfig], Result]) -> Callable[[DictConf
                 raise UserError(f"a value for {missing[0]}", "none", remedy, "missing-option")
             return main(cfg)
         except Exception as error:
-            user_error = find_user_error(error)
-            if user_error is None and isinstance(error, InstantiationException):
-                why = " ".join(str(error).split())[:300]
-                remedy = "Change the options beside that _target_; debug=true shows the traceback."
-                user_error = UserError("options that each _target_ takes", why, remedy, "instantiation")
+            user_error = find_user_error(error) or _explain(error)
             if user_error is None or cfg.debug:
                 os.environ["HYDRA_FULL_ERROR"] = "1"  # or Hydra shows the last lines alone
                 raise
@@ -138,6 +137,19 @@ def user_errors_exit(main: Callable[[DictConfig], Result]) -> Callable[[DictConf
             sys.exit(130)
 
     return guarded
+
+
+def _explain(error: Exception) -> UserError | None:
+    """What a user can do about an error of Hydra's or of the system's; None for bugs."""
+    why, limit = " ".join(str(error).split())[:300], resource.getrlimit(resource.RLIMIT_AS)[0]
+    if isinstance(error, InstantiationException):
+        remedy = "Change the options beside that _target_; debug=true shows the traceback."
+        return UserError("options that each _target_ takes", why, remedy, "instantiation")
+    memory = isinstance(error, ImportError | MemoryError) or any(text in why for text in NO_MEMORY)
+    if memory and limit != resource.RLIM_INFINITY:
+        remedy = "Lift the limit: ulimit -v unlimited."
+        return UserError("8 GB of address space or more", f"ulimit -v {limit // 1024}: {why}", remedy, "address-space")
+    return None
 
 
 def _resume_command() -> str:

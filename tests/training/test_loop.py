@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +16,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from helpers.commands import TINY, Result, start_train, train
+from helpers.commands import TINY, TRAIN, Result, start_train, train
 from helpers.runs import CLASSES, csv_source, events, metrics_of, refused, same_weights, scalars, table, weights
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -354,6 +356,13 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     result = train(*TINY, "data.source=nowhere", "debug=true", f"run_dir={tmp_path / 'run'}")
     assert result.code not in (0, None)
     assert "Traceback" in result.stderr and "[missing-source]" in result.stderr
+
+
+def test_too_little_address_space(tiny: list[str], tmp_path: Path) -> None:
+    command = ["bash", "-c", 'ulimit -v 3000000; exec "$0" "$@"', sys.executable, str(TRAIN), *tiny]
+    done = subprocess.run([*command, f"run_dir={tmp_path / 'run'}"], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    assert "ulimit -v unlimited. [address-space]" in done.stderr.splitlines()[-1]
 
 
 def test_operations_that_cannot_be_repeated(tiny: list[str], tmp_path: Path) -> None:

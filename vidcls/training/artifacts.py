@@ -78,10 +78,9 @@ def write_results(
 
 def hyperparameters(cfg: DictConfig) -> dict[str, bool | int | float | str]:
     """What TensorBoard's HParams tab compares runs by, as flat ``group.option`` names; in a sweep, what it varies."""
-    job = Path(cfg.run_dir, "job.json")
-    if job.exists():  # columns that are the same for all jobs would push the metrics out of sight
-        options: dict[str, Any] = json.loads(job.read_text())["knobs"]
-    else:
+    try:  # columns that are the same for all jobs would push the metrics out of sight
+        options: dict[str, Any] = dict(json.loads(Path(cfg.run_dir, "job.json").read_text())["knobs"])
+    except (OSError, ValueError, LookupError, TypeError):  # no job of a sweep
         tree = {
             "seed": cfg.seed,
             "data": {name: cfg.data[name] for name in ("source", "num_frames", "resolution", "batch_size", "sampling")},
