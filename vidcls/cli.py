@@ -148,7 +148,7 @@ def _explain(error: Exception) -> UserError | None:
     memory = isinstance(error, ImportError | MemoryError) or any(text in why for text in NO_MEMORY)
     if memory and limit != resource.RLIM_INFINITY:
         remedy = "Lift the limit: ulimit -v unlimited."
-        return UserError("8 GB of address space or more", f"ulimit -v {limit // 1024}: {why}", remedy, "address-space")
+        return UserError("more address space", f"ulimit -v {limit // 1024}: {why}", remedy, "address-space")
     return None
 
 

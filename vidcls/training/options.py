@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
@@ -18,6 +19,7 @@ from vidcls.metrics.objectives import LOWER_IS_BETTER
 
 Check = Callable[[str, Any], object]
 
+MIN_ADDRESS_SPACE = 6 * 2**30
 SCHEDULES = ("constant", "cosine", "one_cycle")
 LOGGER_PACKAGES = {
     "CometLogger": "comet_ml",
@@ -171,6 +173,14 @@ def check_gpu(cfg: DictConfig) -> None:
             raise UserError(
                 "a CUDA GPU, as the trainer asks", "none that torch can see", "Leave trainer=gpu out.", "no-gpu"
             )
+
+
+def check_address_space() -> None:
+    """Refuses a limit under which torch and scipy cannot be loaded: OpenBLAS then may hang rather than fail."""
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit != resource.RLIM_INFINITY and limit < MIN_ADDRESS_SPACE:
+        expected, remedy = "6 GB of address space or more", "Lift the limit: ulimit -v unlimited."
+        raise UserError(expected, f"ulimit -v {limit // 1024}", remedy, "address-space")
 
 
 def check_launch(trainer: DictConfig) -> None:

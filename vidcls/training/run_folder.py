@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from vidcls.cli import in_sweep, print_config, run_folder, trusted_packages
 from vidcls.errors import UserError, check_choice
 from vidcls.files import claim_file, write_atomically
-from vidcls.training.options import check_gpu, check_launch, check_train_options
+from vidcls.training.options import check_address_space, check_gpu, check_launch, check_train_options
 from vidcls.training.run_config import check_trusted, config_path, read_config
 
 if TYPE_CHECKING:
@@ -101,6 +101,7 @@ def open_run(cfg: DictConfig) -> DictConfig:
     Raises:
         UserError: an option cannot be used, the folder is another run's, or it holds nothing that can be resumed.
     """
+    check_address_space()
     folder = run_folder().resolve()
     if cfg.resume is not None:
         cfg = _resumed(folder, cfg)
