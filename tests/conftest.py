@@ -37,6 +37,7 @@ SLOW_FILES = {
     "test_feature_cache.py",
     "test_html_report.py",
     "test_ingest.py",
+    "test_mutated_runs.py",
     "test_notebooks.py",
     "test_old_runs.py",
     "test_own_model.py",
