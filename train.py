@@ -16,7 +16,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from vidcls.cli import quote_overrides, user_errors_exit
-from vidcls.sweeps.jobs import job
+from vidcls.sweeps.jobs import resumable_job
 
 
 def import_ahead() -> None:
@@ -27,7 +27,7 @@ def import_ahead() -> None:
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 @user_errors_exit
-@job
+@resumable_job
 def main(cfg: DictConfig) -> float | None:
     """One run, from its configuration to its folder; gives its objective, for sweeps that search."""
     from rich.console import Console

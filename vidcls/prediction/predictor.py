@@ -41,19 +41,15 @@ from vidcls.training.run_folder import (
 from vidcls.training.spec import RunSpec
 from vidcls.training.transforms import Preprocess
 
+# What trainer.precision means in Lightning: the type of the weights, and that of autocast.
 PRECISIONS: dict[str, tuple[torch.dtype, torch.dtype | None]] = {
-    "64": (torch.float64, None),
-    "64-true": (torch.float64, None),
-    "32": (torch.float32, None),
-    "32-true": (torch.float32, None),
-    "16": (torch.float32, torch.float16),
-    "16-mixed": (torch.float32, torch.float16),
-    "bf16": (torch.float32, torch.bfloat16),
-    "bf16-mixed": (torch.float32, torch.bfloat16),
+    **dict.fromkeys(("64", "64-true"), (torch.float64, None)),
+    **dict.fromkeys(("32", "32-true"), (torch.float32, None)),
+    **dict.fromkeys(("16", "16-mixed"), (torch.float32, torch.float16)),
+    **dict.fromkeys(("bf16", "bf16-mixed"), (torch.float32, torch.bfloat16)),
     "16-true": (torch.float16, None),
     "bf16-true": (torch.bfloat16, None),
 }
-"""What ``trainer.precision`` means in Lightning: the type of the weights, and that of autocast."""
 
 
 @dataclass(frozen=True)

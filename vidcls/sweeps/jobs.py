@@ -1,6 +1,6 @@
 """A multirun: one folder, one shared decode, no use of the test set, and a record of how each job ended.
 
-Hydra calls `SweepCallback` in the process that was started, and `job` where the jobs run.
+Hydra calls `SweepCallback` in the process that was started, and `resumable_job` where the jobs run.
 """
 
 from __future__ import annotations
@@ -122,8 +122,8 @@ def prepare_sweep(config: DictConfig) -> None:
         remedy = f"Choose another one, or continue that sweep with sweep.resume={folder}."
         raise UserError("a folder that no other sweep has used", str(folder), remedy, "used-sweep-dir")
     overrides.task += [*shared, "test=false", "run_dir=${hydra:sweep.dir}/${hydra:sweep.subdir}"]
-    unnamed = {*given, *RESERVED_OVERRIDES, *(text.partition("=")[0] for text in shared)} - set(swept)
-    keys = ",".join(f"'{option}'" for option in sorted(unnamed))
+    not_in_job_name = {*given, *RESERVED_OVERRIDES, *(text.partition("=")[0] for text in shared)} - set(swept)
+    keys = ",".join(f"'{option}'" for option in sorted(not_in_job_name))
     overrides.hydra.append(f"hydra.job.config.override_dirname.exclude_keys=[{keys}]")
     count = "jobs" if record["planned"] is None else f"{record['planned']} jobs"
     stored = f", which share one decode ({', '.join(shared)})" if shared else ""
@@ -225,7 +225,7 @@ def shared_store(config: DictConfig, given: dict[str, Override]) -> list[str]:
     return shared
 
 
-def job(main: Callable[[DictConfig], float | None]) -> Callable[[DictConfig], float | None]:
+def resumable_job(main: Callable[[DictConfig], float | None]) -> Callable[[DictConfig], float | None]:
     """Decorates an entry point: in a sweep a finished job is skipped, and an interrupted one is resumed.
 
     A failed job is recorded, returns NaN and does not end the others.
@@ -247,7 +247,7 @@ def job(main: Callable[[DictConfig], float | None]) -> Callable[[DictConfig], fl
             print(f"{folder.name}: {'continued' if cfg.resume else 'started'}", flush=True)
             _write_job(folder)
             try:
-                with _isolated(folder, cfg):
+                with _isolated_for_ddp(folder, cfg):
                     return main(cfg)
             except Exception as error:
                 user_error = find_user_error(error)
@@ -277,11 +277,12 @@ def _write_job(folder: Path) -> None:
 
 
 @contextmanager
-def _isolated(folder: Path, cfg: DictConfig) -> Iterator[None]:
+def _isolated_for_ddp(folder: Path, cfg: DictConfig) -> Iterator[None]:
     """Lets Lightning's DDP work in a job.
 
     DDP starts a process per further device with the command line of this one, which must be the job's, not the
-    sweep's; and it leaves environment variables and a process group, which the next job in this process must not find.
+    sweep's: ``train.py resume=FOLDER trust=[PACKAGES]``. And it leaves environment variables and a process group, which
+    the next job in this process must not find.
     """
     arguments, environment = sys.argv, dict(os.environ)
     escaped = str(folder).replace("'", "\\'")
