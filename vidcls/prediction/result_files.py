@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import io
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -13,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vidcls.data.options import check_class_names
-from vidcls.files import write_atomically
+from vidcls.files import csv_bytes, write_atomically
 from vidcls.prediction.journal import Journal
 
 SEGMENT_COLUMNS = ("path", "sha256", "class", "start_seconds", "end_seconds", "peak", "peak_seconds")
@@ -52,12 +50,6 @@ def write_result_files(journal: Journal, classes: Sequence[str]) -> None:
                 pending.clear()
         writer.write_table(pa.concat_tables(pending) if pending else schema.empty_table())
     write_atomically(journal.folder / "timelines.parquet", timelines.getvalue())
-    _write_csv(journal.folder / "predictions.csv", pd.DataFrame(rows, columns=prediction_columns(classes)))
-    _write_csv(journal.folder / "segments.csv", pd.DataFrame(segments, columns=list(SEGMENT_COLUMNS)))
-
-
-def _write_csv(path: Path, table: pd.DataFrame) -> None:
-    text = table.to_csv(index=False, lineterminator="\n")
-    if "\r" in text:  # Python 3.11 does not quote a carriage return, which a file's name may hold
-        text = table.to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_ALL)
-    write_atomically(path, text.encode())
+    tables = {"segments": (segments, SEGMENT_COLUMNS), "predictions": (rows, prediction_columns(classes))}
+    for name, (table, header) in tables.items():
+        write_atomically(journal.folder / f"{name}.csv", csv_bytes(pd.DataFrame(table, columns=list(header))))
