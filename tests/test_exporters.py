@@ -26,7 +26,15 @@ from vidcls.data.decoding.frames import decode
 from vidcls.data.sampling import StoreSpec
 from vidcls.data.store import FrameStore
 from vidcls.errors import UserError
-from vidcls.exporters import ExportedClassifier, check_parity, describe, export_checked, resize, stored_clips
+from vidcls.exporters import (
+    ExportedClassifier,
+    check_parity,
+    describe,
+    export_checked,
+    export_run,
+    resize,
+    stored_clips,
+)
 from vidcls.models.classifiers import cnn_lstm, cnn_mean
 from vidcls.prediction.predictor import load_run
 from vidcls.training.transforms import Augment, Preprocess
@@ -197,6 +205,13 @@ def test_nothing_else_is_written(exported: Path, tmp_path: Path, monkeypatch: py
     assert lines[-1] == "Wrote a/b.pt2"
     assert {path.as_posix() for path in Path().rglob("*")} == {"mine.txt", "a", "a/b.pt2"}
     assert sorted(exported.rglob("*")) == before
+
+
+def test_a_run_of_another_precision_warns_that_its_export_computes_in_float32(exported: Path, tmp_path: Path) -> None:
+    run = load_run(exported / "lstm")
+    run.config.trainer.precision = "bf16-mixed"
+    with pytest.warns(UserWarning, match="computes in float32, the run in bf16-mixed"):
+        export_run(run, "torch_export", tmp_path / "model.pt2", None)
 
 
 # ---- what is refused

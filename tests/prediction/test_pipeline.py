@@ -152,6 +152,11 @@ def test_a_loaded_run_gives_the_same_probabilities(
         found = rows_of(tmp_path / run.name)
         probabilities = load_run(run).predict(video)
         assert {name: f"{p:.9g}" for name, p in probabilities.items()} == found.loc[video.name, CLASSES].to_dict()
+    noise = np.random.default_rng(0).integers(60, size=(60, 32, 32, 3), dtype=np.uint8)
+    content = write_video(tmp_path / "damaged.mkv", noise).read_bytes()
+    (tmp_path / "damaged.mkv").write_bytes(content[: len(content) // 2])
+    with pytest.warns(UserWarning, match="damaged.mkv is partial: "):
+        load_run(finished).predict(tmp_path / "damaged.mkv")
     for broken in (tmp_path / "nowhere.mp4", tmp_path / "in"):
         with pytest.raises(UserError) as error:
             load_run(finished).predict(broken)
