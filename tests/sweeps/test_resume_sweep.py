@@ -44,10 +44,8 @@ def test_a_finished_job_is_not_run_again(copied: Path, command: list[str]) -> No
 def test_a_failed_job_that_can_run_now_runs(copied: Path, command: list[str], sweep: Path) -> None:
     """Its error.txt goes; a half-done one goes on from its last epoch."""
     (broken, half) = (copied / name for name in DONE)
-    shutil.copy(copied / FAILED[0] / "error.txt", broken)
-    for name in ("metrics.json", "predictions_val.csv", "config.yaml", "history.csv"):
-        (broken / name).unlink()
-    shutil.rmtree(broken / "checkpoints")
+    shutil.rmtree(broken)
+    shutil.copytree(copied / FAILED[0], broken)
     (half / "metrics.json").unlink()
     trained = (half / "checkpoints" / "last.ckpt").stat().st_mtime_ns
     result = train(*command, f"sweep.resume={copied}")
