@@ -469,7 +469,9 @@ def test_a_full_disk_is_one_clear_line_and_what_is_done_is_kept(
 # ---- refused
 
 
-def test_another_runs_output_is_refused(bright: Path, finished: Path, tmp_path: Path) -> None:
+def test_another_runs_output_is_refused(
+    bright: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     video = write_video(tmp_path / "a.mp4", lit(2))
     predict(bright, video, tmp_path / "out")
     options = [f"input={video}", f"output={tmp_path / 'out'}"]
@@ -479,6 +481,9 @@ def test_another_runs_output_is_refused(bright: Path, finished: Path, tmp_path: 
         "the same aggregation",
         "[other-settings]",
     )
+    with monkeypatch.context() as patched:
+        patched.setattr("vidcls.prediction.summary.DECODE_VERSION", 10**6)  # the program has been updated since
+        refused(call("predict.py", f"run={bright}", *options), "the same decoding", "[other-settings]")
     refused(call("predict.py", f"run={bright}", options[0], f"output={video}"), "[output]")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("precious")
