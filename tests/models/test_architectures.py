@@ -119,8 +119,8 @@ def options(folder: str) -> set[str]:
 
 def test_each_option_has_a_case() -> None:
     models = [spec_of(case).model for case in CASES]
-    told = {re.search(r"model=(\w+)", case.overrides).group(1) for case in CASES}  # type: ignore[union-attr]
-    assert told == options("model") - {"video", "custom"}  # the bases of those that name a network
+    tested = {re.search(r"model=(\w+)", case.overrides).group(1) for case in CASES}  # type: ignore[union-attr]
+    assert tested == options("model") - {"video", "custom"}  # the bases of those that name a network
     chosen: list[dict[str, Any]] = [model for model in models if model["_target_"].endswith("encoder_head")]
     assert {model["motion"] for model in chosen} == set(MOTIONS)
     names = {(model["head"]["name"], model["head"].get("bidirectional", False)) for model in chosen}

@@ -110,11 +110,11 @@ def test_the_notebooks_network_is_what_it_has_always_been(notebook: Classifier) 
     clips = torch.rand(2, 4, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         logits = copy.deepcopy(notebook).eval()(clips)
-    told = [
+    expected_logits = [
         [0.10537421703338623, 0.028630860149860382, -0.03463182598352432],
         [0.1067061722278595, 0.019381821155548096, -0.03576892614364615],
     ]
-    torch.testing.assert_close(logits, torch.tensor(told), atol=1e-6, rtol=0)
+    torch.testing.assert_close(logits, torch.tensor(expected_logits), atol=1e-6, rtol=0)
 
 
 # ---- the function they compute

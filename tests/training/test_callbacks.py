@@ -133,7 +133,7 @@ def test_unless_it_is_alone() -> None:
     assert (summary["epoch_seconds"], summary["clips_per_second"], summary["data_wait_fraction"]) == (5.0, 2.0, 0.2)
 
 
-@pytest.mark.skipif(not reset_peak_memory(torch.device("cpu")), reason="this system does not tell its peak memory")
+@pytest.mark.skipif(not reset_peak_memory(torch.device("cpu")), reason="this system does not report its peak memory")
 def test_peak_memory_is_that_of_the_fit(tmp_path: Path) -> None:
     timings = [Timing() for _ in range(2)]
     for timing, size in zip(timings, (300 * MEGABYTE, 0), strict=True):

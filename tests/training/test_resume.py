@@ -119,7 +119,7 @@ def copy_of(run: Path, folder: Path) -> Path:
     return folder
 
 
-def test_resuming_a_finished_run_is_harmless(finished: Path, tmp_path: Path) -> None:
+def test_resuming_a_finished_run_changes_nothing(finished: Path, tmp_path: Path) -> None:
     run = copy_of(finished, tmp_path / "run")
     result = train(f"resume={run}")
     assert result.code == 0, result.stderr

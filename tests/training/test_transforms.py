@@ -106,10 +106,10 @@ def test_randaugment_is_torchvisions() -> None:
 
 
 @pytest.mark.parametrize(
-    "knob", [{"flip": 0.1}, {"crop_scale": 0.9}, {"jitter": 0.1}, {"randaugment": 1}, {"mixup": 0.1}, {"cutmix": 1.0}]
+    "option", [{"flip": 0.1}, {"crop_scale": 0.9}, {"jitter": 0.1}, {"randaugment": 1}, {"mixup": 0.1}, {"cutmix": 1.0}]
 )
-def test_any_knob_changes_something(knob: dict[str, Any]) -> None:
-    assert not Augment(**knob).is_identity
+def test_any_option_changes_something(option: dict[str, Any]) -> None:
+    assert not Augment(**option).is_identity
     assert Augment().is_identity and Augment(randaugment_magnitude=30).is_identity
 
 

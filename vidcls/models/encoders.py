@@ -22,7 +22,7 @@ class Encoder(nn.Module):
         return []
 
     def load_weights(self) -> None:
-        """Loads the pretrained weights; called when a new training starts."""
+        """Loads the pretrained weights, if there are any; called where a new training starts."""
 
 
 class ConvEncoder(Encoder):

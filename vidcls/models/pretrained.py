@@ -69,7 +69,7 @@ class Pretrained(Encoder):
 
 
 def option_path(name: str, key: str) -> str:
-    """The option of a network: those of single frames are an encoder of a model."""
+    """The option of a network; those of single frames are an encoder of a model."""
     return f"model.encoder.{key}" if "/" in name else f"model.{key}"
 
 
@@ -165,7 +165,7 @@ def timm_config(name: str) -> Any:
 
 
 def load_weights(net: nn.Module, name: str, weights: str) -> None:
-    """Loads all parameters and statistics of a network whose classifier has been removed.
+    """Loads all parameters and statistics of a network without its classifier.
 
     ``weights`` are ``default``, the library's own, which it downloads; or the path of a state dict, alone or under
     ``state_dict`` or ``model`` (.safetensors, or what `torch.load` reads with ``weights_only=True``).
