@@ -65,11 +65,12 @@ def stored(cfg: DictConfig) -> list[str]:
 
 
 def test_a_sweep_is_not_continued_with_other_decoders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    planned(tmp_path, swept=("seed=0,1",))
-    planned(tmp_path, f"sweep.resume={tmp_path}", swept=("seed=0,1,2",))
+    planned(tmp_path, swept=("seed=0,1", "data.source=/my/clips"))
+    swept = ("seed=0,1,2", "data.source='/my/clips'")  # quoted or not is the same
+    planned(tmp_path, f"sweep.resume={tmp_path}", swept=swept)
     monkeypatch.setattr("vidcls.data.store.DECODE_VERSION", 10**6)
     with pytest.raises(UserError) as error:
-        planned(tmp_path, f"sweep.resume={tmp_path}", swept=("seed=0,1,2",))
+        planned(tmp_path, f"sweep.resume={tmp_path}", swept=swept)
     assert error.value.code == "another-decoding"
 
 

@@ -200,7 +200,9 @@ def read_json(path: Path, *keys: str) -> dict[str, Any]:
 
 def _identity(record: dict[str, Any]) -> tuple[set[str], set[str], str]:
     is_search = record["planned"] is None  # Optuna cannot continue a study with other values
-    fixed = {text for text in record["overrides"] if is_search or _option(text) not in record["swept"]}
+    # Whether a path is quoted does not count.
+    texts = [re.sub(r"[\\'\"]", "", text) for text in record["overrides"]]
+    fixed = {text for text in texts if is_search or _option(text) not in record["swept"]}
     return set(record["swept"]), fixed, record["objective"]
 
 
