@@ -120,7 +120,7 @@ class LoadedRun:
 
 
 def load_run(folder: Path | str, trust: Sequence[str] = ()) -> LoadedRun:
-    """Reads the finished run in ``folder``, whose model may come from this package and those of ``trust`` alone.
+    """Reads the finished run in ``folder``, whose model may come only from this package and those in ``trust``.
 
     Raises:
         UserError: it is not the folder of a finished run, or its model is not of a trusted package.
@@ -128,10 +128,10 @@ def load_run(folder: Path | str, trust: Sequence[str] = ()) -> LoadedRun:
     folder, config = read_finished(Path(folder))
     best = best_checkpoint(folder)
     checkpoint = load_checkpoint(best)
-    manifest = read_run_manifest(folder, checkpoint.spec.classes)
     model, preprocess = rebuild(checkpoint, trust)
     if config.compile:
         model.compile()  # as it was tested
+    manifest = read_run_manifest(folder, checkpoint.spec.classes)
     identity = hash_file(best)[:12]
     return LoadedRun(folder, config, checkpoint.spec, model, preprocess, identity, checkpoint.step, manifest)
 

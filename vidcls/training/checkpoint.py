@@ -101,9 +101,9 @@ def build_model(spec: RunSpec, trust: Sequence[str] = ()) -> Classifier:
 
 def rebuild(checkpoint: Checkpoint, trust: Sequence[str] = ()) -> tuple[Classifier, Preprocess]:
     """The network of a checkpoint with its weights, and what prepares its input, in eval mode; raises `UserError`."""
-    model = build_model(checkpoint.spec, trust)
     try:
         preprocess = build_preprocess(checkpoint.spec)
+        model = build_model(checkpoint.spec, trust)
         model.load_state_dict(checkpoint.model_weights)
     except (RuntimeError, TypeError, ValueError) as error:
         why = " ".join(str(error).split())[:200]
