@@ -19,10 +19,14 @@ def main(cfg: DictConfig) -> None:
     # Imported here: testing decodes, and decode workers import this file again.
     from rich.console import Console
 
+    from vidcls.sweeps.jobs import check_sweep
+
+    console, folder = Console(), Path(str(cfg.sweep))
+    check_sweep(folder, "sweep")  # before pandas is imported
+
     from vidcls.sweeps.tables import read_sweep
 
-    console = Console()
-    sweep = read_sweep(Path(str(cfg.sweep)))
+    sweep = read_sweep(folder)
 
     from vidcls.sweeps.sweep_report import write_report
     from vidcls.sweeps.winner import test_winner

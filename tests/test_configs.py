@@ -102,7 +102,7 @@ def test_keys_are_constructor_keywords(name: str) -> None:
         if "TensorBoardLogger" in node._target_:  # hands on what it does not know
             keywords |= set(inspect.signature(SummaryWriter).parameters)
         assert keys <= keywords, path
-        if node._target_.startswith("vidcls."):  # ours: no knob without a line in conf/
+        if node._target_.startswith("vidcls."):  # ours: no option without a line in conf/
             assert keywords - keys <= (AT_RUNTIME if path == "model" else set()), path
 
 
@@ -207,10 +207,10 @@ def test_the_notebook_stays_pinned_when_defaults_change(tmp_path: Path) -> None:
     conf = tmp_path / "conf"
     shutil.copytree(CONF, conf)
     for name, value in NOTEBOOK.items():
-        group, _, knob = name.partition(".")
+        group, _, option = name.partition(".")
         path = conf / f"{HOMES.get(group, 'train')}.yaml"
         changed = OmegaConf.load(path)
-        OmegaConf.update(changed, knob if group in HOMES else name, other_value(value))
+        OmegaConf.update(changed, option if group in HOMES else name, other_value(value))
         OmegaConf.save(changed, path)
     text = (conf / "train.yaml").read_text()
     for old, new in (
@@ -305,8 +305,8 @@ def test_an_unknown_model_names_the_known_ones() -> None:
 def test_a_misspelt_override_is_named(override: str) -> None:
     result = train(override)
     assert result.code == 1
-    knob = override.partition("=")[0]
-    assert f"Could not override '{knob}'" in result.stderr
+    option = override.partition("=")[0]
+    assert f"Could not override '{option}'" in result.stderr
     assert "Traceback" not in result.stderr
 
 

@@ -67,7 +67,8 @@ EXPORT = {
     "run={run} format=tflite": "format",
     "run={run} accelerator=gpus": "accelerator",
 }
-CASES = {"train": TRAIN, "evaluate": EVALUATE, "predict": PREDICT, "export": EXPORT}
+REPORT = {"sweep=nowhere": "no-sweep"}
+CASES = {"train": TRAIN, "evaluate": EVALUATE, "predict": PREDICT, "export": EXPORT, "report": REPORT}
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -6,7 +6,8 @@ import errno
 import math
 from typing import Any
 
-DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE}
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+DISK_ERRORS = {*FULL_DISK, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE}
 
 
 class UserError(Exception):

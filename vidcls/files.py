@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import csv
-import errno
 import hashlib
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BufferedReader, FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
-from vidcls.errors import UserError
+from vidcls.errors import FULL_DISK, UserError
 
 if TYPE_CHECKING:
     import pandas as pd
-
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -72,15 +71,24 @@ def claim_file(path: Path, text: str) -> bool:
     return True
 
 
-def acquire_lock(path: Path, waiting_for: str) -> FileLock:
-    """A lock between processes, acquired; where that takes longer it says what it is waiting for."""
+@contextmanager
+def locked(path: Path, waiting_for: str) -> Iterator[None]:
+    """Holds a lock between processes; if that takes longer it prints what it is waiting for."""
     lock = FileLock(path)
     try:
         lock.acquire(timeout=2)
     except Timeout:
-        print(f"Waiting for {waiting_for} ({path})", flush=True)
+        print(f"Waiting for {waiting_for}", flush=True)
         lock.acquire()
-    return lock
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def readable(path: str | bytes | Path) -> str:
+    r"""A path as text that can be written anywhere: bytes that are not UTF-8 appear as \xff."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def hash_file(file: Path | BufferedReader | FileIO) -> str:

@@ -73,7 +73,7 @@ def sweep_arguments(work: Path) -> list[str]:
 
 def sweep_again(work: Path) -> list[str]:
     """Continues the sweep."""
-    return [*train_arguments(work)[:-1], "-m", "optim.lr=0.001,0.01", f"sweep.resume={work}/out"]
+    return [*sweep_arguments(work)[:-1], f"sweep.resume={work}/out"]
 
 
 def predict_arguments(work: Path) -> list[str]:
@@ -83,9 +83,12 @@ def predict_arguments(work: Path) -> list[str]:
 
 
 COMMANDS = {
-    "train": Command("train", train_arguments, train_again),
-    "predict": Command("predict", predict_arguments, predict_arguments),
-    "sweep": Command("sweep", sweep_arguments, sweep_again),
+    command.name: command
+    for command in (
+        Command("train", train_arguments, train_again),
+        Command("predict", predict_arguments, predict_arguments),
+        Command("sweep", sweep_arguments, sweep_again),
+    )
 }
 
 

@@ -51,7 +51,7 @@ def loader(videos: list[VideoBatch], batch_size: int = 4) -> DataLoader[VideoBat
     return DataLoader(videos, batch_size=batch_size, generator=torch.Generator())  # type: ignore[arg-type]
 
 
-def trainer(folder: Path, *callbacks: L.Callback, epochs: int = 1, **knobs: Any) -> L.Trainer:
+def trainer(folder: Path, *callbacks: L.Callback, epochs: int = 1, **options: Any) -> L.Trainer:
     plain: dict[str, Any] = {
         "accelerator": "cpu",
         "default_root_dir": folder,
@@ -64,4 +64,4 @@ def trainer(folder: Path, *callbacks: L.Callback, epochs: int = 1, **knobs: Any)
         "num_sanity_val_steps": 0,
         "use_distributed_sampler": False,
     }
-    return L.Trainer(**(plain | knobs))
+    return L.Trainer(**(plain | options))

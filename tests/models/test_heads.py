@@ -15,14 +15,14 @@ POOLINGS = ("last", "mean", "max", "attention", "statistics")
 STATES = torch.tensor([[[1.0, 8.0], [3.0, 6.0], [2.0, 4.0], [6.0, 2.0]], [[0.0, -1.0]] * 4])
 
 
-def head(name: str, num_features: int = 3, num_frames: int = 5, **knobs: Any) -> Head:
-    """A small one, with some of its knobs changed."""
+def head(name: str, num_features: int = 3, num_frames: int = 5, **options: Any) -> Head:
+    """A small one, with some of its options changed."""
     pool: dict[str, Any] = {"pooling": "mean"}
     recurrent: dict[str, Any] = {"hidden_size": 4, "num_layers": 1, "bidirectional": False, "pooling": "last"}
     transformer: dict[str, Any] = {"hidden_size": 8, "num_layers": 2, "num_heads": 2, "pooling": "mean"}
     defaults = {"pool": pool, "transformer": transformer}.get(name, recurrent)
     torch.manual_seed(0)
-    return build_head(num_features, num_frames, name, **(defaults | knobs)).eval()
+    return build_head(num_features, num_frames, name, **(defaults | options)).eval()
 
 
 def features(num_frames: int = 5) -> Tensor:

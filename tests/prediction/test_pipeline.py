@@ -482,7 +482,7 @@ def test_another_runs_output_is_refused(
         "[other-settings]",
     )
     with monkeypatch.context() as patched:
-        patched.setattr("vidcls.prediction.summary.DECODE_VERSION", 10**6)  # the program has been updated since
+        patched.setattr("vidcls.data.store.DECODE_VERSION", 10**6)  # the program has been updated since
         refused(call("predict.py", f"run={bright}", *options), "the same decoding", "[other-settings]")
     refused(call("predict.py", f"run={bright}", options[0], f"output={video}"), "[output]")
     (tmp_path / "mine").mkdir()

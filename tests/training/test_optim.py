@@ -114,7 +114,7 @@ FALL = [2.0, 1 + math.sqrt(0.5), 1.0, 1 - math.sqrt(0.5), 0.0]
 
 
 @pytest.mark.parametrize(
-    ("knobs", "total_steps", "expected"),
+    ("options", "total_steps", "expected"),
     [
         ({"schedule": "constant"}, 4, [2.0, 2.0, 2.0, 2.0, 2.0]),
         ({"schedule": "cosine"}, 4, FALL),
@@ -126,8 +126,8 @@ FALL = [2.0, 1 + math.sqrt(0.5), 1.0, 1 - math.sqrt(0.5), 0.0]
         ({"schedule": "one_cycle", "warmup": 0.5}, 6, [0.08, 1.04, 2.0, 1.500002, 0.500006, 8e-6, 8e-6]),
     ],
 )
-def test_learning_rates_of_short_runs(knobs: dict[str, Any], total_steps: int, expected: list[float]) -> None:
-    assert rates(adam(lr=2.0, **knobs), 1, total_steps) == [pytest.approx(expected, abs=1e-12)]
+def test_learning_rates_of_short_runs(options: dict[str, Any], total_steps: int, expected: list[float]) -> None:
+    assert rates(adam(lr=2.0, **options), 1, total_steps) == [pytest.approx(expected, abs=1e-12)]
 
 
 @settings(deadline=None, max_examples=40)  # the whole schedule is stepped through each time

@@ -24,8 +24,8 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from vidcls.errors import UserError
-from vidcls.files import FULL_DISK, write_atomically
+from vidcls.errors import FULL_DISK, UserError
+from vidcls.files import write_atomically
 
 _CHUNK_BYTES = 1 << 20
 _DAMAGE = (zipfile.BadZipFile, zlib.error, LZMAError, EOFError, NotImplementedError, ValueError)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from rich.console import Console
 from rich.progress import track
 
-from vidcls.files import hash_file
+from vidcls.files import hash_file, readable
 
 
 class FileState(NamedTuple):
@@ -71,11 +71,11 @@ class HashCache:
     def get(self, file: Path, state: FileState) -> str | None:
         """The hash of a file that was in this state."""
         where = "path = ? AND size = ? AND inode = ? AND mtime_ns = ? AND ctime_ns = ?"
-        rows = self._execute(f"SELECT sha256 FROM file_hashes WHERE {where}", (_name(file), *state))
+        rows = self._execute(f"SELECT sha256 FROM file_hashes WHERE {where}", (readable(file.resolve()), *state))
         return str(rows[0][0]) if rows else None
 
     def put(self, file: Path, state: FileState, sha256: str) -> None:
-        values = (_name(file), *state, sha256)
+        values = (readable(file.resolve()), *state, sha256)
         self._execute("INSERT OR REPLACE INTO file_hashes VALUES (?, ?, ?, ?, ?, ?)", values)
 
     def close(self) -> None:
@@ -110,10 +110,6 @@ def hash_files(files: Sequence[Path], cache: HashCache | None, console: Console 
             if cache and result.state:
                 cache.put(files[place], result.state, result.sha256)
     return results
-
-
-def _name(file: Path) -> str:
-    return os.fsencode(file.resolve()).decode("utf-8", "backslashreplace")  # not every name is UTF-8
 
 
 def _hash(file: Path) -> HashResult:

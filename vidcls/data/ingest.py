@@ -8,12 +8,11 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pandas as pd
-from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.text import Text
 
@@ -23,6 +22,7 @@ from vidcls.data.hashing import HashCache, hash_files
 from vidcls.data.options import DecodeLimits
 from vidcls.data.store import FrameStore
 from vidcls.errors import UserError
+from vidcls.files import locked
 
 MANIFEST_COLUMNS = ["path", "label", "split", "creator", "sha256", "status", "reason", "decoder", "seconds", "coverage"]
 MANIFEST_PATTERNS = {
@@ -54,11 +54,8 @@ def ingest(
     """
     started = time.monotonic()
     files = [Path(file) for file in videos["file"]]
-    cache = HashCache(hash_cache_path)
-    try:
+    with closing(HashCache(hash_cache_path)) as cache:
         hashes = hash_files(files, cache)
-    finally:
-        cache.close()
     unique = {hashed.sha256: (file, hashed) for file, hashed in zip(files, hashes, strict=True) if hashed.sha256}
     results = _stored(list(unique), store)
     decoded = 0
@@ -92,16 +89,8 @@ def _locked(store: FrameStore) -> Iterator[None]:
     """Holds the store's lock, so that of several runs that need the same videos one decodes."""
     try:
         store.folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(store.folder / ".ingest.lock")
-        try:
-            lock.acquire(timeout=2)
-        except Timeout:
-            print(f"Waiting for another run that decodes into {store.folder}", flush=True)
-            lock.acquire()
-        try:
+        with locked(store.folder / ".ingest.lock", f"another run that decodes into {store.folder}"):
             yield
-        finally:
-            lock.release()
     except OSError as error:
         raise UserError(
             "cache_dir to be a folder that can be written",

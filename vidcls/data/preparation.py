@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from vidcls.data.decoding.result import USABLE
 from vidcls.data.hashing import HashCache, hash_files
 from vidcls.data.ingest import IngestStats, ingest, read_manifest, report_bad
 from vidcls.data.options import SPLITS, DataOptions
@@ -39,7 +40,7 @@ def frame_store(options: DataOptions) -> FrameStore:
 
 def usable_rows(manifest: pd.DataFrame, split: str) -> pd.DataFrame:
     """The rows of a split that have frames, in the manifest's order, numbered from 0."""
-    usable = manifest["status"].isin(["ok", "partial"]) & (manifest["split"] == split)
+    usable = manifest["status"].isin(USABLE) & (manifest["split"] == split)
     return manifest[usable].reset_index(drop=True)
 
 

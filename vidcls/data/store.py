@@ -28,6 +28,11 @@ from vidcls.files import write_atomically
 DECODE_VERSION = 3
 
 
+def decoding_versions() -> dict[str, str | int]:
+    """What decodes, and how: results on frames of other versions cannot be compared."""
+    return decoder_versions() | {"version": DECODE_VERSION}
+
+
 class StoreEntryError(UserError):
     """A store entry that is missing, truncated, altered or of another shape."""
 

@@ -10,6 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from vidcls.cli import key_name
+from vidcls.data.decoding.result import USABLE
 from vidcls.data.options import SPLITS, DataOptions, check_class_names
 from vidcls.data.sources import class_order, list_videos
 from vidcls.errors import UserError, check_choice
@@ -60,7 +61,7 @@ def plan_evaluation(cfg: DictConfig) -> EvaluationPlan:
             raise UserError(expected, f"data.source={cfg.data.source}", remedy, "policy-source")
         _check_source(Path(str(cfg.data.source)), classes, run_config)
         return EvaluationPlan(cfg.split, [cfg.split], None)
-    held = set(manifest.loc[manifest["status"].isin(["ok", "partial"]), "split"])
+    held = set(manifest.loc[manifest["status"].isin(USABLE), "split"])
     if policy is not None and manifest[(manifest["split"] == "val") & (manifest["status"] == "ok")].empty:
         if _policy_requested(cfg.policy):
             remedy = "Train with more val videos."

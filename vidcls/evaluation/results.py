@@ -13,6 +13,7 @@ import pandas as pd
 from rich.console import Console
 from torch.utils.tensorboard import SummaryWriter
 
+from vidcls.data.decoding.result import USABLE
 from vidcls.data.preparation import prepare_external, redecode_missing
 from vidcls.data.splits import group_videos
 from vidcls.data.videos import Videos
@@ -147,7 +148,7 @@ def _policy_report(manifest: pd.DataFrame, split: str, predictions: Predictions,
     # Including the videos that could not be decoded.
     decisions, labels, probabilities = [], [], iter(predictions.probabilities)
     for row in manifest[(manifest["split"] == split) & (manifest["status"] != "dropped")].itertuples():
-        usable = row.status in ("ok", "partial")
+        usable = row.status in USABLE
         of_video = next(probabilities) if usable else np.full(len(policy.classes), np.nan)
         decisions.append(decide(policy, of_video, row.status, row.reason).decision)
         labels.append(row.label)

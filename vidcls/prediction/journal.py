@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from vidcls.errors import UserError
-from vidcls.files import write_atomically
+from vidcls.files import readable, write_atomically
 
 SCHEMA = (
     "CREATE TABLE IF NOT EXISTS settings (json TEXT)",
@@ -138,11 +138,6 @@ class Journal:
             return None
         values = json.loads(found[0])
         return VideoDetails(**values | {name: [tuple(one) for one in values[name]] for name in ("segments", "peaks")})
-
-
-def readable(path: str | bytes) -> str:
-    r"""A path as text that can be written anywhere: bytes that are not UTF-8 appear as \xff."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def check_output(folder: Path) -> None:

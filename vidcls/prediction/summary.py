@@ -10,11 +10,10 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 
-from vidcls.data.decoding.result import decoder_versions
-from vidcls.data.store import DECODE_VERSION
+from vidcls.data.store import decoding_versions
+from vidcls.files import readable
 from vidcls.moderation.policy import DECISIONS, Policy, load_policy
 from vidcls.prediction.html_report import STATUSES
-from vidcls.prediction.journal import readable
 from vidcls.prediction.options import PredictOptions
 from vidcls.prediction.predictor import LoadedRun
 from vidcls.prediction.video_result import NO_POLICY
@@ -34,7 +33,7 @@ def result_settings(run: LoadedRun, options: PredictOptions, policy: Policy | No
         "model": run.identity,
         "policy": policy.identity if policy else None,
         "classes": run.classes,
-        "decoding": decoder_versions() | {"version": DECODE_VERSION},
+        "decoding": decoding_versions(),
         **asdict(run.spec.store),
         **asdict(options),
     }

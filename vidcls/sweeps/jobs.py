@@ -28,8 +28,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from vidcls.cli import in_sweep, run_folder, short_names
 from vidcls.errors import UserError, check_choice, find_user_error
-from vidcls.files import acquire_lock, claim_file, write_atomically
+from vidcls.files import claim_file, locked, write_atomically
 from vidcls.metrics.objectives import LOWER_IS_BETTER
+from vidcls.training.run_config import named_packages
 
 FORMAT = 1
 MAX_NAME_LENGTH = 120
@@ -111,10 +112,9 @@ def prepare_sweep(config: DictConfig) -> None:
         "objective": check_choice("objective", config.objective, tuple(LOWER_IS_BETTER)),
         "planned": _count_jobs(config, [given[option] for option in swept]),
     }
-    from vidcls.data.decoding.result import decoder_versions  # late: a job does not need them
-    from vidcls.data.store import DECODE_VERSION
+    from vidcls.data.store import decoding_versions  # late: a job does not need it
 
-    record["decoding"] = decoder_versions() | {"version": DECODE_VERSION}
+    record["decoding"] = decoding_versions()
     record["store"] = shared = shared_store(config, given)
     if config.sweep.resume is not None:
         record["store"] = shared = _continue(folder, record, config)
@@ -128,6 +128,17 @@ def prepare_sweep(config: DictConfig) -> None:
     count = "jobs" if record["planned"] is None else f"{record['planned']} jobs"
     stored = f", which share one decode ({', '.join(shared)})" if shared else ""
     print(f"Sweep over {', '.join(swept) or 'nothing'}: {count} in {folder}{stored}", flush=True)
+
+
+def check_sweep(folder: Path, option: str) -> None:
+    """Raises `UserError` if ``option`` names no sweep. Imports nothing heavy, so that a wrong path shows at once."""
+    if not (folder / "sweep.json").is_file():
+        raise UserError(
+            f"the folder of a sweep in {option}",
+            f"{folder} without sweep.json",
+            "Name a folder that `python train.py -m ...` has made, such as runs/sweep/...",
+            "no-sweep",
+        )
 
 
 def parse_overrides(overrides: Sequence[str]) -> dict[str, Override]:
@@ -148,9 +159,7 @@ def _continue(folder: Path, record: dict[str, Any], config: DictConfig) -> list[
 
     Returns the shared store of the sweep, which stays as it is: the new jobs would otherwise be given other frames.
     """
-    if not (folder / "sweep.json").is_file():
-        got = f"{folder}, without sweep.json"
-        raise UserError("the folder of a sweep in sweep.resume", got, "Check the path.", "no-sweep")
+    check_sweep(folder, "sweep.resume")
     before = read_json(folder / "sweep.json", "overrides", "swept", "objective", "planned")
     if _identity(before) != _identity(record):
         raise UserError(
@@ -239,7 +248,8 @@ def resumable_job(main: Callable[[DictConfig], float | None]) -> Callable[[DictC
             return main(cfg)
         folder = run_folder().absolute()
         folder.mkdir(parents=True, exist_ok=True)
-        with acquire_lock(folder / ".lock", "another process that runs this job"):  # and then finds it done
+        lock = folder / ".lock"
+        with locked(lock, f"another process that runs this job ({lock})"):  # and then finds it done
             if (folder / "metrics.json").exists():
                 print(f"{folder.name}: already finished, skipping", flush=True)
                 value = json.loads((folder / "metrics.json").read_text())["val"][cfg.objective]
@@ -288,7 +298,7 @@ def _isolated_for_ddp(folder: Path, cfg: DictConfig) -> Iterator[None]:
     """
     arguments, environment = sys.argv, dict(os.environ)
     escaped = str(folder).replace("'", "\\'")
-    foreign = sorted(_packages(OmegaConf.to_container(cfg)) - {"vidcls", "lightning", "torch", "optuna"})
+    foreign = sorted(named_packages(cfg) - {"vidcls", "lightning", "torch", "optuna"})
     trust = [f"trust=[{','.join(foreign)}]"] if foreign else []
     sys.argv = [str(Path(__file__).parents[2] / "train.py"), f"resume='{escaped}'", *trust]
     try:
@@ -300,10 +310,3 @@ def _isolated_for_ddp(folder: Path, cfg: DictConfig) -> Iterator[None]:
         distributed = sys.modules.get("torch.distributed")
         if distributed is not None and distributed.is_available() and distributed.is_initialized():
             distributed.destroy_process_group()
-
-
-def _packages(node: Any) -> set[str]:
-    """The top-level packages of all ``_target_`` in a configuration."""
-    children = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
-    found = {str(node["_target_"]).partition(".")[0]} if isinstance(node, dict) and "_target_" in node else set()
-    return found.union(*map(_packages, children))

@@ -20,7 +20,7 @@ from pandas.api.types import is_float_dtype, is_integer_dtype
 from vidcls.cli import short_names, value_text
 from vidcls.errors import UserError, check_choice
 from vidcls.metrics.objectives import LOWER_IS_BETTER
-from vidcls.sweeps.jobs import FORMAT, read_json
+from vidcls.sweeps.jobs import FORMAT, check_sweep, read_json
 
 SEED = "seed"
 METRICS = ("val_accuracy", "val_macro_f1", "val_loss")
@@ -112,13 +112,7 @@ def read_sweep(folder: Path) -> Sweep:
     Raises:
         UserError: it is no sweep, or one of its files is damaged.
     """
-    if not (folder / "sweep.json").is_file():
-        raise UserError(
-            "the folder of a sweep in sweep=",
-            f"{folder} without sweep.json",
-            "Give a folder that `python train.py -m ...` has made, such as runs/sweep/...",
-            "no-sweep",
-        )
+    check_sweep(folder, "sweep")
     record = read_json(folder / "sweep.json", "format", "overrides", "swept", "objective", "planned")
     if record["format"] != FORMAT:
         got = f"{record['format']} in {folder}"

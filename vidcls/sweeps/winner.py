@@ -72,12 +72,11 @@ def test_winner(sweep: Sweep, accelerator: str | None, trust: Sequence[str], con
 def _test(folder: Path, accelerator: str | None, trust: Sequence[str], console: Console) -> dict[str, Any]:
     """The metrics of a job on its test split, as evaluate.py computes them."""
     # Imported here: reading a sweep does not need torch.
-    from vidcls.data.preparation import redecode_missing
+    from vidcls.data.preparation import redecode_missing, usable_rows
     from vidcls.prediction.predictor import Predictor, load_run
 
     run = load_run(folder, trust)
-    rows = run.manifest[run.manifest["split"] == "test"]
-    if not rows["status"].isin(["ok", "partial"]).any():
+    if usable_rows(run.manifest, "test").empty:
         remedy = "Evaluate the winner with evaluate.py on new videos."
         raise UserError("videos in the sweep's test split", "none", remedy, "empty-split")
     videos = run.videos()

@@ -119,6 +119,12 @@ def check_trusted(cfg: DictConfig, given: DictConfig | None = None, trust: Seque
             )
 
 
+def named_packages(cfg: DictConfig) -> set[str]:
+    """The top-level packages of all ``_target_`` in a configuration."""
+    leaves = _leaves(OmegaConf.to_container(cfg), "")
+    return {str(value).partition(".")[0] for key, value in leaves if key.rpartition(".")[2] == "_target_"}
+
+
 def _is_trusted(target: str, trust: Sequence[str]) -> bool:
     return bool(TRUSTED_TARGETS.fullmatch(target)) or target in trust or target.partition(".")[0] in trust
 

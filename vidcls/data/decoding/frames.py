@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 
 from vidcls.data.decoding.pyav import ChosenFrames
 from vidcls.data.decoding.result import DecodeResult, Frames, UndecodableError, summarise
-from vidcls.data.decoding.track import Track, decoding, first_line, read_track
+from vidcls.data.decoding.track import Scan, Track, decoding, first_line, scan
 from vidcls.data.sampling import StoreSpec, clip_indices
 
 # How mp4, Matroska, FLV and MPEG-TS begin: what decord's FFmpeg, without a list of allowed formats, takes for no text.
@@ -33,9 +33,12 @@ def decode(path: Path, spec: StoreSpec, decoders: tuple[str, ...]) -> tuple[Fram
     Raises:
         UndecodableError: no decoder gave an intact frame.
     """
-    with decoding(path, "pyav") as ffmpeg_errors:
-        track, starts = read_track(path)
-        errors = ffmpeg_errors()
+    return decode_scanned(path, spec, decoders, scan(path))
+
+
+def decode_scanned(path: Path, spec: StoreSpec, decoders: tuple[str, ...], found: Scan) -> tuple[Frames, DecodeResult]:
+    """`decode` for a file that has been scanned."""
+    track, starts, errors = found
     indices = clip_indices(starts, track.end_seconds, spec)
     wanted, places = np.unique(indices, return_inverse=True)  # going back, a decoder would seek and decode again
     failures = []

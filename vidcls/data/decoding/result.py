@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 DECODERS = ("decord", "pyav")  # in the order in which they are tried
+USABLE = ("ok", "partial")  # the statuses of videos that have frames
 
 Frames = UInt8[np.ndarray, "F R R 3"]
 

@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import NamedTuple
 
 import av
 import numpy as np
@@ -43,6 +44,21 @@ class Track:
     @property
     def seconds(self) -> float:
         return round(self.end_seconds - self.start_seconds, 6)
+
+
+class Scan(NamedTuple):
+    """What reading all packets of a file has found."""
+
+    track: Track
+    starts: Float[np.ndarray, " N"]  # when each frame appears, ascending, in seconds
+    ffmpeg_errors: str
+
+
+def scan(path: Path) -> Scan:
+    """`read_track` with what FFmpeg reports on the way; raises `UndecodableError` where there is no video."""
+    with decoding(path, "pyav") as ffmpeg_errors:
+        track, starts = read_track(path)
+        return Scan(track, starts, ffmpeg_errors())
 
 
 def open_video(path: Path) -> tuple[av.container.InputContainer, av.VideoStream]:

@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from vidcls.data.decoding.frames import decode, summarise_decode
+from vidcls.data.decoding.frames import decode_scanned, summarise_decode
 from vidcls.data.decoding.plan import Window, WindowPlan
 from vidcls.data.decoding.pyav import ChosenFrames
 from vidcls.data.decoding.result import DecodeResult
-from vidcls.data.decoding.track import Track, decoding, read_track
+from vidcls.data.decoding.track import Scan, decoding, scan
 from vidcls.data.sampling import TIE_SECONDS, window_indices
 
 
@@ -29,12 +29,10 @@ def stream_windows(path: Path, plan: WindowPlan, decoders: tuple[str, ...], thre
     Raises:
         UndecodableError: there is no video, or a short one has no intact frame.
     """
-    with decoding(path, "pyav") as ffmpeg_errors:
-        track, starts = read_track(path)
-        errors = ffmpeg_errors()
-    if track.seconds <= max(plan.max_whole_seconds, plan.window_seconds) + TIE_SECONDS:
-        return _WholeVideo(*decode(path, plan.spec, decoders))
-    return _Windows(path, plan, track, starts, errors, threads)
+    found = scan(path)
+    if found.track.seconds <= max(plan.max_whole_seconds, plan.window_seconds) + TIE_SECONDS:
+        return _WholeVideo(*decode_scanned(path, plan.spec, decoders, found))
+    return _Windows(path, plan, found, threads)
 
 
 class WindowStream:
@@ -75,17 +73,15 @@ class _WholeVideo(WindowStream):
 class _Windows(WindowStream):
     """A video of several windows. Of its N frames only the times of the requested ones are kept."""
 
-    def __init__(
-        self, path: Path, plan: WindowPlan, track: Track, starts: Float[np.ndarray, " N"], errors: str, threads: int
-    ) -> None:
+    def __init__(self, path: Path, plan: WindowPlan, found: Scan, threads: int) -> None:
+        track, starts, self._errors = found
         window_starts, total = plan.choose_windows(starts - track.start_seconds, track.seconds)
         if total is not None:
             unread = f"{len(window_starts)} of {total} windows are read (predict.max_windows)"
             coverage = track.coverage * len(window_starts) / total
             track = replace(track, reasons=(*track.reasons, unread), coverage=coverage)
         super().__init__(track.seconds, window_starts)
-        self._path, self._plan, self._track = path, plan, track
-        self._errors, self._threads = errors, threads
+        self._path, self._plan, self._track, self._threads = path, plan, track, threads
         indices = np.empty((len(self.starts), plan.spec.stored_frames), np.int32)
         for window, start in enumerate(self.starts):
             bounds = track.start_seconds + start, track.start_seconds + self._end_of(start)
