@@ -96,7 +96,7 @@ notebooks: setup ## run the notebooks again and keep their outputs
 .PHONY: lock
 lock: | .venv/bin/uv ## pin the requirements again (ARGS=--upgrade takes newer versions)
 	echo uv | $(COMPILE) --output-file requirements-uv.txt -
-	$(COMPILE) --extra sweeps --extra notebooks --extra dev --output-file requirements.txt pyproject.toml
+	$(COMPILE) --extra sweeps --extra s3 --extra notebooks --extra dev --output-file requirements.txt pyproject.toml
 
 .PHONY: clean
 clean: ## remove caches, never data or runs
