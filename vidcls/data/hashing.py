@@ -14,6 +14,7 @@ from typing import NamedTuple
 from rich.console import Console
 from rich.progress import track
 
+from vidcls.data.urls import redact
 from vidcls.files import hash_file, readable
 
 
@@ -64,6 +65,9 @@ class HashCache:
                 "CREATE TABLE IF NOT EXISTS file_hashes "
                 "(path TEXT PRIMARY KEY, size INT, inode INT, mtime_ns INT, ctime_ns INT, sha256 TEXT)"
             )
+            database.execute(
+                "CREATE TABLE IF NOT EXISTS remote_hashes (url TEXT PRIMARY KEY, version TEXT, sha256 TEXT)"
+            )
             self._database = database
         except (sqlite3.Error, OSError) as error:
             self._give_up(error)
@@ -78,11 +82,20 @@ class HashCache:
         values = (readable(file.resolve()), *state, sha256)
         self._execute("INSERT OR REPLACE INTO file_hashes VALUES (?, ?, ?, ?, ?, ?)", values)
 
+    def get_remote(self, url: str) -> tuple[str, str]:
+        """The version (see `vidcls.data.remote`) and the hash of a remote file when it was fetched; or "", ""."""
+        rows = self._execute("SELECT version, sha256 FROM remote_hashes WHERE url = ?", (redact(url),))
+        return (rows[0][0], rows[0][1]) if rows else ("", "")
+
+    def put_remote(self, url: str, version: str, sha256: str) -> None:
+        if version:
+            self._execute("INSERT OR REPLACE INTO remote_hashes VALUES (?, ?, ?)", (redact(url), version, sha256))
+
     def close(self) -> None:
         if self._database is not None:
             self._database.close()
 
-    def _execute(self, statement: str, values: Sequence[object]) -> list[tuple[str]]:
+    def _execute(self, statement: str, values: Sequence[object]) -> list[tuple[str, ...]]:
         if self._database is None:
             return []
         try:

@@ -1,4 +1,4 @@
-"""A list of videos to a store of frames and a manifest: hash, de-duplicate, decode what the store lacks.
+"""A list of videos to a store of frames and a manifest: hash or fetch, de-duplicate, decode what the store lacks.
 
 An interrupted ingest continues where it was. Imports no decoder: only the worker processes of the pool do.
 """
@@ -14,13 +14,17 @@ from pathlib import Path
 
 import pandas as pd
 from rich.console import Console
+from rich.progress import track
 from rich.text import Text
 
 from vidcls.data.decoding.pool import decode_into_store
-from vidcls.data.decoding.result import DecodeResult, undecodable
-from vidcls.data.hashing import HashCache, hash_files
-from vidcls.data.options import DecodeLimits
+from vidcls.data.decoding.receiver import largest_first
+from vidcls.data.decoding.result import LOST, USABLE, DecodeResult, undecodable, unfetchable
+from vidcls.data.hashing import FileState, HashCache, HashResult, hash_files
+from vidcls.data.options import DecodeLimits, FetchLimits
+from vidcls.data.remote import FetchedFile, UnfetchableError, fetch_all, remote_version
 from vidcls.data.store import FrameStore
+from vidcls.data.urls import is_url
 from vidcls.errors import UserError
 from vidcls.files import locked
 
@@ -28,7 +32,7 @@ MANIFEST_COLUMNS = ["path", "label", "split", "creator", "sha256", "status", "re
 MANIFEST_PATTERNS = {
     "split": "train|val|test|",
     "sha256": "[0-9a-f]{64}|",  # empty: of a file that could not be read
-    "status": "ok|partial|undecodable|dropped",
+    "status": "ok|partial|undecodable|unfetchable|dropped",
     "seconds": r"\d+(\.\d+)?(e[+-]?\d+)?",
     "coverage": r"[01](\.\d+)?|\d\.\d+e-\d+",
 }
@@ -43,45 +47,142 @@ class IngestStats:
 
 
 def ingest(
-    videos: pd.DataFrame, store: FrameStore, limits: DecodeLimits, hash_cache_path: Path
+    videos: pd.DataFrame,
+    store: FrameStore,
+    limits: DecodeLimits,
+    hash_cache_path: Path,
+    fetch_limits: FetchLimits | None = None,
 ) -> tuple[pd.DataFrame, IngestStats]:
     """Brings every video of a listing (see `vidcls.data.sources`) into the store; hashing has no time limit.
 
-    Gives the manifest (`MANIFEST_COLUMNS` and ``file``, in the listing's order), with a status as in `DecodeResult`.
+    A video behind a URL is fetched unless its version is that of a stored one, and its local copy removed again. Gives
+    the manifest (`MANIFEST_COLUMNS` and ``file``, in the listing's order), with a status as in `DecodeResult`.
 
     Raises:
         UserError: the store cannot be written, as when the disk is full. What was stored until then is kept.
     """
     started = time.monotonic()
-    files = [Path(file) for file in videos["file"]]
     with closing(HashCache(hash_cache_path)) as cache:
-        hashes = hash_files(files, cache)
-    unique = {hashed.sha256: (file, hashed) for file, hashed in zip(files, hashes, strict=True) if hashed.sha256}
-    results = _stored(list(unique), store)
-    decoded = 0
-    missing = [sha256 for sha256 in unique if sha256 not in results]
-    if missing:
-        with _locked(store):
-            results |= _stored(missing, store)  # another run may have decoded them meanwhile
-            missing = [sha256 for sha256 in missing if sha256 not in results]
-            pairs = [unique[sha256] for sha256 in missing]
-            found = decode_into_store([file for file, _ in pairs], [hashed for _, hashed in pairs], store, limits)
-        decoded = sum(result.status != "undecodable" for result in found)
-        results |= dict(zip(missing, found, strict=True))
-    rows = [
-        {"sha256": one.sha256, **asdict(results[one.sha256] if one.sha256 else undecodable(one.error))}
-        for one in hashes
-    ]
+        job = _Ingest(list(videos["file"]), store, cache, fetch_limits or FetchLimits())
+        job.hashes = known_hashes(videos, cache, job.fetch_limits)
+        job.find_stored()
+        if job.missing():
+            with _locked(store):
+                job.find_stored()  # another run may have decoded them meanwhile
+                job.decode(limits)
+    rows = [{"sha256": sha256, **asdict(result)} for sha256, result in job.rows()]
     manifest = pd.concat(
         [videos.reset_index(drop=True), pd.DataFrame(rows, range(len(videos)), MANIFEST_COLUMNS[4:])], axis=1
     )
-    return manifest[[*MANIFEST_COLUMNS, "file"]], IngestStats(time.monotonic() - started, decoded)
+    return manifest[[*MANIFEST_COLUMNS, "file"]], IngestStats(time.monotonic() - started, job.decoded)
 
 
-def _stored(sha256s: list[str], store: FrameStore) -> dict[str, DecodeResult]:
-    with ThreadPoolExecutor() as pool:  # reading and checksums release the interpreter
-        found = zip(sha256s, pool.map(store.find, sha256s), strict=True)
-        return {sha256: result for sha256, result in found if result is not None}
+def known_hashes(videos: pd.DataFrame, cache: HashCache, limits: FetchLimits) -> list[HashResult | None]:
+    """The hashes of the videos of a listing, without fetching any: None where a remote one would have to be.
+
+    A remote video whose version is another one than when it was fetched has the hash "".
+    """
+    locations = list(videos["file"])
+    local = [place for place, location in enumerate(locations) if not is_url(location)]
+    hashes: list[HashResult | None] = [None] * len(locations)
+    for place, hashed in zip(local, hash_files([Path(locations[place]) for place in local], cache), strict=True):
+        hashes[place] = hashed
+    known = {place: cache.get_remote(url) for place, url in enumerate(locations) if is_url(url)}
+    known = {place: found for place, found in known.items() if found[0]}
+    listed = list(videos["version"]) if "version" in videos else [""] * len(locations)
+    with ThreadPoolExecutor(limits.workers) as pool:
+        now = pool.map(lambda place: listed[place] or remote_version(locations[place], limits), known)
+        for (place, (version, sha256)), current in zip(known.items(), now, strict=True):
+            if current:
+                hashes[place] = HashResult(sha256 if current == version else "")
+    return hashes
+
+
+class _Ingest:
+    """The videos at ``locations``, what is known of each, and how the rest becomes known."""
+
+    def __init__(self, locations: list[str], store: FrameStore, cache: HashCache, fetch_limits: FetchLimits) -> None:
+        self.locations, self.store, self.cache, self.fetch_limits = locations, store, cache, fetch_limits
+        self.hashes: list[HashResult | None] = [None] * len(locations)
+        self.results: dict[str, DecodeResult] = {}  # by hash
+        self.failures: dict[int, DecodeResult] = {}  # by place, of what could not be fetched
+        self.decoded = 0
+
+    def find_stored(self) -> None:
+        wanted = {hashed.sha256 for hashed in self.hashes if hashed} - {"", *self.results}
+        with ThreadPoolExecutor() as pool:  # reading and checksums release the interpreter
+            found = zip(wanted, pool.map(self.store.find, wanted), strict=True)
+            self.results |= {sha256: result for sha256, result in found if result is not None}
+
+    def missing(self) -> list[int]:
+        """The places of videos whose content has no result."""
+        return [
+            place
+            for place, (location, hashed) in enumerate(zip(self.locations, self.hashes, strict=True))
+            if (hashed.sha256 not in self.results if hashed and hashed.sha256 else is_url(location))
+        ]
+
+    def decode(self, limits: DecodeLimits) -> None:
+        missing, arrived = self.missing(), list[tuple[str, FetchedFile | None]]()
+        if not missing:
+            return
+        urls = [(place, self.locations[place]) for place in missing if is_url(self.locations[place])]
+        # Around it all, as the last files are removed at its end.
+        with fetch_all(urls, self.store.folder / "fetched", self.fetch_limits) as fetching:
+            arrivals = self._arrivals(missing, fetching, arrived)
+            results = decode_into_store(arrivals, len(missing), self.store, limits)
+            for number, result in track(results, "Decoding", len(missing)):
+                sha256, fetched = arrived[number]
+                self.results[sha256] = result
+                self.decoded += result.status in USABLE
+                if fetched is not None:
+                    fetched.remove()
+
+    def _arrivals(
+        self,
+        missing: list[int],
+        fetching: Iterator[tuple[int, FetchedFile | UnfetchableError] | None],
+        arrived: list[tuple[str, FetchedFile | None]],
+    ) -> Iterator[tuple[Path, HashResult] | None]:
+        """Files to be decoded, each content once; ``arrived`` gets the hash of each, and the copy to remove."""
+        local = {
+            hashed.sha256: (Path(self.locations[place]), hashed)
+            for place in missing
+            if not is_url(self.locations[place]) and (hashed := self.hashes[place])
+        }
+        files = list(local.values())
+        for number in largest_first([file for file, _ in files]):
+            file, hashed = files[number]
+            arrived.append((hashed.sha256, None))
+            yield file, hashed
+        seen = set(local)
+        for one in fetching:
+            if one is None:
+                yield None
+                continue
+            place, found = one
+            if isinstance(found, UnfetchableError):
+                self.failures[place] = unfetchable(str(found))
+                continue
+            self.hashes[place] = hashed = HashResult(found.sha256, "", FileState.of(found.path))
+            self.cache.put_remote(self.locations[place], found.version, found.sha256)
+            if found.sha256 not in seen and (result := self.store.find(found.sha256)):
+                self.results[found.sha256] = result
+            if found.sha256 in seen or found.sha256 in self.results:
+                found.remove()
+                continue
+            seen.add(found.sha256)
+            arrived.append((found.sha256, found))
+            yield found.path, hashed
+
+    def rows(self) -> Iterator[tuple[str, DecodeResult]]:
+        for place, hashed in enumerate(self.hashes):
+            if place in self.failures:
+                yield "", self.failures[place]
+            elif hashed and hashed.sha256:
+                yield hashed.sha256, self.results[hashed.sha256]
+            else:
+                yield "", undecodable(hashed.error if hashed else "")
 
 
 @contextmanager
@@ -120,7 +221,7 @@ def read_manifest(path: Path) -> pd.DataFrame:
 
 def report_bad(manifest: pd.DataFrame, console: Console, limit: int = 20) -> None:
     """Prints the videos that are partial or undecodable, with their reasons."""
-    bad = manifest[manifest["status"].isin(["partial", "undecodable"])]
+    bad = manifest[manifest["status"].isin(["partial", *LOST])]
     for row in bad.head(limit).itertuples():
         console.print(Text(row.status, "yellow") + Text(f" {row.path}: {row.reason}"), highlight=False, soft_wrap=True)
     if len(bad) > limit:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vidcls.data.sampling import SAMPLINGS, ClipSpec, StoreSpec, stored_frames
+from vidcls.data.urls import refuse_credentials
 from vidcls.errors import UserError, check_choice, check_integer, check_number
 
 SPLITS = ("train", "val", "test")
@@ -65,6 +66,24 @@ class ZipOptions:
 
 
 @dataclass(frozen=True)
+class FetchLimits:
+    """What fetching videos from elsewhere may cost: connections, attempts, time, and space on the local disk."""
+
+    workers: int = 16
+    attempts: int = 4
+    timeout_seconds: float | int = 300.0
+    max_gigabytes: float | int = 4.0
+    space_gigabytes: float | int = 16.0
+
+    def __post_init__(self) -> None:
+        check_integer("data.fetch.workers", self.workers)
+        check_integer("data.fetch.attempts", self.attempts)
+        check_number("data.fetch.timeout_seconds", self.timeout_seconds, minimum=0.1)
+        check_number("data.fetch.max_gigabytes", self.max_gigabytes)
+        check_number("data.fetch.space_gigabytes", self.space_gigabytes, minimum=self.max_gigabytes)
+
+
+@dataclass(frozen=True)
 class DataOptions:
     """All options ``data.*``; each is described beside its default in ``conf/data/base.yaml``.
 
@@ -96,6 +115,7 @@ class DataOptions:
     store: Any = None  # becomes StoreSpec
     decode: Any = None  # becomes DecodeLimits
     zip: Any = None  # becomes ZipOptions
+    fetch: Any = None  # becomes FetchLimits
     num_workers: int = 0
     pin_memory: bool = False
     demo: Mapping[str, int] | None = None
@@ -103,6 +123,7 @@ class DataOptions:
     """What the user should know: options that had to be raised."""
 
     def __post_init__(self) -> None:
+        refuse_credentials("data.source", self.source)
         check_integer("seed", self.seed, minimum=0)
         for name in ("num_frames", "resolution", "batch_size", "num_clips"):
             check_integer(f"data.{name}", getattr(self, name))
@@ -115,7 +136,8 @@ class DataOptions:
             object.__setattr__(self, "classes", [str(name) for name in self.classes])
         _check_classes(self.classes)
         _check_creator_pattern(self.creator_pattern)
-        for name, group in {"split": SplitOptions, "decode": DecodeLimits, "zip": ZipOptions}.items():
+        groups = {"split": SplitOptions, "decode": DecodeLimits, "zip": ZipOptions, "fetch": FetchLimits}
+        for name, group in groups.items():
             object.__setattr__(self, name, group(**(getattr(self, name) or {})))
         object.__setattr__(self, "store", self._choose_store(**(self.store or {})))
         if self.temporal_jitter and self.store.stored_frames == self.num_frames:

@@ -15,8 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from vidcls.data.decoding.result import USABLE
-from vidcls.data.hashing import HashCache, hash_files
-from vidcls.data.ingest import IngestStats, ingest, read_manifest, report_bad
+from vidcls.data.hashing import HashCache
+from vidcls.data.ingest import IngestStats, ingest, known_hashes, read_manifest, report_bad
 from vidcls.data.options import SPLITS, DataOptions
 from vidcls.data.sources import class_order, list_videos
 from vidcls.data.splits import assign_splits, drop_leaks, find_leaks, group_videos
@@ -106,11 +106,11 @@ def _report_changes(listing: pd.DataFrame, manifest: pd.DataFrame, options: Data
     known = dict(zip(manifest["path"], manifest["sha256"], strict=True))
     kept = listing[listing["path"].isin(list(known))]
     with closing(HashCache(_hash_cache(options))) as cache:
-        now = zip(kept["path"], hash_files([Path(file) for file in kept["file"]], cache), strict=True)
+        now = list(zip(kept["path"], known_hashes(kept, cache, options.fetch), strict=True))
     differences = {
         "new, and not used": [path for path in listing["path"] if path not in known],
         "gone": [path for path in known if path not in set(kept["path"])],
-        "changed": [path for path, found in now if known[path] not in ("", found.sha256)],
+        "changed": [path for path, found in now if found and known[path] not in ("", found.sha256)],
     }
     for kind, paths in differences.items():
         if paths:
@@ -173,9 +173,11 @@ def redecode_missing(
         return IngestStats()
     console.print(f"{len(lost)} of {len(rows)} videos are not in {store.folder}: decoding them again")
     listing = _list(options, class_order(list(manifest["label"]), options.classes), console)
-    found, stats = ingest(listing[listing["path"].isin(lost["path"])], store, options.decode, _hash_cache(options))
+    found, stats = ingest(
+        listing[listing["path"].isin(lost["path"])], store, options.decode, _hash_cache(options), options.fetch
+    )
     report_bad(found, console)
-    intact = found[found["status"] != "undecodable"]
+    intact = found[found["status"].isin(USABLE)]
     now = dict(zip(intact["path"], intact["sha256"], strict=True))
     changed = [row.path for row in lost.itertuples() if now.get(row.path) != row.sha256]
     if changed:
@@ -228,7 +230,7 @@ def _list(
 
 
 def _ingest(listing: pd.DataFrame, options: DataOptions, console: Console) -> tuple[pd.DataFrame, IngestStats]:
-    manifest, stats = ingest(listing, frame_store(options), options.decode, _hash_cache(options))
+    manifest, stats = ingest(listing, frame_store(options), options.decode, _hash_cache(options), options.fetch)
     report_bad(manifest, console)
     bad = manifest[manifest["status"] != "ok"]
     if options.on_bad == "error" and len(bad):
@@ -270,6 +272,6 @@ def _print_splits(manifest: pd.DataFrame, classes: Sequence[str], console: Conso
     for name in classes:
         table.add_row(Text(name), *(str((labels[split] == name).sum()) for split in SPLITS))
     console.print(table)
-    lost = (manifest["status"] == "undecodable").sum()
-    if lost:
-        console.print(f"[yellow]{lost} videos could not be decoded and are left out[/yellow]")
+    for status, what in {"undecodable": "decoded", "unfetchable": "fetched"}.items():
+        if lost := (manifest["status"] == status).sum():
+            console.print(f"[yellow]{lost} videos could not be {what} and are left out[/yellow]")

@@ -1,25 +1,25 @@
-"""A folder, a .zip or a .csv to a table of labelled videos; reads names only, opens no video."""
+"""A folder, a .zip or a list to a table of labelled videos; reads names only, opens no video."""
 
 from __future__ import annotations
 
-import csv
 import glob
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from vidcls.data.archive import extract
+from vidcls.data.listing import LIST_EXTENSIONS, VIDEO_EXTENSIONS, is_video, read_list, walk_folder
 from vidcls.data.options import DataOptions, check_class_names
+from vidcls.data.urls import extension, is_url, join, local_path, path_of, redact
 from vidcls.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
 
-VIDEO_EXTENSIONS = frozenset(("mp4", "mov", "m4v", "mkv", "webm", "avi", "mpg", "mpeg", "ts", "3gp", "flv", "wmv"))
 SPLIT_NAMES = {
     **{name: "train" for name in ("train", "training")},
     **{name: "val" for name in ("val", "valid", "validation")},
@@ -35,8 +35,9 @@ class Listing:
 
     Attributes:
         videos: one row per video, sorted by path, all str: ``path`` (as the source names it: with / and relative to the
-            source's root, or as written in a .csv), ``file`` (absolute), ``label``, ``split`` (train, val, test, or ""
-            where the source says nothing) and ``creator`` ("" unknown).
+            source's root, or as written in a list, without credentials), ``file`` (absolute, or the URL to fetch, which
+            may hold credentials), ``label``, ``split`` (train, val, test, or "" where the source says nothing),
+            ``creator`` ("" unknown) and ``version`` (of a remote file, see `vidcls.data.remote`; "" unknown).
         ignored: how many files, by kind, are in the source but not in ``videos``.
     """
 
@@ -50,6 +51,7 @@ class _Video(NamedTuple):
     label: str
     split: str
     creator: str
+    version: str = ""
 
 
 def list_videos(options: DataOptions, classes: Sequence[str] | None, refuse_others: bool = False) -> Listing:
@@ -57,8 +59,8 @@ def list_videos(options: DataOptions, classes: Sequence[str] | None, refuse_othe
 
     Folders and zips: a folder named train, val or test (or training, valid, validation, testing; in any case) is a
     split, at any depth, and the folder in it is the class. Without split folders the class is the folder right below
-    the deepest one that holds all the videos. A .csv has the columns path, label[, split, creator], its paths being
-    relative to its own folder.
+    the deepest one that holds all the videos. A .csv or .parquet has the columns path, label[, split, creator], and
+    paths relative to its own folder; of the paths in a .txt the folders tell, as in a folder.
 
     Args:
         options: of which the source, the pattern of creators and the limits of a zip matter.
@@ -69,7 +71,7 @@ def list_videos(options: DataOptions, classes: Sequence[str] | None, refuse_othe
     Raises:
         UserError: the source cannot be read, or classes lack videos that must have some.
     """
-    source, ignored = Path(options.source), Counter[str]()
+    source, ignored = local_path(options.source), Counter[str]()
     try:
         videos = _list_source(source, options, classes, ignored)
     except OSError as error:
@@ -93,17 +95,22 @@ def list_videos(options: DataOptions, classes: Sequence[str] | None, refuse_othe
 
 
 def _list_source(
-    source: Path, options: DataOptions, classes: Sequence[str] | None, ignored: Counter[str]
+    source: str, options: DataOptions, classes: Sequence[str] | None, ignored: Counter[str]
 ) -> list[_Video]:
-    pattern = re.compile(options.creator_pattern)
-    if source.suffix.lower() == ".zip" and source.is_file():
-        source = extract(source, Path(options.cache_dir), options.zip.max_gigabytes, options.zip.max_ratio)
-    if source.is_dir():
+    pattern, remote, kind = re.compile(options.creator_pattern), is_url(source), extension(source)
+    if kind == "zip" and remote:
+        expected = "a folder or list (.txt, .csv, .parquet) behind a URL in data.source"
+        raise UserError(expected, f"a zip: {source}", "Download it first.", "source-type")
+    if kind in LIST_EXTENSIONS and (remote or os.path.isfile(source)):
+        return _list_rows(source, options, classes, pattern, ignored)
+    if remote:
         return _list_folder(source, classes, pattern, ignored)
-    if source.suffix.lower() == ".csv" and source.exists():
-        return _list_csv(source, pattern, ignored)
-    expected = "a folder, .zip or .csv in data.source"
-    if source.exists():
+    if is_archive(source):
+        source = str(extract(Path(source), Path(options.cache_dir), options.zip.max_gigabytes, options.zip.max_ratio))
+    if os.path.isdir(source):
+        return _list_folder(os.path.abspath(source), classes, pattern, ignored)
+    expected = "a folder, .zip, .csv, .parquet or .txt in data.source, or a URL"
+    if os.path.exists(source):
         remedy = "Give the folder of the videos."
         raise UserError(expected, f"a file of another type: {source}", remedy, "source-type")
     raise UserError(expected, f"nothing at {source}", "Check data.source.", "missing-source")
@@ -123,7 +130,7 @@ def find_videos(pattern: str) -> tuple[list[str], list[Path], dict[str, int]]:
     if os.path.isdir(pattern):
         absolute = os.path.abspath(pattern)
         try:
-            names = sorted(path for path in _walk(absolute, ignored) if _is_video(path, ignored))
+            names = sorted(path for path, _ in walk_folder(absolute, ignored))
         except OSError as error:
             got, remedy = f"{error.strerror}: {error.filename}", "Check its permissions."
             raise UserError("an input whose folders can all be read", got, remedy, "input") from error
@@ -132,7 +139,7 @@ def find_videos(pattern: str) -> tuple[list[str], list[Path], dict[str, int]]:
         names, files = [os.path.basename(pattern)], [Path(pattern).absolute()]
     else:
         matched = sorted(path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path))
-        names = [path for path in matched if _is_video(os.path.basename(path), ignored)]
+        names = [path for path in matched if is_video(os.path.basename(path), ignored)]
         files = [Path(name).absolute() for name in names]
     if not names:
         raise UserError(
@@ -142,6 +149,11 @@ def find_videos(pattern: str) -> tuple[list[str], list[Path], dict[str, int]]:
             "input",
         )
     return names, files, dict(ignored)
+
+
+def is_archive(source: str) -> bool:
+    """Whether a source is a .zip, which must be extracted before it can be listed."""
+    return extension(source) == "zip" and os.path.isfile(local_path(source))
 
 
 def class_order(labels: Sequence[str], classes: Sequence[str] | None) -> list[str]:
@@ -202,116 +214,80 @@ def place_videos(folders: Sequence[Sequence[str]], classes: Sequence[str] | None
 
 
 def _list_folder(
-    root: Path, classes: Sequence[str] | None, pattern: re.Pattern[str], ignored: Counter[str]
+    root: str, classes: Sequence[str] | None, pattern: re.Pattern[str], ignored: Counter[str]
 ) -> list[_Video]:
-    absolute = os.path.abspath(root)
-    found = [path for path in _walk(absolute, ignored) if _is_video(path, ignored)]
-    paths = [path for path in found if path == path.encode(errors="ignore").decode()]
-    if len(paths) < len(found):  # no table could hold them
-        ignored["videos with names that are not UTF-8"] += len(found) - len(paths)
+    found = list(walk_folder(root, ignored))
+    rows = [(path, join(root, path), version) for path, version in found if _in_utf8(path)]
+    if len(rows) < len(found):  # no table could hold them
+        ignored["videos with names that are not UTF-8"] += len(found) - len(rows)
+    return _place(rows, classes, pattern, ignored)
+
+
+def _place(
+    rows: Sequence[tuple[str, str, str]],
+    classes: Sequence[str] | None,
+    pattern: re.Pattern[str],
+    ignored: Counter[str],
+) -> list[_Video]:
+    """The videos (path, file, version) whose class their folders tell."""
     videos = []
-    for path, place in zip(paths, place_videos([path.split("/")[:-1] for path in paths], classes), strict=True):
+    folders = [path_of(path).split("/")[:-1] for path, _, _ in rows]
+    for (path, file, version), place in zip(rows, place_videos(folders, classes), strict=True):
         if isinstance(place, str):
             ignored[place] += 1
         else:
             split, label = place
-            creator = creator_of(_stem(path), pattern)
-            videos.append(_Video(path, os.path.join(absolute, path), label, split, creator))
+            videos.append(_Video(path, file, label, split, creator_of(_stem(path), pattern), version))
     return videos
 
 
-def _walk(root: str, ignored: Counter[str]) -> Iterator[str]:
-    """The paths, with / and relative to ``root``, of the regular files below it; links to folders are followed.
-
-    A link to a folder that it lies in is not: it would have no end.
-    """
-    pending: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
-    while pending:
-        prefix, above = pending.pop()
-        folder = os.path.join(root, prefix)
-        status = os.stat(folder)
-        identity = (status.st_dev, status.st_ino)
-        if identity in above:
-            ignored["symlink loops"] += 1
-            continue
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                try:
-                    is_folder, is_file = entry.is_dir(), entry.is_file()
-                except OSError:  # a link to itself
-                    is_folder = is_file = False
-                if is_folder:
-                    pending.append((f"{prefix}{entry.name}/", above | {identity}))
-                elif is_file:
-                    yield f"{prefix}{entry.name}"
-                else:
-                    ignored["broken links or special files"] += 1
-
-
-def _is_video(path: str, ignored: Counter[str]) -> bool:
-    """Whether a file's name says so; counts it in ``ignored`` otherwise."""
-    parts = path.split("/")
-    if "__MACOSX" in parts or parts[-1].startswith("._"):
-        ignored["macOS leftovers (__MACOSX, ._*)"] += 1
-    elif any(part.startswith(".") for part in parts):
-        ignored["hidden files (.DS_Store and the like)"] += 1
-    elif os.path.splitext(path)[1][1:].lower() not in VIDEO_EXTENSIONS:
-        ignored["files that are not videos"] += 1
-    else:
-        return True
-    return False
-
-
-def _list_csv(source: Path, pattern: re.Pattern[str], ignored: Counter[str]) -> list[_Video]:
-    base = os.path.abspath(source.parent)
+def _list_rows(
+    source: str,
+    options: DataOptions,
+    classes: Sequence[str] | None,
+    pattern: re.Pattern[str],
+    ignored: Counter[str],
+) -> list[_Video]:
+    base = os.path.dirname(source if is_url(source) else os.path.abspath(source))
+    labelled = extension(source) != "txt"
     videos: dict[str, _Video] = {}
+    names: dict[str, str] = {}
     wrong: dict[str, list[str]] = {}
-    for line, row in _read_csv(source):
-        path, label = row["path"], row["label"]
-        file = os.path.normpath(os.path.join(base, path))
+    for line, row in read_list(source, options.fetch, ("path", "label") if labelled else ("path",)):
+        path, label = redact(row["path"]), row.get("label", "")
+        file = join(base, row["path"])
+        file = file if is_url(file) else os.path.normpath(file)
         split = SPLIT_NAMES.get(row.get("split", "").lower(), "")
         creator = row["creator"] if "creator" in row else creator_of(_stem(path), pattern)
         video = _Video(path, file, label, split, creator)
         first = videos.setdefault(file, video)
         problem = ""
-        if not path or not label:
+        if not path or (labelled and not label):
             problem = "a path and a label in each row"
+        elif not _in_utf8(path):
+            problem = "names in UTF-8"
         elif row.get("split") and not split:
             problem = "each split to be train, val, test or empty"
-        elif not os.path.isfile(file):
-            problem = "each path to be a file, relative to the .csv's folder or absolute"
+        elif not is_url(file) and not os.path.isfile(file):
+            problem = f"each path to be a file, relative to the folder of the .{extension(source)} or absolute"
         elif (first.label, first.split) != (label, split):
             problem = "one label and one split per path"
         elif first is not video:
             ignored["rows given twice"] += 1
+        elif names.setdefault(path, file) != file:
+            problem = "URLs that differ in more than credentials"
         if problem:
-            wrong.setdefault(problem, []).append(f"line {line}: {','.join(row.values())}")
+            text = redact(",".join(row.values())).encode("utf-8", "backslashreplace").decode()
+            wrong.setdefault(problem, []).append(f"line {line}: {text}")
     for problem, rows in wrong.items():
-        raise UserError(f"{problem} in {source}", _some(rows, "; "), "Correct the .csv.", "bad-csv")
-    return list(videos.values())
-
-
-def _read_csv(source: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """Line number and cells by column name of each row that is not empty."""
-    try:
-        with open(source, encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True, skipinitialspace=True)
-            header = [name.strip().lower() for name in next(reader, [])]
-            if not {"path", "label"} <= set(header):
-                expected, remedy = f"the columns path,label[,split,creator] in {source}", "Name them in its first line."
-                raise UserError(expected, f"the columns {','.join(header)}", remedy, "csv-columns")
-            for cells in reader:
-                if len(cells) not in (0, len(header)):
-                    expected, got = f"{len(header)} cells in each row", f"{len(cells)} in line {reader.line_num}"
-                    raise UserError(f"{expected} of {source}", got, "Quote cells that hold commas.", "bad-csv")
-                if any(cells):
-                    yield reader.line_num, {name: cell.strip() for name, cell in zip(header, cells, strict=True)}
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise UserError(f"a UTF-8 .csv in {source}", str(error), "Save it again as CSV in UTF-8.", "bad-csv") from error
+        raise UserError(f"{problem} in {source}", _some(rows, "; "), "Correct the list.", "bad-csv")
+    if labelled:
+        return list(videos.values())
+    return _place([(video.path, video.file, "") for video in videos.values()], classes, pattern, ignored)
 
 
 def _check_found(
-    source: Path, videos: Sequence[_Video], classes: Sequence[str] | None, ignored: Counter[str], fewest: int
+    source: str, videos: Sequence[_Video], classes: Sequence[str] | None, ignored: Counter[str], fewest: int
 ) -> None:
     found = sorted({video.label for video in videos})
     check_class_names(found)
@@ -333,7 +309,11 @@ def _check_found(
 
 
 def _stem(path: str) -> str:
-    return os.path.splitext(os.path.basename(path))[0]
+    return os.path.splitext(os.path.basename(path_of(path)))[0]
+
+
+def _in_utf8(text: str) -> bool:
+    return text == text.encode(errors="ignore").decode()
 
 
 def _counts(ignored: dict[str, int]) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
 
+from vidcls.data.decoding.result import USABLE
 from vidcls.errors import UserError
 
 _ATTEMPTS = 100
@@ -190,7 +191,7 @@ def drop_leaks(manifest: pd.DataFrame) -> pd.DataFrame:
 
 
 def _live(manifest: pd.DataFrame) -> pd.DataFrame:
-    return manifest[(manifest["split"] != "") & ~manifest["status"].isin(["dropped", "undecodable"])]
+    return manifest[(manifest["split"] != "") & manifest["status"].isin(USABLE)]
 
 
 def _several(live: pd.DataFrame, key: str, column: str) -> list[tuple[str, pd.DataFrame]]:

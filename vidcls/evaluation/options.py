@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -12,7 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 from vidcls.cli import key_name
 from vidcls.data.decoding.result import USABLE
 from vidcls.data.options import SPLITS, DataOptions, check_class_names
-from vidcls.data.sources import class_order, list_videos
+from vidcls.data.sources import class_order, is_archive, list_videos
+from vidcls.data.urls import refuse_credentials
 from vidcls.errors import UserError, check_choice
 from vidcls.moderation.targets import check_open_share, check_targets
 from vidcls.training.run_config import read_config
@@ -55,11 +55,12 @@ def plan_evaluation(cfg: DictConfig) -> EvaluationPlan:
     check_class_names(classes)
     policy = _policy_options(cfg.policy, classes, has_policy=policy_path(folder).exists())
     if cfg.data.source is not None:
+        refuse_credentials("data.source", str(cfg.data.source))
         if _policy_requested(cfg.policy):
             expected = "policy.* without data.source, as a policy is fitted on the run's own val videos"
             remedy = "Fit the policy first, in a call without data.source; this call then reports on it."
             raise UserError(expected, f"data.source={cfg.data.source}", remedy, "policy-source")
-        _check_source(Path(str(cfg.data.source)), classes, run_config)
+        _check_source(str(cfg.data.source), classes, run_config)
         return EvaluationPlan(cfg.split, [cfg.split], None)
     held = set(manifest.loc[manifest["status"].isin(USABLE), "split"])
     if policy is not None and manifest[(manifest["split"] == "val") & (manifest["status"] == "ok")].empty:
@@ -99,7 +100,7 @@ def _policy_options(options: DictConfig, classes: list[str], has_policy: bool) -
     )
 
 
-def _check_source(source: Path, classes: list[str], run_config: DictConfig) -> None:
-    if not (source.suffix.lower() == ".zip" and source.is_file()):  # it must be extracted first
+def _check_source(source: str, classes: list[str], run_config: DictConfig) -> None:
+    if not is_archive(source):  # it must be extracted first
         pattern = run_config.data.creator_pattern
-        list_videos(DataOptions(str(source), "", creator_pattern=pattern), classes, refuse_others=True)
+        list_videos(DataOptions(source, "", creator_pattern=pattern), classes, refuse_others=True)

@@ -16,6 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 from vidcls.data.decoding.result import USABLE
 from vidcls.data.preparation import prepare_external, redecode_missing
 from vidcls.data.splits import group_videos
+from vidcls.data.urls import absolute
 from vidcls.data.videos import Videos
 from vidcls.evaluation.options import EvaluationPlan, PolicyOptions
 from vidcls.files import csv_bytes, write_atomically
@@ -116,7 +117,7 @@ def result_folder(run: LoadedRun, source: str | None, split: str) -> Path:
     """evaluations/<split> of the run folder, or evaluations/<name>_<hash>_<split> for other data."""
     if source is None:
         return run.folder / "evaluations" / split
-    path = Path(source).resolve()
+    path = Path(absolute(source))
     return run.folder / "evaluations" / f"{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:6]}_{split}"
 
 
@@ -130,7 +131,7 @@ def write_split(
     _log(run, folder.name, result.predictions, save_figures(result.figures, folder / "figures"))
     if policy is not None:
         _write_json(folder / "policy_report.json", {"policy": policy.identity, split: result.policy_report})
-    about = {"model": run.identity, "source": None if source is None else str(Path(source).resolve())}
+    about = {"model": run.identity, "source": None if source is None else absolute(source)}
     _write_json(folder / "metrics.json", {split: result.metrics, "about": about})
 
 

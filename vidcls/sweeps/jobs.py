@@ -27,6 +27,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from vidcls.cli import in_sweep, run_folder, short_names
+from vidcls.data.urls import refuse_credentials
 from vidcls.errors import UserError, check_choice, find_user_error
 from vidcls.files import claim_file, locked, write_atomically
 from vidcls.metrics.objectives import LOWER_IS_BETTER
@@ -103,6 +104,8 @@ def prepare_sweep(config: DictConfig) -> None:
             "Leave it out. `sweep.resume=DIR` continues a sweep, `report.py test_best=true` tests its winner.",
             "reserved-override",
         )
+    for option, override in given.items():
+        refuse_credentials(option, str(override.input_line))  # which sweep.json would keep
     swept = [option for option, override in given.items() if override.is_sweep_override()]
     folder = Path(config.hydra.sweep.dir).absolute()
     record = {

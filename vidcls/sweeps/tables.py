@@ -18,6 +18,7 @@ import pandas as pd
 from pandas.api.types import is_float_dtype, is_integer_dtype
 
 from vidcls.cli import short_names, value_text
+from vidcls.data.decoding.result import LOST
 from vidcls.errors import UserError, check_choice
 from vidcls.metrics.objectives import LOWER_IS_BETTER
 from vidcls.sweeps.jobs import FORMAT, check_sweep, read_json
@@ -172,7 +173,7 @@ def _held_out(manifest: Path) -> str:
     if not manifest.is_file():
         return ""
     rows = pd.read_csv(manifest, dtype=str, keep_default_na=False)
-    held_out = rows[rows["split"].isin(["val", "test"]) & (rows["status"] != "undecodable")]
+    held_out = rows[rows["split"].isin(["val", "test"]) & ~rows["status"].isin(LOST)]
     videos = sorted(held_out[["split", "label", "sha256"]].itertuples(index=False, name=None))
     return hashlib.sha256(json.dumps([videos, sorted(set(rows["label"]))]).encode()).hexdigest()[:12]
 

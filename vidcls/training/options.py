@@ -269,9 +269,7 @@ def _check_model_fits(model: dict[str, Any], data: DataOptions) -> None:
 
 
 def _check_source(data: DataOptions) -> None:
-    source = Path(data.source)
-    if data.demo is not None or (source.suffix.lower() == ".zip" and source.is_file()):
-        return  # to be drawn or extracted first
-    from vidcls.data.sources import list_videos
+    from vidcls.data.sources import is_archive, list_videos
 
-    list_videos(data, data.classes)
+    if data.demo is None and not is_archive(data.source):  # which are to be drawn or extracted first
+        list_videos(data, data.classes)

@@ -79,7 +79,8 @@ def test_300_damaged_files_have_a_status_and_a_reason(originals: list[Path], tmp
     files = damaged(originals, tmp_path, 300, seed=0)
     hashes = hash_files(files, None)
     spec, limits = StoreSpec(4, SIDE), DecodeLimits(workers=2, timeout_seconds=20)
-    whole = decode_into_store(files, hashes, FrameStore(tmp_path / "store", spec), limits)
+    store = FrameStore(tmp_path / "store", spec)
+    whole = [result for _, result in decode_into_store(zip(files, hashes, strict=True), len(files), store, limits)]
     plan = WindowPlan(spec, 0.5, 0.25, 0.0, max_windows=50)
     events = list(read_windows(files, [hashed.state for hashed in hashes], plan, limits))
     windows = [event.result for event in events if isinstance(event, VideoFinished)]

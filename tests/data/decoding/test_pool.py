@@ -70,6 +70,14 @@ def start(
     return read_windows(files, [FileState.of(file) for file in files], plan, limits, ahead)
 
 
+def store_all(
+    files: list[Path], hashes: list[HashResult], store: FrameStore, limits: DecodeLimits
+) -> list[DecodeResult]:
+    """What becomes of each file."""
+    found = dict(decode_into_store(iter(zip(files, hashes, strict=True)), len(files), store, limits))
+    return [found[number] for number in range(len(files))]
+
+
 def sort(events: Iterator[Event]) -> dict[int, tuple[VideoStarted | None, list[Window], VideoFinished]]:
     """Each video's events, which must come in order."""
     started: dict[int, VideoStarted] = {}
@@ -243,7 +251,7 @@ def test_workers_that_die_at_their_start_are_one_clear_error(
     hashes = hash_files([folder / "a.mp4"], None)
     assert error.value.code == "workers-failed"
     with pytest.raises(UserError) as error:
-        decode_into_store([folder / "a.mp4"], hashes, FrameStore(tmp_path, SPEC), TWO)
+        store_all([folder / "a.mp4"], hashes, FrameStore(tmp_path, SPEC), TWO)
     assert error.value.code == "workers-failed"
 
 
@@ -313,7 +321,7 @@ def test_videos_are_decoded_into_the_store(folder: Path, tmp_path: Path) -> None
     store = FrameStore(tmp_path / "store", SPEC)
     sha256s = [f"{number:064x}" for number in range(4)]
     hashes = [HashResult(sha256, "", FileState.of(file)) for sha256, file in zip(sha256s, files, strict=True)]
-    found = decode_into_store(files, hashes, store, DecodeLimits(workers=2, timeout_seconds=2.0))
+    found = store_all(files, hashes, store, DecodeLimits(workers=2, timeout_seconds=2.0))
     assert [result.status for result in found] == ["ok", "undecodable", "undecodable", "ok"]
     assert found[1].reason.startswith("pyav: ")
     why = "timed out after 2 s (data.decode.timeout_seconds)"
@@ -337,7 +345,7 @@ def test_a_file_that_changes_between_hash_and_decode_is_undecodable(folder: Path
     shutil.copystat(folder / "six.mp4", files[1])
     files[2].unlink()
     store = FrameStore(tmp_path / "store", SPEC)
-    assert decode_into_store(files, hashes, store, TWO) == [undecodable(CHANGED)] * 3
+    assert store_all(files, hashes, store, TWO) == [undecodable(CHANGED)] * 3
     assert not list(store.folder.rglob("*.safetensors"))
     found = results(read_windows(files, [hashed.state for hashed in hashes], PLAN, TWO))
     assert list(found.values()) == [undecodable(CHANGED)] * 3

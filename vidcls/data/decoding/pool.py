@@ -10,17 +10,17 @@ import os
 import socket
 import tempfile
 import threading
-from collections.abc import Generator, Iterator, Sequence
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
 
 from pebble import ProcessFuture, ProcessPool
-from rich.progress import track
 
 from vidcls.data.decoding.plan import WindowPlan
-from vidcls.data.decoding.receiver import WORKER_ERRORS, Event, Receiver, describe_failure, largest_first
+from vidcls.data.decoding.receiver import WORKER_ERRORS, Event, Receiver, describe_failure
 from vidcls.data.decoding.result import DECODERS, DecodeResult, undecodable
 from vidcls.data.decoding.sandbox import start_worker
 from vidcls.data.decoding.worker import decode_to_store, send_windows
@@ -33,35 +33,46 @@ MEBIBYTE = 2**20  # for what surrounds the frames in a file of the store, and fo
 
 
 def decode_into_store(
-    files: Sequence[Path], hashes: Sequence[HashResult], store: FrameStore, limits: DecodeLimits
-) -> list[DecodeResult]:
-    """Decodes videos and stores each under its hash; returns the results in the order of ``files``.
+    videos: Iterable[tuple[Path, HashResult] | None], num_videos: int, store: FrameStore, limits: DecodeLimits
+) -> Iterator[tuple[int, DecodeResult]]:
+    """Decodes videos as they come, at most ``num_videos``, and stores each under its hash.
 
+    Yields the number of each video in ``videos`` and its result, as they are ready; few are taken ahead of that. None
+    among them says that the next one may take a while.
     Raises UserError or OSError if the store cannot be written; what was stored until then is kept.
     """
-    results = [undecodable("")] * len(files)
     entry_bytes = 3 * store.spec.frames_per_video * store.spec.stored_resolution**2
-    with create_pool(limits, len(files), entry_bytes) as pool:
-        pending: list[tuple[int, tuple[str, ...], ProcessFuture]] = []
+    ahead = 4 * _num_workers(limits, num_videos)
+    pending: deque[tuple[int, Path, HashResult, tuple[str, ...], list[str], ProcessFuture]] = deque()
+    with create_pool(limits, num_videos, entry_bytes) as pool:
 
-        def submit(number: int, decoders: tuple[str, ...]) -> None:
-            arguments = [files[number], hashes[number], store, decoders]
+        def submit(number: int, file: Path, hashed: HashResult, decoders: tuple[str, ...], reasons: list[str]) -> None:
+            arguments = [file, hashed, store, decoders]
             future = pool.schedule(decode_to_store, arguments, timeout=limits.timeout_seconds)
-            pending.append((number, decoders, future))
+            pending.append((number, file, hashed, decoders, reasons, future))
 
-        for number in largest_first(files):
-            submit(number, DECODERS)
-        for number, decoders, future in track(pending, "Decoding", len(files)):
+        def settle() -> Iterator[tuple[int, DecodeResult]]:
+            number, file, hashed, decoders, reasons, future = pending.popleft()
             try:
                 result: DecodeResult = future.result()
             except WORKER_ERRORS as error:
                 result = undecodable(f"{decoders[0]}: {describe_failure(error, limits)}")
                 if len(decoders) > 1:
-                    submit(number, decoders[1:])
-            reasons = [text for text in (results[number].reason, result.reason) if text]
+                    submit(number, file, hashed, decoders[1:], [*reasons, result.reason])
+                    return
             # A decoder that was lost is worth mentioning only if no other could read the video.
-            results[number] = undecodable("; ".join(reasons)) if result.status == "undecodable" else result
-    return results
+            texts = [text for text in (*reasons, result.reason) if text]
+            yield number, undecodable("; ".join(texts)) if result.status == "undecodable" else result
+
+        number = 0
+        for video in videos:
+            if video is not None:
+                submit(number, *video, DECODERS, [])
+                number += 1
+            while pending and (len(pending) > ahead or pending[0][-1].done()):
+                yield from settle()
+        while pending:
+            yield from settle()
 
 
 def read_windows(

@@ -13,6 +13,7 @@ from jaxtyping import UInt8
 
 DECODERS = ("decord", "pyav")  # in the order in which they are tried
 USABLE = ("ok", "partial")  # the statuses of videos that have frames
+LOST = ("undecodable", "unfetchable")  # and of those that have none
 
 Frames = UInt8[np.ndarray, "F R R 3"]
 
@@ -21,7 +22,8 @@ Frames = UInt8[np.ndarray, "F R R 3"]
 class DecodeResult:
     """The outcome for one video, besides its frames."""
 
-    status: str  # ok; partial: frames are damaged or missing, or a player may show others; or undecodable
+    # ok; partial: frames are damaged or missing, or a player may show others; undecodable; or unfetchable
+    status: str
     reason: str  # why it is not ok, else ""
     decoder: str  # decord or pyav
     seconds: float  # from the first frame's appearance to the last one's end
@@ -36,6 +38,11 @@ def summarise(reasons: Sequence[str], decoder: str, seconds: float, coverage: fl
 def undecodable(reason: str) -> DecodeResult:
     """The result for a video without a single intact frame."""
     return DecodeResult("undecodable", reason, decoder="", seconds=0.0, coverage=0.0)
+
+
+def unfetchable(reason: str) -> DecodeResult:
+    """The result for a video behind a URL that could not be fetched: nothing is known of it."""
+    return DecodeResult("unfetchable", reason, decoder="", seconds=0.0, coverage=0.0)
 
 
 class UndecodableError(Exception):

@@ -1,0 +1,147 @@
+"""Names of videos, one at a time: below a folder, or in a list; here or behind a URL. Opens no video."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from vidcls.data.options import FetchLimits
+from vidcls.data.remote import UnfetchableError, fetch, walk
+from vidcls.data.urls import extension, is_url, redact
+from vidcls.errors import UserError
+
+VIDEO_EXTENSIONS = frozenset(("mp4", "mov", "m4v", "mkv", "webm", "avi", "mpg", "mpeg", "ts", "3gp", "flv", "wmv"))
+LIST_EXTENSIONS = ("txt", "csv", "parquet")
+_PARQUET_ROWS = 10_000  # read at once
+
+
+def walk_folder(folder: str, ignored: Counter[str]) -> Iterator[tuple[str, str]]:
+    """The videos below a folder: their paths, with / and relative to it, and `vidcls.data.remote.version_of` each.
+
+    The version is "" where the folder is a local one. What is no video is counted in ``ignored``, by kind. Links to
+    folders are followed, but not a link to a folder that it lies in: it would have no end.
+    """
+    found = walk(folder) if is_url(folder) else ((path, "") for path in _walk_local(folder, ignored))
+    return ((path, version) for path, version in found if is_video(path, ignored))
+
+
+def _walk_local(root: str, ignored: Counter[str]) -> Iterator[str]:
+    pending: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
+    while pending:
+        prefix, above = pending.pop()
+        folder = os.path.join(root, prefix)
+        status = os.stat(folder)
+        identity = (status.st_dev, status.st_ino)
+        if identity in above:
+            ignored["symlink loops"] += 1
+            continue
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                try:
+                    is_folder, is_file = entry.is_dir(), entry.is_file()
+                except OSError:  # a link to itself
+                    is_folder = is_file = False
+                if is_folder:
+                    pending.append((f"{prefix}{entry.name}/", above | {identity}))
+                elif is_file:
+                    yield f"{prefix}{entry.name}"
+                else:
+                    ignored["broken links or special files"] += 1
+
+
+def is_video(path: str, ignored: Counter[str]) -> bool:
+    """Whether a file's name says so; counts it in ``ignored`` otherwise."""
+    parts = path.split("/")
+    if "__MACOSX" in parts or parts[-1].startswith("._"):
+        ignored["macOS leftovers (__MACOSX, ._*)"] += 1
+    elif any(part.startswith(".") for part in parts):
+        ignored["hidden files (.DS_Store and the like)"] += 1
+    elif os.path.splitext(path)[1][1:].lower() not in VIDEO_EXTENSIONS:
+        ignored["files that are not videos"] += 1
+    else:
+        return True
+    return False
+
+
+def read_list(location: str, limits: FetchLimits, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
+    """The rows of a list, a local file or a URL: their line or number, and their cells by column name in lower case.
+
+    A .txt has a path or URL per line, the column ``path``. A .csv or .parquet has the ``columns``, and may have more;
+    ``url`` is another name of ``path``. Rows without any value are left out.
+
+    Raises:
+        UserError: it cannot be read, is no such list, or lacks a column.
+    """
+    if not is_url(location):
+        yield from _read_local(Path(location), location, columns)
+        return
+    with TemporaryDirectory(prefix="vidcls-") as folder:
+        try:
+            fetched = fetch(location, Path(folder), limits)
+        except UnfetchableError as error:
+            got, remedy = f"{redact(location)}: it {error}", "Check the URL, and the credentials in the environment."
+            raise UserError("a list of videos that can be read", got, remedy, "unreadable-source") from None
+        yield from _read_local(fetched.path, redact(location), columns)
+
+
+def _read_local(file: Path, shown: str, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
+    kind = extension(file.name)
+    if kind == "txt":
+        with open(file, encoding="utf-8", errors="surrogateescape", newline="\n") as lines:
+            for number, line in enumerate(lines, 1):
+                if path := line.removesuffix("\n").removesuffix("\r").removeprefix("\ufeff"):
+                    yield number, {"path": path}
+    else:
+        yield from (_read_csv if kind == "csv" else _read_parquet)(file, shown, columns)
+
+
+def _read_csv(file: Path, shown: str, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
+    try:
+        with open(file, encoding="utf-8-sig", newline="") as lines:
+            reader = csv.reader(lines, strict=True, skipinitialspace=True)
+            header = _check_header([name.strip().lower() for name in next(reader, [])], shown, columns)
+            for cells in reader:
+                if len(cells) not in (0, len(header)):
+                    expected, got = f"{len(header)} cells in each row", f"{len(cells)} in line {reader.line_num}"
+                    raise UserError(f"{expected} of {shown}", got, "Quote cells that hold commas.", "bad-csv")
+                if any(cells):
+                    yield reader.line_num, {name: cell.strip() for name, cell in zip(header, cells, strict=True)}
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise UserError(f"a UTF-8 .csv in {shown}", str(error), "Save it again as CSV in UTF-8.", "bad-csv") from error
+
+
+def _read_parquet(file: Path, shown: str, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(file) as table:
+            header = _check_header([name.lower() for name in table.schema_arrow.names], shown, columns)
+            optional = {"split", "creator"} if "label" in columns else set()
+            wanted = {name for name in header if name in {*columns, *optional}}
+            originals = [table.schema_arrow.names[header.index(name)] for name in sorted(wanted)]
+            number = 0
+            for batch in table.iter_batches(_PARQUET_ROWS, columns=originals):
+                cells = zip(*(batch.column(name).to_pylist() for name in originals), strict=True)
+                for number, row in enumerate(cells, number + 1):  # noqa: B020
+                    if any(value is not None for value in row):
+                        texts = ("" if value is None else str(value) for value in row)
+                        yield number, dict(zip(sorted(wanted), texts, strict=True))
+    except pa.ArrowException as error:
+        got = " ".join(str(error).split())[:200]
+        raise UserError(f"a .parquet in {shown}", got, "Write it again.", "bad-parquet") from error
+
+
+def _check_header(header: list[str], shown: str, columns: tuple[str, ...]) -> list[str]:
+    """The names of the columns, url being called path where there is no other."""
+    if "path" not in header:
+        header = ["path" if name == "url" else name for name in header]
+    if not set(columns) <= set(header):
+        wanted = "path,label[,split,creator]" if "label" in columns else "path or url"
+        expected, remedy = f"the columns {wanted} in {shown}", "Name them in its first line."
+        raise UserError(expected, f"the columns {','.join(header)}", remedy, "csv-columns")
+    return header

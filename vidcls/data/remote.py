@@ -1,0 +1,379 @@
+"""Videos behind URLs: listed a page at a time, fetched to a local file that is removed after use; all of fsspec.
+
+Decoding opens local files only, in processes without a network, so fetching is a step of its own. Credentials are those
+of fsspec's file systems (environment, profiles, fsspec's configuration); no text that leaves this file holds any.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import random
+import re
+import secrets
+import shutil
+import threading
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+from vidcls.data.options import FetchLimits
+from vidcls.data.urls import extension, redact
+from vidcls.errors import FULL_DISK, UserError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+BACKOFF_SECONDS = 1.0  # before the second attempt; each further one waits twice as long
+PAGE = 1000  # names that S3 lists at once
+# What tells two states of a file apart, by the names that file systems give it.
+_VERSIONS = ("ETag", "etag", "md5Hash", "blob_id", "Last-Modified", "LastModified", "mtime", "created")
+_S3 = ("s3", "s3a")
+_FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, ImportError, ValueError, TypeError)
+_TEMPORARY_STATUSES = {408, 425, 429, *range(500, 600)}
+_NOT_MD5: set[str] = set()  # buckets whose ETags have been seen to be no MD5, as of encrypted objects
+
+
+class UnfetchableError(Exception):
+    """A video that could not be fetched; the message, which holds no credentials, says why."""
+
+
+class _Cancelled(Exception):
+    pass
+
+
+class FetchedFile:
+    """A local copy of a remote video, hashed on the way; removed by `remove`, or at the end of a ``with`` block."""
+
+    def __init__(self, path: Path, sha256: str, version: str, release: Callable[[], None]) -> None:
+        self.path, self.sha256, self.version = path, sha256, version
+        self._release = release
+
+    def remove(self) -> None:
+        """Removes the file; a second time does nothing."""
+        self.path.unlink(missing_ok=True)
+        self._release()
+        self._release = _nothing
+
+    def __enter__(self) -> FetchedFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
+
+
+class FetchSpace:
+    """The room for all files that are fetched and not removed yet; who needs more waits."""
+
+    def __init__(self, gigabytes: float | int) -> None:
+        self._free, self._changed, self.cancelled = float(gigabytes) * 1e9, threading.Condition(), threading.Event()
+
+    def take(self, size: float) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._free >= size or self.cancelled.is_set())
+            if self.cancelled.is_set():
+                raise _Cancelled
+            self._free -= size
+
+    def give(self, size: float) -> None:
+        with self._changed:
+            self._free += size
+            self._changed.notify_all()
+
+    def cancel(self) -> None:
+        """Ends all downloads, and the waiting for room."""
+        self.cancelled.set()
+        self.give(0.0)
+
+
+def fetch(url: str, folder: Path, limits: FetchLimits, space: FetchSpace | None = None) -> FetchedFile:
+    """Downloads a video into ``folder``, checked by its size and by its ETag where that is an MD5.
+
+    What may pass (a lost connection, a server's error, a truncated or changing file) is tried ``limits.attempts``
+    times.
+
+    Raises:
+        UnfetchableError: it cannot be fetched, or is larger than ``limits`` allow.
+        UserError: the local disk is full, or no package for this kind of URL is installed.
+    """
+    space = space or FetchSpace(limits.space_gigabytes)
+    earlier: set[str] = set()  # what attempts with a wrong MD5 have got
+    for attempt in range(limits.attempts):
+        if space.cancelled.is_set():
+            raise _Cancelled
+        try:
+            return _Download(url, folder, limits, space).run(earlier)
+        except (UserError, UnfetchableError, _Cancelled):
+            raise
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno in FULL_DISK:
+                remedy = "Free some space, or lower data.fetch.space_gigabytes; then repeat the command."
+                raise UserError(f"room for fetched videos in {folder}", "a full disk", remedy, "disk-full") from None
+            final = _is_final(error)
+            if final or attempt == limits.attempts - 1:
+                tries = "" if final or limits.attempts == 1 else f" ({limits.attempts} attempts)"
+                raise UnfetchableError(f"cannot be fetched: {describe(error, limits)}{tries}") from None
+            space.cancelled.wait(BACKOFF_SECONDS * 2**attempt * random.uniform(0.5, 1.0))
+    raise AssertionError("one attempt at least")
+
+
+class _Download:
+    """One attempt."""
+
+    def __init__(self, url: str, folder: Path, limits: FetchLimits, space: FetchSpace) -> None:
+        self.system, self.path = open_filesystem(url)
+        self.limits, self.space, self.received = limits, space, 0
+        self.most = limits.max_gigabytes * 1e9
+        # FFmpeg recognises some formats by the extension.
+        suffix = re.sub("[^a-z0-9]", "", extension(url))[:5]
+        self.file = folder / f"{secrets.token_hex(8)}.{suffix}"
+
+    def run(self, earlier: set[str]) -> FetchedFile:
+        info = self.call("info", self.path)
+        if info.get("type") == "directory":
+            raise IsADirectoryError("a folder")
+        size, taken = info.get("size"), float(self.most if info.get("size") is None else info["size"])
+        if taken > self.most:
+            raise UnfetchableError(f"not fetched: {taken / 1e9:.3g} GB, more than data.fetch.max_gigabytes")
+        self.space.take(taken)
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            self.call("get_file", self.path, str(self.file), callback=self.watch())
+            found = self.file.stat().st_size
+            if found != (found if size is None else size):
+                raise OSError(f"{found} of {size} bytes arrived")
+            sha256, md5 = self.hash()
+            if md5 != _md5_of(info, self.path):
+                if sha256 in earlier:  # twice the same: it is the ETag that is no MD5
+                    _NOT_MD5.add(self.path.partition("/")[0])
+                elif _md5_of(info, self.path):
+                    earlier.add(sha256)
+                    raise OSError("the content does not match its ETag")
+                if version_of(self.call("info", self.path)) != version_of(info):
+                    raise OSError("it has changed while it was fetched")
+            return FetchedFile(self.file, sha256, version_of(info), lambda: self.space.give(taken))
+        except BaseException:
+            self.file.unlink(missing_ok=True)
+            self.space.give(taken)
+            raise
+
+    def hash(self) -> tuple[str, str]:
+        sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
+        with self.file.open("rb", buffering=0) as stream:
+            while chunk := stream.read(1 << 20):
+                sha256.update(chunk)
+                md5.update(chunk)
+        return sha256.hexdigest(), md5.hexdigest()
+
+    def call(self, method: str, *arguments: Any, **options: Any) -> Any:
+        return _call(self.system, self.limits.timeout_seconds, self.space.cancelled, method, *arguments, **options)
+
+    def watch(self) -> Any:
+        """A callback that ends a download which is cancelled, or longer than a video may be."""
+        from fsspec.callbacks import Callback
+
+        def check(received: int) -> None:
+            self.received += received
+            if self.space.cancelled.is_set():
+                raise _Cancelled
+            if self.received > self.most:
+                raise UnfetchableError("not fetched: larger than data.fetch.max_gigabytes")
+
+        callback = Callback()
+        callback.relative_update = check
+        return callback
+
+
+def open_filesystem(url: str) -> tuple[Any, str]:
+    """The file system of a URL, which remembers no listings, and the path in it.
+
+    Raises:
+        UserError: there is none of this name, or its package is missing.
+    """
+    import fsspec
+
+    options: dict[str, Any] = {"use_listings_cache": False}
+    s3 = url.partition("://")[0].lower() in _S3
+    if s3:  # retried here, by one rule for all file systems
+        configured = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
+        options["config_kwargs"] = {"retries": {"total_max_attempts": 1}} | configured
+    try:
+        system, path = fsspec.url_to_fs(url, **options)
+    except (ImportError, ValueError) as error:
+        remedy = "Install it (pip install vidcls[s3] for s3://, gcsfs for gs://), or correct the URL."
+        expected = f"a package that reads {url.partition('://')[0]}://"
+        raise UserError(expected, redact(str(error)), remedy, "filesystem") from None
+    if s3:
+        system.retries = 1
+    return system, path
+
+
+def version_of(info: dict[str, Any]) -> str:
+    """A text that changes with a remote file: its size, and its ETag or time; "" where neither is known."""
+    found = next((str(info[key]).strip('"') for key in _VERSIONS if info.get(key)), "")
+    return f"{info.get('size')} {found}" if found else ""
+
+
+def remote_version(url: str, limits: FetchLimits) -> str:
+    """`version_of` a remote file as it is now; "" also where it cannot be asked."""
+    system, path = open_filesystem(url)
+    try:
+        return version_of(_call(system, limits.timeout_seconds, threading.Event(), "info", path))
+    except Exception:  # fetching it will say why
+        return ""
+
+
+def walk(url: str) -> Iterator[tuple[str, str]]:
+    """The files below a remote folder, a page at a time: their paths below it, and `version_of` each.
+
+    Raises:
+        UserError: it cannot be listed.
+    """
+    system, path = open_filesystem(url)
+    root = path.rstrip("/")
+    try:
+        pages = _s3_pages(system, root) if hasattr(system, "call_s3") else _walk_pages(system, root)
+        for page in pages:
+            for info in page:
+                name = str(info["name"]).rstrip("/")
+                if name.startswith(f"{root}/"):
+                    yield name[len(root) + 1 :], version_of(info)
+    except Exception as error:
+        got = f"{redact(url)}: {describe(error, FetchLimits())}"
+        remedy = "Check the URL, and the credentials in the environment or a profile."
+        raise UserError("a folder that can be listed", got, remedy, "unreadable-source") from None
+
+
+def _s3_pages(system: Any, root: str) -> Iterator[list[dict[str, Any]]]:
+    bucket, prefix, _ = system.split_path(root)
+    query = {"Bucket": bucket, "Prefix": f"{prefix}/" if prefix else "", "MaxKeys": PAGE}
+    while True:
+        page = _with_retries(lambda: system.call_s3("list_objects_v2", **query))
+        yield [
+            {"name": f"{bucket}/{one['Key']}", "size": one["Size"], "ETag": one["ETag"]}
+            for one in page.get("Contents", [])
+            if not one["Key"].endswith("/")  # what consoles create for a folder
+        ]
+        if not page.get("IsTruncated"):
+            return
+        query["ContinuationToken"] = page["NextContinuationToken"]
+
+
+def _walk_pages(system: Any, root: str) -> Iterator[list[dict[str, Any]]]:
+    for _, _, files in system.walk(root, detail=True, on_error="raise"):
+        yield list(files.values())
+
+
+def _with_retries(call: Callable[[], Result], attempts: int = 4) -> Result:
+    for attempt in range(attempts - 1):
+        try:
+            return call()
+        except Exception as error:
+            if _is_final(error):
+                raise
+            time.sleep(BACKOFF_SECONDS * 2**attempt)
+    return call()
+
+
+def map_unordered(
+    function: Callable[[Item], Result], items: Iterable[Item], workers: int
+) -> Generator[Result | None, None, None]:
+    """The results of ``function``, as they come, from ``workers`` threads; few items are taken ahead.
+
+    None whenever none has come for a while, in which the caller may settle what holds the others up.
+    """
+    remaining, pool = iter(items), ThreadPoolExecutor(workers)
+    try:
+        waiting = {pool.submit(function, item) for item in islice(remaining, 2 * workers)}
+        while waiting:
+            done, waiting = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
+            if not done:
+                yield None
+            for future in done:
+                yield future.result()
+                waiting |= {pool.submit(function, item) for item in islice(remaining, 1)}
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def fetch_all(
+    urls: Iterable[tuple[Item, str]], folder: Path, limits: FetchLimits
+) -> Iterator[Iterator[tuple[Item, FetchedFile | UnfetchableError] | None]]:
+    """Fetches many videos, as they come; each URL has a key, by which its file or its error is given back.
+
+    ``folder`` is for this alone: what an interrupted call has left there is removed at the start, and all at the end.
+    """
+    space = FetchSpace(limits.space_gigabytes)
+
+    def attempt(pair: tuple[Item, str]) -> tuple[Item, FetchedFile | UnfetchableError]:
+        try:
+            return pair[0], fetch(pair[1], folder, limits, space)
+        except UnfetchableError as error:
+            return pair[0], error
+
+    shutil.rmtree(folder, ignore_errors=True)
+    found = map_unordered(attempt, urls, limits.workers)
+    try:
+        yield found
+    finally:
+        space.cancel()
+        found.close()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def describe(error: BaseException, limits: FetchLimits) -> str:
+    """Why something failed, in one line without credentials."""
+    cause = _cause(error)
+    if isinstance(cause, TimeoutError):
+        return f"timed out after {limits.timeout_seconds:g} s (data.fetch.timeout_seconds)"
+    if (status := getattr(cause, "status", None)) is not None:
+        return f"{status} {getattr(cause, 'message', '')}".strip()
+    if isinstance(cause, FileNotFoundError):
+        return "not found"
+    return redact(" ".join(str(cause).split()))[:200] or type(cause).__name__
+
+
+def _is_final(error: BaseException) -> bool:
+    """Whether another attempt would fail alike."""
+    cause = _cause(error)
+    if (status := getattr(cause, "status", None)) is not None:
+        return status not in _TEMPORARY_STATUSES
+    return isinstance(cause, _FINAL) or "Credentials" in type(cause).__name__
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What is behind an error: fsspec says of any answer of a web server, and of none, that the file was not found."""
+    cause = error.__cause__
+    known = isinstance(cause, TimeoutError) or type(cause).__module__.startswith("aiohttp")
+    return cause if isinstance(error, FileNotFoundError) and cause is not None and known else error
+
+
+def _call(
+    system: Any, seconds: float | int, cancelled: threading.Event, method: str, *arguments: Any, **options: Any
+) -> Any:
+    """Calls a method of a file system, which ends after so many seconds, or when all is cancelled."""
+    if not system.async_impl:
+        return getattr(system, method)(*arguments, **options)
+    timed = asyncio.wait_for(getattr(system, f"_{method}")(*arguments, **options), seconds)
+    future = asyncio.run_coroutine_threadsafe(timed, system.loop)
+    while not wait([future], timeout=0.5).done:
+        if cancelled.is_set():
+            future.cancel()
+            raise _Cancelled
+    return future.result()
+
+
+def _md5_of(info: dict[str, Any], path: str) -> str:
+    """The MD5 of a remote file where its ETag is one, as of objects that were written to S3 at once, unencrypted."""
+    etag = str(info.get("ETag", "")).strip('"').lower()
+    known = "VersionId" in info and path.partition("/")[0] not in _NOT_MD5  # as S3 describes files, but not web servers
+    return etag if known and re.fullmatch("[0-9a-f]{32}", etag) else ""
+
+
+def _nothing() -> None:
+    pass
