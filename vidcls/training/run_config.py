@@ -93,22 +93,24 @@ def check_trusted(cfg: DictConfig, given: DictConfig | None = None, trust: Seque
 
     Code is of `TRUSTED_TARGETS`; callbacks, loggers and the trainer write into the run folder and the cache of
     features. Beside these may be named what ``trust`` names (packages, single targets, folders) and what ``given``, the
-    configuration of the command line, names: that is how the job of a sweep came to its model.
+    configuration of the command line, has under the same key: that is how the job of a sweep came to its model.
     """
     plain: Any = OmegaConf.to_container(cfg)
-    known = {value for _, value in _leaves(OmegaConf.to_container(given), "")} if given is not None else set()
+    known = dict(_leaves(OmegaConf.to_container(given), "")) if given is not None else {}
+    features = os.path.join(str(cfg.get("cache_dir", "")), "features")
     folders = [str(cfg.get("run_dir", "")), *trust]
-    known.add(os.path.join(str(cfg.get("cache_dir", "")), "features"))
     for key, value in _leaves(plain, ""):
         name, group = key.rpartition(".")[2], key.partition(".")[0]
-        if name == "_target_" and not (isinstance(value, str) and (value in known or _is_trusted(value, trust))):
+        if key in known and known[key] == value:
+            continue
+        if name == "_target_" and not (isinstance(value, str) and _is_trusted(value, trust)):
             raise UserError(
                 "a config.yaml that names classes of vidcls, Lightning, torch.optim and optuna.pruners alone",
                 f"{key.removesuffix('._target_')}: {value}",
                 f"Give trust={str(value).partition('.')[0]} if you trust that package.",
                 "untrusted-target",
             )
-        if group not in ("callbacks", "logger", "trainer") or not isinstance(value, str) or value in known:
+        if group not in ("callbacks", "logger", "trainer") or not isinstance(value, str) or value == features:
             continue
         if _is_path(name, value) and not any(_is_inside(value, folder) for folder in folders):
             raise UserError(

@@ -10,9 +10,11 @@ import pytest
 from helpers.frames import EACH_DECODER, SIDE, moving, numbered, numbers
 from helpers.videos import ffmpeg, write_video
 
+from experiments.torture import media
 from vidcls.data.decoding.frames import decode
 from vidcls.data.decoding.result import DECODERS, DecodeResult, UndecodableError
-from vidcls.data.sampling import StoreSpec, frame_indices
+from vidcls.data.decoding.track import scan
+from vidcls.data.sampling import StoreSpec, clip_indices, frame_indices
 
 # Levels of 255: both decoders use FFmpeg's bilinear scaler, but not the same version of it.
 ROUNDING = 6
@@ -39,6 +41,24 @@ def by_ffmpeg(path: Path, *options: str, resolution: int = SIDE) -> np.ndarray:
 
 
 # ---- which frames
+
+
+OPEN_GOP = {  # pictures that are stored behind a key frame and shown before it: decord miscounts from there
+    "open.mp4": ("libx264", "-x264-params", "open-gop=1:bframes=3:b-adapt=0"),
+    "open.mkv": ("libx264", "-x264-params", "open-gop=1:bframes=3"),
+    "open.hevc.mov": ("libx265", "-x265-params", "log-level=none:open-gop=1:bframes=3"),
+}
+
+
+def test_the_frames_asked_for_are_given_in_every_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(media, "FORMATS", media.FORMATS | OPEN_GOP)
+    for path in media.write_originals(tmp_path):
+        expected, (track, starts, _) = by_ffmpeg(path), scan(path)
+        frames, result = read(path, 6)
+        assert (result.status, len(starts)) == ("ok", len(expected)), path.name
+        chosen = clip_indices(starts, track.end_seconds, StoreSpec(6, SIDE))
+        worst = np.abs(frames.astype(int) - expected[chosen]).mean(axis=(1, 2, 3)).max()
+        assert worst <= media.MEAN_DIFFERENCE, (path.name, result.decoder)
 
 
 @EACH_DECODER
@@ -94,9 +114,9 @@ def test_a_variable_frame_rate_is_sampled_by_time(tmp_path: Path, suffix: str, l
         ("mp4", "libx264", {"crf": "0", "bf": "3"}, "decord"),
         ("mov", "libx264", {"crf": "0", "bf": "3"}, "decord"),
         ("mkv", "libx264", {"crf": "0", "bf": "3"}, "decord"),
-        ("flv", "libx264", {"crf": "0", "bf": "3"}, "decord"),
-        ("ts", "libx264", {"crf": "0", "bf": "3"}, "decord"),
-        ("webm", "libvpx-vp9", {"lossless": "1", "cpu-used": "8"}, "decord"),
+        ("flv", "libx264", {"crf": "0", "bf": "3"}, "pyav"),
+        ("ts", "libx264", {"crf": "0", "bf": "3"}, "pyav"),
+        ("webm", "libvpx-vp9", {"lossless": "1", "cpu-used": "8"}, "pyav"),
         ("avi", "mpeg4", {"qmin": "1", "qmax": "1"}, None),
         ("avi", "libx264", {"crf": "0", "bf": "3", "b-adapt": "0"}, "pyav"),  # of which decord repeats one frame
     ],
@@ -189,12 +209,12 @@ def test_the_real_rotated_file_equals_ffmpegs_autorotated_frames(real_data: Path
     assert difference(frames, expected) <= ROUNDING
 
 
-@pytest.mark.parametrize(("name", "decoder"), [("av1.mkv", "pyav"), ("h265_10bit.mp4", "decord")])
-def test_real_av1_and_10_bit_hevc(real_data: Path, name: str, decoder: str) -> None:
+@pytest.mark.parametrize("name", ["av1.mkv", "h265_10bit.mp4"])
+def test_real_av1_and_10_bit_hevc(real_data: Path, name: str) -> None:
     path = real_data / "hard" / name
     expected = by_ffmpeg(path)
     frames, result = read(path, len(expected))
-    assert (result.status, result.decoder, result.reason) == ("ok", decoder, "")
+    assert (result.status, result.decoder, result.reason) == ("ok", "pyav", "")
     assert difference(frames, expected) <= ROUNDING
 
 

@@ -1,8 +1,8 @@
 """One video file to a stack of frames, with every damaged frame accounted for. The only file that imports decord.
 
 decord is fast but hides damage: FFmpeg conceals broken macroblocks, and decord returns the patched frames as good
-ones. FFmpeg reports them on stderr, though, so stderr is captured around every decode. What decord refuses, what
-FFmpeg reports errors for, and what `Track` says is unusual is read with PyAV, which knows each damaged frame.
+ones. FFmpeg reports them on stderr, though, so stderr is captured around every decode. decord is given H.264 in mp4 and
+Matroska whose key frames it can jump to; PyAV reads all else, what decord refuses, and what FFmpeg reports errors for.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from vidcls.data.decoding.result import DecodeResult, Frames, UndecodableError, 
 from vidcls.data.decoding.track import Scan, Track, decoding, first_line, scan
 from vidcls.data.sampling import StoreSpec, clip_indices
 
-# How mp4, Matroska, FLV and MPEG-TS begin: what decord's FFmpeg, without a list of allowed formats, takes for no text.
-SIGNATURES = (b"\0", b"\x1aE\xdf\xa3", b"FLV\1", b"G@")
+# How mp4 and Matroska begin: what decord's FFmpeg, without a list of allowed formats, takes for no text.
+SIGNATURES = (b"\0", b"\x1aE\xdf\xa3")
 CLOCK_SECONDS = 2e-3  # how far decord's timestamps, in single precision, may be off
 
 
@@ -46,12 +46,12 @@ def decode_scanned(path: Path, spec: StoreSpec, decoders: tuple[str, ...], found
         try:
             if decoder == "pyav":
                 return _decode_pyav(path, spec, track, starts[wanted], places, errors)
-            if track.frame_seconds is None and not track.reasons and not errors:
+            if track.seekable and not track.reasons and not errors:
                 frames = decode_decord(path, spec.stored_resolution, starts, wanted)
                 return frames[places], summarise([], "decord", track.seconds, 1.0)
         except UndecodableError as error:
             failures.append(str(error))
-    raise UndecodableError("; ".join(failures))
+    raise UndecodableError("; ".join(failures) or "decord is given H.264 in mp4 and Matroska alone")
 
 
 def decode_decord(path: Path, side: int, starts: Float[np.ndarray, " N"], wanted: Int[np.ndarray, " W"]) -> Frames:

@@ -40,6 +40,7 @@ class Track:
     frame_seconds: float | None  # the frame interval, if timestamps are missing or wrong and frames are counted
     reasons: tuple[str, ...]  # why a player may show something that is not among the frames
     coverage: float  # the fraction of its frames, as far as it is known, that are there and shown, 0..1
+    seekable: bool  # whether decord finds each frame of it
 
     @property
     def seconds(self) -> float:
@@ -105,7 +106,8 @@ def read_track(path: Path) -> tuple[Track, Float[np.ndarray, " N"]]:
     with container:
         counted = container.format.name == "avi"  # whose B-frames come with shuffled timestamps
         count = hidden = corrupt = keyless = repeats = 0
-        key_found = False
+        key_found = leading = False
+        key_ticks: int | None = None
         ticks, durations = array("q"), array("q")  # 16 bytes a frame: a long video has hundreds of thousands
         places, sizes = array("q"), array("q")  # of the packets of all tracks in the file
         others = [other for other in container.streams if other.index != stream.index]
@@ -126,6 +128,9 @@ def read_track(path: Path) -> tuple[Track, Float[np.ndarray, " N"]]:
                 repeats = max(packet.dts + 1 - count - hidden, 0)  # chunks of AVI without bytes: the last frame stays
             counted = counted or packet.pts is None
             if packet.pts is not None:
+                if packet.is_keyframe:
+                    key_ticks = packet.pts
+                leading = leading or (key_ticks is not None and packet.pts < key_ticks)
                 ticks.append(packet.pts)
                 durations.append(packet.duration or 0)
         if not count:
@@ -144,6 +149,9 @@ def read_track(path: Path) -> tuple[Track, Float[np.ndarray, " N"]]:
             "several movies in one file, of which one is read": _count_movies(path) > 1,
             "a part of the file belongs to no track that is read": _has_unread_part(container, path, places, sizes),
         }
+        # decord jumps to key frames and counts from there. It lands elsewhere without an index, miscounts where frames
+        # before a key frame are stored behind it (open GOP), and reports no damage of other codecs.
+        indexed = container.format.name.startswith(("mov", "matroska")) and stream.codec_context.name == "h264"
     reasons = tuple(reason for reason, holds in found.items() if holds)
     base = stream.time_base or Fraction(1)
     order = np.argsort(ticks, kind="stable")
@@ -151,9 +159,10 @@ def read_track(path: Path) -> tuple[Track, Float[np.ndarray, " N"]]:
     # Of frames with one timestamp all but the first would be missed, as would most of those that follow too fast.
     if counted or (np.diff(starts) <= 0).any() or starts[-1] - starts[0] < (count - 1) * SHORTEST_FRAME_SECONDS:
         step = min(max(step, SHORTEST_FRAME_SECONDS), 1.0)
-        return Track(0.0, count * step, step, reasons, count / declared), np.arange(count) * step
+        return Track(0.0, count * step, step, reasons, count / declared, False), np.arange(count) * step
     end = float(starts[-1]) + (float(durations[order[-1]] * base) or step)
-    return Track(float(starts[0]), end, None, reasons, count / declared), starts
+    seekable = indexed and not leading
+    return Track(float(starts[0]), end, None, reasons, count / declared, seekable), starts
 
 
 def _has_unread_part(container: av.container.InputContainer, path: Path, places: array[int], sizes: array[int]) -> bool:
