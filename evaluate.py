@@ -45,7 +45,7 @@ def main(cfg: DictConfig) -> None:
         folder = result_folder(run, source, split)
         results[split] = evaluate_split(run, videos, split, predicted, policy, folder)
         write_split(run, videos, split, results[split], policy, source)
-    print_evaluation(run.folder.name, run.classes, results, policy, console)
+    print_evaluation(run, results, policy, console)
 
 
 if __name__ == "__main__":

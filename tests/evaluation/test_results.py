@@ -336,7 +336,7 @@ def test_a_policy_is_not_fitted_without_intact_val_videos(copied: Path) -> None:
 def test_a_harmful_class_without_val_videos_is_pointed_out(copied: Path) -> None:
     change_manifest(copied, lambda rows: rows[(rows["split"] != "val") | (rows["label"] == "safe")])
     printed = evaluate(copied, "split=val")
-    assert "Note for harmful: val has no intact video of it" in printed and "Note for adult" in printed
+    assert "Note for harmful: there is no intact val video of it" in printed and "Note for adult" in printed
     assert results(copied / "evaluations" / "val")["val"]["auroc"] is None
 
 

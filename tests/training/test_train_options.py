@@ -17,6 +17,7 @@ from vidcls.errors import UserError
 from vidcls.training.options import check_train_options
 
 BACKBONE = ["model=encoder_head", "model.encoder.name=timm/test_resnet"]
+STRONG = ["experiment=strong"]
 PLAIN_VIDEO = ["model=r3d_18"]
 
 
@@ -80,6 +81,28 @@ def composed(*overrides: str) -> DictConfig:
         (["~callbacks"], "callbacks"),
         (["logger=wandb"], "missing-package"),
         (["logger=[csv,mlflow]"], "missing-package"),
+        (["refit=true"], "refit"),
+        ([*BACKBONE, "model.standardise=true"], "model.encoder.trainable_from"),
+        (["optim=logistic"], "model.encoder.trainable_from"),
+        (["optim=logistic", "model=r3d_18"], "model.trainable_from"),
+        (["optim=logistic", "model._target_=json.loads"], "model._target_"),
+        ([*STRONG, "optim.C=0"], "optim.C"),
+        ([*STRONG, "optim.C=[]"], "optim.C"),
+        ([*STRONG, "optim.folds=1"], "optim.folds"),
+        ([*STRONG, "optim.max_iter=0"], "optim.max_iter"),
+        ([*STRONG, "model.encoder.trainable_from=blocks.5"], "model.encoder.trainable_from"),
+        ([*STRONG, "model/head=lstm"], "model.head.name"),
+        ([*STRONG, "model.head.pooling=attention"], "model.head.pooling"),
+        ([*STRONG, "augment=standard"], "augment.flip"),
+        ([*STRONG, "augment.mixup=0.2"], "augment.mixup"),
+        ([*STRONG, "data.temporal_jitter=true", "data.store.num_frames=64"], "data.temporal_jitter"),
+        ([*STRONG, "~callbacks.features"], "callbacks.features"),
+        ([*STRONG, "callbacks=ema"], "callbacks.ema"),
+        ([*STRONG, "model.dropout=0.5"], "model.dropout"),
+        ([*STRONG, "loss.label_smoothing=0.1"], "loss.label_smoothing"),
+        ([*STRONG, "data.sampler=balanced"], "data.sampler"),
+        ([*STRONG, "trainer=ddp_sim"], "trainer.devices"),
+        ([*STRONG, "trainer=ddp", "trainer.devices=1"], "trainer.strategy"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -15,6 +15,7 @@ from vidcls.data.sources import class_order, is_archive, list_videos
 from vidcls.data.urls import refuse_credentials
 from vidcls.errors import UserError, check_choice
 from vidcls.moderation.targets import check_open_share, check_targets
+from vidcls.training.logistic_options import is_logistic
 from vidcls.training.run_config import read_config
 from vidcls.training.run_folder import check_run_options, policy_path, read_run_manifest
 
@@ -62,8 +63,13 @@ def plan_evaluation(cfg: DictConfig) -> EvaluationPlan:
             raise UserError(expected, f"data.source={cfg.data.source}", remedy, "policy-source")
         _check_source(str(cfg.data.source), classes, run_config)
         return EvaluationPlan(cfg.split, [cfg.split], None)
+    refit, is_out_of_fold = bool(run_config.get("refit")), is_logistic(run_config.optim)
+    if refit and cfg.split == "val":
+        remedy = "Its out-of-fold metrics are in metrics.json; give split=test, or other videos with data.source=PATH."
+        raise UserError("a split that the run was not fitted to", "val, of a run with refit=true", remedy, "refit-val")
     held = set(manifest.loc[manifest["status"].isin(USABLE), "split"])
-    if policy is not None and manifest[(manifest["split"] == "val") & (manifest["status"] == "ok")].empty:
+    intact_val = manifest[(manifest["split"] == "val") & (manifest["status"] == "ok")]
+    if policy is not None and intact_val.empty and not is_out_of_fold:
         if _policy_requested(cfg.policy):
             remedy = "Train with more val videos."
             raise UserError("intact val videos, to fit a policy to", "none in the run", remedy, "policy-without-val")
@@ -74,7 +80,7 @@ def plan_evaluation(cfg: DictConfig) -> EvaluationPlan:
     wanted = {cfg.split}
     if policy is not None:
         # What a policy would do is shown on test, too, but for jobs of a sweep, which must not choose by it.
-        wanted |= {"val", "test"} if run_config.test else {"val"}
+        wanted |= {split for split, shown in (("val", not refit), ("test", run_config.test)) if shown}
     return EvaluationPlan(cfg.split, [split for split in SPLITS if split in wanted & held], policy)
 
 

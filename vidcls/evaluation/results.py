@@ -18,6 +18,7 @@ from vidcls.data.preparation import prepare_external, redecode_missing
 from vidcls.data.splits import group_videos
 from vidcls.data.urls import absolute
 from vidcls.data.videos import Videos
+from vidcls.errors import UserError
 from vidcls.evaluation.options import EvaluationPlan, PolicyOptions
 from vidcls.files import csv_bytes, write_atomically
 from vidcls.metrics.bootstrap import bootstrap_intervals
@@ -58,23 +59,39 @@ def prepare_evaluation(
     return videos
 
 
+def policy_videos(
+    run: LoadedRun, videos: Videos, predictions: dict[str, Predictions]
+) -> tuple[pd.DataFrame, Predictions]:
+    """What a policy is fitted to: rows of videos, and predictions that are not of a model fitted to them."""
+    if run.oof_predictions is None:
+        return videos.rows("val"), predictions["val"]
+    splits = ("train", "val") if run.config.get("refit") else ("train",)
+    rows = pd.concat([videos.rows(split) for split in splits], ignore_index=True)
+    if [run.classes[k] for k in run.oof_predictions.labels] != list(rows["label"]):
+        remedy = "Restore manifest.csv and config.yaml, or train again."
+        raise UserError("the videos that the run was fitted to", "others in its manifest.csv", remedy, "other-videos")
+    return rows, run.oof_predictions
+
+
 def choose_policy(
     run: LoadedRun, options: PolicyOptions | None, videos: Videos, predictions: dict[str, Predictions]
 ) -> Policy | None:
-    """A policy fitted on val and saved, if one is asked for; else the one that the run has, if any.
+    """A policy fitted and saved, if one is asked for; else the one that the run has, if any.
+
+    It is fitted to the run's out-of-fold predictions if it has them, else to those of val.
 
     Raises:
-        UserError: the val videos cannot support the targets, or the run's policy.json is not one.
+        UserError: these videos cannot support the targets, or the run's policy.json is not one.
     """
     if options is None:
         path = run.policy_path
         return load_policy(path, run.classes, run.identity) if path.exists() else None
     # A damaged video is always for review: thresholds are for the others. A copy is no further evidence.
-    rows = videos.rows("val")
+    rows, given = policy_videos(run, videos, predictions)
     fitted = ((rows["status"] == "ok") & ~rows.duplicated(["sha256", "label"])).to_numpy()
     policy = fit_policy(
-        predictions["val"].probabilities[fitted],
-        predictions["val"].labels[fitted],
+        given.probabilities[fitted],
+        given.labels[fitted],
         run.classes,
         safe_class=options.safe_class,
         targets=options.targets,

@@ -12,27 +12,27 @@ from rich.text import Text
 from vidcls.evaluation.results import SplitResult
 from vidcls.metrics.calibration import TEMPERATURES
 from vidcls.moderation.policy import Policy
+from vidcls.prediction.predictor import LoadedRun
 
 
-def print_evaluation(
-    name: str, classes: list[str], results: dict[str, SplitResult], policy: Policy | None, console: Console
-) -> None:
-    """Prints the metrics of each split of the run ``name``, the policy and what it would do."""
-    console.print(_by_split(f"Metrics of {name}", {s: _metric_cells(r.metrics) for s, r in results.items()}))
+def print_evaluation(run: LoadedRun, results: dict[str, SplitResult], policy: Policy | None, console: Console) -> None:
+    """Prints the metrics of each split of a run, the policy and what it would do."""
+    classes, fitted_on = run.classes, "val" if run.oof_predictions is None else "out-of-fold"
+    console.print(_by_split(f"Metrics of {run.folder.name}", {s: _metric_cells(r.metrics) for s, r in results.items()}))
     if policy is None:
         advice = f"No policy. To fit one, name the class that needs no action, such as policy.safe_class={classes[-1]}"
         console.print(advice, markup=False, soft_wrap=True)
     else:
-        _print_policy(policy, results, console)
+        _print_policy(policy, fitted_on, results, console)
     for result in results.values():
         console.print(f"Results: {result.folder}", markup=False, soft_wrap=True)
 
 
-def _print_policy(policy: Policy, results: dict[str, SplitResult], console: Console) -> None:
+def _print_policy(policy: Policy, fitted_on: str, results: dict[str, SplitResult], console: Console) -> None:
     before, after = policy.calibration_error["before"], policy.calibration_error["after"]
     console.print(
-        f"Policy {policy.identity}: temperature {policy.temperature:.3f} (ECE on val {before:.3f}, calibrated "
-        f"{after:.3f}); safe class {policy.safe_class}",
+        f"Policy {policy.identity}: temperature {policy.temperature:.3f} (ECE on {fitted_on} predictions {before:.3f}, "
+        f"calibrated {after:.3f}); safe class {policy.safe_class}",
         markup=False,
         soft_wrap=True,
     )
@@ -43,22 +43,25 @@ def _print_policy(policy: Policy, results: dict[str, SplitResult], console: Cons
         targets = ", ".join(f"{metric} {value:g}" for metric, value in policy.targets.get(name, {}).items()) or "-"
         table.add_row(Text(name), f"{review:.3f}", f"{policy.block[name]:.3f}", targets)
     console.print(table)
-    for note in _notes(policy):
+    for note in _notes(policy, fitted_on):
         console.print(note, markup=False, soft_wrap=True)
     columns = {}
     for split, result in results.items():
-        fitted = " (fitted)" if result.folder.name == "val" else ""  # the run's own val videos
+        fitted = " (fitted)" if result.folder.name == fitted_on else ""  # the run's own val videos
         if result.policy_report is not None:
             columns[split + fitted] = _outcome_cells(result.policy_report)
     console.print(_by_split("What the policy would do", columns))
 
 
-def _notes(policy: Policy) -> Iterator[str]:
+def _notes(policy: Policy, fitted_on: str) -> Iterator[str]:
     if policy.temperature > 0.99 * TEMPERATURES[1]:
-        yield "Note: on val the network is no better than guessing, so its scores say nothing: do not use this policy."
+        yield (
+            f"Note: the {fitted_on} predictions are no better than guessing, so the network's scores say nothing: do "
+            "not use this policy."
+        )
     for name, review in policy.review.items():
         if policy.support.get(name, 0) == 0:
-            yield f"Note for {name}: val has no intact video of it, so nothing is known about these thresholds."
+            yield f"Note for {name}: there is no intact {fitted_on} video of it, so its thresholds mean nothing."
         if review > 0.5:
             yield (
                 f"Note for {name}: videos that score from 0.5 to {review:.3f} are allowed, although more likely "

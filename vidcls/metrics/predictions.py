@@ -38,6 +38,10 @@ class Predictions:
         confidence = self.probabilities[wrong, self.predicted[wrong]]
         return [int(row) for row in wrong[np.argsort(-confidence, kind="stable")][:limit]]
 
+    def last(self, count: int) -> Predictions:
+        """Those of the last ``count`` videos."""
+        return Predictions(**{name: values[len(values) - count :] for name, values in vars(self).items()})
+
     def tensors(self) -> dict[str, Tensor]:
         """The attributes as a checkpoint can hold them."""
         import torch  # for checkpoints alone

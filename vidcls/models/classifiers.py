@@ -15,17 +15,29 @@ from torch.nn import Parameter
 
 from vidcls.errors import UserError
 from vidcls.models.encoders import ConvEncoder, Encoder
-from vidcls.models.heads import LSTMHead, PoolHead, build_head
+from vidcls.models.heads import LSTMHead, PoolHead, Standardise, build_head
 from vidcls.models.motion import build_motion
 
 
 class Classifier(nn.Module):
-    """Encoder ([B, T, 3, R, R] to [B, T', D] or [B, D]), head (that to [B, E]), dropout and an output layer."""
+    """Encoder ([B, T, 3, R, R] to [B, T', D] or [B, D]), head (that to [B, E]), dropout and an output layer.
 
-    def __init__(self, encoder: Encoder, head: nn.Module, num_features: int, dropout: float, num_classes: int) -> None:
+    With ``standardise``, the head's output is standardised by the statistics of the training clips, see `Standardise`.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        head: nn.Module,
+        num_features: int,
+        dropout: float,
+        num_classes: int,
+        standardise: bool = False,
+    ) -> None:
         super().__init__()
         self.encoder = encoder
         self.head = head
+        self.standardise = Standardise(num_features) if standardise else nn.Identity()
         self.dropout = nn.Dropout(dropout)
         self.output = nn.Linear(num_features, num_classes)
         nn.init.xavier_uniform_(self.output.weight)
@@ -35,7 +47,7 @@ class Classifier(nn.Module):
         return self.encoder(frames)
 
     def classify(self, features: Float[Tensor, "B *features"]) -> Float[Tensor, "B K"]:
-        clip = self.head(features)  # [B, E]
+        clip = self.standardise(self.head(features))  # [B, E]
         return self.output(self.dropout(clip))  # [B, K]
 
     def forward(self, frames: Float[Tensor, "B T 3 R R"]) -> Float[Tensor, "B K"]:
@@ -54,6 +66,7 @@ class PlainNetwork(Classifier):
     def __init__(self, net: nn.Module) -> None:
         nn.Module.__init__(self)
         self.encoder = Encoder()
+        self.standardise = nn.Identity()
         self.net = net
 
     def encode(self, frames: Float[Tensor, "B T 3 R R"]) -> Float[Tensor, "B T 3 R R"]:
@@ -93,6 +106,7 @@ def encoder_head(
     head: dict[str, Any],
     motion: str,
     dropout: float,
+    standardise: bool = False,
 ) -> Classifier:
     """Any encoder of frames (``name: cnn`` or a `Backbone`) under any head (see `build_head`)."""
 
@@ -105,7 +119,7 @@ def encoder_head(
 
     frames, length = build_motion(motion, num_frames, build)
     over_time = build_head(frames.num_features, length, **head)
-    return Classifier(frames, over_time, over_time.num_features, dropout, num_classes)
+    return Classifier(frames, over_time, over_time.num_features, dropout, num_classes, standardise)
 
 
 def video(
@@ -117,12 +131,13 @@ def video(
     trainable_from: str,
     dropout: float,
     norm_eval: bool = False,
+    standardise: bool = False,
 ) -> Classifier:
     """A video network of torchvision on whole clips, see `VideoNet`."""
     from vidcls.models.backbones import VideoNet  # imports torchvision
 
     clips = VideoNet(name, weights, trainable_from, resolution, num_frames, norm_eval)
-    return Classifier(clips, nn.Identity(), clips.num_features, dropout, num_classes)
+    return Classifier(clips, nn.Identity(), clips.num_features, dropout, num_classes, standardise)
 
 
 def build_classifier(

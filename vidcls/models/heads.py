@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -72,6 +73,29 @@ class Pooling(Head):
             return torch.cat([states.mean(dim=1), spread, states.amax(dim=1), change], dim=-1)
         weights = self.score(states).softmax(dim=1)  # [B, T, 1]
         return (weights * states).sum(dim=1)
+
+
+class Standardise(nn.Module):
+    """Subtracts the mean of each feature of the training clips, and divides by their standard deviation; see `fit`."""
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(num_features))
+        self.register_buffer("scale", torch.ones(num_features))
+
+    def fit(self, clips: Float[np.ndarray, "N E"]) -> None:
+        """Takes mean and standard deviation from ``clips``; what never varies is not scaled."""
+        from sklearn.preprocessing import StandardScaler  # only here: it takes a while
+
+        scaler = StandardScaler().fit(clips.astype(np.float64))
+        self.mean.copy_(torch.from_numpy(scaler.mean_))
+        self.scale.copy_(torch.from_numpy(scaler.scale_))
+
+    def forward(self, clips: Float[Tensor, "*B E"]) -> Float[Tensor, "*B E"]:
+        return (clips - self.mean) / self.scale
 
 
 class PoolHead(Head):

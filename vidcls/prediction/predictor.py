@@ -64,6 +64,7 @@ class LoadedRun:
     identity: str  # the first 12 hex digits of the SHA-256 of best.ckpt
     step: int  # how many optimiser steps these weights have seen
     manifest: pd.DataFrame  # its videos
+    oof_predictions: Predictions | None  # out-of-fold, of the videos it was fitted to; None but for optim=logistic
 
     @property
     def classes(self) -> list[str]:
@@ -133,7 +134,8 @@ def load_run(folder: Path | str, trust: Sequence[str] = ()) -> LoadedRun:
         model.compile()  # as it was tested
     manifest = read_run_manifest(folder, checkpoint.spec.classes)
     identity = hash_file(best)[:12]
-    return LoadedRun(folder, config, checkpoint.spec, model, preprocess, identity, checkpoint.step, manifest)
+    spec, step, oof_predictions = checkpoint.spec, checkpoint.step, checkpoint.oof_predictions
+    return LoadedRun(folder, config, spec, model, preprocess, identity, step, manifest, oof_predictions)
 
 
 class Predictor:

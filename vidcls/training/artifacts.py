@@ -22,6 +22,7 @@ from vidcls.metrics.predictions import Predictions
 from vidcls.plots.run_plots import confusion_figure, learning_curves_figure
 from vidcls.plots.style import save_figures
 from vidcls.training.callbacks import History, Timing, find_callback, tensorboard_loggers
+from vidcls.training.logistic import LogisticRegression
 from vidcls.training.module import VideoClassifier
 from vidcls.training.records import log_picture, worst_errors_figure, write_predictions
 
@@ -50,8 +51,15 @@ def write_results(
     }
     stats = {"ingest_seconds": datamodule.stats.seconds, "videos_decoded": datamodule.stats.decoded}
     metrics["timing"] = {**stats, **timing.summary()}
-    assert isinstance(trainer.lightning_module, VideoClassifier)
-    metrics["parameters"] = trainer.lightning_module.num_trainable
+    module = trainer.lightning_module
+    assert isinstance(module, VideoClassifier)
+    metrics["parameters"] = module.num_trainable
+
+    if module.oof_predictions is not None:
+        fitted = find_callback(trainer, LogisticRegression)
+        metrics |= {"logistic_regression": fitted.summary, "refit": module.refit}
+        rows = pd.concat([datamodule.rows(split) for split in module.fitted_splits], ignore_index=True)
+        write_predictions(folder / "predictions_oof.csv", rows, module.oof_predictions, classes)
 
     defaults = {"limit_train_batches": 1.0, "limit_val_batches": 1.0, "limit_test_batches": 1.0, "overfit_batches": 0.0}
     limited = {name: getattr(trainer, name) for name, value in defaults.items() if getattr(trainer, name) != value}
@@ -113,23 +121,28 @@ def _log(trainer: L.Trainer, cfg: DictConfig, metrics: dict[str, Any], pictures:
 
 def print_summary(metrics: dict[str, Any], folder: Path, console: Console) -> None:
     """The closing table: the metrics of each split, and where to look next."""
-    table = Table(title="Metrics of the best epoch (by validation loss)", title_justify="left")
+    fitted = metrics.get("logistic_regression")
+    title = f"Metrics (C={fitted['C']:g})" if fitted else "Metrics of the best epoch (by validation loss)"
+    table = Table(title=title, title_justify="left")
     for column in ("split", "n", "accuracy (95 % interval)", "macro F1", "AUROC", "ECE", "loss"):
         table.add_column(column, justify="left" if column == "split" else "right", no_wrap=True)
-    for split in SPLITS:
-        if metrics[split] is None:
+    out_of_fold = {"out-of-fold": fitted["out_of_fold"]} if fitted else {}
+    for split, of_split in ({split: metrics[split] for split in SPLITS} | out_of_fold).items():
+        if of_split is None:
             table.add_row(split, "0", *["-"] * 5)
             continue
-        low, high = metrics[split]["accuracy_ci95"]
-        numbers = (metrics[split][name] for name in ("macro_f1", "auroc", "calibration_error", "loss"))
+        low, high = of_split["accuracy_ci95"]
+        numbers = (of_split[name] for name in ("macro_f1", "auroc", "calibration_error", "loss"))
         table.add_row(
             split,
-            str(metrics[split]["n"]),
-            f"{metrics[split]['accuracy']:.3f} ({low:.3f} to {high:.3f})",
+            str(of_split["n"]),
+            f"{of_split['accuracy']:.3f} ({low:.3f} to {high:.3f})",
             *("-" if number is None else f"{number:.3f}" for number in numbers),
         )
     console.print(table)
-    if metrics["test"] is None:
+    if metrics.get("refit"):
+        console.print("The network is fitted to val too: the metrics of val are those of its out-of-fold predictions.")
+    elif metrics["test"] is None and fitted is None:
         console.print("No test split: the validation metrics chose the epoch and are therefore optimistic.")
     timing = metrics["timing"]
     console.print(

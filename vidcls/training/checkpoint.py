@@ -28,6 +28,7 @@ class Checkpoint:
     state_dict: dict[str, Tensor]  # of the Lightning module
     step: int  # how many optimiser steps these weights have seen
     val_predictions: Predictions | None  # of these weights; None where the validation split was not predicted
+    oof_predictions: Predictions | None  # out-of-fold, of the videos trained on; None but for optim=logistic
     raw: dict[str, Any]
 
     @property
@@ -48,12 +49,16 @@ def load_checkpoint(path: Path, classes: Sequence[str] | None = None) -> Checkpo
             if (damaged := archive.testzip()) is not None:
                 raise ValueError(f"{damaged} has been altered")
         raw = torch.load(path, map_location="cpu", weights_only=True)
-        spec, predictions = RunSpec.from_dict(raw["vidcls"]), raw.get("val_predictions")
+        val, oof = (
+            None if (tensors := raw.get(name)) is None else Predictions.from_tensors(tensors)
+            for name in ("val_predictions", "oof_predictions")
+        )
         checkpoint = Checkpoint(
-            spec=spec,
+            spec=RunSpec.from_dict(raw["vidcls"]),
             state_dict=raw["state_dict"],
             step=int(raw["global_step"]),
-            val_predictions=None if predictions is None else Predictions.from_tensors(predictions),
+            val_predictions=val,
+            oof_predictions=oof,
             raw=raw,
         )
     except Exception as error:  # of what is in the file anything may be wrong

@@ -11,10 +11,12 @@ from pathlib import Path
 import lightning as L
 import numpy as np
 import torch
+from jaxtyping import Float
 from rich.progress import track
 
 from vidcls.data.store import FeatureStore
 from vidcls.data.videos import Videos
+from vidcls.models.heads import Standardise
 from vidcls.training.module import VideoClassifier
 
 
@@ -37,6 +39,9 @@ class CacheFeatures(L.Callback):
             trainer.precision_plugin.convert_module(module.to(trainer.strategy.root_device))
             datamodule.features = FeatureStore(self.folder / _address(module, trainer, datamodule.store.folder.name))
             compute_features(trainer, module, datamodule, ("train", "val"))
+            if isinstance(module.model.standardise, Standardise):
+                clips = clip_vectors(trainer, module, datamodule, module.fitted_splits)  # [N, M, E]
+                module.model.standardise.fit(clips.reshape(-1, clips.shape[2]))
 
 
 @torch.inference_mode()
@@ -70,6 +75,24 @@ def compute_features(trainer: L.Trainer, module: VideoClassifier, videos: Videos
     module.train(was_training)
 
 
+@torch.inference_mode()
+def clip_vectors(
+    trainer: L.Trainer, module: VideoClassifier, videos: Videos, splits: Sequence[str]
+) -> Float[np.ndarray, "N M E"]:
+    """What the head makes of the cached features of these splits' videos, before it is standardised."""
+    store, size, count = videos.features, videos.options.batch_size, module.spec.clip.num_clips
+    assert store is not None
+    sha256s = [sha256 for split in splits for sha256 in videos.dataset(split).sha256s]
+    batches = []
+    for start in range(0, len(sha256s), size):
+        features = np.stack([store.read(sha256) for sha256 in sha256s[start : start + size]])
+        clips = torch.from_numpy(features if count > 1 else features[:, None]).to(module.device)
+        with trainer.precision_plugin.forward_context():
+            vectors = module.model.head(clips.flatten(0, 1).to(module.features_dtype))  # [B*M, E]
+        batches.append(vectors.float().cpu().numpy().reshape(*clips.shape[:2], -1))
+    return np.concatenate(batches)
+
+
 def _address(module: VideoClassifier, trainer: L.Trainer, frames: str) -> str:
     # Of the encoder's weights and of all that its features depend on beside the video.
     digest = hashlib.sha256()
@@ -77,7 +100,8 @@ def _address(module: VideoClassifier, trainer: L.Trainer, frames: str) -> str:
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     spec = asdict(module.spec)
-    model = {name: value for name, value in spec.pop("model").items() if name not in ("head", "dropout", "weights")}
+    others = ("head", "dropout", "standardise", "weights")
+    model = {name: value for name, value in spec.pop("model").items() if name not in others}
     if isinstance(model.get("encoder"), dict):
         model["encoder"] = {name: value for name, value in model["encoder"].items() if name != "weights"}
     del spec["classes"]

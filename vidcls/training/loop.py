@@ -25,6 +25,7 @@ from vidcls.metrics.predictions import Predictions
 from vidcls.training.checkpoint import build_model, build_preprocess, load_checkpoint, load_last
 from vidcls.training.checkpoint_writer import AtomicCheckpoints
 from vidcls.training.feature_cache import compute_features
+from vidcls.training.logistic_options import is_logistic
 from vidcls.training.module import VideoClassifier
 from vidcls.training.run_folder import best_checkpoint, is_rank_zero, manifest_path, write_environment
 from vidcls.training.spec import Normalisation, RunSpec
@@ -81,6 +82,7 @@ def build_module(cfg: DictConfig, datamodule: VideoDataModule) -> VideoClassifie
         seed=cfg.seed,
         label_smoothing=cfg.loss.label_smoothing,
         class_weights=datamodule.balanced_class_weights() if cfg.loss.class_weights == "balanced" else None,
+        refit=cfg.get("refit", False),
     )
     if last is not None:  # now, not when the trainer restores all else: features are computed before that
         module.load_state_dict(last[1].state_dict)
@@ -92,11 +94,15 @@ def build_trainer(
 ) -> L.Trainer:
     """The trainer with its callbacks, ``extra_callbacks`` first, and its loggers."""
     loggers = build_loggers(cfg, resume_step)
+    solves = is_logistic(cfg.optim)
     callbacks = [*extra_callbacks, *instantiate(cfg.get("callbacks") or {}).values()]
-    if not loggers:
+    if not loggers or solves:
         callbacks = [callback for callback in callbacks if not isinstance(callback, LearningRateMonitor)]
+    options = {}
+    if solves:  # it has converged before the first step
+        callbacks, options = [instantiate(cfg.optim), *callbacks], {"max_epochs": 1}
     plugins = [AtomicCheckpoints(), *instantiate(cfg.trainer.get("plugins") or [])]
-    return instantiate(cfg.trainer, logger=loggers or False, callbacks=callbacks, plugins=plugins)
+    return instantiate(cfg.trainer, logger=loggers or False, callbacks=callbacks, plugins=plugins, **options)
 
 
 def build_loggers(cfg: DictConfig, resume_step: int | None = None) -> list[Logger]:
@@ -156,6 +162,7 @@ def fit(
     best = load_checkpoint(best_checkpoint(folder))
     assert best.val_predictions is not None
     module.load_state_dict(best.state_dict)
+    module.oof_predictions = best.oof_predictions
     return trainer, best.val_predictions
 
 
@@ -183,5 +190,6 @@ def silence_lightning() -> None:
         ".*The number of training batches .* is smaller than the logging interval.*",
         r".*module\(s\) in eval mode at the start of training.*",  # what is frozen
         ".*treespec, LeafSpec.*",
+        ".*this fit will run with no optimizer.*",  # optim=logistic
     ):
         warnings.filterwarnings("ignore", message)

@@ -18,6 +18,7 @@ from vidcls.errors import UserError
 from vidcls.metrics.predictions import Predictions
 from vidcls.models.classifiers import Classifier
 from vidcls.training.inference import average_clips, clip_logits, pad_batch, video_losses
+from vidcls.training.logistic_options import is_logistic
 from vidcls.training.optim import build_optimizer
 from vidcls.training.spec import RunSpec
 from vidcls.training.transforms import Preprocess
@@ -27,10 +28,12 @@ class VideoClassifier(L.LightningModule):
     """Trains a classifier of videos, from uint8 [B, T, H, W, 3] to logits [B, K].
 
     Each epoch draws from (``seed``, epoch), so that a resumed run repeats it. ``class_weights`` [K] and
-    ``label_smoothing`` shape the training loss alone; for ``optim`` see `vidcls.training.optim.build_optimizer`.
+    ``label_smoothing`` shape the training loss alone; for ``optim`` see `vidcls.training.optim.build_optimizer`. With
+    ``refit``, the network is fitted to val as well, and the predictions of val are out-of-fold.
 
     Attributes:
         predictions: of the last validation or test, the same on every device; a checkpoint holds those of its epoch.
+        oof_predictions: of the videos fitted to, each by a model that has not seen it; of optim=logistic alone.
         metrics: of the last validation, as in metrics.json.
     """
 
@@ -45,6 +48,7 @@ class VideoClassifier(L.LightningModule):
         seed: int = 0,
         label_smoothing: float = 0.0,
         class_weights: Sequence[float] | None = None,
+        refit: bool = False,
     ) -> None:
         super().__init__()
         self.model = model
@@ -55,7 +59,9 @@ class VideoClassifier(L.LightningModule):
         self.label_smoothing = label_smoothing
         weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
         self.register_buffer("class_weights", weights, persistent=False)
+        self.refit = refit
         self.predictions: Predictions | None = None
+        self.oof_predictions: Predictions | None = None
         self.metrics: dict[str, Any] | None = None
         self.features_dtype = torch.float32  # of cached features: what the encoder gives in this precision
         self._outputs: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
@@ -63,6 +69,11 @@ class VideoClassifier(L.LightningModule):
     @property
     def num_trainable(self) -> int:
         return sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)
+
+    @property
+    def fitted_splits(self) -> tuple[str, ...]:
+        """The splits that the network is fitted to, in the order of ``oof_predictions``."""
+        return ("train", "val") if self.refit else ("train",)
 
     @property
     def features_cacheable(self) -> bool:
@@ -118,6 +129,8 @@ class VideoClassifier(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         self.predictions = self._gather()
+        if self.refit and self.oof_predictions is not None:  # these weights have seen val
+            self.predictions = self.oof_predictions.last(len(self.predictions.labels))
         self.metrics = self.predictions.summary(self.spec.classes)
         for name in ("loss", "accuracy", "macro_f1", "auroc", "calibration_error"):
             if self.metrics[name] is not None:
@@ -148,13 +161,16 @@ class VideoClassifier(L.LightningModule):
         return Predictions(labels[order].numpy(), probabilities[order].numpy(), losses[order].numpy())
 
     def configure_optimizers(self) -> Any:
+        if is_logistic(self.optim):
+            return None  # a callback fits the output layer
         total_steps, epochs = int(self.trainer.estimated_stepping_batches), self.trainer.max_epochs or 1
         return build_optimizer(self.optim, self.model.stages(), total_steps, epochs)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what rebuilds the model and repeats the decoding, and the validation predictions of these weights."""
         checkpoint["vidcls"] = self.spec.to_dict()
-        checkpoint["val_predictions"] = None if self.predictions is None else self.predictions.tensors()
+        for name, predictions in (("val_predictions", self.predictions), ("oof_predictions", self.oof_predictions)):
+            checkpoint[name] = None if predictions is None else predictions.tensors()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Points the checkpoint callbacks to the run folder as it lies now: it may have moved."""

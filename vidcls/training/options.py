@@ -16,6 +16,8 @@ from vidcls.cli import launched_processes
 from vidcls.data.options import DataOptions
 from vidcls.errors import UserError, check_choice, check_integer, check_number
 from vidcls.metrics.objectives import LOWER_IS_BETTER
+from vidcls.models.downloads import check_downloadable
+from vidcls.training.logistic_options import check_fixed_clips, is_logistic
 
 Check = Callable[[str, Any], object]
 
@@ -61,6 +63,12 @@ def _check_weights(option: str, value: Any) -> None:
         raise UserError(f"a file of weights in {option}", f"no such file: {value}", remedy, option)
 
 
+def _check_strengths(option: str, value: Any) -> None:
+    for number in value if isinstance(value, list) and value else [value]:
+        if check_number(option, number) == 0:
+            raise UserError(f"{option} > 0", repr(value), f"Change {option}.", option)
+
+
 def _or_null(check: Check) -> Check:
     return lambda option, value: None if value is None else check(option, value)
 
@@ -89,6 +97,10 @@ CHECKS: dict[str, Check] = {
     ),
     "trainer.gradient_clip_val": _or_null(check_number),
     "trainer.accumulate_grad_batches": check_integer,
+    "refit": _check_flag,
+    "optim.C": _check_strengths,
+    "optim.folds": partial(check_integer, minimum=2),
+    "optim.max_iter": check_integer,
     "optim.lr": check_number,
     "optim.eps": check_number,
     "optim.weight_decay": check_number,
@@ -110,6 +122,7 @@ CHECKS: dict[str, Check] = {
 MODEL_CHECKS: dict[str, Check] = {
     "model.name": _choice("r3d_18", "mc3_18", "r2plus1d_18", "s3d", "mvit_v2_s", "swin3d_t"),
     "model.dropout": _share,
+    "model.standardise": _check_flag,
     "model.motion": _choice("rgb", "difference", "feature_difference", "early_fusion", "late_fusion"),
     "model.weights": _check_weights,
     "model.norm_eval": _check_flag,
@@ -141,15 +154,24 @@ def check_train_options(cfg: DictConfig) -> None:
     if missing := {"best", "last", "history", "timing"} - set(plain.get("callbacks") or {}):
         expected, remedy = "the callbacks best, last, history and timing", "Add them: see conf/callbacks/default.yaml."
         raise UserError(expected, f"no {', '.join(sorted(missing))}", remedy, "callbacks")
-    _check_schedule(plain["optim"])
+    solves = is_logistic(plain["optim"])
+    if not solves:
+        _check_schedule(plain["optim"])
+        if plain.get("refit"):
+            got, remedy = str(plain["optim"].get("_target_")), "Leave refit out, or choose optim=logistic."
+            raise UserError("optim=logistic, for refit=true", got, remedy, "refit")
     _check_loggers(plain.get("logger") or {})
     data = DataOptions(**{name: value for name, value in plain["data"].items() if not name.startswith("_")})
     if own_model:
         _check_importable(str(plain["model"]["_target_"]))
     else:
         _check_model_fits(plain["model"], data)
+    if solves or (plain["model"].get("standardise") is True and not own_model):
+        check_fixed_clips(plain, "optim=logistic" if solves else "model.standardise=true", solves)
     if not resumes:
         _check_source(data)
+        if not own_model:
+            _check_downloads(plain["model"])
 
 
 def check_run_values(plain: dict[str, Any]) -> None:
@@ -266,6 +288,12 @@ def _check_model_fits(model: dict[str, Any], data: DataOptions) -> None:
                         f"Give {path}.weights=default or a path, or {path}.{option}={str(default).lower()}.",
                         f"{path}.weights",
                     )
+
+
+def _check_downloads(model: dict[str, Any]) -> None:
+    for path, options in (("model", model), ("model.encoder", model.get("encoder") or {})):
+        if options.get("weights") == "default":
+            check_downloadable(str(options["name"]), f"{path}.weights")
 
 
 def _check_source(data: DataOptions) -> None:

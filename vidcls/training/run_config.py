@@ -22,6 +22,7 @@ TRUSTED_TARGETS = re.compile(
     r"|vidcls\.training\.transforms\.Augment"
     r"|vidcls\.training\.callbacks\.(EMA|History|StayStopped|Timing)"
     r"|vidcls\.training\.feature_cache\.CacheFeatures"
+    r"|vidcls\.training\.logistic\.LogisticRegression"
     r"|vidcls\.sweeps\.pruning\.Pruning"
     r"|lightning\.Trainer"
     r"|lightning\.pytorch\.(callbacks|loggers)\.[A-Z]\w*"

@@ -1,0 +1,71 @@
+"""Whether a library's weights can be had, found out before anything is decoded. Needs no torch."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from threading import Thread
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+from vidcls.errors import UserError
+
+TIMEOUT_SECONDS = 5.0
+
+
+def check_downloadable(name: str, option: str) -> None:
+    """Refuses weights that are neither in the library's cache nor within reach of the network.
+
+    ``name`` is that of a network, timm/NAME, torchvision/NAME or one of torchvision's alone. Where there is no network
+    but a cache, tells huggingface_hub so, which would try for a minute.
+
+    Raises:
+        UserError: ``option`` is to name a file then.
+    """
+    library, _, model = name.rpartition("/")
+    host = "https://download.pytorch.org"
+    if library == "timm":
+        host = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    if (fault := _no_answer(host)) is None:
+        return
+    if _is_cached(library, model):
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+        return
+    create = f"import timm; net = timm.create_model('{model}', pretrained=True)"
+    if library != "timm":
+        create = f"from torchvision.models import get_model; net = get_model('{model}', weights='DEFAULT')"
+    raise UserError(
+        f"to reach {host}, for the weights of {name}",
+        fault,
+        f"Name their file in {option}=FILE. To make it where there is a network: python -c "
+        f"\"import torch; {create}; torch.save(net.state_dict(), 'weights.pth')\".",
+        "weights-download",
+    )
+
+
+def _no_answer(url: str) -> str | None:
+    """Why a server cannot be reached, also through a proxy; None if it answers, with whatever."""
+    fault: list[str | None] = [f"no answer within {TIMEOUT_SECONDS:g} s"]
+
+    def ask() -> None:
+        try:
+            urlopen(Request(url, method="HEAD"), timeout=TIMEOUT_SECONDS).close()
+            fault[0] = None
+        except HTTPError:
+            fault[0] = None
+        except (OSError, ValueError) as error:
+            fault[0] = str(error)
+
+    asking = Thread(target=ask, daemon=True)  # the timeout is not that of looking up a name
+    asking.start()
+    asking.join(TIMEOUT_SECONDS)
+    return fault[0]
+
+
+def _is_cached(library: str, model: str) -> bool:
+    user = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    if library == "timm":
+        hub = Path(os.environ.get("HF_HUB_CACHE", Path(os.environ.get("HF_HOME", user / "huggingface")) / "hub"))
+        return any(any(hub.glob(f"models--timm--{model}{tag}/snapshots/*/*")) for tag in ("", ".*"))
+    torch_home = Path(os.environ.get("TORCH_HOME", user / "torch"))
+    return any((torch_home / "hub" / "checkpoints").glob(f"{model}-*"))

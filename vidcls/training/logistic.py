@@ -1,0 +1,183 @@
+"""The output layer as a converged logistic regression on the features of a frozen encoder, instead of many steps."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import lightning as L
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+
+from vidcls.data.preparation import count_training_videos
+from vidcls.data.splits import group_videos
+from vidcls.errors import UserError
+from vidcls.metrics.predictions import Predictions
+from vidcls.models.heads import Standardise
+from vidcls.training.feature_cache import clip_vectors
+from vidcls.training.inference import average_clips, video_losses
+from vidcls.training.module import VideoClassifier
+
+TOLERANCE = 1e-8  # of the gradient's largest entry, of the mean loss
+LOSS_DIGITS = 4  # candidates whose losses agree to so many are as good as each other
+
+Fold = tuple[Int[np.ndarray, " train"], Int[np.ndarray, " held_out"]]
+
+
+class Layer(NamedTuple):
+    """A fitted output layer."""
+
+    weight: Float[np.ndarray, "K E"]
+    bias: Float[np.ndarray, " K"]
+    iterations: int
+    gradient_norm: float  # the largest entry of the objective's gradient there
+
+    def logits(self, clips: Float[np.ndarray, "*N E"]) -> Float[np.ndarray, "*N K"]:
+        found: np.ndarray = clips @ self.weight.T + self.bias
+        return found
+
+
+class LogisticRegression(L.Callback):
+    """Fits the output layer before the first step, after which nothing trains; see conf/optim/logistic.yaml.
+
+    Minimises C times the sum of the videos' cross-entropies, weighted by ``loss.class_weights``, plus |w|^2 / 2. Of
+    several ``C`` the inner folds choose by the mean loss on what they hold out; of equal losses, the strongest
+    regularisation. Their predictions with it become the module's ``oof_predictions``. Each of a video's M clips counts
+    1 / M.
+
+    Raises:
+        UserError: a class has no training videos, or too few groups for two folds.
+    """
+
+    def __init__(self, C: float | Sequence[float], folds: int, max_iter: int) -> None:
+        self.candidates = sorted(float(value) for value in (C if isinstance(C, Sequence) else [C]))
+        self.folds = folds
+        self.max_iter = max_iter
+        self.summary: dict[str, Any] = {}  # as metrics.json holds it
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        assert isinstance(module, VideoClassifier)
+        videos, splits, model = trainer.datamodule, module.fitted_splits, module.model  # type: ignore[attr-defined]
+        count_training_videos(videos.manifest, videos.classes, "optim=logistic")
+        rows = pd.concat([videos.rows(split) for split in splits], ignore_index=True)
+        labels = np.array([videos.classes.index(label) for label in rows["label"]])
+        weights = np.ones(len(labels))
+        if module.class_weights is not None:
+            weights = module.class_weights.cpu().numpy().astype(np.float64)[labels]
+        groups = group_videos(list(rows["path"]), list(rows["creator"]), list(rows["sha256"]))
+        folds = inner_folds(labels, groups, self.folds, len(videos.classes))
+        clips = clip_vectors(trainer, module, videos, splits)  # [N, M, E]
+        standardised = isinstance(model.standardise, Standardise)
+        tried = {C: self._out_of_fold(clips, labels, weights, folds, C, standardised) for C in self.candidates}
+        losses = {C: float(np.average(found.losses, weights=weights)) for C, found in tried.items()}
+        best = min(losses, key=lambda C: (round(losses[C], LOSS_DIGITS), C))
+        with torch.inference_mode():
+            inputs = model.standardise(torch.from_numpy(clips).to(module.device)).double().cpu().numpy()
+        layer = fit_layer(inputs, labels, weights, best, self.max_iter)
+        with torch.no_grad():
+            for parameter, values in ((model.output.weight, layer.weight), (model.output.bias, layer.bias)):
+                parameter.copy_(torch.from_numpy(values))
+        module.oof_predictions = tried[best]
+        self.summary = {
+            "C": best,
+            "iterations": layer.iterations,
+            "gradient_norm": layer.gradient_norm,
+            "folds": len(folds),
+            "candidates": [
+                {"C": C, "loss": losses[C], "accuracy": float((found.predicted == labels).mean())}
+                for C, found in tried.items()
+            ],
+            "out_of_fold": tried[best].summary(videos.classes),
+        }
+
+    def _out_of_fold(
+        self,
+        clips: Float[np.ndarray, "N M E"],
+        labels: Int[np.ndarray, " N"],
+        weights: Float[np.ndarray, " N"],
+        folds: Sequence[Fold],
+        C: float,
+        standardised: bool,
+    ) -> Predictions:
+        """What each fold's model predicts for the videos that it has not seen."""
+        logits = np.empty((*clips.shape[:2], int(labels.max()) + 1))
+        for train, held_out in folds:
+            standardise = Standardise(clips.shape[2]).double()
+            if standardised:
+                standardise.fit(clips[train].reshape(-1, clips.shape[2]))
+            seen, unseen = (standardise(torch.from_numpy(clips[part]).double()).numpy() for part in (train, held_out))
+            logits[held_out] = fit_layer(seen, labels[train], weights[train], C, self.max_iter).logits(unseen)
+        found = torch.from_numpy(logits)
+        losses = video_losses(found, torch.from_numpy(labels)).float().numpy()
+        return Predictions(labels, average_clips(found).float().numpy(), losses)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"summary": self.summary}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.summary = state_dict["summary"]
+
+
+def inner_folds(labels: Int[np.ndarray, " N"], groups: Sequence[str], count: int, num_classes: int) -> list[Fold]:
+    """Up to ``count`` folds of about equal classes, no group in two of them, each trained on all classes.
+
+    Raises:
+        UserError: not even two such folds exist.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold  # only here: it takes a while
+
+    for number in range(min(count, len(set(groups))), 1, -1):
+        with warnings.catch_warnings(action="ignore", category=UserWarning):  # classes of fewer videos than folds
+            try:
+                folds = list(StratifiedGroupKFold(number).split(labels, labels, groups))
+            except ValueError:  # each class has fewer videos than folds
+                continue
+        if all(len(set(labels[train])) == num_classes and len(held_out) for train, held_out in folds):
+            return folds
+    raise UserError(
+        "training videos of two creators or more in each class, for the inner folds of optim=logistic",
+        f"{len(set(groups))} groups of videos, which cannot be divided so",
+        "Add videos of other creators, or train with optim=adamw.",
+        "too-few-groups",
+    )
+
+
+def fit_layer(
+    clips: Float[np.ndarray, "N M E"],
+    labels: Int[np.ndarray, " N"],
+    weights: Float[np.ndarray, " N"],
+    C: float,
+    max_iter: int,
+) -> Layer:
+    """The logistic regression of N videos of M clips, in float64 from zero: the same for the same data.
+
+    Of two classes the logits are -z / 2 and z / 2, as scikit-learn fits z. A fit that has not converged is a warning.
+    """
+    from sklearn import linear_model
+    from sklearn.exceptions import ConvergenceWarning
+
+    rows = clips.reshape(-1, clips.shape[2])
+    targets, weight = (np.repeat(values, clips.shape[1]) for values in (labels, weights / clips.shape[1]))
+    model = linear_model.LogisticRegression(C=C, tol=TOLERANCE, max_iter=max_iter)
+    with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):  # in our words below
+        model.fit(rows, targets, sample_weight=weight)
+    coefficients, intercept, iterations = model.coef_, model.intercept_, int(model.n_iter_.max())
+    if len(model.classes_) == 2:
+        coefficients, intercept = (np.concatenate([-z / 2, z / 2]) for z in (coefficients, intercept))
+    fitted = Layer(coefficients, intercept, iterations, _gradient_norm(model, rows, targets, weight))
+    if iterations >= max_iter:
+        note = f"optim=logistic has not converged for C={C:g}: the gradient is {fitted.gradient_norm:.1e} after "
+        warnings.warn(f"{note}{iterations} iterations. Give a higher optim.max_iter.", stacklevel=2)
+    return fitted
+
+
+def _gradient_norm(
+    model: Any, rows: Float[np.ndarray, "N E"], labels: Int[np.ndarray, " N"], weights: Float[np.ndarray, " N"]
+) -> float:
+    errors = (model.predict_proba(rows) - (labels[:, None] == model.classes_)) * weights[:, None]  # [N, K]
+    errors = errors[:, -len(model.coef_) :]  # of two classes, scikit-learn fits the second
+    slope = (errors.T @ rows + model.coef_ / model.C) / weights.sum()
+    return float(max(np.abs(slope).max(), np.abs(errors.sum(axis=0) / weights.sum()).max()))
