@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from vidcls.errors import UserError
 from vidcls.training.run_config import check_trusted, read_config
-from vidcls.training.run_folder import claim_folder
+from vidcls.training.run_folder import check_run_options, claim_folder
 
 PLAIN = {
     "run_dir": "/x/run",
@@ -53,6 +53,21 @@ def test_a_damaged_config(content: str, tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
         read_config(tmp_path)
     assert error.value.code == "bad-run-config"
+
+
+def test_too_little_address_space_for_a_finished_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("resource.getrlimit", lambda kind: (3 * 2**30, 3 * 2**30))
+    with pytest.raises(UserError) as error:
+        check_run_options(OmegaConf.create({"run": str(tmp_path), "accelerator": None}))
+    assert error.value.code == "address-space"
+
+
+def test_what_the_command_line_names_is_trusted_in_its_own_place_alone() -> None:
+    given = OmegaConf.create({"model": {"_target_": "my.Net"}})
+    check_trusted(given, given)
+    with pytest.raises(UserError) as error:
+        check_trusted(OmegaConf.create({"callbacks": {"mine": {"_target_": "my.Net"}}}), given)
+    assert error.value.code == "untrusted-target"
 
 
 def test_a_folder_is_claimed_once(tmp_path: Path) -> None:

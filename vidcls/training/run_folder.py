@@ -52,6 +52,7 @@ def policy_path(folder: Path) -> Path:
 
 def check_run_options(cfg: DictConfig) -> Path:
     """Checks the options ``run`` and ``accelerator`` of the commands that use a finished run; gives its folder."""
+    check_address_space()
     if cfg.accelerator is not None:
         check_choice("accelerator", cfg.accelerator, ACCELERATORS)
     return check_finished(Path(str(cfg.run)))
