@@ -108,8 +108,9 @@ class Journal:
             database.executemany("DELETE FROM videos WHERE path = ?", ([os.fsencode(path)] for path in hashes))
             query = "INSERT INTO videos SELECT ?, id FROM results WHERE sha256 = ?"
             database.executemany(query, ([os.fsencode(path), sha256] for path, sha256 in hashes.items()))
-        query = "SELECT sha256 FROM results WHERE cells ->> 'status' = 'ok' OR limits = ?"
-        return set(hashes.values()) - {sha256 for (sha256,) in self._database.execute(query, [self._limits])}
+        query = "SELECT 1 FROM results WHERE sha256 = ? AND (cells ->> 'status' = 'ok' OR limits = ?)"
+        found = {sha256: self._database.execute(query, [sha256, self._limits]) for sha256 in set(hashes.values())}
+        return {sha256 for sha256, rows in found.items() if rows.fetchone() is None}
 
     def write(self, paths: Iterable[str], sha256: str, cells: Mapping[str, str], details: VideoDetails | None) -> None:
         """Adds the result of the videos ``paths`` with one content, whose hash is "" where it cannot be read.

@@ -13,7 +13,7 @@ import threading
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -76,27 +76,33 @@ def decode_into_store(
 
 
 def read_windows(
-    files: Sequence[Path], states: Sequence[FileState | None], plan: WindowPlan, limits: DecodeLimits, ahead: int = 8
+    files: Sequence[Path],
+    states: Sequence[FileState | None],
+    plan: WindowPlan,
+    limits: DecodeLimits,
+    ahead: int = 8,
+    pool: ProcessPool | None = None,
 ) -> Generator[Event, None, None]:
     """Reads videos window by window, in several processes at once.
 
     Each video yields one `VideoStarted` (not if it is undecodable), its windows in order of time and, whatever happens,
     one `VideoFinished`. Those of different videos are interleaved; large files come first. If the caller is slower than
-    the decoders, they wait, with up to ``ahead`` events ready. Closing the generator ends all processes.
+    the decoders, they wait, with up to ``ahead`` events ready. Closing the generator ends all processes; but for those
+    of a ``pool`` of `create_pool` that is given, which may read other videos at the same time.
     ``limits.timeout_seconds`` is the time for one window, or for what comes before it; `WINDOWS_PER_TIMEOUT` limits the
     whole. A file whose state is no longer that of ``states`` is undecodable.
     """
-    threads = max(1, (os.cpu_count() or 1) // _num_workers(limits, len(files)))
+    threads = 1 if pool else max(1, (os.cpu_count() or 1) // _num_workers(limits, len(files)))
     root = None if len(tempfile.gettempdir()) < 80 else "/tmp"  # the path of a socket has 107 characters at most
     with tempfile.TemporaryDirectory(prefix="vidcls-", dir=root) as folder, socket.socket(socket.AF_UNIX) as server:
         server.bind(f"{folder}/socket")  # in a folder that only this user can enter
         server.listen(128)
         receiver = Receiver(files, server, limits, ahead)
-        with create_pool(limits, len(files)) as pool:
+        with nullcontext(pool) if pool else create_pool(limits, len(files)) as workers:
 
             def schedule(number: int, decoders: tuple[str, ...]) -> ProcessFuture:
                 arguments = [f"{folder}/socket", number, files[number], states[number], plan, decoders, threads]
-                return pool.schedule(send_windows, arguments)
+                return workers.schedule(send_windows, arguments)
 
             thread = threading.Thread(target=receiver.run, args=[schedule], daemon=True)
             thread.start()

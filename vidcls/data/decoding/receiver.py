@@ -32,7 +32,7 @@ WINDOWS_PER_TIMEOUT = 20
 
 @dataclass(frozen=True)
 class VideoStarted:
-    """The video ``files[number]`` can be read."""
+    """The video ``files[number]`` can be read; it starts anew, forgetting its windows, if its worker was killed."""
 
     number: int
     seconds: float
@@ -73,6 +73,7 @@ class _Video:
     number: int
     decoders: tuple[str, ...]
     future: ProcessFuture
+    killed: bool = False  # its worker was killed from outside before
     connection: Connection | None = None
     # When its worker connected and when it last sent a message, both later by the time that the caller kept it waiting.
     connected: float = math.inf
@@ -177,19 +178,26 @@ class Receiver:
                 video.disconnect()
 
     def _lose(self, video: _Video) -> None:
-        """The worker of a video is gone: the next decoder gets its chance, unless windows have been read."""
+        """The worker of a video is gone: the next decoder gets its chance, unless windows have been read.
+
+        No decoder kills itself with SIGKILL. A video whose worker somebody else has killed is read again, once.
+        """
+        killed, decoders = False, () if video.num_windows else video.decoders[1:]
         try:
             video.future.result()
             failure = "the decoding process ended without a result"
         except WORKER_ERRORS as error:
             failure = describe_failure(error, self._limits)
-        video.reasons.append(f"{'pyav' if video.num_windows else video.decoders[0]}: {failure}")
-        if not video.num_windows and len(video.decoders) > 1:
-            decoders = video.decoders[1:]
-            again = _Video(video.number, decoders, self._schedule(video.number, decoders), reasons=video.reasons)
-            self._videos[video.number] = again
+            killed = getattr(error, "exitcode", None) == -signal.SIGKILL
+        if killed and not video.killed:
+            decoders = video.decoders
+        else:
+            video.reasons.append(f"{'pyav' if video.num_windows else video.decoders[0]}: {failure}")
+        if not decoders:
+            self._finish(video, undecodable(""))
             return
-        self._finish(video, undecodable(""))
+        future, killed = self._schedule(video.number, decoders), killed or video.killed
+        self._videos[video.number] = _Video(video.number, decoders, future, killed, reasons=video.reasons)
 
     def _finish(self, video: _Video, result: DecodeResult) -> None:
         del self._videos[video.number]

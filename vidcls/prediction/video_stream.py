@@ -1,0 +1,81 @@
+"""From what decoding processes send to the results of videos, a batch of windows at a time. Imports no torch."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from vidcls.data.decoding.plan import Window, WindowPlan, middle_clip
+from vidcls.data.decoding.receiver import Event, VideoFinished, VideoStarted, WindowRead
+from vidcls.data.decoding.result import DecodeResult
+from vidcls.prediction.peaks import Peaks
+from vidcls.prediction.video_result import TimedProbabilities
+
+Probabilities = Float[np.ndarray, "B K"]
+Submit = Callable[[Sequence[UInt8[np.ndarray, "_ H W 3"]]], Callable[[], Probabilities]]
+"""Gives a batch of windows to a network; what it returns waits for their probabilities."""
+
+
+@dataclass(frozen=True)
+class WindowClassified:
+    """A window of the video ``number``, with the probabilities of the K classes in it."""
+
+    number: int
+    window: Window
+    probabilities: Float[np.ndarray, " K"]
+
+
+ClassifiedEvent = VideoStarted | WindowClassified | VideoFinished
+
+
+def classify(events: Iterable[Event], submit: Submit, batch_size: int, in_flight: int = 0) -> Iterator[ClassifiedEvent]:
+    """Classifies the windows among ``events``, a batch at a time; the order of events stays.
+
+    While the next batch is read, up to ``in_flight`` are with the network.
+    """
+    waiting: list[Event] = []
+    submitted: deque[tuple[list[Event], Callable[[], Iterable[Float[np.ndarray, " K"]]]]] = deque()
+
+    def send() -> None:
+        windows = [event.window.frames for event in waiting if isinstance(event, WindowRead)]
+        submitted.append((waiting.copy(), submit(windows) if windows else tuple))
+        waiting.clear()
+
+    def receive() -> Iterator[ClassifiedEvent]:
+        batch, result = submitted.popleft()
+        found = iter(result())
+        for event in batch:
+            if isinstance(event, WindowRead):
+                yield WindowClassified(event.number, event.window, next(found))
+            else:
+                yield event
+
+    for event in events:
+        waiting.append(event)
+        if sum(isinstance(one, WindowRead) for one in waiting) in (0, batch_size):
+            send()
+        while len(submitted) > in_flight:
+            yield from receive()
+    send()
+    while submitted:
+        yield from receive()
+
+
+def collect(
+    events: Iterable[ClassifiedEvent], plan: WindowPlan, classes: Sequence[str], exit_threshold: float | int
+) -> Iterator[tuple[int, DecodeResult, TimedProbabilities, Peaks | None]]:
+    """Yields the number, decode result, windows and peaks of each video once it has finished."""
+    open_videos: dict[int, tuple[TimedProbabilities, Peaks]] = {}
+    for event in events:
+        if isinstance(event, VideoStarted):
+            open_videos[event.number] = [], Peaks(classes, exit_threshold)
+        elif isinstance(event, WindowClassified):
+            windows, peaks = open_videos[event.number]
+            windows.append((event.window.start_seconds, event.window.end_seconds, event.probabilities))
+            peaks.add(middle_clip(event.window, plan), event.probabilities)
+        else:
+            yield event.number, event.result, *open_videos.pop(event.number, ([], None))
