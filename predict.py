@@ -22,11 +22,15 @@ def main(cfg: DictConfig) -> None:
     from vidcls.data.options import DecodeLimits
     from vidcls.errors import check_integer
     from vidcls.prediction.journal import Journal, check_output
-    from vidcls.prediction.options import PredictOptions
+    from vidcls.prediction.options import EngineOptions, PredictOptions
     from vidcls.training.run_folder import check_run_options
 
     run_dir, output = check_run_options(cfg), Path(str(cfg.output))
-    options, limits = PredictOptions(**cfg.predict), DecodeLimits(**cfg.data.decode)
+    options, limits, engine = (
+        PredictOptions(**cfg.predict),
+        DecodeLimits(**cfg.data.decode),
+        EngineOptions(**cfg.engine),
+    )
     max_videos = check_integer("report.max_videos", cfg.report.max_videos)
     check_output(output)
 
@@ -39,7 +43,6 @@ def main(cfg: DictConfig) -> None:
 
     from vidcls.prediction import summary
     from vidcls.prediction.html_report import write_report
-    from vidcls.prediction.pipeline import predict_videos
     from vidcls.prediction.predictor import Predictor, load_run
     from vidcls.prediction.result_files import prediction_columns, write_result_files
 
@@ -48,13 +51,20 @@ def main(cfg: DictConfig) -> None:
     prediction_columns(run.classes)  # refuses reserved names
     options = options.complete(run.spec.clip.clip_seconds, run.manifest)
     policy = summary.find_policy(run, console)
-    predictor = Predictor(run, cfg.accelerator)
     facts = summary.report_facts(run, options, policy)
     summary.print_plan(facts, len(paths), ignored, console)
     costs = {"timeout_seconds": limits.timeout_seconds, "memory_gigabytes": limits.memory_gigabytes}
     journal = Journal(output, summary.result_settings(run, options, policy), costs)
     try:
-        predict_videos(paths, files, predictor, options, policy, journal, limits, console)
+        if engine.name == "ray":
+            from vidcls.prediction.ray_engine import predict_on_ray
+
+            predict_on_ray(paths, files, run, cfg.accelerator, options, policy, journal, limits, engine, console)
+        else:
+            from vidcls.prediction.pipeline import predict_videos
+
+            predictor = Predictor(run, cfg.accelerator)
+            predict_videos(paths, files, predictor, options, policy, journal, limits, console)
     finally:  # also after Ctrl-C: what is done can be used
         write_result_files(journal, run.classes)
         safe_class = policy.safe_class if policy else None

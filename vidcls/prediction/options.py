@@ -5,17 +5,41 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from vidcls.data.decoding.plan import WindowPlan
 from vidcls.data.sampling import StoreSpec, window_starts
-from vidcls.errors import check_choice, check_integer, check_number
+from vidcls.errors import UserError, check_choice, check_integer, check_number
 from vidcls.moderation.aggregation import AGGREGATIONS
 
 if TYPE_CHECKING:
     import pandas as pd
 
 FAR_LONGER = 2.0  # than nine in ten of a run's videos: such a video does not set what is classified whole
+
+
+ENGINES = ("local", "ray")
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """The options ``engine.*``: where videos are predicted; see conf/engine/.
+
+    Raises:
+        UserError: one is out of range, or Ray is not installed.
+    """
+
+    name: str = "local"
+    address: str | None = None
+    networks: int | None = None
+
+    def __post_init__(self) -> None:
+        check_choice("engine", self.name, ENGINES)
+        if self.networks is not None:
+            check_integer("engine.networks", self.networks)
+        if self.name == "ray" and find_spec("ray") is None:
+            raise UserError("ray, for engine=ray", "none installed", "Run pip install 'vidcls[ray]'.", "no-ray")
 
 
 @dataclass(frozen=True)

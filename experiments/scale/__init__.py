@@ -1,0 +1,1 @@
+"""Prediction on many machines: what it costs, and what it survives."""

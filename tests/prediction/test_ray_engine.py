@@ -1,0 +1,119 @@
+"""engine=ray gives what engine=local gives, whatever dies."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from helpers.commands import call, once
+from helpers.runs import predict, refused, rows_of
+from helpers.videos import write_video
+
+from vidcls.errors import UserError
+from vidcls.prediction.catalogue import Catalogue, Content, Result
+from vidcls.prediction.journal import Journal
+from vidcls.prediction.options import EngineOptions
+
+ray_engine = pytest.importorskip("vidcls.prediction.ray_engine")
+OPTIONS = ["predict.max_whole_seconds=3", "predict.window_seconds=1", "data.decode.workers=2"]
+FILES = ("predictions.csv", "segments.csv", "report.html")
+
+
+def noise(seconds: float, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(60, size=(round(25 * seconds), 32, 32, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="session")
+def mixed(shared: Path) -> Path:
+    """Short and long videos, a copy, and three that are damaged."""
+
+    def make(folder: Path) -> None:
+        for number in range(5):
+            write_video(folder / f"short_{number}.mp4", noise(0.5, number))
+        write_video(folder / "poison.mp4", noise(0.5, 5))
+        content = write_video(folder / "long.mkv", noise(8, 6)).read_bytes()
+        (folder / "part.mkv").write_bytes(content[: len(content) // 2])
+        (folder / "no_video.mp4").write_text("no video")
+        (folder / "empty.mp4").write_bytes(b"")
+        shutil.copy(folder / "short_1.mp4", folder / "copy.mp4")
+
+    return once(shared, "mixed", make)
+
+
+@pytest.fixture(scope="session")
+def local(shared: Path, finished: Path, mixed: Path) -> Path:
+    return once(shared, "mixed_local", lambda folder: predict(finished, mixed, folder, *OPTIONS))
+
+
+def kill(*names: str) -> list[str]:
+    """Kills the processes of these actors; the names of those that were there."""
+    found = [process for process in psutil.Process().children(recursive=True) if process.name().startswith(names)]
+    for process in found:
+        process.kill()
+    return [process.name() for process in found]
+
+
+def test_results_are_those_of_the_local_engine(
+    finished: Path, mixed: Path, local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though a file changes meanwhile, and nothing is read when the command is repeated."""
+    changing, assign = tmp_path / "in" / "short_4.mp4", Catalogue.assign
+    shutil.copytree(mixed, tmp_path / "in")
+    write_video(changing, noise(0.5, 9))
+
+    def assign_and_change(catalogue: Catalogue, hashes: dict[str, Any]) -> list[Content]:
+        contents = assign(catalogue, hashes)
+        if changing.name in hashes:
+            shutil.copy(mixed / "short_4.mp4", changing)
+        return contents
+
+    monkeypatch.setattr(Catalogue, "assign", assign_and_change)
+    predict(finished, tmp_path / "in", tmp_path / "out", *OPTIONS, "engine=ray")
+    monkeypatch.undo()
+    for name in FILES:
+        assert (tmp_path / "out" / name).read_bytes() == (local / name).read_bytes(), name
+    monkeypatch.setattr(ray_engine, "Reader", None)
+    predict(finished, tmp_path / "in", tmp_path / "out", *OPTIONS, "engine=ray")
+    assert (tmp_path / "out" / FILES[0]).read_bytes() == (local / FILES[0]).read_bytes()
+
+
+def test_what_dies_is_replaced_and_what_kills_is_given_up(
+    finished: Path, mixed: Path, local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, killed, reader = Journal.write, [], ray_engine.Reader
+
+    def write_and_kill(journal: Journal, *arguments: Any) -> None:
+        write(journal, *arguments)
+        if not killed:
+            killed.extend(kill("ray::Reader", "ray::Network"))
+
+    class Killed(reader):  # type: ignore[misc, valid-type]
+        def read(self, contents: Sequence[Content]) -> Iterator[tuple[int, Result | None]]:
+            for place, result in super().read(contents):
+                if contents[place].file.name == "poison.mp4":
+                    os._exit(1)
+                yield place, result
+
+    monkeypatch.setattr(Journal, "write", write_and_kill)
+    monkeypatch.setattr(ray_engine, "Reader", Killed)
+    predict(finished, mixed, tmp_path / "out", *OPTIONS, "engine=ray")
+    assert killed
+    found, expected = rows_of(tmp_path / "out"), rows_of(local)
+    assert found.loc["poison.mp4", "status"] == "undecodable"
+    assert ray_engine.QUARANTINED in found.loc["poison.mp4", "reason"]
+    assert found.drop("poison.mp4").equals(expected.drop("poison.mp4"))
+
+
+def test_options_are_checked(finished: Path, mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = [f"run={finished}", f"input={mixed}", f"output={tmp_path / 'out'}", "engine=ray"]
+    refused(call("predict.py", *command, "engine.networks=0"), "[engine.networks]")
+    monkeypatch.setattr("vidcls.prediction.options.find_spec", lambda name: None)
+    with pytest.raises(UserError) as error:
+        EngineOptions("ray")
+    assert error.value.code == "no-ray"

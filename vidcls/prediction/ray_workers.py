@@ -1,0 +1,100 @@
+"""What the processes of engine=ray do: readers hash and decode videos, networks classify their windows.
+
+Both are stateless, so that Ray or the engine may start them anew anywhere. Imports neither torch nor Ray's driver.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import BrokenExecutor
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+from jaxtyping import Float, UInt8
+from ray.exceptions import RayActorError, RayTaskError
+
+from vidcls.data.decoding.plan import WindowPlan
+from vidcls.data.decoding.pool import create_pool, read_windows
+from vidcls.data.hashing import HashResult, hash_files
+from vidcls.data.options import DecodeLimits
+from vidcls.errors import UserError
+from vidcls.prediction.catalogue import Content, Result
+from vidcls.prediction.video_stream import classify, collect
+
+IN_FLIGHT = 1  # batches of a reader that are with a network while it decodes the next
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How videos are read and described, the same for all readers."""
+
+    plan: WindowPlan
+    limits: DecodeLimits
+    batch_size: int
+    classes: list[str]
+    exit_threshold: float | int
+    describe: Callable[..., Result]
+    make_predictor: list[Any]  # a reference to a pickled function
+    threads: int  # of a network that runs on CPUs
+
+
+class Network:
+    """The network on one device; made at its first call, so that it may be restarted without arguments."""
+
+    def __init__(self) -> None:
+        self._predictor: Callable[[np.ndarray], np.ndarray] | None = None
+
+    def predict(self, windows: UInt8[np.ndarray, "B F H W 3"], reading: Reading) -> Float[np.ndarray, "B K"]:
+        """The probabilities of a batch of windows."""
+        if self._predictor is None:
+            os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as predict.py does, before torch is loaded
+            import torch
+
+            torch.set_num_threads(reading.threads)  # Ray allows one; sums may round otherwise with another number
+            (reference,) = reading.make_predictor
+            self._predictor = ray.cloudpickle.loads(ray.get(reference))()
+        return self._predictor(windows)
+
+
+class Reader:
+    """Hashes and decodes, the latter in a confined process of its own, and has ``networks`` classify what it reads."""
+
+    def __init__(self, networks: Sequence[Any], reading: Reading) -> None:
+        vars(sys.modules["__main__"]).pop(
+            "__file__", None
+        )  # Ray's own program: the decoding process would run it again
+        self._networks, self._reading = cycle(networks), replace(reading, limits=replace(reading.limits, workers=1))
+        self._stack = ExitStack()
+        self._pool = self._stack.enter_context(create_pool(self._reading.limits, 1))
+
+    def hash(self, files: Sequence[Path]) -> list[HashResult]:
+        """The hashes of ``files``."""
+        return hash_files(files, None)
+
+    def read(self, contents: Sequence[Content]) -> Iterator[tuple[int, Result | None]]:
+        """The place of each of ``contents`` and its result, None where its file has changed, as they are finished."""
+        one, files = self._reading, [content.file for content in contents]
+        states = [content.state for content in contents]
+        try:
+            with closing(read_windows(files, states, one.plan, one.limits, one.batch_size, self._pool)) as events:
+                classified = classify(events, self._submit, one.batch_size, IN_FLIGHT)
+                for place, *found in collect(classified, one.plan, one.classes, one.exit_threshold):
+                    yield place, None if contents[place].changed else one.describe(*found)
+        except RayTaskError as error:
+            raise error.cause from None
+        except RayActorError as error:
+            expected, remedy = "networks that live", "See the logs of Ray; finished videos are kept."
+            raise UserError(expected, f"one that died again and again ({error})", remedy, "network-lost") from None
+        except (BrokenExecutor, RuntimeError):  # no process to decode can be started: another reader may have room
+            os._exit(1)
+
+    def _submit(self, windows: Sequence[np.ndarray]) -> Callable[[], np.ndarray]:
+        reference = next(self._networks).predict.remote(np.stack(windows), self._reading)
+        return lambda: ray.get(reference)
