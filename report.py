@@ -2,14 +2,13 @@
 
 python report.py sweep=DIR                              from val metrics alone
 python report.py sweep=DIR test_best=true               also test the winner on the test split, once
+python report.py sweep=[DIR,DIR]                        the results of cross_validate.py side by side
 """
-
-from pathlib import Path
 
 import hydra
 from omegaconf import DictConfig
 
-from vidcls.cli import quote_overrides, trusted_packages, user_errors_exit
+from vidcls.cli import folders_of, quote_overrides, trusted_packages, user_errors_exit
 
 
 @hydra.main(version_base="1.3", config_path="conf/report", config_name="report")
@@ -19,14 +18,21 @@ def main(cfg: DictConfig) -> None:
     # Imported here: testing decodes, and decode workers import this file again.
     from rich.console import Console
 
+    from vidcls.sweeps.cross_validation import are_cross_validations
     from vidcls.sweeps.jobs import check_sweep
 
-    console, folder = Console(), Path(str(cfg.sweep))
-    check_sweep(folder, "sweep")  # before pandas is imported
+    console, folders = Console(), folders_of(cfg.sweep)
+    for folder in folders:
+        check_sweep(folder, "sweep")  # before pandas is imported
+    if are_cross_validations(folders):
+        from vidcls.sweeps.fold_results import print_results, read_cross_validation
+
+        print_results([read_cross_validation(folder) for folder in folders], console)
+        return
 
     from vidcls.sweeps.tables import read_sweep
 
-    sweep = read_sweep(folder)
+    sweep = read_sweep(folders[0])
 
     from vidcls.sweeps.sweep_report import write_report
     from vidcls.sweeps.winner import test_winner

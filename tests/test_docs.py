@@ -18,6 +18,7 @@ DOCUMENTS = sorted(
 )
 CONFIGS = {
     "train": (CONF, "train"),
+    "cross_validate": (CONF, "cross_validate"),
     "evaluate": (CONF, "evaluate"),
     "predict": (CONF, "predict"),
     "export": (CONF, "export"),

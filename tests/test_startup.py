@@ -68,7 +68,28 @@ EXPORT = {
     "run={run} accelerator=gpus": "accelerator",
 }
 REPORT = {"sweep=nowhere": "no-sweep"}
-CASES = {"train": TRAIN, "evaluate": EVALUATE, "predict": PREDICT, "export": EXPORT, "report": REPORT}
+CROSS_VALIDATE = {
+    "data=folder": "missing-option",
+    "data=folder data.source=nowhere": "missing-source",
+    "model.dropout=2": "model.dropout",
+    "folds=1": "folds",
+    "repeats=0": "repeats",
+    "seeds=3": "seeds",
+    "seeds=[1,1]": "seeds",
+    "seed=1": "reserved-override",
+    "data.num_frames=4,8": "reserved-override",
+    "splits=[test]": "splits",
+    "protocol=stratified": "protocol",
+    "data.split.val_fraction=0": "data.split.val_fraction",
+}
+CASES = {
+    "train": TRAIN,
+    "cross_validate": CROSS_VALIDATE,
+    "evaluate": EVALUATE,
+    "predict": PREDICT,
+    "export": EXPORT,
+    "report": REPORT,
+}
 
 
 @pytest.mark.parametrize("name", CASES)

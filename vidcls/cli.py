@@ -18,13 +18,15 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from vidcls.errors import UserError, find_user_error
 
 Result = TypeVar("Result")
 
 NO_MEMORY = ("start new thread", "allocate memory", "not enough memory", "Resource temporarily")
+LISTS = ("run", "sweep")  # options that name a folder or several: run=[A,B]
+QUOTES = ("'", '"')
 _HEX = "utf8_hex_"  # of a key that Hydra's grammar has no room for
 
 # Torch reads this at its first tensor: large tensors use pages of 2 MB where Linux allows it. On a CPU, clearing pages
@@ -88,8 +90,24 @@ def quote_overrides(*options: str) -> None:
         option, _, value = text.partition("=")
         swept = multirun and ("," in value or re.match(r"(choice|range|interval|glob|shuffle|sort)\(", value))
         if place and option in options and value not in ("", "null") and value[0] not in "'\"" and not swept:
-            escaped = value.replace("'", "\\'")
-            sys.argv[place] = f"{option}='{escaped}'"
+            several = option in LISTS and value[0] == "[" and value[-1] == "]" and not Path(value).exists()
+            sys.argv[place] = f"{option}={_quote_list(value) if several else _quote(value)}"
+
+
+def _quote(value: str) -> str:
+    escaped = value.replace("'", "\\'")
+    return f"'{escaped}'"
+
+
+def _quote_list(value: str) -> str:
+    """A list whose items are quoted, as those with commas must be already."""
+    items = [item.strip() for item in re.findall(r"'[^']*'|\"[^\"]*\"|[^,]+", value[1:-1])]
+    return f"[{','.join(item if item[:1] in QUOTES else _quote(item) for item in items)}]"
+
+
+def folders_of(value: Any) -> list[Path]:
+    """The folders that an option names: one path, or a list of them."""
+    return [Path(str(one)) for one in (value if isinstance(value, ListConfig | list) else [value])]
 
 
 def allow_new_keys(group: str) -> None:
@@ -111,15 +129,20 @@ def key_name(key: str) -> str:
     return os.fsdecode(bytes.fromhex(key.removeprefix(_HEX))) if key.startswith(_HEX) else key
 
 
+def check_missing(cfg: DictConfig) -> None:
+    """Raises `UserError` where an option that has no default has not been given."""
+    if missing := sorted(OmegaConf.missing_keys(cfg)):
+        remedy = f"Give {missing[0]}=... on the command line."
+        raise UserError(f"a value for {missing[0]}", "none", remedy, "missing-option")
+
+
 def user_errors_exit(main: Callable[[DictConfig], Result]) -> Callable[[DictConfig], Result]:
     """Ends a process with one clear line and exit code 2 for a `UserError`, 130 for Ctrl-C; debug shows tracebacks."""
 
     @functools.wraps(main)
     def guarded(cfg: DictConfig) -> Result:
         try:
-            if missing := sorted(OmegaConf.missing_keys(cfg)):
-                remedy = f"Give {missing[0]}=... on the command line."
-                raise UserError(f"a value for {missing[0]}", "none", remedy, "missing-option")
+            check_missing(cfg)
             return main(cfg)
         except Exception as error:
             user_error = find_user_error(error) or _explain(error)
@@ -132,7 +155,7 @@ def user_errors_exit(main: Callable[[DictConfig], Result]) -> Callable[[DictConf
         except KeyboardInterrupt:
             if cfg.debug:
                 raise
-            hint = f"; continue with: {_resume_command()}" if "resume" in cfg else ""
+            hint = f"; continue with: {_resume_command(cfg)}" if "resume" in cfg else ""
             print(f"interrupted{hint}", file=sys.stderr)
             sys.exit(130)
 
@@ -152,9 +175,10 @@ def _explain(error: Exception) -> UserError | None:
     return None
 
 
-def _resume_command() -> str:
+def _resume_command(cfg: DictConfig) -> str:
     if in_sweep():
-        return f"the same command and sweep.resume={shlex.quote(str(HydraConfig.get().sweep.dir))}"
+        option = "output" if "output" in cfg else "sweep.resume"
+        return f"the same command and {option}={shlex.quote(str(HydraConfig.get().sweep.dir))}"
     return f"python {sys.argv[0]} resume={shlex.quote(str(run_folder()))}"
 
 

@@ -158,6 +158,42 @@ def prepare_external(options: DataOptions, split: str, trained_on: pd.DataFrame,
     return PreparedVideos(manifest, classes, stats)
 
 
+def pool_videos(
+    options: DataOptions, splits: Sequence[str], console: Console, recorded: pd.DataFrame | None = None
+) -> tuple[pd.DataFrame, int]:
+    """The usable videos of a source's ``splits``, decoded, and how many videos of other splits were left alone.
+
+    A source without splits is pooled as a whole. The columns are those of a manifest, and ``file``. Where they have
+    been ``recorded`` before (path, label, sha256) those videos must be there again, and new ones are not used.
+
+    Raises:
+        UserError: none can be decoded, recorded ones have changed, or what ``data.on_bad`` forbids.
+    """
+    _draw_demo(options)
+    listing = _list(options, options.classes, console)
+    pooled = listing[listing["split"].isin(["", *splits])]
+    if pooled.empty:
+        got = f"only {', '.join(sorted(set(listing['split'])))}"
+        raise UserError(f"videos of {' or '.join(splits)} in {options.source}", got, "Change splits.", "missing-split")
+    if recorded is not None:
+        pooled = pooled[pooled["path"].isin(list(recorded["path"]))]
+    manifest, _ = _ingest(pooled, options, console)
+    usable = manifest[manifest["status"].isin(USABLE)].reset_index(drop=True)
+    if recorded is not None:
+        keys = ["path", "label", "sha256"]
+        found = set(usable[keys].itertuples(index=False, name=None))
+        if gone := [row[0] for row in recorded[keys].itertuples(index=False, name=None) if row not in found]:
+            raise UserError(
+                f"the videos of {options.source} as they were when this was started",
+                f"{len(gone)} that are missing, have changed or cannot be decoded, such as {gone[0]}",
+                "Restore them, or start again in another folder.",
+                "changed-videos",
+            )
+    if usable.empty:
+        raise UserError("videos that can be decoded", f"none of {len(manifest)}", "See above.", "nothing-to-evaluate")
+    return usable, len(listing) - int(listing["split"].isin(["", *splits]).sum())
+
+
 def redecode_missing(
     options: DataOptions, manifest: pd.DataFrame, splits: Sequence[str], console: Console
 ) -> IngestStats:

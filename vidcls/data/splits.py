@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
@@ -150,6 +151,28 @@ def _try_draw(
             drawn[group] = split
             groups += has[group]
     return drawn
+
+
+def assign_folds(labels: Sequence[str], groups: Sequence[str], folds: int, seed: int) -> list[int]:
+    """The fold of each of N videos, 0 to ``folds`` - 1: groups stay together, and classes are spread over the folds.
+
+    scikit-learn's ``StratifiedGroupKFold`` over videos in the order given: sort them first.
+
+    Raises:
+        UserError: there are fewer groups than folds.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold  # only here: it takes a while
+
+    if (found := len(set(groups))) < folds:
+        expected = f"at least {folds} creators or groups of copies, for folds={folds}"
+        raise UserError(expected, str(found), "Lower folds, or add videos of others.", "too-few-groups")
+    drawn = np.full(len(labels), -1)
+    with warnings.catch_warnings():  # a class with fewer videos than folds is not in each of them
+        warnings.filterwarnings("ignore", "The least populated class")
+        splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+        for fold, (_, held_out) in enumerate(splitter.split(labels, labels, groups)):
+            drawn[held_out] = fold
+    return [int(fold) for fold in drawn]
 
 
 def find_leaks(manifest: pd.DataFrame) -> pd.DataFrame:

@@ -47,7 +47,7 @@ def bootstrap_intervals(
     np.add.at(table, (group, k + labels), 1)
     np.add.at(table, (group, 2 * k + predicted), 1)
     np.add.at(table[:, -1], group, losses if finite else 0)
-    drawn = np.concatenate([times @ table for times in _draws(len(numbers), resamples, seed)])
+    drawn = np.concatenate([times @ table for times in resample_groups(len(numbers), resamples, seed)])
     hits, truth, predicted_counts = (drawn[:, i * k : (i + 1) * k] for i in range(3))  # [resamples, K] each
     n = truth.sum(axis=1)
     f1 = 2 * hits / np.maximum(truth + predicted_counts, 1)  # max: 0/0 is 0
@@ -72,10 +72,15 @@ def bootstrap_intervals(
     }
 
 
-def _draws(num_groups: int, resamples: int, seed: int) -> Iterator[Float[np.ndarray, "_R G"]]:
-    """How often each resample holds each group: `Generator.multinomial` in a fraction of its time, some at a time."""
+def resample_groups(
+    num_groups: int, resamples: int, seed: int, columns: int = 1
+) -> Iterator[Float[np.ndarray, "_R G"]]:
+    """How often each resample holds each group: `Generator.multinomial` in a fraction of its time, some at a time.
+
+    Fewer at a time where the caller goes on with arrays of so many ``columns``.
+    """
     generator = np.random.default_rng(seed)
-    at_once = max(_DRAWS_AT_ONCE // num_groups, 1)
+    at_once = max(_DRAWS_AT_ONCE // max(num_groups, columns), 1)
     for start in range(0, resamples, at_once):
         rows = min(at_once, resamples - start)
         drawn = generator.integers(num_groups, size=(rows, num_groups))

@@ -35,9 +35,7 @@ def reliability(
     """What a reliability diagram shows, for the predicted class (Guo et al. 2017, fig. 1)."""
     confidence = probabilities.max(axis=1).astype(np.float64)
     correct = probabilities.argmax(axis=1) == labels
-    # Sorted in single precision, so that 0.6 of a float32 network and 0.6 are in the same bin.
-    edges = np.linspace(0, 1, bins + 1, dtype=np.float32)
-    index = np.clip(np.searchsorted(edges, confidence.astype(np.float32), side="right") - 1, 0, bins - 1)
+    index = confidence_bins(confidence, bins)
     count = np.bincount(index, minlength=bins)
 
     def mean(values: np.ndarray) -> np.ndarray:
@@ -45,6 +43,13 @@ def reliability(
         return np.divide(totals, count, out=np.full(bins, np.nan), where=count > 0)
 
     return Reliability(mean(confidence), mean(correct), count)
+
+
+def confidence_bins(confidence: Float[np.ndarray, " N"], bins: int = CALIBRATION_BINS) -> Int[np.ndarray, " N"]:
+    """The number of the bin of each confidence, from 0."""
+    # Sorted in single precision, so that 0.6 of a float32 network and 0.6 are in the same bin.
+    edges = np.linspace(0, 1, bins + 1, dtype=np.float32)
+    return np.clip(np.searchsorted(edges, confidence.astype(np.float32), side="right") - 1, 0, bins - 1)
 
 
 def fit_temperature(probabilities: Float[np.ndarray, "N K"], labels: Int[np.ndarray, "N"]) -> float:
@@ -60,7 +65,7 @@ def fit_temperature(probabilities: Float[np.ndarray, "N K"], labels: Int[np.ndar
     """
     if len(labels) == 0 or not np.isfinite(probabilities).all():
         raise ValueError(f"expected finite probabilities of at least one video; got {probabilities}")
-    logs, rows = _log(probabilities), np.arange(len(labels))
+    logs, rows = safe_log(probabilities), np.arange(len(labels))
 
     def loss(log_temperature: float) -> float:
         return float(-log_softmax(logs / math.exp(log_temperature), axis=1)[rows, labels].mean())
@@ -77,11 +82,12 @@ def fit_temperature(probabilities: Float[np.ndarray, "N K"], labels: Int[np.ndar
 
 def calibrate(probabilities: Float[np.ndarray, "*N K"], temperature: float) -> Float[np.ndarray, "*N K"]:
     """softmax(log(p) / temperature), in float64."""
-    calibrated: np.ndarray = softmax(_log(probabilities) / temperature, axis=-1)
+    calibrated: np.ndarray = softmax(safe_log(probabilities) / temperature, axis=-1)
     return calibrated
 
 
-def _log(probabilities: np.ndarray) -> np.ndarray:
+def safe_log(probabilities: np.ndarray) -> np.ndarray:
+    """The logarithm in float64; of the smallest float32 where a probability was rounded to 0."""
     # In C order, so that a row is summed in the same order alone as among others.
     logs: np.ndarray = np.log(np.maximum(np.ascontiguousarray(probabilities, dtype=np.float64), _TINY))
     return logs

@@ -35,7 +35,7 @@ from vidcls.training.run_config import named_packages
 
 FORMAT = 1
 MAX_NAME_LENGTH = 120
-RESERVED_OVERRIDES = ("run_dir", "test", "sweep.resume")  # which the sweep itself gives its jobs
+RESERVED_OVERRIDES = ("run_dir", "test", "sweep.resume", "output")  # that do not make a sweep another one
 
 OmegaConf.register_new_resolver(
     "direction", lambda objective: "minimize" if LOWER_IS_BETTER.get(objective) else "maximize", replace=True
@@ -59,18 +59,25 @@ def job_name(overrides: str) -> str:
 OmegaConf.register_new_resolver("job_name", job_name, replace=True)
 
 
+@contextmanager
+def callback_errors_exit() -> Iterator[None]:
+    """Ends the process where a callback fails: Hydra would only warn, and start jobs that use the test set."""
+    try:
+        yield
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except Exception:
+        traceback.print_exc()
+        sys.exit(1)
+
+
 class SweepCallback(Callback):
     """Prepares a multirun before its jobs are composed, and prints at the end how they ended."""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        try:
+        with callback_errors_exit():
             prepare_sweep(config)
-        except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(2)
-        except Exception:  # Hydra would only warn, and start jobs that use the test set
-            traceback.print_exc()
-            sys.exit(1)
 
     def on_job_start(self, config: DictConfig, **_: Any) -> None:
         if multiprocessing.get_start_method(allow_none=True) == "loky":

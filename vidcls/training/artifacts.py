@@ -67,10 +67,12 @@ def write_results(
         metrics["limited"] = limited
     whole = [split for split in predictions if len(predictions[split].labels) == len(datamodule.rows(split))]
 
-    figures = {"learning_curves": learning_curves_figure(history.curves, history.best_epoch)}
+    drawn = cfg.get("figures", True)  # runs of earlier versions do not say
+    figures = {"learning_curves": learning_curves_figure(history.curves, history.best_epoch)} if drawn else {}
     for split in ("val", "test"):
         if split in whole:
             write_predictions(folder / f"predictions_{split}.csv", datamodule.rows(split), predictions[split], classes)
+        if split in whole and drawn:
             title = f"{split}: accuracy {metrics[split]['accuracy']:.3f} of {metrics[split]['n']} videos"
             figures[f"{split}_confusion"] = confusion_figure(metrics[split]["confusion"], classes, title)
             figures[f"{split}_worst"] = worst_errors_figure(datamodule, split, predictions[split])

@@ -84,6 +84,7 @@ CHECKS: dict[str, Check] = {
     "seed": _not_negative,
     "objective": _choice(*LOWER_IS_BETTER),
     "test": _check_flag,
+    "figures": _check_flag,
     "compile": _check_flag,
     "normalise.mean": _or_null(_check_channels),
     "normalise.std": _or_null(_check_channels),

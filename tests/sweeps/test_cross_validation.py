@@ -1,0 +1,224 @@
+"""cross_validate.py: folds that share no creator, held-out videos that choose nothing, and one table at the end."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from helpers.commands import call, once, train
+from helpers.runs import refused, same_weights, table, weights
+from helpers.sweeps import contents, read_json
+from helpers.videos import write_video
+
+from vidcls.data.options import DataOptions
+from vidcls.data.preparation import frame_store
+from vidcls.errors import UserError
+from vidcls.sweeps.cross_validation import Plan, write_folds
+
+RESULTS = ("out_of_fold.csv", "metrics.json", "cross_validation.md")
+
+
+@pytest.fixture(scope="session")
+def command(tiny: list[str]) -> list[str]:
+    return [*tiny, "trainer.max_epochs=1", "folds=3", "repeats=1"]
+
+
+@pytest.fixture(scope="session")
+def validated(shared: Path, command: list[str]) -> Path:
+    """The folder of a finished cross-validation of the small demo set; what it printed lies beside it. Read only."""
+
+    def run(folder: Path) -> None:
+        result = call("cross_validate.py", *command, f"output={folder}")
+        assert result.code == 0, result.stderr
+        folder.with_suffix(".out").write_text(result.stdout)
+
+    return once(shared, "validated", run)
+
+
+def options(source: Path, cache: Path, **changes: Any) -> DataOptions:
+    given = {"num_frames": 2, "resolution": 8, "decode": {"workers": 1}}
+    return DataOptions(str(source), str(cache), **(given | changes))
+
+
+# ---- the folds
+
+
+@pytest.mark.parametrize("protocol", ["grouped", "random"])
+def test_each_video_is_held_out_once_per_repeat(protocol: str, demo_folder: Path, tmp_path: Path) -> None:
+    plan = Plan(protocol, folds=3, repeats=2, seeds=[0], splits=["train", "val"])
+    copied = shutil.copytree(demo_folder, tmp_path / "videos")
+    copy = next((copied / "rtp" / "train" / "safe").glob("*.mp4"))
+    shutil.copy(copy, copy.with_name("somebody_1.mp4"))  # of another creator
+    write_folds(tmp_path / "cv", plan, options(copied, tmp_path / "cache"))
+    folds = table(tmp_path / "cv" / "folds.csv")
+    used = {
+        path.relative_to(copied).as_posix() for split in plan.splits for path in (copied / "rtp" / split).rglob("*.mp4")
+    }
+    assert set(folds["path"]) == used and folds["path"].is_unique
+    tested = set()
+    for repeat in range(2):
+        held_out = []
+        for fold in range(3):
+            rows = table(tmp_path / "cv" / "splits" / f"repeat{repeat}_fold{fold}.csv")
+            assert set(rows["path"]) == set(folds["file"])
+            held_out += list(rows.loc[rows["split"] == "test", "path"])
+            tied = list(folds.set_index("file")["group"][rows["path"]])
+            assert (rows["split"].groupby(tied).nunique() == 1).all(), "a group is in two splits"
+            assert set(rows["split"]) == {"train", "val", "test"}
+            if protocol == "grouped":  # and so is each creator, by its name
+                creators = [Path(path).stem.rpartition("_")[0] for path in rows["path"]]
+                assert (rows["split"].groupby(creators).nunique() == 1).all()
+        assert sorted(held_out) == sorted(folds["file"])
+        tested.add(tuple(folds[f"repeat{repeat}"]))
+    assert len(tested) == 2 or protocol == "grouped"  # with three creators in three folds there is but one way
+    one, other = (
+        folds.set_index("path")["group"][name]
+        for name in (f"rtp/train/safe/{copy.name}", "rtp/train/safe/somebody_1.mp4")
+    )
+    assert one == other
+    assert read_json(tmp_path / "cv" / "cross_validation.json")["locked_videos"] == len(
+        list((copied / "rtp" / "test").rglob("*.mp4"))
+    )
+
+
+def test_the_same_videos_have_the_same_folds(demo_folder: Path, tmp_path: Path) -> None:
+    plan = Plan("grouped", folds=3, repeats=2, seeds=[0], splits=["train", "val"])
+    for name in ("one", "other"):
+        write_folds(tmp_path / name, plan, options(demo_folder, tmp_path / "cache"))
+    assert (tmp_path / "one" / "folds.csv").read_bytes() == (tmp_path / "other" / "folds.csv").read_bytes()
+
+
+def test_too_few_creators_are_refused(demo_folder: Path, tmp_path: Path) -> None:
+    plan = Plan("grouped", folds=4, repeats=1, seeds=[0], splits=["train", "val"])
+    with pytest.raises(UserError) as error:
+        write_folds(tmp_path / "cv", plan, options(demo_folder, tmp_path / "cache"))
+    assert error.value.code == "too-few-groups" and not (tmp_path / "cv" / "cross_validation.json").exists()
+
+
+def test_folds_are_kept_while_videos_come_and_refused_when_they_change(demo_folder: Path, tmp_path: Path) -> None:
+    plan = Plan("grouped", folds=3, repeats=1, seeds=[0], splits=["train", "val"])
+    copied = shutil.copytree(demo_folder, tmp_path / "videos")
+    data = options(copied, tmp_path / "cache")
+    write_folds(tmp_path / "cv", plan, data)
+    before = contents(tmp_path / "cv")
+    one, other = sorted((copied / "rtp" / "train" / "safe").glob("*.mp4"))[:2]
+    write_video(one.with_name("new_1.mp4"), np.zeros((4, 16, 16, 3), np.uint8))
+    write_folds(tmp_path / "cv", plan, data)
+    assert contents(tmp_path / "cv") == before
+    shutil.copy(one, other)
+    with pytest.raises(UserError) as error:
+        write_folds(tmp_path / "cv", plan, data)
+    assert error.value.code == "changed-videos"
+
+
+# ---- the runs
+
+
+def test_the_table_pools_what_each_run_predicted_of_its_fold(validated: Path, demo_folder: Path) -> None:
+    rows, folds = table(validated / "out_of_fold.csv"), table(validated / "folds.csv").set_index("path")
+    metrics = read_json(validated / "metrics.json")
+    assert len(rows) == len(folds) and not rows.duplicated(["repeat", "seed", "path"]).any()
+    for row in rows.itertuples():
+        assert folds.loc[row.path, "repeat0"] == row.fold and folds.loc[row.path, "label"] == row.label
+    for (fold, seed), part in rows.groupby(["fold", "seed"]):
+        own = table(validated / f"repeat0_fold{fold}_seed{seed}" / "predictions_test.csv")
+        assert (own[["adult", "harmful", "safe"]].to_numpy() == part[["adult", "harmful", "safe"]].to_numpy()).all()
+    right = (rows["predicted"] == rows["label"]).mean()
+    assert metrics["out_of_fold"]["accuracy"]["mean"] == pytest.approx(right, abs=1e-6)
+    assert metrics["unit"] == "creators"
+    printed = validated.with_suffix(".out").read_text()
+    assert f"accuracy {right:.3f} [" in " ".join(printed.split()) and "stay locked" in printed
+    assert [path.name for path in validated.rglob("*.ckpt")] == ["best.ckpt"] * 3
+    test_videos = {path.name for path in (demo_folder / "rtp" / "test").rglob("*.mp4")}
+    assert not test_videos & {Path(path).name for path in rows["path"]}
+
+
+def test_the_held_out_fold_cannot_influence_training(validated: Path, tiny: list[str], tmp_path: Path) -> None:
+    """Not even by its labels: with wrong ones the same epoch with the same weights is chosen."""
+    rows = table(validated / "splits" / "repeat0_fold1.csv")
+    held_out = rows["split"] == "test"
+    rows.loc[held_out, "label"] = rows.loc[held_out, "label"].map(
+        {"adult": "safe", "safe": "harmful", "harmful": "adult"}
+    )
+    rows.to_csv(tmp_path / "wrong.csv", index=False)
+    overrides = ["trainer.max_epochs=1", f"data.source={tmp_path / 'wrong.csv'}", f"run_dir={tmp_path / 'run'}"]
+    result = train(*tiny, *overrides)
+    assert result.code == 0, result.stderr
+    job = validated / "repeat0_fold1_seed0"
+    assert same_weights(weights(tmp_path / "run", "best"), weights(job, "best"))
+    assert (tmp_path / "run" / "predictions_val.csv").read_bytes() == (job / "predictions_val.csv").read_bytes()
+
+
+def test_interrupted_and_continued_it_gives_the_same_table(validated: Path, command: list[str], tmp_path: Path) -> None:
+    copied = Path(shutil.copytree(validated, tmp_path / "cv"))
+    shutil.rmtree(copied / "repeat0_fold2_seed0")  # not started
+    (copied / "repeat0_fold1_seed0" / "metrics.json").unlink()  # killed at its end
+    for name in RESULTS:
+        (copied / name).unlink()
+    result = call("cross_validate.py", *command, f"output={copied}")
+    assert result.code == 0, result.stderr
+    assert result.stdout.count("already finished") == 1
+    for name in RESULTS:
+        assert (copied / name).read_bytes() == (validated / name).read_bytes(), name
+
+
+def test_a_folder_of_another_command_is_refused(validated: Path, command: list[str], tmp_path: Path) -> None:
+    copied = Path(shutil.copytree(validated, tmp_path / "cv"))
+    refused(call("cross_validate.py", *command, "protocol=random", f"output={copied}"), "another-sweep")
+
+
+@pytest.mark.parametrize("fault", ["no metrics", "other videos", "trained on the fold", "no predictions"])
+def test_a_run_that_does_not_fit_its_fold_is_refused(validated: Path, tmp_path: Path, fault: str) -> None:
+    copied = Path(shutil.copytree(validated, tmp_path / "cv"))
+    job, other = copied / "repeat0_fold0_seed0", copied / "repeat0_fold1_seed0"
+    if fault == "no metrics":
+        (job / "metrics.json").unlink()
+    elif fault == "other videos":
+        for name in ("predictions_test.csv", "manifest.csv"):
+            shutil.copy(other / name, job / name)
+    elif fault == "trained on the fold":
+        manifest = table(job / "manifest.csv")
+        seen = manifest[manifest["split"] == "test"].head(1).assign(split="train", path="copy.mp4")
+        pd.concat([manifest, seen]).to_csv(job / "manifest.csv", index=False)
+    else:
+        (job / "predictions_test.csv").unlink()
+    code = "unfinished-cross-validation" if fault == "no metrics" else "damaged-fold"
+    refused(call("report.py", f"sweep={copied}"), code)
+
+
+def test_the_report_shows_several_side_by_side(validated: Path, tmp_path: Path) -> None:
+    result = call("report.py", f"sweep=[{validated},{validated}]")
+    assert result.code == 0, result.stderr
+    assert "A (grouped)" in result.stdout and "B - A: accuracy +0.000 [+0.000, +0.000]" in result.stdout
+    refused(call("report.py", f"sweep=[{validated},{tmp_path}]"), "no-sweep")
+    shutil.copy(validated / "sweep.json", tmp_path)
+    refused(call("report.py", f"sweep=[{validated},{tmp_path}]"), "several-sweeps")
+
+
+def test_what_only_creators_share_helps_in_random_folds_alone(tmp_path: Path) -> None:
+    """Each creator has a background and a class: who knows the background knows the class, if not of a new one."""
+    rng = np.random.default_rng(0)
+    for creator in range(16):
+        background = rng.integers(0, 256, size=(1, 8, 8, 3)).repeat(4, axis=0)
+        for video in range(3):
+            frames = np.clip(background + rng.normal(0, 10, size=background.shape), 0, 255).astype(np.uint8)
+            path = tmp_path / "videos" / ("no", "yes")[creator % 2] / f"c{creator}_{video}.mp4"
+            write_video(path, frames.repeat(4, axis=1).repeat(4, axis=2))
+    data, accuracy = options(tmp_path / "videos", tmp_path / "cache"), {}
+    for protocol in ("grouped", "random"):
+        folder = tmp_path / protocol
+        write_folds(folder, Plan(protocol, folds=4, repeats=2, seeds=[0], splits=["train", "val"]), data)
+        sha256s, store = table(folder / "folds.csv").set_index("file")["sha256"], frame_store(data)
+        right = []
+        for path in (folder / "splits").iterdir():
+            rows = table(path)
+            frames = np.stack([store.read(sha256s[file], np.array([0])).ravel().astype(float) for file in rows["path"]])
+            seen, labels = (rows["split"] != "test").to_numpy(), rows["label"].to_numpy()
+            nearest = np.square(frames[~seen][:, None] - frames[seen]).sum(axis=-1).argmin(axis=1)
+            right += list(labels[seen][nearest] == labels[~seen])
+        accuracy[protocol] = np.mean(right)
+    assert accuracy["random"] == 1 and 0.3 < accuracy["grouped"] < 0.7, accuracy

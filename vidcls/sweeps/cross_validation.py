@@ -1,0 +1,203 @@
+"""A cross-validation is a sweep over repeats, folds and seeds; the folds are drawn once, before its jobs start.
+
+Each job is a run of train.py on a .csv that names the fold as its test split: train.py uses that for nothing but the
+test at its end. As in any run on a source without a val split, the epoch is chosen on one that is drawn from the rest.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from vidcls.cli import check_missing
+from vidcls.data.options import DataOptions
+from vidcls.data.sources import class_order
+from vidcls.data.urls import redact
+from vidcls.errors import UserError, check_choice, check_integer
+from vidcls.files import csv_bytes, write_atomically
+from vidcls.sweeps.jobs import SweepCallback, callback_errors_exit, parse_overrides, prepare_sweep
+from vidcls.training.options import check_address_space, check_train_options
+from vidcls.training.run_folder import PREVIOUS_CHECKPOINT, last_checkpoint
+
+PROTOCOLS = ("grouped", "random")
+POOLED = ("train", "val")
+RECORD = "cross_validation.json"
+RESERVED = ("seed", "repeat", "fold", "resume", "test", "run_dir", "sweep.resume", "data.split.grouped")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a cross-validation consists of, as cross_validation.json holds it."""
+
+    protocol: str
+    folds: int
+    repeats: int
+    seeds: list[int]
+    splits: list[str]
+
+    def __post_init__(self) -> None:
+        check_choice("protocol", self.protocol, PROTOCOLS)
+        check_integer("folds", self.folds, minimum=2)
+        check_integer("repeats", self.repeats)
+        _check_distinct("seeds", self.seeds)
+        _check_distinct("splits", self.splits)
+        for seed in self.seeds:
+            check_integer("seeds", seed, minimum=0)
+        for split in self.splits:
+            check_choice("splits", split, POOLED)
+
+    @property
+    def jobs(self) -> Iterator[tuple[int, int, int]]:
+        """The repeat, fold and seed of each job."""
+        for repeat in range(self.repeats):
+            for fold in range(self.folds):
+                yield from ((repeat, fold, seed) for seed in self.seeds)
+
+
+def _check_distinct(option: str, values: Any) -> None:
+    if not isinstance(values, list) or not values or len(set(map(str, values))) != len(values):
+        raise UserError(f"{option} to be a list of different values", repr(values), f"Change {option}.", option)
+
+
+def job_folder(folder: Path, repeat: int, fold: int, seed: int) -> Path:
+    """Where a job writes, as conf/cross_validate.yaml says."""
+    return folder / f"repeat{repeat}_fold{fold}_seed{seed}"
+
+
+def folds_path(folder: Path) -> Path:
+    """The videos with their groups, and a column ``repeat<r>`` with the fold of each."""
+    return folder / "folds.csv"
+
+
+def are_cross_validations(folders: Sequence[Path]) -> bool:
+    """Whether the folders are of cross-validations rather than one sweep.
+
+    Raises:
+        UserError: there are several, and not all of them are.
+    """
+    others = [folder for folder in folders if not (folder / RECORD).is_file()]
+    if others and len(folders) > 1:
+        expected = "one sweep, or folders of cross_validate.py alone, in sweep"
+        raise UserError(expected, f"{len(folders)}, among them {others[0]}", "Leave it out.", "several-sweeps")
+    return not others
+
+
+def drop_last_checkpoints(job: Path) -> None:
+    """Leaves best.ckpt alone in a finished job: there may be a hundred of them, and none is to be continued."""
+    if (job / "metrics.json").is_file():
+        for path in (last_checkpoint(job), last_checkpoint(job).with_name(PREVIOUS_CHECKPOINT)):
+            path.unlink(missing_ok=True)
+
+
+class CrossValidationCallback(SweepCallback):
+    """Draws the folds before the jobs are composed, and writes the results after the last one."""
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        with callback_errors_exit():
+            prepare_cross_validation(config)
+
+    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
+        with callback_errors_exit():
+            from vidcls.sweeps.fold_results import write_results
+
+            write_results(Path(config.hydra.sweep.dir).absolute())
+
+
+def prepare_cross_validation(config: DictConfig) -> None:
+    """Draws the folds, or reads them where the folder has some, and adds the overrides of the jobs.
+
+    Raises:
+        UserError: an option cannot be used, the folder is of another command, or the videos cannot be divided.
+    """
+    given = parse_overrides(list(config.hydra.overrides.task))
+    swept = [option for option, override in given.items() if override.is_sweep_override()]
+    if reserved := [*swept, *(option for option in RESERVED if option in given)]:
+        raise UserError(
+            f"a cross-validation of one configuration, without {reserved[0]}, which it sets itself",
+            str(given[reserved[0]].input_line),
+            "Leave it out; seeds=[0,1] names seeds, protocol=random ungroups, and output=DIR continues.",
+            "reserved-override",
+        )
+    cfg = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+    check_missing(cfg)
+    with open_dict(cfg):
+        cfg.run_dir = str(Path(config.hydra.sweep.dir).absolute())
+    plain: Any = OmegaConf.to_container(cfg, resolve=True)
+    plan = Plan(**{name: plain[name] for name in ("protocol", "folds", "repeats", "seeds", "splits")})
+    check_address_space()
+    check_train_options(cfg)
+    options = DataOptions(**{name: value for name, value in plain["data"].items() if not name.startswith("_")})
+    if not options.split.val_fraction:
+        expected = "data.split.val_fraction > 0, as each fold needs a val split of its own to choose the epoch on"
+        raise UserError(expected, "0", "Leave it out.", "data.split.val_fraction")
+    folder = Path(cfg.run_dir)
+    if (folder / "sweep.json").is_file():
+        with open_dict(config):
+            config.sweep.resume = str(folder)
+    config.hydra.overrides.task += [
+        f"repeat={','.join(map(str, range(plan.repeats)))}",
+        f"fold={','.join(map(str, range(plan.folds)))}",
+        f"seed={','.join(map(str, plan.seeds))}",
+    ]
+    prepare_sweep(config)
+    source = "${hydra:sweep.dir}/splits/repeat${repeat}_fold${fold}.csv"
+    grouped = str(plan.protocol == "grouped").lower()
+    config.hydra.overrides.task += ["test=true", f"data.source='{source}'", "data.demo=null"]
+    config.hydra.overrides.task += [f"data.split.grouped={grouped}"]
+    write_folds(folder, plan, options)
+
+
+def write_folds(folder: Path, plan: Plan, options: DataOptions) -> None:
+    """Decodes the videos and writes folds.csv, a .csv per fold for train.py, and at last cross_validation.json.
+
+    Where that is there already its folds hold, and only what the store has lost is decoded.
+
+    Raises:
+        UserError: the videos cannot be divided, or are not those that the folder's folds were drawn from.
+    """
+    import pandas as pd
+    from rich.console import Console
+
+    from vidcls.data.preparation import pool_videos
+    from vidcls.data.splits import assign_folds, assign_splits, group_videos
+
+    console, grouped = Console(), plan.protocol == "grouped"
+    if (folder / RECORD).is_file():
+        pool_videos(options, plan.splits, console, pd.read_csv(folds_path(folder), dtype=str, keep_default_na=False))
+        return
+    videos, locked = pool_videos(options, plan.splits, console)
+    if any(redact(file) != file for file in videos["file"]):  # the files below would hold the password
+        remedy = "Give them as the environment variables or files that the storage's own tools read."
+        raise UserError("a data.source without credentials in its URLs", "some", remedy, "url-credentials")
+    labels, creators = list(videos["label"]), list(videos["creator"] if grouped else [""] * len(videos))
+    groups = group_videos(list(videos["path"]), creators, list(videos["sha256"]))
+    table = videos[["path", "label", "creator", "sha256", "file"]].assign(group=groups)
+    rows = pd.DataFrame({"path": videos["file"], "label": labels, "creator": creators})
+    for repeat in range(plan.repeats):
+        table[f"repeat{repeat}"] = folds = assign_folds(labels, groups, plan.folds, repeat)
+        for fold in range(plan.folds):
+            given = ["test" if place == fold else "train" for place in folds]
+            fraction = options.split.val_fraction
+            rows["split"] = assign_splits(labels, groups, given, val_fraction=fraction, test_fraction=0, seed=repeat)
+            write_atomically(folder / "splits" / f"repeat{repeat}_fold{fold}.csv", csv_bytes(rows))
+    write_atomically(folds_path(folder), csv_bytes(table))
+    record = asdict(plan) | {
+        "source": options.source,
+        "classes": class_order(labels, options.classes),
+        "videos": len(videos),
+        "groups": len(set(groups)),
+        "creators": len(set(videos["creator"]) - {""}),
+        "locked_videos": locked,
+    }
+    write_atomically(folder / RECORD, json.dumps(record, indent=2).encode())
+    left_out = f"; {locked} videos of other splits stay locked" if locked else ""
+    console.print(
+        f"{len(videos)} videos of {record['creators']} creators: {plan.folds} {plan.protocol} folds, "
+        f"{plan.repeats} repeats, seeds {', '.join(map(str, plan.seeds))}{left_out}",
+        soft_wrap=True,
+    )

@@ -1,0 +1,242 @@
+"""What a cross-validation leaves behind: all out-of-fold predictions in one table, and what they amount to."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from rich.console import Console
+from rich.text import Text
+
+from vidcls.data.ingest import read_manifest
+from vidcls.errors import UserError
+from vidcls.files import csv_bytes, write_atomically
+from vidcls.metrics.out_of_fold import OutOfFold, compare_out_of_fold, summarise_out_of_fold
+from vidcls.sweeps.cross_validation import RECORD, RESERVED, Plan, folds_path, job_folder
+from vidcls.sweeps.jobs import read_json
+
+OUT_OF_FOLD = "out_of_fold.csv"
+METRICS = {"accuracy": "accuracy", "auroc": "AUROC", "loss": "log loss", "calibration_error": "calibration error (ECE)"}
+
+
+@dataclass(frozen=True)
+class CrossValidation:
+    """A cross-validation whose runs are all finished."""
+
+    folder: Path
+    plan: Plan
+    record: dict[str, Any]  # what cross_validation.json holds
+    overrides: list[str]  # of its command
+    table: pd.DataFrame  # out_of_fold.csv: repeat, seed, fold, path, creator, label, predicted, a column per class
+
+    @property
+    def classes(self) -> list[str]:
+        return list(self.record["classes"])
+
+    @property
+    def command(self) -> str:
+        """The shell command that repeats it."""
+        given = [text for text in self.overrides if text.partition("=")[0] not in RESERVED]
+        return shlex.join(["python", "cross_validate.py", *given])
+
+    @property
+    def unit(self) -> str:
+        """What intervals resample."""
+        return "creators" if self.record["creators"] else "videos"
+
+    @cached_property
+    def predictions(self) -> OutOfFold:
+        """The table as arrays; videos are in the order of their paths."""
+        table, classes = self.table.sort_values(["repeat", "seed", "path"], kind="stable"), self.classes
+        shape = (self.plan.repeats, len(self.plan.seeds), self.record["videos"], len(classes))
+        first = table.head(shape[2])
+        creators = first["creator"].where(first["creator"] != "", "video " + first["path"])
+        return OutOfFold(
+            first["label"].map(classes.index).to_numpy(),
+            np.unique(creators, return_inverse=True)[1],
+            table[classes].to_numpy(np.float64).reshape(shape),
+        )
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """See `vidcls.metrics.out_of_fold.summarise_out_of_fold`."""
+        return summarise_out_of_fold(self.predictions, self.classes)
+
+
+def read_cross_validation(folder: Path) -> CrossValidation:
+    """Gathers the out-of-fold predictions of all runs.
+
+    Raises:
+        UserError: a run is missing, or has not predicted exactly the videos of its fold, from what is not in it.
+    """
+    record = read_json(folder / RECORD, *Plan.__dataclass_fields__, "classes", "videos", "creators")
+    plan = Plan(**{name: record[name] for name in Plan.__dataclass_fields__})
+    overrides = read_json(folder / "sweep.json", "overrides")["overrides"]
+    folds = pd.read_csv(folds_path(folder), dtype=str, keep_default_na=False)
+    unfinished = [job for job in plan.jobs if not (job_folder(folder, *job) / "metrics.json").is_file()]
+    if unfinished:
+        name = job_folder(folder, *unfinished[0]).name
+        raise UserError(
+            "a cross-validation whose runs are all finished",
+            f"{len(unfinished)} that are not, such as {name}",
+            f"See its error.txt, if there is one; the same command and output={folder} continues.",
+            "unfinished-cross-validation",
+        )
+    parts = [_read_fold(folder, folds, record["classes"], *job) for job in plan.jobs]
+    return CrossValidation(folder, plan, record, overrides, pd.concat(parts, ignore_index=True))
+
+
+def _read_fold(
+    folder: Path, folds: pd.DataFrame, classes: Sequence[str], repeat: int, fold: int, seed: int
+) -> pd.DataFrame:
+    job = job_folder(folder, repeat, fold, seed)
+    path = job / "predictions_test.csv"
+    held_out = folds[folds[f"repeat{repeat}"] == str(fold)]
+    manifest = read_manifest(job / "manifest.csv")
+    keys = ["path", "label", "sha256"]
+    expected, used = (
+        set(rows[columns].itertuples(index=False, name=None))
+        for rows, columns in (
+            (held_out, ["file", "label", "sha256"]),
+            (manifest[manifest["split"] == "test"], keys),
+        )
+    )
+    others = manifest[manifest["split"] != "test"]
+    found = pd.read_csv(path, keep_default_na=False, dtype={"path": str, "label": str}) if path.is_file() else None
+    fits = found is not None and list(zip(found["path"], found["label"], strict=True)) == list(
+        zip(held_out["file"], held_out["label"], strict=True)
+    )
+    if found is None or not fits or used != expected or set(others["sha256"]) & set(held_out["sha256"]):
+        raise UserError(
+            f"a run that was tested on exactly the {len(held_out)} videos of fold {fold} in repeat {repeat}",
+            f"others, or none, in {job}",
+            f"Remove that folder, and repeat the same command with output={folder}.",
+            "damaged-fold",
+        )
+    table = held_out[["path", "creator", "label"]].reset_index(drop=True)
+    for place, (name, value) in enumerate({"repeat": repeat, "seed": seed, "fold": fold}.items()):
+        table.insert(place, name, value)
+    return pd.concat([table, found[["predicted", *classes]]], axis=1)
+
+
+def write_results(folder: Path) -> None:
+    """Writes out_of_fold.csv, metrics.json and cross_validation.md, and prints the table.
+
+    Raises:
+        UserError: see `read_cross_validation`.
+    """
+    found = read_cross_validation(folder)
+    table = found.table.sort_values(["repeat", "seed", "path"], kind="stable")
+    write_atomically(folder / OUT_OF_FOLD, csv_bytes(table))
+    content = {"cross_validation": found.record, "unit": found.unit, "out_of_fold": found.summary}
+    write_atomically(folder / "metrics.json", json.dumps(content, indent=2, allow_nan=False).encode())
+    write_atomically(folder / "cross_validation.md", results_text([found]).encode())
+    print_results([found], Console())
+    Console().print(f"Results: {folder}\n  {OUT_OF_FOLD}  metrics.json  cross_validation.md", soft_wrap=True)
+
+
+# ---- tables
+
+
+def results_table(results: Sequence[CrossValidation]) -> pd.DataFrame:
+    """A row per metric, a column per cross-validation: mean [interval] and spread."""
+    columns = {}
+    for place, found in enumerate(results):
+        cells = {title: _cell(found.summary[name]) for name, title in METRICS.items()}
+        for name in found.classes:
+            true = found.summary[f"true_share/{name}"]["mean"]
+            cells[f"share predicted {name}"] = f"{_cell(found.summary[f'predicted_share/{name}'])}, true {true:.3f}"
+        columns[_title(found, place, len(results))] = cells
+    return pd.DataFrame(columns).fillna("-").rename_axis("out of fold").reset_index()
+
+
+def _title(found: CrossValidation, place: int, count: int) -> str:
+    return f"{chr(ord('A') + place)} ({found.plan.protocol})" if count > 1 else found.plan.protocol
+
+
+def _cell(metric: dict[str, Any]) -> str:
+    if metric["mean"] is None:
+        return "-"
+    text = f"{metric['mean']:.3f}"
+    if metric["ci95"] is not None:
+        text += f" [{metric['ci95'][0]:.3f}, {metric['ci95'][1]:.3f}]"
+    spreads = {"repeats": metric["std_repeats"], "seeds": metric["std_seeds"]}
+    shown = ", ".join(f"{name} ± {value:.3f}" for name, value in spreads.items() if value is not None)
+    return f"{text} ({shown})" if shown else text
+
+
+def describe(found: CrossValidation) -> str:
+    """What was done, in a sentence or two."""
+    plan, record = found.plan, found.record
+    locked = f" {record['locked_videos']} videos of other splits were not touched." if record["locked_videos"] else ""
+    return (
+        f"{record['videos']} videos of {record['creators']} creators ({' and '.join(plan.splits)} of "
+        f"{record['source']}), {plan.folds} {plan.protocol} folds x {plan.repeats} repeats x "
+        f"{len(plan.seeds)} seeds.{locked}"
+    )
+
+
+def notes(found: CrossValidation) -> list[str]:
+    """How to read the numbers, and what they warn of."""
+    lines = [
+        f"[95 % interval, resampling {found.unit}]; ± is the standard deviation over repeats (other folds) and over "
+        "seeds. Metrics pool the folds of a repeat."
+    ]
+    if found.plan.protocol == "random":
+        lines.append("Random folds: networks are tested on creators that they were trained on. New ones get less.")
+    for name in found.classes:
+        difference = found.summary[f"share_difference/{name}"]
+        if difference["ci95"] is not None and difference["ci95"][0] > 0:
+            more = f"{difference['mean']:.3f} [{difference['ci95'][0]:.3f}, {difference['ci95'][1]:.3f}]"
+            lines.append(f"{name} is predicted too often, by {more} of all videos: its threshold is shifted.")
+    return lines
+
+
+def comparisons(results: Sequence[CrossValidation]) -> list[str]:
+    """The difference of each other cross-validation to the first, where both are of the same videos."""
+    lines = []
+    for place, found in enumerate(results[1:], 1):
+        name = f"{chr(ord('A') + place)} - A"
+        try:
+            if found.classes != results[0].classes:
+                raise ValueError
+            differences = compare_out_of_fold(results[0].predictions, found.predictions, found.classes)
+        except ValueError:
+            lines.append(f"{name}: of other videos, so their difference is not measured.")
+            continue
+        texts = []
+        for metric, title in METRICS.items():
+            one = differences[metric]
+            if one["mean"] is not None and one["ci95"] is not None:
+                texts.append(f"{title} {one['mean']:+.3f} [{one['ci95'][0]:+.3f}, {one['ci95'][1]:+.3f}]")
+        lines.append(f"{name}: {', '.join(texts)}")
+    return lines
+
+
+def results_text(results: Sequence[CrossValidation]) -> str:
+    """The text of cross_validation.md."""
+    table = results_table(results).to_markdown(index=False, disable_numparse=True)
+    parts = ["# Cross-validation"]
+    for found in results:
+        parts += [f"```sh\n{found.command}\n```", describe(found)]
+    parts += [table, "\n".join(f"- {line}" for found in results for line in notes(found))]
+    return "\n\n".join(parts) + "\n"
+
+
+def print_results(results: Sequence[CrossValidation], console: Console) -> None:
+    """Prints the table, what it is of and how to read it; several are compared with the first."""
+    lines = []
+    for place, found in enumerate(results):
+        lead = f"{_title(found, place, len(results))}: {found.folder}: " if len(results) > 1 else ""
+        lines.append(f"{lead}{describe(found)}")
+    lines += ["", results_table(results).to_string(index=False), ""]
+    lines += dict.fromkeys(line for found in results for line in notes(found))
+    lines += comparisons(results)
+    console.print(Text("\n".join(lines)), soft_wrap=True)
