@@ -53,12 +53,33 @@ def test_motion_inputs_by_hand(motion: str, expected: list[list[float]]) -> None
     assert (length, encoder.num_features) == (len(expected), len(expected[0]))
 
 
+def test_multiscale_difference_by_hand() -> None:
+    # Grey of six frames: the means of the channels, 0, 1, 4, 9, 16, 25.
+    grey = torch.arange(6.0).square()
+    clip = torch.stack([grey - 1, grey, grey + 1], dim=1)[None, :, :, None, None].expand(1, 6, 3, 2, 2)
+    encoder, length = build_motion("multiscale_difference", 6, Means)
+    differences = torch.tensor([[16.0 - 9, 16 - 4, 16 - 0], [25 - 16, 25 - 9, 25 - 1]])
+    scaled = 0.15 * differences / torch.tensor([1.0, 2, 4])  # half the distance of two values is their deviation
+    torch.testing.assert_close(encoder(clip), scaled.square()[None])
+    assert (length, encoder.num_features) == (2, 3)
+
+
+def test_multiscale_difference_does_not_see_contrast_or_other_clips() -> None:
+    torch.manual_seed(0)
+    encoder, _ = build_motion("multiscale_difference", 6, Means)
+    clips = torch.rand(2, 6, 3, 4, 4)
+    contrast = clips * torch.tensor([0.5, 3.0])[:, None, None, None, None] + 0.2
+    torch.testing.assert_close(encoder(contrast), encoder(clips))
+    torch.testing.assert_close(encoder(clips[:1]), encoder(clips)[:1])
+    assert not encoder(torch.ones(1, 6, 3, 4, 4)).any()
+
+
 @pytest.mark.parametrize("motion", MOTIONS)
-@pytest.mark.parametrize("num_frames", [2, 7])
+@pytest.mark.parametrize("num_frames", [5, 7])
 def test_lengths_with_a_network(motion: str, num_frames: int) -> None:
     torch.manual_seed(0)
     encoder, length = build_motion(motion, num_frames, lambda channels: ConvEncoder([4], 8, channels))
-    assert length == (num_frames if motion == "rgb" else num_frames - 1)
+    assert length == num_frames - {"rgb": 0, "multiscale_difference": 4}.get(motion, 1)
     features = encoder(torch.rand(2, num_frames, 3, 8, 8))
     assert encoder.num_features == 64 * (2 if motion == "late_fusion" else 1)
     assert features.shape == (2, length, encoder.num_features)
@@ -82,7 +103,7 @@ def test_late_fusion_has_two_encoders() -> None:
 
 @pytest.mark.parametrize("motion", MOTIONS)
 def test_what_the_encoder_answers_is_passed_on(motion: str) -> None:
-    encoder, _ = build_motion(motion, 3, Means)
+    encoder, _ = build_motion(motion, 5, Means)
     inner = [part for part in encoder.modules() if isinstance(part, Means)]
     encoder.load_weights()
     assert [part.loaded for part in inner] == [1] * len(inner)

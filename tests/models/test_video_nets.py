@@ -31,7 +31,7 @@ def test_shape_and_gradients(name: str) -> None:
     num_frames = 8 if name == "s3d" else 4
     encoder = build(name, num_frames=num_frames).train()
     features = encoder(torch.rand(2, num_frames, 3, 32, 32))
-    expected = {"s3d": 1024, "mvit_v2_s": 768, "swin3d_t": 768}.get(name, 512)
+    expected = {"i3d": 1024, "s3d": 1024, "mvit_v2_s": 768, "swin3d_t": 768}.get(name, 512)
     assert features.shape == (2, expected) and encoder.num_features == expected
     (features * torch.randn(expected)).sum().backward()
     gradients = {key: parameter.grad for key, parameter in encoder.net.named_parameters()}

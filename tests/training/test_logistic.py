@@ -100,7 +100,7 @@ def random_weights(folder: Path) -> None:
 def solved(shared: Path, demo_folder: Path) -> Overrides:
     """The overrides of such a run, but for its folder."""
     folder = once(shared, "logistic_weights", random_weights)
-    data = ["data=folder", f"data.source={demo_folder}", "data.num_frames=4", "data.resolution=32"]
+    data = ["data=folder", f"data.source={demo_folder}", "data.num_frames=6", "data.resolution=32"]
     model = ["experiment=strong", "model.encoder.name=torchvision/resnet18"]
     model.append(f"model.encoder.weights={folder / 'resnet18.pth'}")
     return [*model, *data, "data.decode.workers=1", "trainer.accelerator=cpu", f"cache_dir={shared / 'logistic_cache'}"]

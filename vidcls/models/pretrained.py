@@ -1,4 +1,4 @@
-"""Networks of timm and torchvision as encoders: their weights, normalisation, stages and freezing."""
+"""Pretrained networks as encoders: their weights, normalisation, stages and freezing."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.models import get_model_weights
 
 from vidcls.errors import UserError, check_choice
+from vidcls.models.downloads import kinetics_weights
 from vidcls.models.encoders import Encoder
+from vidcls.models.i3d import read_kinetics_weights
 
 CONTAINERS = ("encoder", "features", "blocks", "layers", "stages", "trunk_output")
 """What timm and torchvision call a module that holds blocks, each of which is a stage of its own."""
 TORCHVISION_CLASSIFIERS = ("fc", "classifier", "head", "heads", "aux1", "aux2", "AuxLogits")
-HALF_CENTRED = ("torchvision/googlenet", "torchvision/inception_v3")
+HALF_CENTRED = ("i3d", "torchvision/googlenet", "torchvision/inception_v3")
 
 State = dict[str, Tensor]
 
@@ -150,7 +152,7 @@ def normalisation(name: str) -> dict[str, list[float]]:
     if name.startswith("timm/"):
         transforms = timm_config(name)
     elif name in HALF_CENTRED:
-        # From TensorFlow. torchvision feeds pixels normalised otherwise, and has these networks correct that.
+        # From TensorFlow. torchvision feeds pixels normalised otherwise, and has its two networks correct that.
         return {"mean": [0.5] * 3, "std": [0.5] * 3}
     else:
         transforms = get_model_weights(name.rpartition("/")[2]).DEFAULT.transforms()
@@ -173,7 +175,10 @@ def load_weights(net: nn.Module, name: str, weights: str) -> None:
     Raises:
         UserError: there are no such weights, or keys are missing or unexpected, other than the classifier's.
     """
-    state = _download(name) if weights == "default" else _read(Path(weights), name)
+    if weights == "default" and name != "i3d":
+        state = _download(name)
+    else:
+        state = _read(kinetics_weights() if weights == "default" else Path(weights), name)
     # Densenet's files are older than its present names.
     state = {re.sub(r"(denselayer\d+\.(norm|conv))\.([12]\.)", r"\1\3", key): value for key, value in state.items()}
     expected = net.state_dict()
@@ -239,7 +244,13 @@ def _download(name: str) -> State:
 
 def _read(path: Path, name: str) -> State:
     try:
-        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+        state: Any
+        if path.suffix == ".safetensors":
+            state = load_file(path)
+        elif path.suffix == ".ckpt" and name == "i3d":
+            state = read_kinetics_weights(path)
+        else:
+            state = torch.load(path, "cpu", weights_only=True)
         for key in ("state_dict", "model"):
             if isinstance(state, dict) and isinstance(state.get(key), dict):
                 state = state[key]

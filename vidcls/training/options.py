@@ -121,10 +121,12 @@ CHECKS: dict[str, Check] = {
 """What each option must be, in whatever configuration it appears."""
 
 MODEL_CHECKS: dict[str, Check] = {
-    "model.name": _choice("r3d_18", "mc3_18", "r2plus1d_18", "s3d", "mvit_v2_s", "swin3d_t"),
+    "model.name": _choice("i3d", "r3d_18", "mc3_18", "r2plus1d_18", "s3d", "mvit_v2_s", "swin3d_t"),
     "model.dropout": _share,
     "model.standardise": _check_flag,
-    "model.motion": _choice("rgb", "difference", "feature_difference", "early_fusion", "late_fusion"),
+    "model.motion": _choice(
+        "rgb", "difference", "multiscale_difference", "feature_difference", "early_fusion", "late_fusion"
+    ),
     "model.weights": _check_weights,
     "model.norm_eval": _check_flag,
     "model.lstm.hidden_size": check_integer,
@@ -269,7 +271,8 @@ def _check_model_fits(model: dict[str, Any], data: DataOptions) -> None:
         # for its kernels of 7 frames, or writes past the end of its memory (seen in torch 2.15).
         needed += [("resolution", 17, "model.name=s3d"), ("num_frames", 8, "model.name=s3d")]
     if model.get("motion", "rgb") != "rgb":
-        needed.append(("num_frames", 2, f"model.motion={model['motion']}"))
+        least = 5 if model["motion"] == "multiscale_difference" else 2
+        needed.append(("num_frames", least, f"model.motion={model['motion']}"))
     for name, least, reason in needed:
         if (value := getattr(data, name)) < least:
             remedy = f"Give data.{name}={least} or more."
