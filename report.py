@@ -35,10 +35,13 @@ def main(cfg: DictConfig) -> None:
     sweep = read_sweep(folders[0])
 
     from vidcls.sweeps.sweep_report import write_report
-    from vidcls.sweeps.winner import test_winner
+    from vidcls.sweeps.winner import record_test, winner_to_test
 
-    if cfg.test_best:
-        test_winner(sweep, cfg.accelerator, trusted_packages(cfg), console)
+    if cfg.test_best and (winner := winner_to_test(sweep)) is not None:
+        from vidcls.evaluation.results import evaluate_run
+
+        job = folder / str(winner["job"])
+        record_test(sweep, winner, evaluate_run(job, "test", cfg.accelerator, trusted_packages(cfg), console))
     write_report(sweep, console)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from rich.console import Console
 from torch.utils.tensorboard import SummaryWriter
 
 from vidcls.data.decoding.result import USABLE
-from vidcls.data.preparation import prepare_external, redecode_missing
+from vidcls.data.preparation import prepare_external, redecode_missing, usable_rows
 from vidcls.data.splits import group_videos
 from vidcls.data.urls import absolute
 from vidcls.data.videos import Videos
@@ -28,7 +29,7 @@ from vidcls.metrics.predictions import Predictions
 from vidcls.moderation.policy import Policy, decide, fit_policy, load_policy, policy_report, save_policy
 from vidcls.plots.run_plots import confusion_figure, precision_recall_figure, reliability_figure, roc_figure
 from vidcls.plots.style import Figure, save_figures
-from vidcls.prediction.predictor import LoadedRun
+from vidcls.prediction.predictor import LoadedRun, Predictor, load_run
 from vidcls.training.records import log_picture, worst_errors_figure, write_predictions
 
 
@@ -71,6 +72,22 @@ def policy_videos(
         remedy = "Restore manifest.csv and config.yaml, or train again."
         raise UserError("the videos that the run was fitted to", "others in its manifest.csv", remedy, "other-videos")
     return rows, run.oof_predictions
+
+
+def evaluate_run(
+    folder: Path, split: str, accelerator: str | None, trust: Sequence[str], console: Console
+) -> dict[str, Any]:
+    """The metrics of the run in ``folder`` on a split of its own videos; writes nothing into it.
+
+    Raises:
+        UserError: it is not the folder of a finished run, or the split is empty.
+    """
+    run = load_run(folder, trust)
+    if usable_rows(run.manifest, split).empty:
+        remedy = "Evaluate it with evaluate.py on new videos."
+        raise UserError(f"videos in the run's {split} split", "none", remedy, "empty-split")
+    videos = prepare_evaluation(run, EvaluationPlan(split, [split], None), None, None, console)
+    return Predictor(run, accelerator).predict_split(videos, split).summary(run.classes)
 
 
 def choose_policy(

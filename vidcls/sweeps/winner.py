@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from rich.console import Console
 
 from vidcls.errors import UserError
 from vidcls.files import write_atomically
@@ -27,13 +24,11 @@ def read_test(sweep: Sweep) -> dict[str, Any] | None:
     return read_json(path, *TEST_KEYS)
 
 
-def test_winner(sweep: Sweep, accelerator: str | None, trust: Sequence[str], console: Console) -> None:
-    """Tests the best job of the best configuration and writes test.json, unless that is there.
-
-    ``value`` is the objective on the test split, ``val_value`` on val.
+def winner_to_test(sweep: Sweep) -> pd.Series | None:
+    """The best job of the best configuration, whose test will be recorded; None if it has been.
 
     Raises:
-        UserError: jobs are missing, none is finished, another one has been tested before, or there is no test split.
+        UserError: jobs are missing, none is finished, another one has been tested before, or nothing can be recorded.
     """
     winner, tested = winning_job(sweep, rank(sweep)), read_test(sweep)
     if tested is not None:
@@ -44,7 +39,7 @@ def test_winner(sweep: Sweep, accelerator: str | None, trust: Sequence[str], con
                 "The test set of this sweep has been used: report that result, or test on new videos.",
                 "test-set-used",
             )
-        return
+        return None
     missing = sweep.count("unfinished") + (sweep.not_started or 0)
     if missing:
         raise UserError(
@@ -57,7 +52,11 @@ def test_winner(sweep: Sweep, accelerator: str | None, trust: Sequence[str], con
         got, remedy = f"none in {sweep.folder}", "See error.txt in the folders of its jobs."
         raise UserError("a finished job to test", got, remedy, "no-winner")
     sweep.check_writable()
-    metrics = _test(sweep.folder / winner["job"], accelerator, trust, console)
+    return winner
+
+
+def record_test(sweep: Sweep, winner: pd.Series, metrics: dict[str, Any]) -> None:
+    """Writes test.json: ``value`` is the objective on the test split, ``val_value`` on val."""
     tested = {
         "job": winner["job"],
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -67,21 +66,6 @@ def test_winner(sweep: Sweep, accelerator: str | None, trust: Sequence[str], con
         **{name: metrics[name] for name in ("accuracy", "accuracy_ci95", "macro_f1", "n")},
     }
     write_atomically(sweep.folder / "test.json", json.dumps(tested, indent=2, allow_nan=False).encode())
-
-
-def _test(folder: Path, accelerator: str | None, trust: Sequence[str], console: Console) -> dict[str, Any]:
-    """The metrics of a job on its test split, as evaluate.py computes them."""
-    # Imported here: reading a sweep does not need torch.
-    from vidcls.data.preparation import redecode_missing, usable_rows
-    from vidcls.prediction.predictor import Predictor, load_run
-
-    run = load_run(folder, trust)
-    if usable_rows(run.manifest, "test").empty:
-        remedy = "Evaluate the winner with evaluate.py on new videos."
-        raise UserError("videos in the sweep's test split", "none", remedy, "empty-split")
-    videos = run.videos()
-    redecode_missing(videos.options, run.manifest, ["test"], console)
-    return Predictor(run, accelerator).predict_split(videos, "test").summary(run.classes)
 
 
 def describe_test(tested: dict[str, Any], winner: pd.Series | None) -> str:
