@@ -43,11 +43,11 @@ train: setup ## train the CNN-LSTM on the demo videos; ARGS are Hydra overrides
 
 .PHONY: test
 test: setup ## run the whole test suite; ARGS go to pytest
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 .PHONY: test-fast
 test-fast: setup ## run the part of the test suite that takes a minute
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow" $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" $(ARGS)
 
 .PHONY: lint
 lint: setup ## ruff (lint, format) and mypy

@@ -18,18 +18,18 @@ HERE = Path(__file__).parent
 SECONDS = 300  # for one cell
 
 
-def execute(path: Path, folder: Path) -> NotebookNode:
-    """The notebook at ``path`` with fresh outputs, run by this environment's Python.
+def execute(notebook: NotebookNode, folder: Path) -> NotebookNode:
+    """Gives the notebook fresh outputs, run by this environment's Python.
 
     It starts in ``folder``/here, and its temporary files go into ``folder``.
 
     Raises:
         nbclient.exceptions.CellExecutionError: a cell failed.
     """
-    notebook = nbformat.read(path, as_version=4)
     here = folder / "here"
     here.mkdir()
-    client = NotebookClient(notebook, timeout=SECONDS, resources={"metadata": {"path": str(here)}})
+    limits = {"timeout": SECONDS, "startup_timeout": SECONDS}
+    client = NotebookClient(notebook, **limits, resources={"metadata": {"path": str(here)}})
     # One thread: the same figures on any number of cores, and several notebooks side by side in the tests.
     known = os.pathsep.join(filter(None, [str(HERE.parent), os.environ.get("PYTHONPATH")]))
     settings = {"OMP_NUM_THREADS": "1", "PYTHONPATH": known, "TMPDIR": str(folder)}  # whatever a kernel leaves is there
@@ -54,7 +54,7 @@ def main() -> None:
     """Runs those named, or all."""
     for path in [Path(name) for name in sys.argv[1:]] or sorted(HERE.glob("*.ipynb")):
         with tempfile.TemporaryDirectory() as folder:
-            nbformat.write(execute(path, Path(folder)), path)
+            nbformat.write(execute(nbformat.read(path, as_version=4), Path(folder)), path)
         print(path.name, flush=True)
 
 

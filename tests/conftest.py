@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import inspect
+import multiprocessing
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
 from helpers.commands import TINY, once, train
+from helpers.warm_python import start_server
 from hypothesis import settings
+from matplotlib.figure import Figure
 
 # Several workers run side by side; more threads than cores would only slow each other down.
 torch.set_num_threads(1)
@@ -28,11 +33,12 @@ SLOW_FILES = {
     "test_architectures.py",
     "test_backbones.py",
     "test_bootstrap.py",
-    "test_clips.py",
+    "test_runs_of_clips.py",
     "test_configs.py",
     "test_datamodule.py",
     "test_ddp.py",
     "test_demo.py",
+    "test_exported_networks.py",
     "test_exporters.py",
     "test_feature_cache.py",
     "test_html_report.py",
@@ -52,12 +58,33 @@ SLOW_FILES = {
 }
 
 
+def pytest_configure() -> None:
+    """Before the workers start, so that they share one."""
+    start_server()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks what is slow."""
     for item in items:
         trains = isinstance(item, pytest.Function) and "tiny" in inspect.signature(item.function).parameters
         if trains or item.path.parent.name in SLOW_FOLDERS or item.path.name in SLOW_FILES:
             item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def decode_workers_start_at_once() -> Iterator[None]:
+    """Forked from a process that has imported the decoders, as each command starts one or two; but see decoding/."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["hydra.main", "vidcls.cli", "vidcls.sweeps.jobs", "vidcls.data.decoding.windows"])
+    with patch("vidcls.data.decoding.pool.get_context", lambda _: context):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing its pictures takes half the time of a small run: only tests of pictures and the shared runs do it."""
+    if request.node.get_closest_marker("pictures") is None:
+        monkeypatch.setattr(Figure, "draw", lambda *_: None)
 
 
 @pytest.fixture(scope="session")

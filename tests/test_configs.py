@@ -6,6 +6,7 @@ import inspect
 import shutil
 from collections.abc import Iterator
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ def composed(*overrides: str, conf: Path = CONF, entry: str = "train", hydra: bo
         return compose(entry, list(overrides), return_hydra_config=hydra)
 
 
+@cache
 def option(name: str) -> DictConfig:
     group, _, value = name.rpartition("/")
     known = group.partition("/")[0] in GROUPS

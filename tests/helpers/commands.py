@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import os
 import runpy
@@ -11,12 +10,17 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from filelock import FileLock
+from hydra._internal.hydra import Hydra
+
+from helpers.warm_python import warm_python
 
 ROOT = Path(__file__).parents[2]
 CONF = ROOT / "conf"
@@ -46,7 +50,9 @@ def call(script: str, *overrides: str) -> Result:
     argv, stdout, stderr, code = sys.argv, io.StringIO(), io.StringIO(), 0
     sys.argv = [str(ROOT / script), *overrides]
     try:
-        with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr), warnings.catch_warnings():
+        # It composes the configuration once more, only to see whether it says hydra.mode=MULTIRUN. None does.
+        composed_once = patch.object(Hydra, "get_mode", lambda *_, **__: None)
+        with redirect_stdout(stdout), redirect_stderr(stderr), warnings.catch_warnings(), composed_once:
             runpy.run_path(str(ROOT / script), run_name="__main__")
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else 1
@@ -65,7 +71,7 @@ def start(script: str, *overrides: str, cwd: Path, launcher: Sequence[str] = ())
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen(
-        [sys.executable, *launcher, str(ROOT / script), *overrides], cwd=cwd, env=environment, text=True, **pipes
+        [warm_python(), *launcher, str(ROOT / script), *overrides], cwd=cwd, env=environment, text=True, **pipes
     )
 
 

@@ -61,14 +61,14 @@ CASES = [
     Case("model=cnn_mean"),
     Case("model=encoder_head", learns=False),
     Case("model=encoder_head model.encoder.temporal_shift=true model/head=pool"),  # exported in test_temporal_shift
-    Case(f"{RESNET} model/head=bilstm model.motion=difference", still=ATTENTION, format="onnx"),
+    Case(f"{RESNET} model/head=gru model.motion=feature_difference"),
     Case(f"{RESNET} model/head=pool model.head.pooling=statistics model.encoder.temporal_shift=true", learns=False),
     Case(
         f"{RESNET} model/head=pool model.head.pooling=attention model.motion=early_fusion",
         still=ATTENTION,
         learns=False,
     ),
-    Case(f"{CNN} model/head=gru model.motion=feature_difference"),
+    Case(f"{CNN} model/head=bilstm model.motion=difference", still=ATTENTION, format="onnx"),
     Case(f"{CNN} model/head=transformer model.motion=late_fusion", format="onnx"),
     Case(f"{CNN} model/head=lstm model.head.num_layers=2 model.head.pooling=max model.motion=early_fusion"),
     Case("model=r3d_18", resolution=16, format="onnx"),

@@ -27,6 +27,8 @@ from vidcls.plots.run_plots import (
 )
 from vidcls.plots.style import save_figure
 
+pytestmark = pytest.mark.pictures
+
 
 def texts(figure: Figure) -> list[str]:
     return [text.get_text() for axes in figure.axes for text in axes.texts]

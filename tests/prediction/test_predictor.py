@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -87,19 +84,6 @@ def test_devices() -> None:
     with pytest.raises(UserError) as error:
         choose_device("abacus")
     assert error.value.code == "accelerator"
-
-
-# ---- what is imported
-
-
-def test_a_prediction_needs_no_lightning(finished: Path) -> None:
-    code = (
-        "import json, sys; from pathlib import Path; from vidcls import load_run; "
-        f"load_run(Path({str(finished)!r})).predictor; print(json.dumps(sorted(sys.modules)))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    loaded = set(json.loads(done.stdout.splitlines()[-1]))
-    assert "torch" in loaded and not {"lightning", "torchmetrics", "torchvision", "matplotlib"} & loaded
 
 
 # ---- models of other packages

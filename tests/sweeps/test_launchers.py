@@ -15,6 +15,7 @@ import torch.distributed
 from helpers.commands import ROOT, TRAIN, train
 from helpers.runs import metrics_of, table
 from helpers.sweeps import read_json
+from helpers.warm_python import VARIABLE, warm_python
 from optuna.trial import TrialState
 
 
@@ -35,7 +36,9 @@ def run(cwd: Path, *overrides: str, code: int = 0) -> str:
             "TMPDIR": short,
             "RAY_TMPDIR": short,
         }
-        command = [sys.executable, str(TRAIN), *overrides]
+        if "hydra/launcher=submitit_local" in overrides:
+            environment[VARIABLE] = sys.executable  # it knows its jobs by the numbers of the processes that it starts
+        command = [warm_python(), str(TRAIN), *overrides]
         result = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=250)
     assert result.returncode == code, result.stdout + result.stderr
     return result.stdout

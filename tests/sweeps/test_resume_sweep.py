@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
-from helpers.commands import TRAIN, once, start_train, train
+from helpers.commands import once, start_train, train
 from helpers.runs import metrics_of, refused, wait_until
 from helpers.sweeps import DONE, FAILED, contents, names, planned, read_json
 from omegaconf import DictConfig, OmegaConf
@@ -182,17 +179,9 @@ def assert_continues(folder: Path, command: list[str], reference: Path) -> None:
 
 def test_kill_9_in_a_sweep(unstopped: Path, long_command: list[str], tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
-    process = subprocess.Popen(
-        [sys.executable, str(TRAIN), *long_command, f"hydra.sweep.dir={folder}"],
-        cwd=tmp_path,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    process = start_train(*long_command, f"hydra.sweep.dir={folder}", cwd=tmp_path)
     wait_until(lambda: half_way(folder), process)
-    os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
     process.communicate()
     assert process.returncode == -signal.SIGKILL
     assert {path.name for path in tmp_path.iterdir()} == {"sweep"}
