@@ -288,10 +288,10 @@ def test_a_killed_ingest_goes_on_where_it_was(many: Path, tmp_path: Path) -> Non
     workers = workers_of(psutil.Process(ingesting.pid))
     assert len(workers) == 2
     ingesting.send_signal(signal.SIGKILL)
-    _, left = psutil.wait_procs(workers, timeout=20)
+    _, left = psutil.wait_procs(workers, timeout=120)
     for worker in left:
         worker.kill()
-    _, complaint = ingesting.communicate(timeout=20)
+    _, complaint = ingesting.communicate(timeout=120)
     assert ingesting.returncode == -signal.SIGKILL, complaint
     assert left == []
     before = entries(store)

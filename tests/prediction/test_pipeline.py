@@ -434,13 +434,13 @@ def test_killed_and_then_interrupted_a_run_ends_as_if_nothing_had_happened(
     process = start("predict.py", *command, cwd=tmp_path)
     wait_until(lambda: num_done(output) > 0, process)
     process.kill()
-    process.communicate(timeout=60)
+    process.communicate(timeout=200)
     killed = num_done(output)
     assert 0 < killed < 8 and not (output / "predictions.csv").exists()
     process = start("predict.py", *command, cwd=tmp_path)
     wait_until(lambda: num_done(output) > killed, process)
     process.send_signal(signal.SIGINT)
-    stdout, stderr = process.communicate(timeout=60)
+    stdout, stderr = process.communicate(timeout=200)
     assert process.returncode == 130 and "interrupted" in stderr and "Traceback" not in stderr
     done, details = rows_of(output), details_of(output)
     assert killed < len(done) < 8 and f"{len(done)} of 8 videos" in stdout

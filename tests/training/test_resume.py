@@ -88,7 +88,7 @@ def test_ctrl_c_in_training(uninterrupted: Path, tiny: list[str], tmp_path: Path
         process = start_train(*tiny, *RANDOM, f"run_dir='{run}'", cwd=tmp_path)
         wait_until((run / "checkpoints" / "last.ckpt").exists, process)
         process.send_signal(signal.SIGINT)
-        _, stderr = process.communicate(timeout=60)
+        _, stderr = process.communicate(timeout=200)
         if process.returncode != 0:
             break
     assert process.returncode == 130

@@ -416,7 +416,7 @@ def test_closing_ends_everything(folder: Path, tmp_path: Path, taken: int) -> No
         assert bool(processes()) == (taken > 0)
         started = time.monotonic()
         events.close()
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 30  # and not the 60 that a window may take
         assert processes() == []
     assert len(os.listdir("/proc/self/fd")) <= open_files + 1  # the resource tracker's pipe, once
 
@@ -455,10 +455,10 @@ def test_an_interrupted_caller_takes_its_processes_along(folder: Path, tmp_path:
         children = processes(program.pid)
         assert len(children) >= 1  # one waits for ever
         program.send_signal(how)
-        _, complaint = program.communicate(timeout=20)
+        _, complaint = program.communicate(timeout=120)
         assert program.returncode == -how, complaint
         assert ("KeyboardInterrupt" in complaint) == (how == signal.SIGINT)
-        _, left = psutil.wait_procs(children, timeout=20)
+        _, left = psutil.wait_procs(children, timeout=120)
         for process in left:
             process.kill()
         assert left == []
