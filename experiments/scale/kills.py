@@ -19,6 +19,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ from experiments.tools import ROOT, machine
 
 KINDS = ("reader", "network", "decoder", "node", "predict.py")
 FILES = ("predictions.csv", "segments.csv")
+HERE = Path(__file__).parent
 NODE: Any = {"num_cpus": 1, "object_store_memory": 200_000_000}
 
 
@@ -69,8 +72,8 @@ def main() -> None:
         folder = Path(text)
         make_clips(folder / "in", arguments.videos, damaged=arguments.videos // 10, seed=arguments.seed)
         subprocess.run(command(arguments.run, folder / "in", folder / "local"), check=True, stdout=subprocess.DEVNULL)
-        cluster = Cluster(initialize_head=True, head_node_args=NODE | {"include_dashboard": False})
-        nodes = [cluster.add_node(**NODE) for _ in range(2)]
+        cluster = patiently(Cluster, initialize_head=True, head_node_args=NODE | {"include_dashboard": False})
+        nodes = [patiently(cluster.add_node, **NODE) for _ in range(2)]
         engine = ("engine=ray", f"engine.address={cluster.address}", "data.decode.workers=3")
         began, ended = time.monotonic(), True
         while sum(killed.values()) < arguments.kills or not ended:
@@ -96,19 +99,27 @@ def main() -> None:
                         subprocess.run(["diff", output / name, folder / "local" / name])
                         raise SystemExit(f"{name} differs after {dict(killed)}")
                 same += 1
+                result = {
+                    "machine": machine(),
+                    "seed": arguments.seed,
+                    "videos": arguments.videos,
+                    "damaged": arguments.videos // 10,
+                    "kills": dict(killed),
+                    "predictions": same,
+                    "starts": starts,
+                    "seconds": round(time.monotonic() - began),
+                }
+                (HERE / f"kills_{arguments.seed}.json").write_text(json.dumps(result, indent=2) + "\n")
             print(f"{same} predictions the same, {starts} starts of predict.py, killed: {dict(killed)}", flush=True)
         cluster.shutdown()
-    result = {
-        "machine": machine(),
-        "seed": arguments.seed,
-        "videos": arguments.videos,
-        "damaged": arguments.videos // 10,
-        "kills": dict(killed),
-        "predictions": same,
-        "starts": starts,
-        "seconds": round(time.monotonic() - began),
-    }
-    (Path(__file__).parent / f"kills_{arguments.seed}.json").write_text(json.dumps(result, indent=2) + "\n")
+
+
+def patiently(start: Callable[..., Any], **options: Any) -> Any:
+    """Starts a node; on a busy machine Ray gives up after 30 s."""
+    for _ in range(9):
+        with suppress(Exception):  # the type that Ray raises
+            return start(**options)
+    return start(**options)
 
 
 def disturb(
@@ -126,7 +137,7 @@ def disturb(
     elif kind == "node":
         place = generator.randrange(len(nodes))
         cluster.remove_node(nodes[place], allow_graceful=False)
-        nodes[place] = cluster.add_node(**NODE)
+        nodes[place] = patiently(cluster.add_node, **NODE)
     else:
         found = victims(kind, psutil.Process())
         if not found:

@@ -295,6 +295,18 @@ def test_the_same_content_is_classified_once(bright: Path, tmp_path: Path) -> No
     assert (timelines["path"] == "a.mp4").sum() == (timelines["path"] == "b.mp4").sum() == len(timelines) / 2
 
 
+def test_a_long_video_holds_nobody_up(bright: Path, tmp_path: Path) -> None:
+    """With one worker, which would take the largest file first."""
+    write_video(tmp_path / "in" / "a_long.mp4", lit(12))
+    for number in range(3):
+        write_video(tmp_path / "in" / f"short_{number}.mp4", lit(2 + number / 5))
+    options = ["predict.window_seconds=1", "predict.stride_seconds=0.1", "predict.max_whole_seconds=5"]
+    predict(bright, tmp_path / "in", tmp_path / "out", *options, "data.decode.workers=1")
+    rows = rows_of(tmp_path / "out")
+    assert set(rows["status"]) == {"ok"} and int(rows.loc["a_long.mp4", "windows"]) > pipeline.LONG_WINDOWS
+    assert list(details_of(tmp_path / "out"))[-1] == rows.loc["a_long.mp4", "sha256"]
+
+
 def test_names_may_hold_anything(bright: Path, tmp_path: Path) -> None:
     """Tables name files as they are, also where a spreadsheet would take that for a formula; but for broken UTF-8."""
     names = {"plain.mp4", "a,b\r.mp4", 'new\nline".mp4', "=SUM(A1).mp4", "+1.mp4", "-1.mp4", "@x.mp4", "<b>bold.mp4"}

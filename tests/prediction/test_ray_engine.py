@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 from helpers.commands import call, once
 from helpers.runs import predict, refused, rows_of
 from helpers.videos import write_video
 
 from vidcls.errors import UserError
-from vidcls.prediction.catalogue import Catalogue, Content, Result
-from vidcls.prediction.journal import Journal
+from vidcls.files import claim_file
+from vidcls.prediction.catalogue import Catalogue, Content
 from vidcls.prediction.options import EngineOptions
 
 ray_engine = pytest.importorskip("vidcls.prediction.ray_engine")
-OPTIONS = ["predict.max_whole_seconds=3", "predict.window_seconds=1", "data.decode.workers=2"]
+# The long video has more windows than those that are read with the others.
+OPTIONS = ["predict.max_whole_seconds=3", "predict.window_seconds=1", "predict.stride_seconds=0.05"]
+OPTIONS += ["data.decode.workers=2"]
 FILES = ("predictions.csv", "segments.csv", "report.html")
 
 
@@ -51,12 +53,13 @@ def local(shared: Path, finished: Path, mixed: Path) -> Path:
     return once(shared, "mixed_local", lambda folder: predict(finished, mixed, folder, *OPTIONS))
 
 
-def kill(*names: str) -> list[str]:
-    """Kills the processes of these actors; the names of those that were there."""
-    found = [process for process in psutil.Process().children(recursive=True) if process.name().startswith(names)]
-    for process in found:
-        process.kill()
-    return [process.name() for process in found]
+@pytest.fixture(scope="session", autouse=True)
+def cluster() -> Iterator[None]:
+    """Ray is started once; RAY_ADDRESS names a cluster to be used instead."""
+    address = os.environ.get("RAY_ADDRESS")
+    ray_engine.start_ray(EngineOptions("ray", address), num_readers=2)
+    yield
+    ray_engine.ray.shutdown()
 
 
 def test_results_are_those_of_the_local_engine(
@@ -69,7 +72,7 @@ def test_results_are_those_of_the_local_engine(
 
     def assign_and_change(catalogue: Catalogue, hashes: dict[str, Any]) -> list[Content]:
         contents = assign(catalogue, hashes)
-        if changing.name in hashes:
+        if changing.name in hashes and changing.read_bytes() != (mixed / changing.name).read_bytes():
             shutil.copy(mixed / "short_4.mp4", changing)
         return contents
 
@@ -78,7 +81,7 @@ def test_results_are_those_of_the_local_engine(
     monkeypatch.undo()
     for name in FILES:
         assert (tmp_path / "out" / name).read_bytes() == (local / name).read_bytes(), name
-    monkeypatch.setattr(ray_engine, "Reader", None)
+    monkeypatch.setattr(ray_engine._Driver, "_read", None)
     predict(finished, tmp_path / "in", tmp_path / "out", *OPTIONS, "engine=ray")
     assert (tmp_path / "out" / FILES[0]).read_bytes() == (local / FILES[0]).read_bytes()
 
@@ -86,24 +89,29 @@ def test_results_are_those_of_the_local_engine(
 def test_what_dies_is_replaced_and_what_kills_is_given_up(
     finished: Path, mixed: Path, local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write, killed, reader = Journal.write, [], ray_engine.Reader
+    reader, network = ray_engine.Reader, ray_engine.Network
 
-    def write_and_kill(journal: Journal, *arguments: Any) -> None:
-        write(journal, *arguments)
-        if not killed:
-            killed.extend(kill("ray::Reader", "ray::Network"))
+    def die_once(name: str) -> None:
+        if claim_file(tmp_path / name, ""):
+            os.kill(os.getpid(), signal.SIGKILL)
 
-    class Killed(reader):  # type: ignore[misc, valid-type]
-        def read(self, contents: Sequence[Content]) -> Iterator[tuple[int, Result | None]]:
-            for place, result in super().read(contents):
+    class MortalNetwork(network):  # type: ignore[misc, valid-type]
+        def predict(self, windows: np.ndarray, reading: Any) -> np.ndarray:
+            die_once("network")
+            return super().predict(windows, reading)
+
+    class MortalReader(reader):  # type: ignore[misc, valid-type]
+        def read(self, contents: Sequence[Content], max_windows: float) -> Iterator[tuple[int, Any]]:
+            for place, result in super().read(contents, max_windows):
                 if contents[place].file.name == "poison.mp4":
-                    os._exit(1)
+                    os.kill(os.getpid(), signal.SIGKILL)
                 yield place, result
+                die_once("reader")
 
-    monkeypatch.setattr(Journal, "write", write_and_kill)
-    monkeypatch.setattr(ray_engine, "Reader", Killed)
+    monkeypatch.setattr(ray_engine, "Network", MortalNetwork)
+    monkeypatch.setattr(ray_engine, "Reader", MortalReader)
     predict(finished, mixed, tmp_path / "out", *OPTIONS, "engine=ray")
-    assert killed
+    assert (tmp_path / "network").exists() and (tmp_path / "reader").exists()
     found, expected = rows_of(tmp_path / "out"), rows_of(local)
     assert found.loc["poison.mp4", "status"] == "undecodable"
     assert ray_engine.QUARANTINED in found.loc["poison.mp4", "reason"]

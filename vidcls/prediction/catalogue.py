@@ -13,6 +13,7 @@ from vidcls.data.hashing import FileState, HashResult
 from vidcls.prediction.journal import Journal, VideoDetails
 
 MAX_READS = 3  # of a file that changes meanwhile
+LONG_WINDOWS = 100  # a video of more is read after all others: a few endless ones would hold them up
 Result = tuple[dict[str, str], VideoDetails | None]
 """Cells and details of a video, as `vidcls.prediction.video_result.build_result` gives them."""
 

@@ -5,6 +5,7 @@ Short videos are classified whole, as in training; longer ones in windows, see `
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
@@ -17,11 +18,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vidcls.data.decoding.pool import read_windows
-from vidcls.data.decoding.receiver import VideoStarted
+from vidcls.data.decoding.receiver import DEFERRED, VideoStarted
 from vidcls.data.hashing import HashCache, hash_files
 from vidcls.data.options import DecodeLimits
 from vidcls.moderation.policy import Policy
-from vidcls.prediction.catalogue import Catalogue
+from vidcls.prediction.catalogue import LONG_WINDOWS, Catalogue, Content
 from vidcls.prediction.journal import Journal
 from vidcls.prediction.options import PredictOptions
 from vidcls.prediction.predictor import Predictor
@@ -39,7 +40,7 @@ def predict_videos(
     limits: DecodeLimits,
     console: Console,
 ) -> None:
-    """Writes a result into the journal for each video, as soon as its last window is classified.
+    """Writes a result into the journal for each video, as soon as its last window is classified, long videos last.
 
     Each content is decoded once, and not at all if it is in the journal. ``paths`` are the names of the ``files``. A
     file that has changed since it was hashed is read again; if it keeps changing, it is for review.
@@ -56,13 +57,21 @@ def predict_videos(
         with closing(HashCache(journal.folder / "hashes.sqlite")) as cache:
             hashes = hash_files([catalogue.videos[path] for path in pending], cache, console)
         contents = catalogue.assign(dict(zip(pending, hashes, strict=True)))
-        files, states = [content.file for content in contents], [content.state for content in contents]
-        pending = []
-        with closing(read_windows(files, states, plan, limits, ahead=2 * batch_size)) as events:
-            shown = show_progress(classify(events, submit, batch_size), len(contents), console)
-            for place, decoded, windows, peaks in collect(shown, plan, run.classes, options.exit_threshold):
-                result = None if contents[place].changed else describe(decoded, windows, peaks)
-                pending += catalogue.finish(contents[place], result)
+        pending, deferred = [], list[Content]()
+        for max_windows in (LONG_WINDOWS if len(contents) > 1 else math.inf, math.inf):
+            files, states = [content.file for content in contents], [content.state for content in contents]
+            ahead = 2 * batch_size
+            with closing(read_windows(files, states, plan, limits, ahead, max_windows=max_windows)) as events:
+                shown = show_progress(classify(events, submit, batch_size), len(contents), console)
+                for place, decoded, windows, peaks in collect(shown, plan, run.classes, options.exit_threshold):
+                    if decoded is DEFERRED:
+                        deferred.append(contents[place])
+                    else:
+                        result = None if contents[place].changed else describe(decoded, windows, peaks)
+                        pending += catalogue.finish(contents[place], result)
+            if not deferred:
+                break
+            contents, deferred = deferred, []
 
 
 def show_progress(events: Iterable[ClassifiedEvent], num_videos: int, console: Console) -> Iterator[ClassifiedEvent]:

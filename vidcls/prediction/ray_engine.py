@@ -29,11 +29,11 @@ from vidcls.data.hashing import FileState, HashCache, HashResult
 from vidcls.data.options import DecodeLimits
 from vidcls.errors import UserError
 from vidcls.moderation.policy import Policy
-from vidcls.prediction.catalogue import Catalogue, Content
+from vidcls.prediction.catalogue import LONG_WINDOWS, Catalogue, Content
 from vidcls.prediction.journal import Journal
 from vidcls.prediction.options import EngineOptions, PredictOptions
 from vidcls.prediction.predictor import LoadedRun, Predictor
-from vidcls.prediction.ray_workers import Network, Reader, Reading
+from vidcls.prediction.ray_workers import LONG, Network, Reader, Reading
 from vidcls.prediction.video_result import build_result
 
 MAX_DEATHS = 2  # of readers that read one video alone, until it is not tried again
@@ -123,6 +123,7 @@ class _Shard:
 
     paths: list[str] = field(default_factory=list)
     contents: list[Content] = field(default_factory=list)
+    max_windows: float | int = LONG_WINDOWS  # of a video; those that have more are read after all others
 
 
 class _Lane:
@@ -225,10 +226,13 @@ class _Driver:
                 shard.contents, shard.paths = self._assign(dict(zip(shard.paths, hashes, strict=True))), []
             contents = list(shard.contents)
             if contents:
-                async for reference in reader.read.remote(contents):
+                async for reference in reader.read.remote(contents, shard.max_windows):
                     place, result = await reference
                     shard.contents.remove(contents[place])
-                    self._plan(self._catalogue.finish(contents[place], result))
+                    if result == LONG:
+                        self._put(self._shards, _Shard(contents=[contents[place]], max_windows=math.inf))
+                    else:
+                        self._plan(self._catalogue.finish(contents[place], result))
                     self._num_lost = 0
             assert not shard.contents
         except RayTaskError as error:
@@ -258,7 +262,7 @@ class _Driver:
         few = len(shard.contents) <= FEW
         step = 1 if few else math.ceil(len(shard.contents) / 4)
         for first in range(0, len(shard.contents), step):
-            part = _Shard(contents=shard.contents[first : first + step])
+            part = _Shard([], shard.contents[first : first + step], math.inf if few else shard.max_windows)
             self._put(self._suspects if few else self._shards, part)
 
     def _count_lost(self, error: Exception) -> None:

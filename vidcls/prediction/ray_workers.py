@@ -22,12 +22,14 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from vidcls.data.decoding.plan import WindowPlan
 from vidcls.data.decoding.pool import create_pool, read_windows
+from vidcls.data.decoding.receiver import DEFERRED
 from vidcls.data.hashing import HashResult, hash_files
 from vidcls.data.options import DecodeLimits
 from vidcls.errors import UserError
 from vidcls.prediction.catalogue import Content, Result
 from vidcls.prediction.video_stream import classify, collect
 
+LONG = "long"
 IN_FLIGHT = 1  # batches of a reader that are with a network while it decodes the next
 
 
@@ -78,15 +80,23 @@ class Reader:
         """The hashes of ``files``."""
         return hash_files(files, None)
 
-    def read(self, contents: Sequence[Content]) -> Iterator[tuple[int, Result | None]]:
-        """The place of each of ``contents`` and its result, None where its file has changed, as they are finished."""
+    def read(self, contents: Sequence[Content], max_windows: float | int) -> Iterator[tuple[int, Result | str | None]]:
+        """The place of each of ``contents`` and its result, as they are finished.
+
+        That is None where its file has changed, and `LONG` where it has more than ``max_windows``.
+        """
         one, files = self._reading, [content.file for content in contents]
         states = [content.state for content in contents]
         try:
-            with closing(read_windows(files, states, one.plan, one.limits, one.batch_size, self._pool)) as events:
+            with closing(
+                read_windows(files, states, one.plan, one.limits, one.batch_size, self._pool, max_windows)
+            ) as events:
                 classified = classify(events, self._submit, one.batch_size, IN_FLIGHT)
-                for place, *found in collect(classified, one.plan, one.classes, one.exit_threshold):
-                    yield place, None if contents[place].changed else one.describe(*found)
+                for place, decoded, *found in collect(classified, one.plan, one.classes, one.exit_threshold):
+                    if decoded is DEFERRED:
+                        yield place, LONG
+                    else:
+                        yield place, None if contents[place].changed else one.describe(decoded, *found)
         except RayTaskError as error:
             raise error.cause from None
         except RayActorError as error:

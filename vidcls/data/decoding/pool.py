@@ -6,6 +6,7 @@ decoder then gets its chance. Imports no decoder: only workers do.
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import tempfile
@@ -82,6 +83,7 @@ def read_windows(
     limits: DecodeLimits,
     ahead: int = 8,
     pool: ProcessPool | None = None,
+    max_windows: float | int = math.inf,
 ) -> Generator[Event, None, None]:
     """Reads videos window by window, in several processes at once.
 
@@ -90,14 +92,15 @@ def read_windows(
     the decoders, they wait, with up to ``ahead`` events ready. Closing the generator ends all processes; but for those
     of a ``pool`` of `create_pool` that is given, which may read other videos at the same time.
     ``limits.timeout_seconds`` is the time for one window, or for what comes before it; `WINDOWS_PER_TIMEOUT` limits the
-    whole. A file whose state is no longer that of ``states`` is undecodable.
+    whole. A file whose state is no longer that of ``states`` is undecodable. A video of more than ``max_windows``
+    windows is not read and finishes with the result `DEFERRED`.
     """
     threads = 1 if pool else max(1, (os.cpu_count() or 1) // _num_workers(limits, len(files)))
     root = None if len(tempfile.gettempdir()) < 80 else "/tmp"  # the path of a socket has 107 characters at most
     with tempfile.TemporaryDirectory(prefix="vidcls-", dir=root) as folder, socket.socket(socket.AF_UNIX) as server:
         server.bind(f"{folder}/socket")  # in a folder that only this user can enter
         server.listen(128)
-        receiver = Receiver(files, server, limits, ahead)
+        receiver = Receiver(files, server, limits, ahead, max_windows)
         with nullcontext(pool) if pool else create_pool(limits, len(files)) as workers:
 
             def schedule(number: int, decoders: tuple[str, ...]) -> ProcessFuture:

@@ -28,6 +28,7 @@ from vidcls.data.options import DecodeLimits
 WORKER_ERRORS = (FutureTimeoutError, CancelledError, ProcessExpired, MemoryError)
 # A video with W windows may take 1 + W / this many timeouts in all: no video keeps a worker for a timeout per window.
 WINDOWS_PER_TIMEOUT = 20
+DEFERRED = undecodable("it has too many windows to be read before other videos")
 
 
 @dataclass(frozen=True)
@@ -93,8 +94,10 @@ class _Video:
 class Receiver:
     """A thread that receives what the workers send, on one connection per video, and puts events into a short queue."""
 
-    def __init__(self, files: Sequence[Path], server: socket.socket, limits: DecodeLimits, ahead: int) -> None:
-        self._files, self._server, self._limits = files, server, limits
+    def __init__(
+        self, files: Sequence[Path], server: socket.socket, limits: DecodeLimits, ahead: int, max_windows: float | int
+    ) -> None:
+        self._files, self._server, self._limits, self._max_windows = files, server, limits, max_windows
         self._queue: queue.Queue[Event | BaseException | None] = queue.Queue(ahead)
         self._videos: dict[int, _Video] = {}
         self.stopped = threading.Event()
@@ -158,6 +161,8 @@ class Receiver:
             self._put(WindowRead(video.number, message))
         elif isinstance(message, DecodeResult):
             self._finish(video, message)
+        elif message[1] > self._max_windows:
+            self._finish(video, DEFERRED)  # its worker ends, as nobody is there to take its first window
         else:
             video.seconds, video.num_windows = message
             self._put(VideoStarted(video.number, video.seconds, video.num_windows))
@@ -202,7 +207,7 @@ class Receiver:
     def _finish(self, video: _Video, result: DecodeResult) -> None:
         del self._videos[video.number]
         video.disconnect()
-        if result.status == "undecodable" and result.reason != CHANGED:
+        if result.status == "undecodable" and result.reason not in (CHANGED, DEFERRED.reason):
             reason = "; ".join(text for text in [*video.reasons, result.reason] if text)
             result = undecodable(reason)
             if video.coverage:  # windows with intact frames have been read
