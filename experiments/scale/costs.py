@@ -1,6 +1,6 @@
 """What a clip costs, in seconds of CPU, at each step of a prediction, and what that makes of a day's clips.
 
-    python -m experiments.scale.costs RUN --videos 200
+    PYTHONPATH=. python experiments/scale/costs.py RUN --videos 200
 
 RUN is a run folder. Time is that of the process on all cores, not of the clock: a busy machine counts less. The last
 lines are reckoned from it, not measured.

@@ -1,6 +1,6 @@
 """Random kills in a Ray cluster of three nodes: are the results those of an undisturbed run on one machine?
 
-    python -m experiments.scale.kills RUN --kills 100 --seed 0
+    PYTHONPATH=. python experiments/scale/kills.py RUN --kills 100 --seed 0
 
 RUN is a run folder. What is killed, each as often as the others: a process that reads, one that decodes, one that
 classifies, a node (but for the head, which holds Ray's own state), and predict.py, which is started again with the same

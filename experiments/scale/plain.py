@@ -1,6 +1,6 @@
 """What one would write with Ray Data alone: ray.data.read_videos -> map_batches -> write_parquet, the same network.
 
-    python -m experiments.scale.plain RUN VIDEOS OUTPUT
+    PYTHONPATH=. python experiments/scale/plain.py RUN VIDEOS OUTPUT
 
 A block must hold one whole video, so that its frames can be chosen: hence a block per file. A file that has no video
 ends all.
