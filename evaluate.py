@@ -27,6 +27,7 @@ def main(cfg: DictConfig) -> None:
     from vidcls.evaluation.results import (
         choose_policy,
         evaluate_split,
+        predict_held_out,
         prepare_evaluation,
         result_folder,
         write_split,
@@ -38,7 +39,7 @@ def main(cfg: DictConfig) -> None:
     run = load_run(Path(str(cfg.run)), trusted_packages(cfg))
     videos = prepare_evaluation(run, plan, source, cfg.cache_dir, console)
     predictor = Predictor(run, cfg.accelerator)
-    predictions = {split: predictor.predict_split(videos, split) for split in plan.splits}
+    predictions = {split: predict_held_out(run, predictor, videos, split, source) for split in plan.splits}
     policy = choose_policy(run, plan.policy, videos, predictions)
     results = {}
     for split, predicted in predictions.items():

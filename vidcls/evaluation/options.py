@@ -63,13 +63,9 @@ def plan_evaluation(cfg: DictConfig) -> EvaluationPlan:
             raise UserError(expected, f"data.source={cfg.data.source}", remedy, "policy-source")
         _check_source(str(cfg.data.source), classes, run_config)
         return EvaluationPlan(cfg.split, [cfg.split], None)
-    refit, is_out_of_fold = bool(run_config.get("refit")), is_logistic(run_config.optim)
-    if refit and cfg.split == "val":
-        remedy = "Its out-of-fold metrics are in metrics.json; give split=test, or other videos with data.source=PATH."
-        raise UserError("a split that the run was not fitted to", "val, of a run with refit=true", remedy, "refit-val")
     held = set(manifest.loc[manifest["status"].isin(USABLE), "split"])
     intact_val = manifest[(manifest["split"] == "val") & (manifest["status"] == "ok")]
-    if policy is not None and intact_val.empty and not is_out_of_fold:
+    if policy is not None and intact_val.empty and not is_logistic(run_config.optim):
         if _policy_requested(cfg.policy):
             remedy = "Train with more val videos."
             raise UserError("intact val videos, to fit a policy to", "none in the run", remedy, "policy-without-val")
@@ -80,7 +76,7 @@ def plan_evaluation(cfg: DictConfig) -> EvaluationPlan:
     wanted = {cfg.split}
     if policy is not None:
         # What a policy would do is shown on test, too, but for jobs of a sweep, which must not choose by it.
-        wanted |= {split for split, shown in (("val", not refit), ("test", run_config.test)) if shown}
+        wanted |= {"val", "test"} if run_config.test else {"val"}
     return EvaluationPlan(cfg.split, [split for split in SPLITS if split in wanted & held], policy)
 
 

@@ -60,18 +60,22 @@ def prepare_evaluation(
     return videos
 
 
-def policy_videos(
-    run: LoadedRun, videos: Videos, predictions: dict[str, Predictions]
-) -> tuple[pd.DataFrame, Predictions]:
-    """What a policy is fitted to: rows of videos, and predictions that are not of a model fitted to them."""
-    if run.oof_predictions is None:
-        return videos.rows("val"), predictions["val"]
-    splits = ("train", "val") if run.config.get("refit") else ("train",)
+def predict_held_out(
+    run: LoadedRun, predictor: Predictor, videos: Videos, split: str, source: str | None
+) -> Predictions:
+    """The predictions of a split; those of val out-of-fold where the network is fitted to it (refit=true)."""
+    if source is None and split == "val" and run.refit:
+        return _out_of_fold(run, videos)[1].last(len(videos.rows("val")))
+    return predictor.predict_split(videos, split)
+
+
+def _out_of_fold(run: LoadedRun, videos: Videos) -> tuple[pd.DataFrame, Predictions]:
+    splits, found = ("train", "val") if run.refit else ("train",), run.oof_predictions
     rows = pd.concat([videos.rows(split) for split in splits], ignore_index=True)
-    if [run.classes[k] for k in run.oof_predictions.labels] != list(rows["label"]):
+    if found is None or [run.classes[k] for k in found.labels] != list(rows["label"]):
         remedy = "Restore manifest.csv and config.yaml, or train again."
         raise UserError("the videos that the run was fitted to", "others in its manifest.csv", remedy, "other-videos")
-    return rows, run.oof_predictions
+    return rows, found
 
 
 def evaluate_run(
@@ -87,7 +91,7 @@ def evaluate_run(
         remedy = "Evaluate it with evaluate.py on new videos."
         raise UserError(f"videos in the run's {split} split", "none", remedy, "empty-split")
     videos = prepare_evaluation(run, EvaluationPlan(split, [split], None), None, None, console)
-    return Predictor(run, accelerator).predict_split(videos, split).summary(run.classes)
+    return predict_held_out(run, Predictor(run, accelerator), videos, split, None).summary(run.classes)
 
 
 def choose_policy(
@@ -104,7 +108,10 @@ def choose_policy(
         path = run.policy_path
         return load_policy(path, run.classes, run.identity) if path.exists() else None
     # A damaged video is always for review: thresholds are for the others. A copy is no further evidence.
-    rows, given = policy_videos(run, videos, predictions)
+    if run.oof_predictions is None:
+        rows, given = videos.rows("val"), predictions["val"]
+    else:
+        rows, given = _out_of_fold(run, videos)
     fitted = ((rows["status"] == "ok") & ~rows.duplicated(["sha256", "label"])).to_numpy()
     policy = fit_policy(
         given.probabilities[fitted],
@@ -166,6 +173,8 @@ def write_split(
     if policy is not None:
         _write_json(folder / "policy_report.json", {"policy": policy.identity, split: result.policy_report})
     about = {"model": run.identity, "source": None if source is None else absolute(source)}
+    if source is None and split == "val" and run.refit:
+        about["predictions"] = "out-of-fold"  # the network itself is fitted to these videos
     _write_json(folder / "metrics.json", {split: result.metrics, "about": about})
 
 

@@ -72,6 +72,11 @@ class LoadedRun:
         return list(self.spec.classes)
 
     @property
+    def refit(self) -> bool:
+        """Whether it was fitted to val too."""
+        return bool(self.config.get("refit"))
+
+    @property
     def policy_path(self) -> Path:
         """Where its policy is, or would be."""
         return policy_path(self.folder)
