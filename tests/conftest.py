@@ -50,6 +50,7 @@ SLOW_FILES = {
     "test_pipeline.py",
     "test_predictor.py",
     "test_recipe.py",
+    "test_resumed_data.py",
     "test_resume.py",
     "test_startup.py",
     "test_temporal_shift.py",

@@ -1,79 +1,19 @@
+"""From a source to splits and batches: what is found, what is wrong with it, and what is served."""
+
 from __future__ import annotations
 
-import io
 import shutil
 import zipfile
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import pandas as pd
 import pytest
 import torch
-from helpers.videos import write_video
-from rich.console import Console
+from helpers.datasets import LAYOUT, draw, module, numbers, prepare
 
 from vidcls.data.datamodule import VideoDataModule
-from vidcls.data.ingest import MANIFEST_COLUMNS, read_manifest
-from vidcls.data.options import DataOptions
-from vidcls.data.preparation import prepare_videos, redecode_missing
+from vidcls.data.ingest import MANIFEST_COLUMNS
 from vidcls.errors import UserError
-
-LAYOUT = {  # what each split of the source holds; "harmful" is missing from val
-    "train": {"safe": 4, "harmful": 2, "adult": 2},
-    "val": {"safe": 1, "adult": 2},
-    "test": {"safe": 1, "harmful": 2, "adult": 1},
-}
-
-
-def draw(path: Path, number: int) -> Path:
-    """40 frames whose brightness is the frame's number, with a stripe on the right that is the video's ``number``."""
-    frames = np.empty((40, 32, 64, 3), np.uint8)
-    frames[:, :, :32] = (10 + 6 * np.arange(40))[:, None, None, None]
-    frames[:, :, 32:] = 6 * number
-    return write_video(path, frames, options={"crf": "0", "preset": "ultrafast"})
-
-
-def numbers(frames: torch.Tensor) -> list[int]:
-    """The numbers of the frames of a clip [T, H, W, 3]."""
-    left = frames[:, :, : frames.shape[2] * 3 // 8].float()
-    return ((left.mean((1, 2, 3)) - 9.5) / 6).round().int().tolist()
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Videos in the original's layout, each of its own creator, with strays beside them. Copy it to change it."""
-    root = tmp_path_factory.mktemp("source")
-    number = 0
-    for split, classes in LAYOUT.items():
-        for label, count in classes.items():
-            for _ in range(count):
-                draw(root / "rtp" / split / label / f"creator{number}_700{number}.mp4", number)
-                number += 1
-    (root / "rtp" / "train" / ".DS_Store").write_bytes(b"\0")
-    (root / "rtp" / "notes.txt").write_text("by hand")
-    return root
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One cache for all tests: what one has decoded the others find."""
-    return tmp_path_factory.mktemp("cache")
-
-
-def module(source: Path, cache: Path, **settings: Any) -> VideoDataModule:
-    defaults = {"num_frames": 4, "resolution": 32, "batch_size": 3, "decode": {"workers": 1}}
-    return VideoDataModule(DataOptions(str(source), str(cache), **(defaults | settings)))
-
-
-def prepare(data: VideoDataModule) -> str:
-    """Prepares ``data`` and returns what it printed."""
-    written = io.StringIO()
-    prepared = prepare_videos(data.options, Console(file=written, width=1000))
-    data.load_manifest(prepared.manifest)
-    data.stats = prepared.stats
-    return written.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -299,118 +239,6 @@ def test_waiting_for_the_first_process_has_an_end(source: Path, cache: Path, tmp
     with pytest.raises(UserError) as error:
         data.setup("fit")
     assert error.value.code == "manifest-timeout" and str(tmp_path / "manifest.csv") in str(error.value)
-
-
-# ---- a resumed run
-
-
-@pytest.fixture
-def started(source: Path, cache: Path, tmp_path: Path) -> tuple[DataOptions, Path]:
-    """The options and the manifest of a run on a copy of the training videos, whose splits were drawn."""
-    for label in ("safe", "adult"):
-        shutil.copytree(source / "rtp" / "train" / label, tmp_path / "clips" / label)
-        draw(tmp_path / "clips" / label / f"{label}_1.mp4", 20 + len(label))
-    options = module(tmp_path / "clips", cache, split={"test_fraction": 0}).options
-    VideoDataModule(options, tmp_path / "manifest.csv").prepare_data()
-    return options, tmp_path / "manifest.csv"
-
-
-def resume(options: DataOptions, manifest: Path) -> str:
-    """What a resumed run prints about its videos; they must be those of its manifest."""
-    written, before = io.StringIO(), manifest.read_bytes()
-    prepared = prepare_videos(options, Console(file=written, width=1000), manifest)
-    data = VideoDataModule(options, manifest, prepared)
-    pd.testing.assert_frame_equal(data.manifest, read_manifest(manifest))
-    assert manifest.read_bytes() == before
-    assert sum(len(batch.label) for batch in data.loader("train")) == len(data.rows("train"))
-    return written.getvalue()
-
-
-def test_a_resumed_run_keeps_its_splits_and_says_what_differs_in_the_source(started: tuple[DataOptions, Path]) -> None:
-    options, manifest = started
-    folder = Path(options.source)
-    draw(folder / "safe" / "new_1.mp4", 33)
-    draw(folder / "adult" / "new_2.mp4", 34)
-    (folder / "safe" / "safe_1.mp4").unlink()
-    draw(folder / "adult" / "adult_1.mp4", 35)
-    printed = resume(options, manifest)
-    assert "2 videos of the source are new, and not used, such as adult/new_2.mp4" in printed
-    assert "1 videos of the source are gone, such as safe/safe_1.mp4" in printed
-    assert "1 videos of the source are changed, such as adult/adult_1.mp4" in printed
-
-
-def test_a_resumed_run_says_nothing_of_a_source_that_is_the_same(started: tuple[DataOptions, Path]) -> None:
-    assert "Since this run was started" not in resume(*started)
-
-
-def test_a_resumed_run_needs_its_source_only_for_what_is_not_stored(started: tuple[DataOptions, Path]) -> None:
-    options, manifest = started
-    shutil.rmtree(options.source)
-    assert "cannot be compared" in resume(options, manifest)
-    elsewhere = DataOptions(options.source, str(manifest.parent / "empty"), num_frames=4, resolution=32)
-    with pytest.raises(UserError) as error:
-        resume(elsewhere, manifest)
-    assert error.value.code == "missing-source"
-
-
-def test_a_video_that_failed_stays_out_of_a_resumed_run(started: tuple[DataOptions, Path]) -> None:
-    """As one whose decoder ran out of time: the other videos stay where they are, and so does it."""
-    options, manifest = started
-    rows = read_manifest(manifest)
-    rows.loc[0, ["status", "reason"]] = ["undecodable", "timed out"]
-    rows.to_csv(manifest, index=False)
-    resume(options, manifest)
-
-
-def test_a_video_that_cannot_be_decoded_moves_no_other(started: tuple[DataOptions, Path]) -> None:
-    options, manifest = started
-    before = read_manifest(manifest)
-    lost = next(row.path for row in before.itertuples() if (before["split"] == row.split).sum() > 2)
-    Path(options.source, lost).write_bytes(b"damaged")
-    after = prepare_videos(options, Console(file=io.StringIO())).manifest
-    assert (after["status"] == "undecodable").sum() == 1
-    assert after["split"].tolist() == before["split"].tolist()
-
-
-@pytest.mark.parametrize("exists", [True, False])
-def test_the_demo_is_never_drawn_for_a_run_folder(
-    started: tuple[DataOptions, Path], tmp_path: Path, exists: bool
-) -> None:
-    """A run folder may be a stranger's, and its data.source may name any folder."""
-    options, manifest = started
-    source = Path(options.source)
-    shutil.rmtree(source)
-    if exists:
-        source.mkdir()
-        (source / "demo.json").write_text("{}")
-    demo = {"seed": 0, "creators": 3, "videos_per_creator": 3}
-    options = DataOptions(str(source), str(tmp_path / "empty"), num_frames=4, resolution=32, demo=demo)
-    console = Console(file=io.StringIO())
-    with pytest.raises(UserError):
-        prepare_videos(options, console, manifest)
-    with pytest.raises(UserError):
-        redecode_missing(options, read_manifest(manifest), ["val"], console)
-    assert [path.name for path in source.iterdir()] == ["demo.json"] if exists else not source.exists()
-
-
-def test_names_with_line_breaks_come_back(started: tuple[DataOptions, Path], tmp_path: Path) -> None:
-    options, _ = started
-    for number, name in enumerate(("car\rriage_1.mp4", "new\nline_2.mp4", 'quo"te, comma_3.mp4')):
-        draw(Path(options.source, "safe", name), 36 + number)
-    data = VideoDataModule(options, tmp_path / "again.csv")
-    data.prepare_data()
-    assert read_manifest(tmp_path / "again.csv")["path"].tolist() == data.manifest["path"].tolist()
-
-
-@pytest.mark.parametrize(
-    "content", [b"", b"path,label\n1.mp4,safe\n", b"\xff\xfe\x00", b'path\n"1.mp4\n', b"a,b\n1,2,3\n"]
-)
-def test_a_damaged_manifest_is_refused(started: tuple[DataOptions, Path], content: bytes) -> None:
-    options, manifest = started
-    manifest.write_bytes(content)
-    with pytest.raises(UserError) as error:
-        prepare_videos(options, Console(file=io.StringIO()), manifest)
-    assert error.value.code == "bad-manifest"
 
 
 # ---- class weights

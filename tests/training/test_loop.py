@@ -276,6 +276,7 @@ def test_a_used_run_folder_is_refused(finished: Path, tiny: list[str]) -> None:
     assert {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.slow
 def test_a_process_of_its_own_ends_with_one_line(tmp_path: Path) -> None:
     process = start_train("data=folder", "data.source=nowhere", cwd=tmp_path)
     stdout, stderr = process.communicate(timeout=120)
