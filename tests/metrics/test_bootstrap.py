@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from vidcls.metrics.bootstrap import _draws, bootstrap_intervals
+from vidcls.metrics.bootstrap import bootstrap_intervals, resample_groups
 from vidcls.metrics.classification import summarise
 
 
@@ -77,7 +77,7 @@ def test_percentiles_are_where_the_exact_distribution_puts_them() -> None:
 
 @settings(deadline=None, max_examples=4)
 @given(grouped(), st.integers(0, 5))
-def test_equals_a_plain_loop_over_the_same_draws(
+def test_equals_a_plain_loop_over_the_sameresample_groups(
     split: tuple[list[int], list[int], list[int], list[float]], seed: int
 ) -> None:
     predicted, labels, groups, losses = split
@@ -96,7 +96,7 @@ def test_equals_a_plain_loop_over_the_same_draws(
             one_hot(np.array(predicted)[rows], 3), np.array(labels)[rows], np.array(losses)[rows], list("abc")
         )
 
-    for times in np.concatenate(list(_draws(len(members), 101, seed))):
+    for times in np.concatenate(list(resample_groups(len(members), 101, seed))):
         figures = metrics_of_draw(tuple(times.tolist()))
         for name in ("accuracy", "macro_f1", "loss"):
             values.setdefault(name, []).append(figures[name])
@@ -167,7 +167,7 @@ def test_the_seed_decides_and_numbers_and_order_of_the_groups_do_not() -> None:
 
 
 def test_each_draw_takes_as_many_groups_as_there_are_evenly() -> None:
-    draws = np.concatenate(list(_draws(3, 9000, seed=0)))
+    draws = np.concatenate(list(resample_groups(3, 9000, seed=0)))
     assert draws.shape == (9000, 3)
     assert (draws.sum(axis=1) == 3).all()
     seen = Counter(tuple(row) for row in draws.astype(int).tolist())
