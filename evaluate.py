@@ -2,15 +2,14 @@
 
 python evaluate.py run=DIR split=test                   metrics, intervals, curves, the worst errors
 python evaluate.py run=DIR data.source=PATH             the same on other videos of the same classes
+python evaluate.py run=[DIR,DIR]                        the mean of the probabilities of several runs
 python evaluate.py run=DIR policy.safe_class=safe policy.target.harmful.recall=0.95     and a policy.json, fitted on val
 """
-
-from pathlib import Path
 
 import hydra
 from omegaconf import DictConfig
 
-from vidcls.cli import allow_new_keys, quote_overrides, trusted_packages, user_errors_exit
+from vidcls.cli import allow_new_keys, folders_of, quote_overrides, trusted_packages, user_errors_exit
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
@@ -33,12 +32,12 @@ def main(cfg: DictConfig) -> None:
         write_split,
     )
     from vidcls.evaluation.summary_tables import print_evaluation
-    from vidcls.prediction.predictor import Predictor, load_run
+    from vidcls.prediction.predictor import load_run
 
     console, source = Console(), cfg.data.source
-    run = load_run(Path(str(cfg.run)), trusted_packages(cfg))
+    run = load_run(folders_of(cfg.run), trusted_packages(cfg))
     videos = prepare_evaluation(run, plan, source, cfg.cache_dir, console)
-    predictor = Predictor(run, cfg.accelerator)
+    predictor = run.make_predictor(cfg.accelerator)
     predictions = {split: predict_held_out(run, predictor, videos, split, source) for split in plan.splits}
     policy = choose_policy(run, plan.policy, videos, predictions)
     results = {}

@@ -1,6 +1,7 @@
 """Runs a trained network over new videos, short or long, and decides for each: allow, review or block.
 
 python predict.py run=DIR input=PATH output=DIR         PATH is a video, a folder or a glob in quotes
+python predict.py run=[DIR,DIR] input=PATH output=DIR   the mean of the probabilities of several runs
 The same command continues an interrupted run: no video is classified twice.
 """
 
@@ -23,9 +24,9 @@ def main(cfg: DictConfig) -> None:
     from vidcls.errors import check_integer
     from vidcls.prediction.journal import Journal, check_output
     from vidcls.prediction.options import EngineOptions, PredictOptions
-    from vidcls.training.run_folder import check_run_options
+    from vidcls.training.run_folder import check_runs
 
-    run_dir, output = check_run_options(cfg), Path(str(cfg.output))
+    folders, output = check_runs(cfg), Path(str(cfg.output))
     options, limits, engine = (
         PredictOptions(**cfg.predict),
         DecodeLimits(**cfg.data.decode),
@@ -43,11 +44,11 @@ def main(cfg: DictConfig) -> None:
 
     from vidcls.prediction import summary
     from vidcls.prediction.html_report import write_report
-    from vidcls.prediction.predictor import Predictor, load_run
+    from vidcls.prediction.predictor import load_run
     from vidcls.prediction.result_files import prediction_columns, write_result_files
 
     console = Console()
-    run = load_run(run_dir, trusted_packages(cfg))
+    run = load_run(folders, trusted_packages(cfg))
     prediction_columns(run.classes)  # refuses reserved names
     options = options.complete(run.spec.clip.clip_seconds, run.manifest)
     policy = summary.find_policy(run, console)
@@ -63,7 +64,7 @@ def main(cfg: DictConfig) -> None:
         else:
             from vidcls.prediction.pipeline import predict_videos
 
-            predictor = Predictor(run, cfg.accelerator)
+            predictor = run.make_predictor(cfg.accelerator)
             predict_videos(paths, files, predictor, options, policy, journal, limits, console)
     finally:  # also after Ctrl-C: what is done can be used
         write_result_files(journal, run.classes)

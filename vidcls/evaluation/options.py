@@ -11,13 +11,14 @@ from omegaconf import DictConfig, OmegaConf
 from vidcls.cli import key_name
 from vidcls.data.decoding.result import USABLE
 from vidcls.data.options import SPLITS, DataOptions, check_class_names
-from vidcls.data.sources import class_order, is_archive, list_videos
+from vidcls.data.sources import is_archive, list_videos
 from vidcls.data.urls import refuse_credentials
 from vidcls.errors import UserError, check_choice
 from vidcls.moderation.targets import check_open_share, check_targets
+from vidcls.prediction.members import check_splits, read_members, results_folder
 from vidcls.training.logistic_options import is_logistic
 from vidcls.training.run_config import read_config
-from vidcls.training.run_folder import check_run_options, policy_path, read_run_manifest
+from vidcls.training.run_folder import check_runs, policy_path
 
 DEFAULT_SAFE_CLASS, DEFAULT_REVIEW_MARGIN = "safe", 0.2
 
@@ -41,20 +42,20 @@ class EvaluationPlan:
 
 
 def plan_evaluation(cfg: DictConfig) -> EvaluationPlan:
-    """Checks evaluate.py's configuration against the run folder.
+    """Checks evaluate.py's configuration against the run folder, or those of an ensemble.
 
     Raises:
-        UserError: there is no such run, split, source or class, or an option is out of range.
+        UserError: there is no such run, split, source or class, an option is out of range, or runs do not fit together.
     """
-    folder = check_run_options(cfg)
+    members = read_members(check_runs(cfg))
+    folder = members[0].folder
     check_choice("split", cfg.split, SPLITS)
     if not os.access(folder, os.W_OK):  # results go there
         raise UserError("a run folder that can be written", str(folder), "Copy it to where you may write.", "run")
     run_config = read_config(folder)
-    manifest = read_run_manifest(folder)
-    classes = class_order(list(manifest["label"]), run_config.data.classes)
+    manifest, classes = members[0].manifest, members[0].classes
     check_class_names(classes)
-    policy = _policy_options(cfg.policy, classes, has_policy=policy_path(folder).exists())
+    policy = _policy_options(cfg.policy, classes, has_policy=policy_path(results_folder(members)).exists())
     if cfg.data.source is not None:
         refuse_credentials("data.source", str(cfg.data.source))
         if _policy_requested(cfg.policy):
@@ -65,7 +66,8 @@ def plan_evaluation(cfg: DictConfig) -> EvaluationPlan:
         return EvaluationPlan(cfg.split, [cfg.split], None)
     held = set(manifest.loc[manifest["status"].isin(USABLE), "split"])
     intact_val = manifest[(manifest["split"] == "val") & (manifest["status"] == "ok")]
-    if policy is not None and intact_val.empty and not is_logistic(run_config.optim):
+    is_out_of_fold = len(members) == 1 and is_logistic(run_config.optim)
+    if policy is not None and intact_val.empty and not is_out_of_fold:
         if _policy_requested(cfg.policy):
             remedy = "Train with more val videos."
             raise UserError("intact val videos, to fit a policy to", "none in the run", remedy, "policy-without-val")
@@ -77,7 +79,9 @@ def plan_evaluation(cfg: DictConfig) -> EvaluationPlan:
     if policy is not None:
         # What a policy would do is shown on test, too, but for jobs of a sweep, which must not choose by it.
         wanted |= {"val", "test"} if run_config.test else {"val"}
-    return EvaluationPlan(cfg.split, [split for split in SPLITS if split in wanted & held], policy)
+    splits = [split for split in SPLITS if split in wanted & held]
+    check_splits(members, splits)
+    return EvaluationPlan(cfg.split, splits, policy)
 
 
 def _policy_requested(options: DictConfig) -> bool:

@@ -29,7 +29,7 @@ from vidcls.metrics.predictions import Predictions
 from vidcls.moderation.policy import Policy, decide, fit_policy, load_policy, policy_report, save_policy
 from vidcls.plots.run_plots import confusion_figure, precision_recall_figure, reliability_figure, roc_figure
 from vidcls.plots.style import Figure, save_figures
-from vidcls.prediction.predictor import LoadedRun, Predictor, load_run
+from vidcls.prediction.predictor import BaseRun, Predictor, load_run
 from vidcls.training.records import log_picture, worst_errors_figure, write_predictions
 
 
@@ -45,33 +45,49 @@ class SplitResult:
 
 
 def prepare_evaluation(
-    run: LoadedRun, plan: EvaluationPlan, source: str | None, cache_dir: str | None, console: Console
+    run: BaseRun, plan: EvaluationPlan, source: str | None, cache_dir: str | None, console: Console
 ) -> Videos:
     """The videos to evaluate on: the run's own, as they were split, or those of ``source``.
 
     Raises:
-        UserError: a video has changed or cannot be found, or the source cannot be used.
+        UserError: a video has changed or cannot be found, the source cannot be used, or a member of an ensemble was
+            trained on what it is to be evaluated on.
     """
     videos = run.videos(source, cache_dir)
     if source is None:
         redecode_missing(videos.options, run.manifest, plan.splits, console)
     else:
-        videos.load_manifest(prepare_external(videos.options, plan.split, run.manifest, console).manifest)
+        trained_on = pd.concat([member.manifest for member in run.members], ignore_index=True)
+        videos.load_manifest(prepare_external(videos.options, plan.split, trained_on, console).manifest)
+    for split in plan.splits:
+        if split != "train":
+            _check_unseen(run, videos.rows(split), own=source is None)
     return videos
 
 
-def predict_held_out(
-    run: LoadedRun, predictor: Predictor, videos: Videos, split: str, source: str | None
-) -> Predictions:
+def _check_unseen(run: BaseRun, rows: pd.DataFrame, own: bool) -> None:
+    """Refuses an ensemble with a member that was trained on these videos; of its own, val is out-of-fold if so."""
+    for member in run.members if len(run.members) > 1 else ():
+        splits = ("train",) if own else member.fitted_to
+        fitted = member.manifest[member.manifest["split"].isin(splits)]
+        if seen := set(fitted["sha256"]) & set(rows["sha256"]) - {""}:
+            raise UserError(
+                "videos that no run of the ensemble was trained on",
+                f"{len(seen)} that {member.folder} was trained on",
+                "Remove them from the source, or leave that run out.",
+                "ensemble-leak",
+            )
+
+
+def predict_held_out(run: BaseRun, predictor: Predictor, videos: Videos, split: str, source: str | None) -> Predictions:
     """The predictions of a split; those of val out-of-fold where the network is fitted to it (refit=true)."""
     if source is None and split == "val" and run.refit:
         return _out_of_fold(run, videos)[1].last(len(videos.rows("val")))
     return predictor.predict_split(videos, split)
 
 
-def _out_of_fold(run: LoadedRun, videos: Videos) -> tuple[pd.DataFrame, Predictions]:
-    splits, found = ("train", "val") if run.refit else ("train",), run.oof_predictions
-    rows = pd.concat([videos.rows(split) for split in splits], ignore_index=True)
+def _out_of_fold(run: BaseRun, videos: Videos) -> tuple[pd.DataFrame, Predictions]:
+    rows, found = pd.concat([videos.rows(split) for split in run.fitted_to], ignore_index=True), run.oof_predictions
     if found is None or [run.classes[k] for k in found.labels] != list(rows["label"]):
         remedy = "Restore manifest.csv and config.yaml, or train again."
         raise UserError("the videos that the run was fitted to", "others in its manifest.csv", remedy, "other-videos")
@@ -91,11 +107,11 @@ def evaluate_run(
         remedy = "Evaluate it with evaluate.py on new videos."
         raise UserError(f"videos in the run's {split} split", "none", remedy, "empty-split")
     videos = prepare_evaluation(run, EvaluationPlan(split, [split], None), None, None, console)
-    return predict_held_out(run, Predictor(run, accelerator), videos, split, None).summary(run.classes)
+    return predict_held_out(run, run.make_predictor(accelerator), videos, split, None).summary(run.classes)
 
 
 def choose_policy(
-    run: LoadedRun, options: PolicyOptions | None, videos: Videos, predictions: dict[str, Predictions]
+    run: BaseRun, options: PolicyOptions | None, videos: Videos, predictions: dict[str, Predictions]
 ) -> Policy | None:
     """A policy fitted and saved, if one is asked for; else the one that the run has, if any.
 
@@ -127,7 +143,7 @@ def choose_policy(
 
 
 def evaluate_split(
-    run: LoadedRun, videos: Videos, split: str, predictions: Predictions, policy: Policy | None, folder: Path
+    run: BaseRun, videos: Videos, split: str, predictions: Predictions, policy: Policy | None, folder: Path
 ) -> SplitResult:
     """Measures a split, once, for everything that is then written, plotted and printed."""
     rows, classes, report, calibrated = videos.rows(split), run.classes, None, None
@@ -154,7 +170,7 @@ def evaluate_split(
     return SplitResult(folder, predictions, metrics, figures, report)
 
 
-def result_folder(run: LoadedRun, source: str | None, split: str) -> Path:
+def result_folder(run: BaseRun, source: str | None, split: str) -> Path:
     """evaluations/<split> of the run folder, or evaluations/<name>_<hash>_<split> for other data."""
     if source is None:
         return run.folder / "evaluations" / split
@@ -163,7 +179,7 @@ def result_folder(run: LoadedRun, source: str | None, split: str) -> Path:
 
 
 def write_split(
-    run: LoadedRun, videos: Videos, split: str, result: SplitResult, policy: Policy | None, source: str | None
+    run: BaseRun, videos: Videos, split: str, result: SplitResult, policy: Policy | None, source: str | None
 ) -> None:
     """Writes the files of a split, and shows its plots in TensorBoard."""
     folder, rows = result.folder, videos.rows(split)
@@ -172,9 +188,11 @@ def write_split(
     _log(run, folder.name, result.predictions, save_figures(result.figures, folder / "figures"))
     if policy is not None:
         _write_json(folder / "policy_report.json", {"policy": policy.identity, split: result.policy_report})
-    about = {"model": run.identity, "source": None if source is None else absolute(source)}
+    about: dict[str, Any] = {"model": run.identity, "source": None if source is None else absolute(source)}
     if source is None and split == "val" and run.refit:
         about["predictions"] = "out-of-fold"  # the network itself is fitted to these videos
+    if len(run.members) > 1:
+        about["members"] = [{"run": str(member.folder), "model": member.identity} for member in run.members]
     _write_json(folder / "metrics.json", {split: result.metrics, "about": about})
 
 
@@ -199,7 +217,7 @@ def _policy_report(manifest: pd.DataFrame, split: str, predictions: Predictions,
     return policy_report(decisions, labels, policy.safe_class)
 
 
-def _log(run: LoadedRun, name: str, predictions: Predictions, pictures: dict[str, Path]) -> None:
+def _log(run: BaseRun, name: str, predictions: Predictions, pictures: dict[str, Path]) -> None:
     with SummaryWriter(str(run.folder / "tensorboard"), filename_suffix=".evaluate") as writer:
         for kind, path in pictures.items():
             log_picture(writer, f"evaluate_{name}/{kind}", path, run.step)

@@ -12,17 +12,17 @@ from rich.text import Text
 from vidcls.evaluation.results import SplitResult
 from vidcls.metrics.calibration import TEMPERATURES
 from vidcls.moderation.policy import Policy
-from vidcls.prediction.predictor import LoadedRun
+from vidcls.prediction.predictor import BaseRun
 
 
-def print_evaluation(run: LoadedRun, results: dict[str, SplitResult], policy: Policy | None, console: Console) -> None:
+def print_evaluation(run: BaseRun, results: dict[str, SplitResult], policy: Policy | None, console: Console) -> None:
     """Prints the metrics of each split of a run, the policy and what it would do."""
     classes, fitted_on = run.classes, "val" if run.oof_predictions is None else "out-of-fold"
     columns = {
         split + " (out-of-fold)" * (run.refit and result.folder.name == "val"): _metric_cells(result.metrics)
         for split, result in results.items()
     }
-    console.print(_by_split(f"Metrics of {run.folder.name}", columns))
+    console.print(_by_split(f"Metrics of {run.name}", columns))
     if policy is None:
         advice = f"No policy. To fit one, name the class that needs no action, such as policy.safe_class={classes[-1]}"
         console.print(advice, markup=False, soft_wrap=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import pandas as pd
@@ -52,19 +52,16 @@ PRECISIONS: dict[str, tuple[torch.dtype, torch.dtype | None]] = {
 }
 
 
-@dataclass(frozen=True)
-class LoadedRun:
-    """A finished run."""
+class BaseRun:
+    """What a finished run and an ensemble of several have in common."""
 
-    folder: Path
-    config: DictConfig  # with paths into the folder as it lies now
-    spec: RunSpec  # what the network is built from
-    model: Classifier  # with the weights of best.ckpt, in eval mode
-    preprocess: Preprocess  # from stored frames to the network's input
-    identity: str  # the first 12 hex digits of the SHA-256 of best.ckpt
-    step: int  # how many optimiser steps these weights have seen
-    manifest: pd.DataFrame  # its videos
-    oof_predictions: Predictions | None  # out-of-fold, of the videos it was fitted to; None but for optim=logistic
+    folder: Path  # for results
+    config: DictConfig
+    spec: RunSpec
+    identity: str  # 12 hex digits that change with anything that the probabilities depend on
+    step: int
+    manifest: pd.DataFrame
+    oof_predictions: Predictions | None
 
     @property
     def classes(self) -> list[str]:
@@ -72,9 +69,19 @@ class LoadedRun:
         return list(self.spec.classes)
 
     @property
+    def name(self) -> str:
+        """What it is called in reports."""
+        return self.folder.name
+
+    @property
     def refit(self) -> bool:
         """Whether it was fitted to val too."""
         return bool(self.config.get("refit"))
+
+    @property
+    def fitted_to(self) -> tuple[str, ...]:
+        """The splits that it has been trained on."""
+        return ("train", "val") if self.refit else ("train",)
 
     @property
     def policy_path(self) -> Path:
@@ -84,7 +91,16 @@ class LoadedRun:
     @cached_property
     def predictor(self) -> Predictor:
         """The network on the device of training."""
-        return Predictor(self)
+        return self.make_predictor()
+
+    def make_predictor(self, accelerator: str | None = None) -> Predictor:
+        """The network on a device, see `Predictor`."""
+        raise NotImplementedError
+
+    @property
+    def members(self) -> tuple[LoadedRun, ...]:
+        """The runs whose probabilities are averaged: of a single one, itself."""
+        raise NotImplementedError
 
     def predict(self, video: Path | str) -> dict[str, float]:
         """The probability of each class for one video, the same as predict.py's with its default options.
@@ -125,12 +141,50 @@ class LoadedRun:
         return videos
 
 
-def load_run(folder: Path | str, trust: Sequence[str] = ()) -> LoadedRun:
-    """Reads the finished run in ``folder``, whose model may come only from this package and those in ``trust``.
+@dataclass(frozen=True)
+class LoadedRun(BaseRun):
+    """A finished run."""
+
+    folder: Path
+    config: DictConfig  # with paths into the folder as it lies now
+    spec: RunSpec  # what the network is built from
+    model: Classifier  # with the weights of best.ckpt, in eval mode
+    preprocess: Preprocess  # from stored frames to the network's input
+    identity: str  # the first 12 hex digits of the SHA-256 of best.ckpt
+    step: int  # how many optimiser steps these weights have seen
+    manifest: pd.DataFrame  # its videos
+    oof_predictions: Predictions | None  # out-of-fold, of the videos it was fitted to; None but for optim=logistic
+
+    @property
+    def members(self) -> tuple[LoadedRun, ...]:
+        return (self,)
+
+    def make_predictor(self, accelerator: str | None = None) -> Predictor:
+        return Predictor(self, accelerator)
+
+
+@overload
+def load_run(folder: Path | str, trust: Sequence[str] = ()) -> LoadedRun: ...
+@overload
+def load_run(folder: Sequence[Path | str], trust: Sequence[str] = ()) -> BaseRun: ...
+def load_run(folder: Path | str | Sequence[Path | str], trust: Sequence[str] = ()) -> BaseRun:
+    """Reads the finished run in ``folder``, or several as an ensemble that averages their probabilities.
+
+    Models may come only from this package and those in ``trust``.
 
     Raises:
-        UserError: it is not the folder of a finished run, or its model is not of a trusted package.
+        UserError: it is not the folder of a finished run, its model is not of a trusted package, or runs do not fit
+            together, see `vidcls.prediction.ensemble`.
     """
+    if isinstance(folder, (str, Path)):
+        return load_single(folder, trust)
+    from vidcls.prediction.ensemble import load_ensemble  # which imports this file
+
+    return load_single(folder[0], trust) if len(folder) == 1 else load_ensemble(folder, trust)
+
+
+def load_single(folder: Path | str, trust: Sequence[str] = ()) -> LoadedRun:
+    """Reads one finished run, see `load_run`."""
     folder, config = read_finished(Path(folder))
     best = best_checkpoint(folder)
     checkpoint = load_checkpoint(best)
@@ -154,7 +208,7 @@ class Predictor:
 
     def __init__(self, run: LoadedRun, accelerator: str | None = None) -> None:
         trainer = run.config.trainer
-        self.run = run
+        self.run: BaseRun = run
         self.device = choose_device(accelerator or str(trainer.accelerator))
         dtype, self._autocast_dtype = PRECISIONS[
             check_choice("trainer.precision", str(trainer.precision), tuple(PRECISIONS))

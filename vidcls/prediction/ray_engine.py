@@ -32,7 +32,7 @@ from vidcls.moderation.policy import Policy
 from vidcls.prediction.catalogue import LONG_WINDOWS, Catalogue, Content
 from vidcls.prediction.journal import Journal
 from vidcls.prediction.options import EngineOptions, PredictOptions
-from vidcls.prediction.predictor import LoadedRun, Predictor
+from vidcls.prediction.predictor import BaseRun
 from vidcls.prediction.ray_workers import LONG, Network, Reader, Reading
 from vidcls.prediction.video_result import build_result
 
@@ -72,7 +72,7 @@ def start_ray(engine: EngineOptions, num_readers: int) -> None:
 def predict_on_ray(
     paths: Sequence[str],
     files: Sequence[Path],
-    run: LoadedRun,
+    run: BaseRun,
     accelerator: str | None,
     options: PredictOptions,
     policy: Policy | None,
@@ -89,7 +89,7 @@ def predict_on_ray(
     num_readers = min(limits.workers or math.inf, max(resources.get("CPU", 1), 1), len(paths))
     describe = partial(build_result, model=run.identity, classes=run.classes, policy=policy, options=options)
     plan, batch_size = options.plan(run.spec.store), run.spec.batch_size
-    make_predictor = ray.put(ray.cloudpickle.dumps(partial(Predictor, run, accelerator)))
+    make_predictor = ray.put(ray.cloudpickle.dumps(partial(run.make_predictor, accelerator)))
     reading = Reading(
         plan,
         limits,

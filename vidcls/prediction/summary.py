@@ -15,11 +15,11 @@ from vidcls.files import readable
 from vidcls.moderation.policy import DECISIONS, Policy, load_policy
 from vidcls.prediction.html_report import STATUSES
 from vidcls.prediction.options import PredictOptions
-from vidcls.prediction.predictor import LoadedRun
+from vidcls.prediction.predictor import BaseRun
 from vidcls.prediction.video_result import NO_POLICY
 
 
-def find_policy(run: LoadedRun, console: Console) -> Policy | None:
+def find_policy(run: BaseRun, console: Console) -> Policy | None:
     """The policy.json of the run; None, and a warning, where it has none."""
     if run.policy_path.exists():
         return load_policy(run.policy_path, run.classes, run.identity)
@@ -27,7 +27,7 @@ def find_policy(run: LoadedRun, console: Console) -> Policy | None:
     return None
 
 
-def result_settings(run: LoadedRun, options: PredictOptions, policy: Policy | None) -> dict[str, Any]:
+def result_settings(run: BaseRun, options: PredictOptions, policy: Policy | None) -> dict[str, Any]:
     """Everything that a result depends on, other than the video."""
     return {
         "model": run.identity,
@@ -39,7 +39,7 @@ def result_settings(run: LoadedRun, options: PredictOptions, policy: Policy | No
     }
 
 
-def report_facts(run: LoadedRun, options: PredictOptions, policy: Policy | None) -> dict[str, str]:
+def report_facts(run: BaseRun, options: PredictOptions, policy: Policy | None) -> dict[str, str]:
     """What is run, for the terminal and the head of the report."""
     clip, clips = run.spec.clip, ""
     if clip.clip_seconds is not None:
@@ -48,7 +48,7 @@ def report_facts(run: LoadedRun, options: PredictOptions, policy: Policy | None)
     windows = f"windows of {options.window_seconds:g} s every {options.stride_seconds:g} s"
     aggregation = f"mean of the top {options.top_k}" if options.aggregation == "top_k_mean" else options.aggregation
     return {
-        "Run": run.folder.name,
+        "Run": run.name,
         "Model": run.identity,
         "Policy": f"{policy.identity}, safe class: {policy.safe_class}" if policy else "none",
         "Frames": f"{clip.num_frames} of {clip.resolution} x {clip.resolution} pixels",

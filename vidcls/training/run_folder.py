@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TextIO
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from vidcls.cli import in_sweep, print_config, run_folder, trusted_packages
+from vidcls.cli import folders_of, in_sweep, print_config, run_folder, trusted_packages
 from vidcls.errors import UserError, check_choice
 from vidcls.files import claim_file, write_atomically
 from vidcls.training.options import check_address_space, check_gpu, check_launch, check_train_options
@@ -51,11 +51,21 @@ def policy_path(folder: Path) -> Path:
 
 
 def check_run_options(cfg: DictConfig) -> Path:
-    """Checks the options ``run`` and ``accelerator`` of the commands that use a finished run; gives its folder."""
+    """Checks the options ``run`` and ``accelerator`` of a command that uses a finished run; gives its folder."""
+    _check_use(cfg)
+    return check_finished(Path(str(cfg.run)))
+
+
+def check_runs(cfg: DictConfig) -> list[Path]:
+    """The same where ``run`` may name several, for an ensemble."""
+    _check_use(cfg)
+    return [check_finished(folder) for folder in folders_of(cfg.run)]
+
+
+def _check_use(cfg: DictConfig) -> None:
     check_address_space()
     if cfg.accelerator is not None:
         check_choice("accelerator", cfg.accelerator, ACCELERATORS)
-    return check_finished(Path(str(cfg.run)))
 
 
 def check_finished(folder: Path) -> Path:

@@ -1,0 +1,130 @@
+"""Several runs as one: the mean of their probabilities.
+
+Each member's probabilities are calibrated by the temperature of its policy.json first, where it has one: a network that
+is too sure of itself would otherwise outvote the others. All members see the same stored frames, decoded once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float, UInt8
+from omegaconf import DictConfig
+
+from vidcls.data.videos import Videos
+from vidcls.errors import UserError
+from vidcls.metrics.calibration import calibrate, safe_log
+from vidcls.metrics.predictions import Predictions
+from vidcls.prediction.members import ensemble_identity, read_members, results_folder
+from vidcls.prediction.predictor import BaseRun, LoadedRun, Predictor, load_single
+from vidcls.training.spec import RunSpec
+
+
+@dataclass(frozen=True)
+class Ensemble(BaseRun):
+    """Finished runs whose probabilities are averaged. What is of a single run, such as its manifest, is the first's."""
+
+    folder: Path
+    config: DictConfig
+    spec: RunSpec
+    identity: str
+    step: int
+    manifest: pd.DataFrame
+    oof_predictions: Predictions | None  # the mean, where all members have them of the same videos
+    runs: tuple[LoadedRun, ...]
+    temperatures: tuple[float | None, ...]
+
+    @property
+    def members(self) -> tuple[LoadedRun, ...]:
+        return self.runs
+
+    @property
+    def name(self) -> str:
+        pairs = zip(self.runs, self.temperatures, strict=True)
+        parts = [f"{run.folder.name} (temperature {t:.3f})" if t else run.folder.name for run, t in pairs]
+        return f"mean of {', '.join(parts)}"
+
+    def make_predictor(self, accelerator: str | None = None) -> Predictor:
+        return EnsemblePredictor(self, accelerator)
+
+    def average(self, probabilities: Sequence[Float[np.ndarray, "N K"]]) -> Float[np.ndarray, "N K"]:
+        """The mean of the members' probabilities, each calibrated by its own temperature."""
+        pairs = zip(probabilities, self.temperatures, strict=True)
+        calibrated = [p.astype(np.float64) if t is None else calibrate(p, t) for p, t in pairs]
+        mean: np.ndarray = np.mean(calibrated, axis=0)
+        return mean.astype(np.float32)
+
+
+def load_ensemble(folders: Sequence[Path | str], trust: Sequence[str] = ()) -> Ensemble:
+    """Reads several finished runs.
+
+    Raises:
+        UserError: they have other classes or other stored frames, or one of them cannot be loaded.
+    """
+    members = read_members([Path(folder) for folder in folders])
+    runs = tuple(load_single(member.folder, trust) for member in members)
+    first = runs[0]
+    for run in runs[1:]:
+        if run.spec.store != first.spec.store:
+            stores = [
+                f"{one.spec.store.stored_frames} of {one.spec.store.stored_resolution} pixels in {one.folder}"
+                for one in (first, run)
+            ]
+            raise UserError(
+                "runs that are trained on the same stored frames, which the ensemble decodes once",
+                " and ".join(stores),
+                "Train them with the same data.store.num_frames, data.store.resolution, data.sampling and clips.",
+                "ensemble-store",
+            )
+    ensemble = Ensemble(
+        results_folder(members),
+        first.config,
+        first.spec,
+        ensemble_identity(members),
+        max(run.step for run in runs),
+        first.manifest,
+        None,
+        runs,
+        tuple(member.temperature for member in members),
+    )
+    object.__setattr__(ensemble, "oof_predictions", _average_oof(ensemble))
+    return ensemble
+
+
+def _average_oof(ensemble: Ensemble) -> Predictions | None:
+    """The mean of the members' out-of-fold predictions, where all have them of the same videos in the same order."""
+    found = [run.oof_predictions for run in ensemble.runs]
+    fitted = [run.manifest[run.manifest["split"].isin(run.fitted_to)] for run in ensemble.runs]
+    keys = [list(rows[["sha256", "split"]].itertuples(index=False, name=None)) for rows in fitted]
+    if any(one is None for one in found) or any(key != keys[0] for key in keys):
+        return None
+    return _predictions([one for one in found if one is not None], ensemble)
+
+
+def _predictions(found: Sequence[Predictions], ensemble: Ensemble) -> Predictions:
+    labels, mean = found[0].labels, ensemble.average([one.probabilities for one in found])
+    return Predictions(labels, mean, -safe_log(mean)[np.arange(len(labels)), labels])
+
+
+class EnsemblePredictor(Predictor):
+    """The networks of an ensemble over new videos; see `Predictor`."""
+
+    def __init__(self, run: Ensemble, accelerator: str | None = None) -> None:
+        self.run = self._ensemble = run
+        self._predictors = [Predictor(member, accelerator) for member in run.runs]
+        self.device = self._predictors[0].device
+
+    def __call__(self, stacks: Sequence[UInt8[np.ndarray, "_ H W 3"]]) -> Float[np.ndarray, "B K"]:
+        return self._ensemble.average([predictor(stacks) for predictor in self._predictors])
+
+    def predict_split(self, videos: Videos, split: str) -> Predictions:
+        found = []
+        for predictor in self._predictors:  # each takes its own number of frames from what is stored
+            own = predictor.run.videos(videos.options.source, videos.options.cache_dir)
+            own.load_manifest(videos.manifest)
+            found.append(predictor.predict_split(own, split))
+        return _predictions(found, self._ensemble)

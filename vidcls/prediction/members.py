@@ -1,0 +1,96 @@
+"""Which runs an ensemble is made of, and what identifies it: known before torch is imported."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import pandas as pd
+
+from vidcls.data.preparation import usable_rows
+from vidcls.data.sources import class_order
+from vidcls.errors import UserError
+from vidcls.files import hash_file
+from vidcls.moderation.policy import load_policy
+from vidcls.training.run_folder import best_checkpoint, policy_path, read_finished, read_run_manifest
+
+
+@dataclass(frozen=True)
+class Member:
+    """A run of an ensemble."""
+
+    folder: Path
+    identity: str  # of its best.ckpt
+    classes: list[str]
+    manifest: pd.DataFrame
+    refit: bool  # to val as well
+    temperature: float | None  # of its policy.json, for an ensemble; None without one
+
+
+def read_members(folders: Sequence[Path]) -> list[Member]:
+    """The runs in ``folders``, in an order that does not depend on how they are given.
+
+    Raises:
+        UserError: one is no finished run, one is given twice, or they have other classes.
+    """
+    calibrated = len(folders) > 1
+    members = sorted((_read_member(folder, calibrated) for folder in folders), key=lambda member: member.identity)
+    first = members[0]
+    for before, member in pairwise(members):
+        if member.identity == before.identity:
+            got = f"{before.folder} and {member.folder} with the same weights"
+            raise UserError("different runs in run=[...]", got, "Name each run once.", "ensemble-twice")
+        if member.classes != first.classes:
+            raise UserError(
+                f"runs of the same classes, in the same order, in run=[...]: {', '.join(first.classes)}",
+                f"{', '.join(member.classes)} in {member.folder}",
+                "Leave that run out, or train it with the same data.classes.",
+                "ensemble-classes",
+            )
+    return members
+
+
+def _read_member(folder: Path, calibrated: bool) -> Member:
+    folder, config = read_finished(folder)
+    manifest, identity = read_run_manifest(folder), hash_file(best_checkpoint(folder))[:12]
+    classes, policy = class_order(list(manifest["label"]), config.data.classes), policy_path(folder)
+    temperature = load_policy(policy, classes, identity).temperature if calibrated and policy.exists() else None
+    return Member(folder, identity, classes, manifest, bool(config.get("refit")), temperature)
+
+
+def ensemble_identity(members: Sequence[Member]) -> str:
+    """12 hex digits of all that the averaged probabilities depend on: the members' weights and temperatures."""
+    text = " ".join(f"{member.identity}:{member.temperature}" for member in members)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def results_folder(members: Sequence[Member]) -> Path:
+    """Where results and policy are: of a single run its folder, of an ensemble one in the first member's."""
+    if len(members) == 1:
+        return members[0].folder
+    return members[0].folder / "ensembles" / ensemble_identity(members)
+
+
+def check_splits(members: Sequence[Member], splits: Sequence[str]) -> None:
+    """Refuses members whose ``splits`` are not of the same videos: some may have been trained on what others test on.
+
+    Raises:
+        UserError: they differ.
+    """
+    keys = ["sha256", "label"]
+    if "val" in splits and len({member.refit for member in members}) > 1:
+        remedy = "Train all with the same refit, or give split=test."
+        raise UserError("runs that are all fitted to val, or none", "both in run=[...]", remedy, "ensemble-splits")
+    for split in splits:
+        held = [set(usable_rows(m.manifest, split)[keys].itertuples(index=False, name=None)) for m in members]
+        for member, videos in zip(members, held, strict=True):
+            if videos != held[0]:
+                raise UserError(
+                    f"runs with the same videos in their {split} splits",
+                    f"{len(held[0] ^ videos)} that differ between {members[0].folder} and {member.folder}",
+                    "Evaluate on videos that none of them was trained on: data.source=PATH.",
+                    "ensemble-splits",
+                )
