@@ -37,7 +37,7 @@ def main(run_dir: str, videos: str, output: str) -> None:
     os.environ |= {"PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0"}
     run = load_run(Path(run_dir), ())
     spec = run.spec.store
-    ray.init("local", num_cpus=3, include_dashboard=False, log_to_driver=False)  # two to decode, one for the network
+    ray.init(log_to_driver=False)  # RAY_ADDRESS names a cluster
 
     def choose_frames(batch: dict[str, Any]) -> dict[str, Any]:
         size = (spec.stored_resolution, spec.stored_resolution)
@@ -50,7 +50,9 @@ def main(run_dir: str, videos: str, output: str) -> None:
     dataset = ray.data.read_videos(files, include_paths=True, override_num_blocks=len(files))
     dataset = dataset.map_batches(choose_frames, batch_size=None)
     arguments = (run, torch.get_num_threads())
-    dataset = dataset.map_batches(Network, fn_constructor_args=arguments, batch_size=run.spec.batch_size, concurrency=1)
+    dataset = dataset.map_batches(  # without a CPU of its own, as with engine=ray
+        Network, fn_constructor_args=arguments, batch_size=run.spec.batch_size, concurrency=1, num_cpus=0
+    )
     dataset.write_parquet(output)
 
 

@@ -15,6 +15,7 @@ from helpers.commands import call, once
 from helpers.runs import predict, refused, rows_of
 from helpers.videos import write_video
 
+from vidcls.data.hashing import HashResult
 from vidcls.errors import UserError
 from vidcls.files import claim_file
 from vidcls.prediction.catalogue import Catalogue, Content
@@ -116,6 +117,20 @@ def test_what_dies_is_replaced_and_what_kills_is_given_up(
     assert found.loc["poison.mp4", "status"] == "undecodable"
     assert ray_engine.QUARANTINED in found.loc["poison.mp4", "reason"]
     assert found.drop("poison.mp4").equals(expected.drop("poison.mp4"))
+
+
+def test_machines_that_do_not_find_the_videos_end_it(
+    finished: Path, mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rather than calling them undecodable."""
+
+    class ElsewhereReader(ray_engine.Reader):  # type: ignore[misc, name-defined]
+        def hash(self, files: Sequence[Path]) -> list[HashResult]:
+            return super().hash([Path("/nowhere", file.name) for file in files])
+
+    monkeypatch.setattr(ray_engine, "Reader", ElsewhereReader)
+    command = [f"run={finished}", f"input={mixed}", f"output={tmp_path / 'out'}", "engine=ray"]
+    refused(call("predict.py", *command), "[shared-paths]", "shared file system")
 
 
 def test_options_are_checked(finished: Path, mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

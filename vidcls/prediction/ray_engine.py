@@ -25,7 +25,7 @@ from ray.exceptions import RayError, RayTaskError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from vidcls.data.hashing import FileState, HashCache, HashResult
+from vidcls.data.hashing import FileState, HashCache, HashResult, hash_files
 from vidcls.data.options import DecodeLimits
 from vidcls.errors import UserError
 from vidcls.moderation.policy import Policy
@@ -85,7 +85,8 @@ def predict_on_ray(
     start_ray(engine, limits.workers or os.cpu_count() or 1)
     resources, nodes = ray.cluster_resources(), [node for node in ray.nodes() if node["Alive"]]
     on_gpu = (accelerator or str(run.config.trainer.accelerator)) != "cpu" and resources.get("GPU", 0) >= 1
-    num_networks = engine.networks or int(resources["GPU"] if on_gpu else len(nodes))
+    most = resources["GPU"] if on_gpu else math.inf  # one that waits for a GPU would keep its batches
+    num_networks = int(min(engine.networks or (most if on_gpu else len(nodes)), most))
     num_readers = min(limits.workers or math.inf, max(resources.get("CPU", 1), 1), len(paths))
     describe = partial(build_result, model=run.identity, classes=run.classes, policy=policy, options=options)
     plan, batch_size = options.plan(run.spec.store), run.spec.batch_size
@@ -246,8 +247,14 @@ class _Driver:
 
     def _assign(self, hashes: Mapping[str, HashResult]) -> list[Content]:
         for path, hashed in hashes.items():
+            file = self._catalogue.videos[path]
             if hashed.state:
-                self._cache.put(self._catalogue.videos[path], hashed.state, hashed.sha256)
+                self._cache.put(file, hashed.state, hashed.sha256)
+            elif not hashed.sha256 and hash_files([file], None)[0].sha256:
+                expected = "the machines of the cluster to find videos at the same paths as this one"
+                raise UserError(
+                    expected, f"{file}: {hashed.error}", "Put them on a shared file system.", "shared-paths"
+                )
         return self._catalogue.assign(hashes)
 
     def _hand_out_again(self, shard: _Shard, alone: bool) -> None:
