@@ -70,11 +70,15 @@ CASES = [
     ),
     Case(f"{CNN} model/head=bilstm model.motion=difference", still=ATTENTION, format="onnx"),
     Case(f"{CNN} model/head=transformer model.motion=late_fusion", format="onnx"),
-    Case(f"{CNN} model/head=lstm model.head.num_layers=2 model.head.pooling=max model.motion=early_fusion"),
+    Case(
+        f"{CNN} model/head=lstm model.head.num_layers=2 model.head.pooling=max model.motion=multiscale_difference",
+        num_frames=8,
+    ),
     Case("model=r3d_18", resolution=16, format="onnx"),
     Case("model=mc3_18", resolution=16, learns=False),
     Case("model=r2plus1d_18", resolution=16, learns=False),
     Case("model=s3d", num_frames=8),
+    Case("model=i3d", num_frames=8, learns=False),
     # A single patch is left in the last block, which then has neither neighbours nor relative positions.
     Case("model=mvit_v2_s", lr=1e-4, still=r"encoder\.net\.blocks\.15\.attn\.", learns=False),
     Case("model=swin3d_t", lr=1e-4, learns=False, format="torch_export"),
