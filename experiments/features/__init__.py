@@ -1,0 +1,1 @@
+"""What an encoder is shown, and how far that generalises to unseen cameras."""
