@@ -15,9 +15,10 @@ from vidcls.training import loop as run
 from vidcls.training.callbacks import History
 
 STUDY = ROOT / "runs" / "studies" / "models"
-STRONG = (  # as it was when these were measured: AdamW, 15 epochs, consecutive differences
+STRONG = (  # as it was when these were measured: differences of consecutive frames, 15 epochs of AdamW
     "experiment=strong",
     "optim=adamw",
+    "refit=false",
     "model.motion=difference",
     "model.standardise=false",
     "model.dropout=0.5",
