@@ -38,6 +38,7 @@ SLOW_FILES = {
     "test_datamodule.py",
     "test_ddp.py",
     "test_demo.py",
+    "test_ensemble.py",
     "test_exported_networks.py",
     "test_exporters.py",
     "test_feature_cache.py",

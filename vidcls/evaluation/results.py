@@ -16,10 +16,10 @@ from torch.utils.tensorboard import SummaryWriter
 
 from vidcls.data.decoding.result import USABLE
 from vidcls.data.preparation import prepare_external, redecode_missing, usable_rows
-from vidcls.data.splits import group_videos
 from vidcls.data.urls import absolute
 from vidcls.data.videos import Videos
 from vidcls.errors import UserError
+from vidcls.evaluation.notes import group_numbers, share_shift, split_notes, temperature_notes
 from vidcls.evaluation.options import EvaluationPlan, PolicyOptions
 from vidcls.files import csv_bytes, write_atomically
 from vidcls.metrics.bootstrap import bootstrap_intervals
@@ -142,19 +142,26 @@ def choose_policy(
     return policy
 
 
+def fitted_on(run: BaseRun) -> str:
+    """Which predictions policies are fitted to."""
+    return "val" if run.oof_predictions is None else "out-of-fold"
+
+
 def evaluate_split(
     run: BaseRun, videos: Videos, split: str, predictions: Predictions, policy: Policy | None, folder: Path
 ) -> SplitResult:
     """Measures a split, once, for everything that is then written, plotted and printed."""
     rows, classes, report, calibrated = videos.rows(split), run.classes, None, None
-    names = group_videos(list(rows["path"]), list(rows["creator"]), list(rows["sha256"]))
-    groups = np.unique(names, return_inverse=True)[1]
+    groups = group_numbers(rows)
     unit = "creators" if (rows["creator"] != "").any() else "videos"
     given = predictions.probabilities, predictions.labels
     curves = precision_recall_curves(*given, classes)
     metrics = predictions.summary(classes)
     metrics["bootstrap_ci95"] = bootstrap_intervals(*given, predictions.losses, groups, classes, unit=unit)
     metrics["average_precision"] = {name: None if curve is None else curve.area for name, curve in curves.items()}
+    shift = share_shift(run, rows, predictions) if folder.name not in ("train", "val") else None
+    metrics["predicted_share"] = shift
+    metrics["notes"] = [*split_notes(split, shift), *(temperature_notes(policy, fitted_on(run)) if policy else ())]
     if policy is not None:
         calibrated = reliability(calibrate(predictions.probabilities, policy.temperature), predictions.labels)
         metrics["calibration_error_calibrated"] = calibrated.error

@@ -9,25 +9,28 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from vidcls.evaluation.results import SplitResult
-from vidcls.metrics.calibration import TEMPERATURES
+from vidcls.evaluation.notes import split_notes, temperature_notes
+from vidcls.evaluation.results import SplitResult, fitted_on
 from vidcls.moderation.policy import Policy
 from vidcls.prediction.predictor import BaseRun
 
 
 def print_evaluation(run: BaseRun, results: dict[str, SplitResult], policy: Policy | None, console: Console) -> None:
     """Prints the metrics of each split of a run, the policy and what it would do."""
-    classes, fitted_on = run.classes, "val" if run.oof_predictions is None else "out-of-fold"
+    classes = run.classes
     columns = {
         split + " (out-of-fold)" * (run.refit and result.folder.name == "val"): _metric_cells(result.metrics)
         for split, result in results.items()
     }
     console.print(_by_split(f"Metrics of {run.name}", columns))
+    for split, result in results.items():
+        for note in split_notes(split, result.metrics["predicted_share"]):
+            console.print(note, markup=False, soft_wrap=True)
     if policy is None:
         advice = f"No policy. To fit one, name the class that needs no action, such as policy.safe_class={classes[-1]}"
         console.print(advice, markup=False, soft_wrap=True)
     else:
-        _print_policy(policy, fitted_on, results, console)
+        _print_policy(policy, fitted_on(run), results, console)
     for result in results.values():
         console.print(f"Results: {result.folder}", markup=False, soft_wrap=True)
 
@@ -47,7 +50,7 @@ def _print_policy(policy: Policy, fitted_on: str, results: dict[str, SplitResult
         targets = ", ".join(f"{metric} {value:g}" for metric, value in policy.targets.get(name, {}).items()) or "-"
         table.add_row(Text(name), f"{review:.3f}", f"{policy.block[name]:.3f}", targets)
     console.print(table)
-    for note in _notes(policy, fitted_on):
+    for note in [*temperature_notes(policy, fitted_on), *_notes(policy, fitted_on)]:
         console.print(note, markup=False, soft_wrap=True)
     columns = {}
     for split, result in results.items():
@@ -58,11 +61,6 @@ def _print_policy(policy: Policy, fitted_on: str, results: dict[str, SplitResult
 
 
 def _notes(policy: Policy, fitted_on: str) -> Iterator[str]:
-    if policy.temperature > 0.99 * TEMPERATURES[1]:
-        yield (
-            f"Note: the {fitted_on} predictions are no better than guessing, so the network's scores say nothing: do "
-            "not use this policy."
-        )
     for name, review in policy.review.items():
         if policy.support.get(name, 0) == 0:
             yield f"Note for {name}: there is no intact {fitted_on} video of it, so its thresholds mean nothing."

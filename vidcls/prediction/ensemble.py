@@ -7,7 +7,7 @@ is too sure of itself would otherwise outvote the others. All members see the sa
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +35,7 @@ class Ensemble(BaseRun):
     step: int
     manifest: pd.DataFrame
     oof_predictions: Predictions | None  # the mean, where all members have them of the same videos
+    val_predictions: Predictions | None
     runs: tuple[LoadedRun, ...]
     temperatures: tuple[float | None, ...]
 
@@ -88,21 +89,25 @@ def load_ensemble(folders: Sequence[Path | str], trust: Sequence[str] = ()) -> E
         max(run.step for run in runs),
         first.manifest,
         None,
+        None,
         runs,
         tuple(member.temperature for member in members),
     )
-    object.__setattr__(ensemble, "oof_predictions", _average_oof(ensemble))
-    return ensemble
+    oof = _average([(run.oof_predictions, run.fitted_to) for run in runs], ensemble)
+    val = _average([(run.val_predictions, ("val",)) for run in runs], ensemble)
+    return replace(ensemble, oof_predictions=oof, val_predictions=val)
 
 
-def _average_oof(ensemble: Ensemble) -> Predictions | None:
-    """The mean of the members' out-of-fold predictions, where all have them of the same videos in the same order."""
-    found = [run.oof_predictions for run in ensemble.runs]
-    fitted = [run.manifest[run.manifest["split"].isin(run.fitted_to)] for run in ensemble.runs]
-    keys = [list(rows[["sha256", "split"]].itertuples(index=False, name=None)) for rows in fitted]
-    if any(one is None for one in found) or any(key != keys[0] for key in keys):
+def _average(known: Sequence[tuple[Predictions | None, tuple[str, ...]]], ensemble: Ensemble) -> Predictions | None:
+    """The mean of what the members have predicted of these splits, where all have, and of the same videos in order."""
+    fitted = [
+        run.manifest[run.manifest["split"].isin(splits)] for run, (_, splits) in zip(ensemble.runs, known, strict=True)
+    ]
+    keys = [list(rows[["sha256", "split", "status"]].itertuples(index=False, name=None)) for rows in fitted]
+    found = [one for one, _ in known if one is not None]
+    if len(found) < len(known) or any(key != keys[0] for key in keys):
         return None
-    return _predictions([one for one in found if one is not None], ensemble)
+    return _predictions(found, ensemble)
 
 
 def _predictions(found: Sequence[Predictions], ensemble: Ensemble) -> Predictions:

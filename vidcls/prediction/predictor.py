@@ -62,6 +62,7 @@ class BaseRun:
     step: int
     manifest: pd.DataFrame
     oof_predictions: Predictions | None
+    val_predictions: Predictions | None
 
     @property
     def classes(self) -> list[str]:
@@ -154,6 +155,7 @@ class LoadedRun(BaseRun):
     step: int  # how many optimiser steps these weights have seen
     manifest: pd.DataFrame  # its videos
     oof_predictions: Predictions | None  # out-of-fold, of the videos it was fitted to; None but for optim=logistic
+    val_predictions: Predictions | None  # of these weights
 
     @property
     def members(self) -> tuple[LoadedRun, ...]:
@@ -193,8 +195,8 @@ def load_single(folder: Path | str, trust: Sequence[str] = ()) -> LoadedRun:
         model.compile()  # as it was tested
     manifest = read_run_manifest(folder, checkpoint.spec.classes)
     identity = hash_file(best)[:12]
-    spec, step, oof_predictions = checkpoint.spec, checkpoint.step, checkpoint.oof_predictions
-    return LoadedRun(folder, config, spec, model, preprocess, identity, step, manifest, oof_predictions)
+    found = checkpoint.oof_predictions, checkpoint.val_predictions
+    return LoadedRun(folder, config, checkpoint.spec, model, preprocess, identity, checkpoint.step, manifest, *found)
 
 
 class Predictor:
