@@ -151,7 +151,7 @@ def test_augmentation_is_off_by_default() -> None:
 def test_each_trainer_and_set_of_callbacks_builds(name: str, tmp_path: Path) -> None:
     group, _, value = name.partition("/")
     overrides = [f"{group}={value}", f"run_dir={tmp_path}"]
-    if not torch.cuda.is_available():
+    if not torch.cuda.is_available() or (value == "mps" and not torch.backends.mps.is_available()):
         overrides += ["trainer.accelerator=cpu", "trainer.devices=1"]
     trainer = build_trainer(composed(*overrides))
     assert trainer.max_epochs == 10

@@ -9,6 +9,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from helpers.modules import build, clips, loader, trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from vidcls.data.dataset import VideoBatch
-from vidcls.training.callbacks import History, StayStopped, Timing, peak_memory, reset_peak_memory
+from vidcls.training.callbacks import History, ProgressBar, StayStopped, Timing, peak_memory, reset_peak_memory
 
 CURVES = ["train/loss", "train/accuracy", "val/loss", "val/accuracy"]
 MEGABYTE = 1_000_000
@@ -254,3 +255,19 @@ def test_a_run_that_had_patience_left_goes_on(tmp_path: Path) -> None:
     module = Scripted(losses)
     fit(tmp_path, module, callbacks(), epochs=4, resume=tmp_path / "last.ckpt")
     assert module.epochs_trained == 2
+
+
+def test_the_progress_bar_does_not_read_metrics_after_each_step(tmp_path: Path) -> None:
+    """A GPU would have to finish each step for it."""
+
+    class Counting(ProgressBar):
+        reads = 0
+
+        def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Any:
+            self.reads += 1
+            return super().get_metrics(trainer, pl_module)
+
+    bar = Counting(leave=False)
+    bar._due = float("inf")
+    trainer(tmp_path, bar, enable_progress_bar=True).fit(build(), loader(clips(24)), loader(clips(4)))
+    assert 0 < bar.reads <= 3  # of 6 steps the last, and the ends of epoch and validation

@@ -248,6 +248,12 @@ def test_any_optimiser_of_torchs_with_its_own_keywords() -> None:
     assert rates(sgd | {"schedule": "cosine", "lr": 2.0}, 1, 4) == [pytest.approx(FALL)]
 
 
+@pytest.mark.parametrize("own", [{}, {"foreach": True}, {"fused": False}, {"_target_": "torch.optim.NAdam"}])
+def test_fused_where_the_optimiser_can_and_nobody_says_otherwise(own: dict[str, Any]) -> None:
+    optimizer = build_optimizer(adam(**own), [list(network().parameters())], 10, 1, fused=True)["optimizer"]
+    assert optimizer.param_groups[0].get("fused") is (True if not own else own.get("fused"))
+
+
 def test_any_scheduler_of_torchs() -> None:
     schedule = {"_target_": "torch.optim.lr_scheduler.StepLR", "step_size": 1, "gamma": 0.5}
     optim = adam(lr=2.0, schedule=schedule, encoder_lr_factor=0.1)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import lightning as L
+import torch
 from rich.console import Console
+from torch import Tensor
 from torch.utils.data import DataLoader
 
-from vidcls.data.dataset import FeatureBatch, VideoBatch
+from vidcls.data.dataset import FeatureBatch, FeatureDataset, VideoBatch, VideoDataset
+from vidcls.data.device_cache import DeviceDataset, DeviceLoader, fits_on_device, stack_videos
 from vidcls.data.ingest import MANIFEST_COLUMNS, IngestStats, read_manifest
 from vidcls.data.options import DataOptions
 from vidcls.data.preparation import PreparedVideos, prepare_videos
@@ -28,7 +32,7 @@ class VideoDataModule(Videos, L.LightningDataModule):
         manifest_path: where the first process writes the manifest and the others read it; None: one process only.
             If the file exists, its videos and splits are used.
         prepared: videos that are prepared already.
-        wait_seconds: how long the other processes wait for the manifest.
+        wait_seconds: how long the other processes wait for the manifest: the first one may decode for hours.
 
     Example::
 
@@ -41,12 +45,14 @@ class VideoDataModule(Videos, L.LightningDataModule):
         options: DataOptions,
         manifest_path: str | Path | None = None,
         prepared: PreparedVideos | None = None,
-        wait_seconds: float = 3600.0,
+        wait_seconds: float = 86400.0,
     ) -> None:
         super().__init__(options)
         self.manifest_path = None if manifest_path is None else Path(manifest_path)
         self.wait_seconds = wait_seconds
         self.stats = IngestStats()
+        self._stacks: dict[tuple[str, type], Tensor | None] = {}  # of splits and datasets; None: they do not fit
+        self._copies: torch.cuda.Stream | None = None
         if prepared is not None:
             self._take(prepared)
 
@@ -88,6 +94,46 @@ class VideoDataModule(Videos, L.LightningDataModule):
 
     def rank_and_world_size(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    def loader(self, split: str, *, train: bool = False) -> Loader:
+        """As `Videos.loader`, but from a GPU's own memory where train and val fit there: see ``data.device_cache``."""
+        loader = super().loader(split, train=train)
+        device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+        dataset = loader.dataset
+        assert isinstance(dataset, VideoDataset | FeatureDataset)
+        stacks = self._stacked(split, dataset, device) if device.type == "cuda" and len(dataset) else None
+        if stacks is None:
+            return loader
+        return DeviceLoader(
+            DeviceDataset(dataset, stacks),
+            batch_size=loader.batch_size,
+            sampler=loader.sampler,
+            generator=loader.generator,
+        )
+
+    def _stacked(self, split: str, dataset: VideoDataset | FeatureDataset, device: torch.device) -> Tensor | None:
+        if split == "test":  # is read once
+            return None
+        key = split, type(dataset)
+        if key not in self._stacks:
+            needed = dataset.stack(0).nbytes * (len(self.rows("train")) + len(self.rows("val")))
+            fits = fits_on_device(needed, self.options.device_cache, torch.cuda.mem_get_info(device)[0])
+            self._stacks[key] = stack_videos(dataset, device) if fits else None
+        return self._stacks[key]
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """To a GPU while it still computes: on a stream of its own, out of pinned memory."""
+        if device.type != "cuda" or batch.label.is_cuda:
+            return super().transfer_batch_to_device(batch, device, dataloader_idx)
+        if self._copies is None:
+            self._copies = torch.cuda.Stream(device)
+        with torch.cuda.stream(self._copies):
+            batch = super().transfer_batch_to_device(batch, device, dataloader_idx)
+        computing = torch.cuda.current_stream(device)
+        computing.wait_stream(self._copies)
+        for tensor in batch:
+            tensor.record_stream(computing)  # only after that its memory may be used again
+        return batch
 
     def train_dataloader(self) -> Loader:
         return self.loader("train", train=True)

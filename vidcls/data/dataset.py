@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Int, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
@@ -75,21 +75,39 @@ class VideoDataset(Dataset[VideoBatch]):
 
     def __getitem__(self, sample: SampleIndex | int) -> VideoBatch:
         index, seed = sample if isinstance(sample, SampleIndex) else SampleIndex(sample)
-        generator, count = np.random.default_rng(seed), self.store.spec.num_clips
-        if count > 1 and self.all_clips:
-            frames = np.stack([self.frames(index, clip) for clip in range(count)])
-        else:
-            frames = self.frames(index, random_clip(generator, count), generator if self.temporal_jitter else None)
+        chosen = self.chosen(seed)
+        frames = self.store.read(self.sha256s[index], chosen.reshape(-1)).reshape(*chosen.shape, *self._frame_shape)
         return VideoBatch(torch.from_numpy(frames), torch.tensor(self.labels[index]), torch.tensor(index))
 
-    def frames(
-        self, index: int, clip: int | None = None, jitter: np.random.Generator | None = None
-    ) -> UInt8[np.ndarray, "T H W 3"]:
+    @property
+    def _frame_shape(self) -> tuple[int, int, int]:
+        return self.store.spec.stored_resolution, self.store.spec.stored_resolution, 3
+
+    @property
+    def is_random(self) -> bool:
+        """Whether samples differ in the frames they choose."""
+        return self.temporal_jitter or (self.store.spec.num_clips > 1 and not self.all_clips)
+
+    def chosen(self, seed: int) -> Int[np.ndarray, "*places"]:
+        """The places of a sample's frames among the M * F stored ones: [T], or of all M > 1 clips [M, T]."""
+        generator, count = np.random.default_rng(seed), self.store.spec.num_clips
+        if count > 1 and self.all_clips:
+            return np.stack([self._places(clip) for clip in range(count)])
+        return self._places(random_clip(generator, count), generator if self.temporal_jitter else None)
+
+    def stack(self, index: int) -> UInt8[np.ndarray, "S H W 3"]:
+        """All stored frames of a video."""
+        return self.store.read(self.sha256s[index], np.arange(self.store.spec.frames_per_video))
+
+    def frames(self, index: int, clip: int | None = None) -> UInt8[np.ndarray, "T H W 3"]:
         """The frames of one clip of a video; None: of the middle clip."""
+        return self.store.read(
+            self.sha256s[index], self._places(self.store.spec.num_clips // 2 if clip is None else clip)
+        )
+
+    def _places(self, clip: int, jitter: np.random.Generator | None = None) -> Int[np.ndarray, " T"]:
         spec = self.store.spec
-        first = (spec.num_clips // 2 if clip is None else clip) * spec.stored_frames
-        indices = select_frames(spec.stored_frames, self.num_frames, spec.sampling, jitter)
-        return self.store.read(self.sha256s[index], first + indices)
+        return clip * spec.stored_frames + select_frames(spec.stored_frames, self.num_frames, spec.sampling, jitter)
 
 
 class FeatureDataset(Dataset[FeatureBatch]):
@@ -104,10 +122,29 @@ class FeatureDataset(Dataset[FeatureBatch]):
 
     def __getitem__(self, sample: SampleIndex | int) -> FeatureBatch:
         index, seed = sample if isinstance(sample, SampleIndex) else SampleIndex(sample)
-        features, count = self.store.read(self.videos.sha256s[index]), self.videos.store.spec.num_clips
-        if count > 1 and not self.videos.all_clips:
-            features = features[random_clip(np.random.default_rng(seed), count)]
-        return FeatureBatch(torch.from_numpy(features), torch.tensor(self.videos.labels[index]), torch.tensor(index))
+        features = self.stack(index)[self.chosen(seed)]
+        return FeatureBatch(torch.from_numpy(features), torch.tensor(self.labels[index]), torch.tensor(index))
+
+    @property
+    def labels(self) -> list[int]:
+        return self.videos.labels
+
+    @property
+    def is_random(self) -> bool:
+        """Whether samples differ in the clip they choose."""
+        return self.videos.store.spec.num_clips > 1 and not self.videos.all_clips
+
+    def chosen(self, seed: int) -> Int[np.ndarray, "*places"]:
+        """The place of a sample's clip among the M stored ones, []; or of all M > 1 clips, [M]."""
+        count = self.videos.store.spec.num_clips
+        if count > 1 and self.videos.all_clips:
+            return np.arange(count)
+        return np.array(random_clip(np.random.default_rng(seed), count))
+
+    def stack(self, index: int) -> Float[np.ndarray, "M *features"]:
+        """The features of all M clips of a video."""
+        features = self.store.read(self.videos.sha256s[index])
+        return features if self.videos.store.spec.num_clips > 1 else features[None]
 
 
 class VideoSampler(Sampler[SampleIndex]):
@@ -158,8 +195,8 @@ class VideoSampler(Sampler[SampleIndex]):
         if self.shuffle:
             generator.shuffle(places)
             places = np.resize(places, len(self) * self.world_size)  # repeats from the start
-        for place in places[self.rank if self.rank < len(places) else 0 :: self.world_size]:
-            yield SampleIndex(int(rows[place]), int(seeds[place]))
+        mine = places[self.rank if self.rank < len(places) else 0 :: self.world_size]
+        yield from map(SampleIndex, rows[mine].tolist(), seeds[mine].tolist())
 
     def _balanced(self, classes: Int[np.ndarray, " N"]) -> Int[np.ndarray, " N"]:
         """The epoch's videos, not yet in order.

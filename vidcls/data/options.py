@@ -118,6 +118,7 @@ class DataOptions:
     fetch: Any = None  # becomes FetchLimits
     num_workers: int = 0
     pin_memory: bool = False
+    device_cache: float | int = 4.0
     demo: Mapping[str, int] | None = None
     notes: tuple[str, ...] = field(default=(), init=False)
     """What the user should know: options that had to be raised."""
@@ -128,6 +129,7 @@ class DataOptions:
         for name in ("num_frames", "resolution", "batch_size", "num_clips"):
             check_integer(f"data.{name}", getattr(self, name))
         check_integer("data.num_workers", self.num_workers, minimum=0)
+        check_number("data.device_cache", self.device_cache)
         choices = {"sampling": SAMPLINGS, "sampler": SAMPLERS, "leakage": LEAKAGE, "on_bad": ON_BAD}
         for name, values in choices.items():
             check_choice(f"data.{name}", getattr(self, name), values)

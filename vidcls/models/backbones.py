@@ -95,7 +95,9 @@ class VideoNet(Pretrained):
         self.num_features = num_features  # D
 
     def forward(self, clips: Float[Tensor, "B T 3 R R"]) -> Float[Tensor, "B D"]:
-        return self.net(clips.transpose(1, 2).contiguous())  # from [B, 3, T, R, R]
+        # Stored frames are channels-last, which is what the kernels of GPUs work in.
+        layout = torch.channels_last_3d if clips.is_cuda else torch.contiguous_format
+        return self.net(clips.transpose(1, 2).contiguous(memory_format=layout))  # from [B, 3, T, R, R]
 
 
 def build_net(name: str, in_channels: int) -> nn.Module:

@@ -29,8 +29,8 @@ from vidcls.metrics.predictions import Predictions
 from vidcls.models.classifiers import Classifier
 from vidcls.moderation.aggregation import video_score
 from vidcls.prediction.options import PredictOptions
-from vidcls.training.checkpoint import load_checkpoint, rebuild
-from vidcls.training.inference import average_clips, clip_logits, pad_batch, video_losses
+from vidcls.training.checkpoint import compile_model, load_checkpoint, rebuild
+from vidcls.training.inference import average_clips, clip_logits, fixed_kernels, match_layout, pad_batch, video_losses
 from vidcls.training.run_folder import (
     ACCELERATORS,
     best_checkpoint,
@@ -192,7 +192,7 @@ def load_single(folder: Path | str, trust: Sequence[str] = ()) -> LoadedRun:
     checkpoint = load_checkpoint(best)
     model, preprocess = rebuild(checkpoint, trust)
     if config.compile:
-        model.compile()  # as it was tested
+        compile_model(model)  # as it was tested
     manifest = read_run_manifest(folder, checkpoint.spec.classes)
     identity = hash_file(best)[:12]
     found = checkpoint.oof_predictions, checkpoint.val_predictions
@@ -222,7 +222,7 @@ class Predictor:
         if trainer.deterministic:  # as Lightning's trainer does it
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True, warn_only=trainer.deterministic == "warn")
-        torch.backends.cudnn.benchmark = bool(trainer.get("benchmark")) and not trainer.deterministic
+        match_layout(self._model, self.device)
         store, clip = run.spec.store, run.spec.clip
         self._indices = select_frames(store.stored_frames, clip.num_frames, clip.sampling)
 
@@ -230,8 +230,8 @@ class Predictor:
         autocast = torch.autocast(
             self.device.type, self._autocast_dtype, enabled=self._autocast_dtype is not None, cache_enabled=False
         )
-        with autocast:
-            return self._model(self._preprocess(frames.to(self.device)))
+        with autocast, fixed_kernels():
+            return self._model(self._preprocess(frames.to(self.device, non_blocking=True)))
 
     @torch.inference_mode()
     def __call__(self, stacks: Sequence[UInt8[np.ndarray, "_ H W 3"]]) -> Float[np.ndarray, "B K"]:

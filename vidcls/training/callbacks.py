@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import lightning as L
 import pandas as pd
 import torch
-from lightning.pytorch.callbacks import EarlyStopping, WeightAveraging
+from lightning.pytorch.callbacks import EarlyStopping, RichProgressBar, WeightAveraging
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
@@ -42,8 +42,27 @@ def tensorboard_loggers(trainer: L.Trainer) -> list[TensorBoardLogger]:
     return [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
 
 
+class ProgressBar(RichProgressBar):
+    """Lightning's, but at most five times a second: it shows metrics, which a GPU has to finish the step for."""
+
+    def __init__(self, leave: bool) -> None:
+        super().__init__(leave=leave)
+        self._due = 0.0
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if batch_idx + 1 == trainer.num_training_batches or time.monotonic() >= self._due:
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+            self._due = time.monotonic() + 0.2
+
+
 class Timing(L.Callback):
-    """Measures how long training epochs take, how much of that is waiting for data, and the peak memory."""
+    """Measures how long training epochs take, how much of that is waiting for data, and the peak memory.
+
+    Waiting is the time between the end of one step and the start of the next on the CPU: for a GPU, which may still be
+    computing then, it is the most that it can have waited.
+    """
 
     def __init__(self) -> None:
         self.fit_seconds = 0.0  # with validation and checkpoints, up to the last finished epoch
@@ -67,8 +86,10 @@ class Timing(L.Callback):
         self._count += len(batch.label) * trainer.world_size
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, _: int
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, number: int
     ) -> None:
+        if number + 1 == trainer.num_training_batches and trainer.strategy.root_device.type == "cuda":
+            torch.cuda.synchronize()  # what was started must have been computed
         self._idle_since = self._ended = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -196,7 +217,8 @@ class EMA(WeightAveraging):
     @torch.no_grad()
     def _update(self, averages: list[Tensor], currents: list[Tensor], steps: Tensor) -> None:
         if averages[0].is_floating_point():
-            kept = min(self.decay, int(steps) / (9 + int(steps)))
+            done = int(steps)
+            kept = min(self.decay, done / (9 + done))
             # Unlike a weighted sum, exact for weights that are frozen.
             torch._foreach_lerp_(averages, currents, 1 - kept)
         else:

@@ -104,6 +104,15 @@ def build_model(spec: RunSpec, trust: Sequence[str] = ()) -> Classifier:
     )
 
 
+def compile_model(model: Classifier) -> None:
+    """Compiles a network whose encoder trains, for the shapes that it gets: full batches and the last of an epoch.
+
+    Features of frozen encoders may be cached, by parts of the network: those round as the whole does only uncompiled.
+    """
+    if not model.encoder.is_frozen:
+        model.compile(dynamic=False)
+
+
 def rebuild(checkpoint: Checkpoint, trust: Sequence[str] = ()) -> tuple[Classifier, Preprocess]:
     """The network of a checkpoint with its weights, and what prepares its input, in eval mode; raises `UserError`."""
     try:

@@ -17,6 +17,7 @@ from rich.progress import track
 from vidcls.data.store import FeatureStore
 from vidcls.data.videos import Videos
 from vidcls.models.heads import Standardise
+from vidcls.training.inference import match_layout
 from vidcls.training.module import VideoClassifier
 
 
@@ -37,6 +38,7 @@ class CacheFeatures(L.Callback):
         # Before the optimiser asks how many batches the loaders have.
         if stage == "fit" and module.features_cacheable and not datamodule.options.temporal_jitter:
             trainer.precision_plugin.convert_module(module.to(trainer.strategy.root_device))
+            match_layout(module.model, trainer.strategy.root_device)
             datamodule.features = FeatureStore(self.folder / _address(module, trainer, datamodule.store.folder.name))
             compute_features(trainer, module, datamodule, ("train", "val"))
             if isinstance(module.model.standardise, Standardise):
@@ -50,7 +52,7 @@ def compute_features(trainer: L.Trainer, module: VideoClassifier, videos: Videos
     store = videos.features
     assert store is not None
     was_training = module.training
-    module.eval()
+    module.to(trainer.strategy.root_device).eval()  # Lightning leaves it on the CPU after training
     for split in splits:
         dataset = videos.dataset(split)
         # Shard before checking the cache, or ranks that check later would see fewer missing rows and leave gaps.

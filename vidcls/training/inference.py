@@ -3,13 +3,37 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import reduce
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
+
+
+def match_layout(model: nn.Module, device: torch.device) -> None:
+    """Lays out the kernels of convolutions as stored frames are, channels last: a GPU would copy them in each step."""
+    if device.type != "cuda":
+        return
+    for part in model.modules():
+        if isinstance(part, nn.Conv2d | nn.Conv3d) and part.groups == 1:
+            layout = torch.channels_last if isinstance(part, nn.Conv2d) else torch.channels_last_3d
+            part.weight.data = part.weight.data.contiguous(memory_format=layout)
+
+
+@contextmanager
+def fixed_kernels() -> Iterator[None]:
+    """Evaluation alone: cuDNN takes the kernels that it always takes, not those that were fastest in this process.
+
+    They round differently, and what was tested must be what predicts.
+    """
+    benchmark, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = benchmark
 
 
 def pad_batch(batch: Tensor, batch_size: int) -> Tensor:
@@ -23,7 +47,8 @@ def clip_logits(
 ) -> Float[Tensor, "B M K"]:
     """Logits of each clip of videos [B, *clip], or [B, M, *clip] where ``num_clips`` is above 1, in full batches."""
     clips = videos.unbind(dim=1) if num_clips > 1 else [videos]
-    return torch.stack([network(pad_batch(clip, batch_size))[: len(videos)].float() for clip in clips], dim=1)
+    with fixed_kernels():
+        return torch.stack([network(pad_batch(clip, batch_size))[: len(videos)].float() for clip in clips], dim=1)
 
 
 def average_clips(logits: Float[Tensor, "B M K"]) -> Float[Tensor, "B K"]:

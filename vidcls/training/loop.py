@@ -22,7 +22,7 @@ from vidcls.data.options import SPLITS
 from vidcls.data.preparation import PreparedVideos
 from vidcls.errors import UserError
 from vidcls.metrics.predictions import Predictions
-from vidcls.training.checkpoint import build_model, build_preprocess, load_checkpoint, load_last
+from vidcls.training.checkpoint import build_model, build_preprocess, compile_model, load_checkpoint, load_last
 from vidcls.training.checkpoint_writer import AtomicCheckpoints
 from vidcls.training.feature_cache import compute_features
 from vidcls.training.logistic_options import is_logistic
@@ -72,7 +72,7 @@ def build_module(cfg: DictConfig, datamodule: VideoDataModule) -> VideoClassifie
     mean, std = (tuple(cfg.normalise[name] or trained_with[name]) for name in ("mean", "std"))
     spec = replace(spec, normalisation=Normalisation(mean, std))
     if cfg.compile:
-        model.compile()
+        compile_model(model)
     optim: Any = OmegaConf.to_container(cfg.optim, resolve=True)
     module = VideoClassifier(
         model,
@@ -132,14 +132,12 @@ def fit(
         UserError: the checkpoint to resume from is not one, or the network has operations that cannot be repeated.
     """
     folder = Path(cfg.run_dir)
-    if is_rank_zero():
-        write_environment(
-            folder,
-            torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
-            torch.get_num_threads(),
-        )
     last = load_last(folder, datamodule.classes)
     trainer = build_trainer(cfg, last[1].step if last else None, extra_callbacks)
+    if is_rank_zero():
+        device = trainer.strategy.root_device
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+        write_environment(folder, name, torch.get_num_threads())
     ckpt_path = str(last[0]) if last else None
     try:
         trainer.fit(module, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
@@ -159,11 +157,13 @@ def fit(
     if trainer.fast_dev_run:  # type: ignore[attr-defined]
         assert module.predictions is not None
         return trainer, module.predictions
-    best = load_checkpoint(best_checkpoint(folder))
-    assert best.val_predictions is not None
-    module.load_state_dict(best.state_dict)
-    module.oof_predictions = best.oof_predictions
-    return trainer, best.val_predictions
+    # Read by one process: a network file system may show others the file of an earlier epoch.
+    best = load_checkpoint(best_checkpoint(folder)) if trainer.is_global_zero else None
+    shared: Any = trainer.strategy.broadcast(best and (best.state_dict, best.val_predictions, best.oof_predictions))
+    weights, val, module.oof_predictions = shared
+    assert val is not None
+    module.load_state_dict(weights)
+    return trainer, val
 
 
 def test(

@@ -17,7 +17,14 @@ from vidcls.data.dataset import FeatureBatch, VideoBatch
 from vidcls.errors import UserError
 from vidcls.metrics.predictions import Predictions
 from vidcls.models.classifiers import Classifier
-from vidcls.training.inference import average_clips, clip_logits, pad_batch, video_losses
+from vidcls.training.inference import (
+    average_clips,
+    clip_logits,
+    fixed_kernels,
+    match_layout,
+    pad_batch,
+    video_losses,
+)
 from vidcls.training.logistic_options import is_logistic
 from vidcls.training.optim import build_optimizer
 from vidcls.training.spec import RunSpec
@@ -85,10 +92,14 @@ class VideoClassifier(L.LightningModule):
 
     def encode(self, frames: UInt8[Tensor, "B T H W 3"]) -> Float[Tensor, "B *features"]:
         """Features of stored frames, in a full batch as in evaluation."""
-        return self.model.encode(self.preprocess(pad_batch(frames, self.spec.batch_size)))[: len(frames)]
+        with fixed_kernels():
+            return self.model.encode(self.preprocess(pad_batch(frames, self.spec.batch_size)))[: len(frames)]
 
     def _classify(self, features: Float[Tensor, "B *features"]) -> Float[Tensor, "B K"]:
         return self.model.classify(features.to(self.features_dtype))
+
+    def setup(self, stage: str) -> None:
+        match_layout(self.model, self.device)
 
     def on_train_epoch_start(self) -> None:
         """Makes the epoch's random draws a function of seed, epoch and device alone."""
@@ -164,7 +175,9 @@ class VideoClassifier(L.LightningModule):
         if is_logistic(self.optim):
             return None  # a callback fits the output layer
         total_steps, epochs = int(self.trainer.estimated_stepping_batches), self.trainer.max_epochs or 1
-        return build_optimizer(self.optim, self.model.stages(), total_steps, epochs)
+        # Lightning refuses to clip the gradients of fused optimisers.
+        fused = self.device.type == "cuda" and not self.trainer.gradient_clip_val
+        return build_optimizer(self.optim, self.model.stages(), total_steps, epochs, fused)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what rebuilds the model and repeats the decoding, and the validation predictions of these weights."""

@@ -20,13 +20,18 @@ ADAM_OPTIONS = ("eps", "weight_decay")
 
 
 def build_optimizer(
-    optim: Mapping[str, Any], stages: Sequence[Sequence[Parameter]], total_steps: int, epochs: int
+    optim: Mapping[str, Any],
+    stages: Sequence[Sequence[Parameter]],
+    total_steps: int,
+    epochs: int,
+    fused: bool = False,
 ) -> dict[str, Any]:
     """An optimiser and its schedule, as Lightning's ``configure_optimizers`` returns them.
 
     ``optim`` holds the options of conf/optim/adam.yaml, and any keyword of its ``_target_``. ``stages`` are the
     parameters of a network from its input to its output; frozen ones are left out. Until a stage's turn comes its rate
-    is 0 (gradual unfreezing, Howard & Ruder 2018, https://arxiv.org/abs/1801.06146).
+    is 0 (gradual unfreezing, Howard & Ruder 2018, https://arxiv.org/abs/1801.06146). ``fused``: update all parameters
+    in one kernel, where the optimiser can and ``optim`` does not say how.
 
     Raises:
         UserError: the optimiser or scheduler cannot be built from these options.
@@ -40,7 +45,7 @@ def build_optimizer(
     if isinstance(schedule, Mapping):
         for group, stages_above in zip(groups, above, strict=True):
             group["lr"] = optim["lr"] * (encoder_lr_factor if stages_above else 1.0)
-        optimizer = _build("optim", optim, groups, left_out=SCHEDULE_OPTIONS)
+        optimizer = _build("optim", optim, groups, SCHEDULE_OPTIONS, fused)
         scheduler = _build("optim.schedule", schedule, optimizer, left_out=("interval", "monitor"))
         interval, monitor = schedule.get("interval", "epoch"), schedule.get("monitor", "val/loss")
         lr_scheduler = {"scheduler": scheduler, "interval": interval, "monitor": monitor}
@@ -55,12 +60,12 @@ def build_optimizer(
             highest * schedule_factor(schedule, step, total_steps, ours["warmup"]) if step >= first_step else 0.0
         )
 
-    optimizer = _build("optim", optim, groups, left_out=SCHEDULE_OPTIONS)
+    optimizer = _build("optim", optim, groups, SCHEDULE_OPTIONS, fused)
     scheduler = LambdaLR(optimizer, [factor_of(stages_above) for stages_above in above])
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
-def _build(option: str, config: Mapping[str, Any], first: Any, left_out: Sequence[str]) -> Any:
+def _build(option: str, config: Mapping[str, Any], first: Any, left_out: Sequence[str], fused: bool = False) -> Any:
     keywords = {str(key): value for key, value in config.items() if key not in left_out and key[0] != "_"}
     target = str(config.get("_target_"))
     try:
@@ -68,6 +73,8 @@ def _build(option: str, config: Mapping[str, Any], first: Any, left_out: Sequenc
         known = signature(build).parameters
         if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
             keywords = {name: value for name, value in keywords.items() if name in known or name not in ADAM_OPTIONS}
+        if fused and "fused" in known and not {"fused", "foreach", "capturable", "differentiable"} & set(keywords):
+            keywords["fused"] = True
         return build(first, **keywords)
     except Exception as error:  # whatever a class of somebody else's raises
         why = " ".join(str(error).split())[:200]

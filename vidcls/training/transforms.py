@@ -116,6 +116,7 @@ class Preprocess(nn.Module):
         super().__init__()
         self.resolution = resolution
         self.augment = augment
+        self.normalises = any(value != 0 for value in mean) or any(value != 1 for value in std)
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(3, 1, 1), persistent=False)
 
@@ -127,4 +128,5 @@ class Preprocess(nn.Module):
             from torchvision.transforms import v2
 
             clips = v2.functional.resize(clips, [self.resolution, self.resolution], antialias=True)
-        return (clips.to(self.mean.dtype).div_(255) - self.mean) / self.std  # [B, T, 3, R, R]
+        scaled = clips.to(self.mean.dtype).div_(255)  # [B, T, 3, R, R]
+        return (scaled - self.mean) / self.std if self.normalises else scaled

@@ -1,0 +1,57 @@
+"""The GPU path, where there is a CUDA GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.commands import call, train
+from helpers.runs import CLASSES, table
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
+
+GPU = ["trainer=gpu", "data.num_workers=1"]
+FIXED = ["trainer.deterministic=warn", "trainer.benchmark=false"]
+
+
+@pytest.fixture
+def options(tiny: list[str]) -> list[str]:
+    return [option for option in tiny if not option.startswith("trainer.accelerator")]
+
+
+def run(folder: Path, *overrides: str) -> Path:
+    result = train(*overrides, f"run_dir={folder}")
+    assert result.code == 0, result.stderr
+    return folder
+
+
+def assert_same_predictions(one: Path, two: Path) -> None:
+    assert (table(one)[CLASSES] == table(two)[CLASSES]).all(axis=None)
+
+
+def test_frames_on_the_device_give_the_same_results(options: list[str], tmp_path: Path) -> None:
+    random = [*options, *GPU, *FIXED, "augment=standard", "data.temporal_jitter=true", "data.store.num_frames=8"]
+    one, two = run(tmp_path / "one", *random), run(tmp_path / "two", *random, "data.device_cache=0")
+    for split in ("val", "test"):
+        assert_same_predictions(one / f"predictions_{split}.csv", two / f"predictions_{split}.csv")
+
+
+def test_the_default_trainer_repeats(options: list[str], tmp_path: Path) -> None:
+    one, two = run(tmp_path / "one", *options), run(tmp_path / "two", *options)
+    assert_same_predictions(one / "predictions_test.csv", two / "predictions_test.csv")
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_evaluation_repeats_the_test(frozen: bool, options: list[str], tmp_path: Path) -> None:
+    if frozen:  # with cached features
+        import timm
+
+        torch.save(timm.create_model("test_efficientnet", num_classes=0).state_dict(), tmp_path / "weights.pt")
+        options = [option for option in options if not option.startswith("model.")]
+        options += ["experiment=strong", "model.encoder.name=timm/test_efficientnet", "data.resolution=32"]
+        options += ["data.num_frames=4", f"model.encoder.weights={tmp_path / 'weights.pt'}", "trainer.max_epochs=2"]
+    folder = run(tmp_path / "run", *options, *GPU)
+    result = call("evaluate.py", f"run={folder}", "split=test")
+    assert result.code == 0, result.stderr
+    assert_same_predictions(folder / "evaluations" / "test" / "predictions.csv", folder / "predictions_test.csv")
