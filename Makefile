@@ -79,7 +79,7 @@ bench: setup ## measure training and ingest against plain loops (CPU)
 	$(BIN)/python experiments/benchmark/bench.py $(ARGS)
 
 .PHONY: bench-gpu
-bench-gpu: setup ## measure training against a compute-only loop (CUDA)
+bench-gpu: setup ## measure training and prediction against plain loops (CUDA)
 	$(BIN)/python experiments/benchmark_gpu/bench_gpu.py $(ARGS)
 
 .PHONY: torture
