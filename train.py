@@ -15,7 +15,7 @@ import hydra
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from vidcls.cli import quote_overrides, user_errors_exit
+from vidcls.cli import end_with_others, quote_overrides, user_errors_exit
 from vidcls.sweeps.jobs import resumable_job
 
 
@@ -34,6 +34,7 @@ def main(cfg: DictConfig) -> float | None:
 
     from vidcls.training.run_folder import is_rank_zero, manifest_path, open_run
 
+    end_with_others()
     cfg = open_run(cfg)  # mistakes in the options show here, before anything heavy is imported
 
     from vidcls.data.preparation import prepare_videos

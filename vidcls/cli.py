@@ -8,7 +8,9 @@ import re
 import resource
 import secrets
 import shlex
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,6 +29,8 @@ Result = TypeVar("Result")
 NO_MEMORY = ("start new thread", "allocate memory", "not enough memory", "Resource temporarily")
 LISTS = ("run", "sweep")  # options that name a folder or several: run=[A,B]
 QUOTES = ("'", '"')
+# How gloo and NCCL say that the process at the other end is gone.
+LOST_PROCESS = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
 _HEX = "utf8_hex_"  # of a key that Hydra's grammar has no room for
 
 # Torch reads this at its first tensor: large tensors use pages of 2 MB where Linux allows it. On a CPU, clearing pages
@@ -150,6 +154,8 @@ def user_errors_exit(main: Callable[[DictConfig], Result]) -> Callable[[DictConf
                 os.environ["HYDRA_FULL_ERROR"] = "1"  # or Hydra shows the last lines alone
                 raise
             _remove_if_empty(run_folder())
+            if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is ending
             print(f"error: {user_error}", file=sys.stderr)
             sys.exit(2)
         except KeyboardInterrupt:
@@ -162,12 +168,30 @@ def user_errors_exit(main: Callable[[DictConfig], Result]) -> Callable[[DictConf
     return guarded
 
 
+def lost_process(got: str) -> UserError:
+    """The error of a process whose run cannot go on without another one that has died."""
+    remedy = f"See what it printed; the same launcher with resume={shlex.quote(str(run_folder()))} continues."
+    return UserError("all processes of the run to work on", got, remedy, "lost-process")
+
+
+def end_with_others() -> None:
+    """From now on, where a launcher ends this process since another one has died, it says so in one line."""
+
+    def end(*_: object) -> None:
+        raise lost_process("SIGTERM: another one has ended, or the run was stopped")
+
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, end)
+
+
 def _explain(error: Exception) -> UserError | None:
     """What a user can do about an error of Hydra's or of the system's; None for bugs."""
     why, limit = " ".join(str(error).split())[:300], resource.getrlimit(resource.RLIMIT_AS)[0]
     if isinstance(error, InstantiationException):
         remedy = "Change the options beside that _target_; debug=true shows the traceback."
         return UserError("options that each _target_ takes", why, remedy, "instantiation")
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and any(text in why for text in LOST_PROCESS):
+        return lost_process("one that has ended")
     memory = isinstance(error, ImportError | MemoryError) or any(text in why for text in NO_MEMORY)
     if memory and limit != resource.RLIM_INFINITY:
         remedy = "Lift the limit: ulimit -v unlimited."

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 import torch.distributed
-from helpers.commands import once, start_train, train
+from helpers.commands import ROOT, once, start_train, train
 from helpers.runs import CLASSES, csv_source, metrics_of, same_weights, scalars, table, weights
 
 from vidcls.errors import UserError
@@ -23,24 +24,32 @@ DDP = ["trainer=ddp", "trainer.devices=2"]
 
 
 @pytest.fixture(scope="session")
-def two_devices(shared: Path, tiny: list[str], demo_folder: Path) -> Path:
-    """The folder of a run on two devices, with 5 videos to train on, 3 to test on and 1 for validation.
+def some_videos(shared: Path, demo_folder: Path) -> Path:
+    """A .csv with 6 videos to train on, 3 to test on and 1 for validation."""
 
-    torchrun starts the processes: each composes its configuration, and they agree on one run folder.
-    """
+    def write(folder: Path) -> None:
+        folder.mkdir()
+        csv_source(demo_folder, folder / "videos.csv", lambda split, label: split != "val" or label == CLASSES[0])
+
+    return once(shared, "some_videos", write) / "videos.csv"
+
+
+@pytest.fixture(scope="session")
+def options(tiny: list[str], some_videos: Path) -> list[str]:
+    """Of runs whose two devices see together what one device sees."""
+    return [*tiny, f"data.source={some_videos}", "model.dropout=0.0"]
+
+
+@pytest.fixture(scope="session")
+def two_devices(shared: Path, options: list[str]) -> Path:
+    """The folder of a run on two devices; torchrun starts the processes, and they agree on one run folder."""
 
     def run(folder: Path) -> None:
         folder.mkdir()
-        videos = csv_source(
-            demo_folder, folder / "videos.csv", lambda split, label: split != "val" or label == CLASSES[0]
-        )
-        lines = videos.read_text().splitlines(keepends=True)
-        first = next(number for number, line in enumerate(lines) if ",train" in line)
-        videos.write_text("".join(lines[:first] + lines[first + 1 :]))
-        process = start_train(*tiny, *DDP, f"data.source={videos}", cwd=folder, launcher=TORCHRUN)
+        process = start_train(*options, *DDP, "data.batch_size=1", cwd=folder, launcher=TORCHRUN)
         _, stderr = process.communicate(timeout=200)
         assert process.returncode == 0, stderr
-        assert {path.name for path in folder.iterdir()} == {"runs", "videos.csv"}
+        assert {path.name for path in folder.iterdir()} == {"runs"}
 
     (folder,) = (once(shared, "two_devices", run) / "runs" / "train").iterdir()
     return folder
@@ -61,7 +70,7 @@ def test_a_process_does_not_wait_for_ever_for_the_first(tmp_path: Path) -> None:
 
 def test_each_video_counts_once(two_devices: Path) -> None:
     metrics, manifest = metrics_of(two_devices), table(two_devices / "manifest.csv")
-    assert [metrics[split]["n"] for split in ("train", "val", "test")] == [5, 1, 3]
+    assert [metrics[split]["n"] for split in ("train", "val", "test")] == [6, 1, 3]
     for split in ("val", "test"):
         predictions = table(two_devices / f"predictions_{split}.csv")
         assert predictions["path"].tolist() == manifest[manifest["split"] == split]["path"].tolist()
@@ -93,3 +102,35 @@ def test_one_device_predicts_the_same(two_devices: Path, tmp_path: Path) -> None
     before, after = (table(folder / "predictions_test.csv") for folder in (two_devices, run))
     assert after["path"].tolist() == before["path"].tolist()
     assert (after[CLASSES] - before[CLASSES]).abs().to_numpy().max() < 1e-6
+
+
+def test_one_device_trains_the_same(two_devices: Path, options: list[str], tmp_path: Path) -> None:
+    """Its batches hold what those of two devices hold together."""
+    run = tmp_path / "run"
+    result = train(*options, "data.batch_size=2", f"run_dir={run}")
+    assert result.code == 0, result.stderr
+    for name in ("val/loss", "val/auroc", "val/calibration_error"):
+        assert scalars(run).get(name) == pytest.approx(scalars(two_devices).get(name), abs=1e-5)
+    for split in ("train", "val", "test"):
+        one, two = metrics_of(run)[split], metrics_of(two_devices)[split]
+        assert one["loss"] == pytest.approx(two["loss"], abs=1e-5) and one["confusion"] == two["confusion"]
+
+
+def test_a_dead_process_ends_the_run_which_can_be_resumed(
+    two_devices: Path, options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(str(ROOT / name) for name in (".", "tests")))
+    monkeypatch.setenv("VIDCLS_TEST_DIES", "1")
+    dies = "+callbacks.dies._target_=helpers.dying.DieInSecondEpoch"
+    process = start_train(*options, *DDP, dies, "data.batch_size=1", f"run_dir={run}", cwd=tmp_path, launcher=TORCHRUN)
+    _, stderr = process.communicate(timeout=200)
+    assert process.returncode != 0
+    assert len([line for line in stderr.splitlines() if "[lost-process]" in line]) == 1, stderr
+    monkeypatch.delenv("VIDCLS_TEST_DIES")
+    process = start_train(f"resume={run}", "trust=helpers", cwd=tmp_path, launcher=TORCHRUN)
+    _, stderr = process.communicate(timeout=200)
+    assert process.returncode == 0, stderr
+    assert same_weights(weights(run), weights(two_devices))
+    assert all(metrics_of(run)[split] == metrics_of(two_devices)[split] for split in ("train", "val", "test"))
+    assert (run / "history.csv").read_bytes() == (two_devices / "history.csv").read_bytes()
