@@ -1,6 +1,6 @@
 """Runs a trained network over new videos, short or long, and decides for each: allow, review or block.
 
-python predict.py run=DIR input=PATH output=DIR         PATH is a video, a folder or a glob in quotes
+python predict.py run=DIR input=PATH output=DIR         PATH is a video, a folder, a list or a glob in quotes; or a URL
 python predict.py run=[DIR,DIR] input=PATH output=DIR   the mean of the probabilities of several runs
 The same command continues an interrupted run: no video is classified twice.
 """
@@ -20,7 +20,7 @@ def main(cfg: DictConfig) -> None:
     """From a run folder and videos to a folder of results."""
     # The network's threads must not spin while they wait, as decoders need the cores. To be set before torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from vidcls.data.options import DecodeLimits
+    from vidcls.data.options import DecodeLimits, FetchLimits
     from vidcls.errors import check_integer
     from vidcls.prediction.journal import Journal, check_output
     from vidcls.prediction.options import EngineOptions, PredictOptions
@@ -32,12 +32,13 @@ def main(cfg: DictConfig) -> None:
         DecodeLimits(**cfg.data.decode),
         EngineOptions(**cfg.engine),
     )
+    fetch_limits = FetchLimits(**cfg.data.fetch)
     max_videos = check_integer("report.max_videos", cfg.report.max_videos)
     check_output(output)
 
-    from vidcls.data.sources import find_videos
+    from vidcls.prediction.inputs import Inputs, plan_videos
 
-    paths, files, ignored = find_videos(str(cfg.input))
+    inputs = Inputs(str(cfg.input), fetch_limits)
 
     # torch is imported from here on
     from rich.console import Console
@@ -53,24 +54,26 @@ def main(cfg: DictConfig) -> None:
     options = options.complete(run.spec.clip.clip_seconds, run.manifest)
     policy = summary.find_policy(run, console)
     facts = summary.report_facts(run, options, policy)
-    summary.print_plan(facts, len(paths), ignored, console)
     costs = {"timeout_seconds": limits.timeout_seconds, "memory_gigabytes": limits.memory_gigabytes}
     journal = Journal(output, summary.result_settings(run, options, policy), costs)
+    videos: dict[str, str] = {}
     try:
+        videos, num_listed = plan_videos(inputs, journal, console)
+        summary.print_plan(facts, num_listed, len(videos), inputs.ignored, console)
         if engine.name == "ray":
             from vidcls.prediction.ray_engine import predict_on_ray
 
-            predict_on_ray(paths, files, run, cfg.accelerator, options, policy, journal, limits, engine, console)
+            predict_on_ray(videos, run, cfg.accelerator, options, policy, journal, limits, engine, console)
         else:
             from vidcls.prediction.pipeline import predict_videos
 
             predictor = run.make_predictor(cfg.accelerator)
-            predict_videos(paths, files, predictor, options, policy, journal, limits, console)
+            predict_videos(videos, predictor, options, policy, journal, limits, fetch_limits, console)
     finally:  # also after Ctrl-C: what is done can be used
         write_result_files(journal, run.classes)
         safe_class = policy.safe_class if policy else None
         write_report(journal, run.classes, safe_class, facts, max_videos=max_videos, blur=cfg.report.blur)
-        summary.print_summary(journal.rows(), paths, output, console)
+        summary.print_summary(journal.counts(), journal.num_missing(videos), output, console)
         journal.close()
 
 

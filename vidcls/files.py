@@ -8,7 +8,7 @@ import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
-from io import BufferedReader, FileIO
+from io import BufferedReader, BufferedWriter, FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a file that appears whole or not at all, and survives a power cut once it has appeared.
+@contextmanager
+def replacing(path: Path) -> Iterator[BufferedWriter]:
+    """A file to write to that appears whole or not at all, and survives a power cut once it has appeared.
 
     Raises:
         UserError: the disk is full; the part written is removed.
@@ -30,7 +31,7 @@ def write_atomically(path: Path, content: bytes) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with part.open("xb") as file:  # with the rights that other new files have, unlike those of tempfile
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
@@ -38,12 +39,18 @@ def write_atomically(path: Path, content: bytes) -> None:
         part.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno in FULL_DISK:
             raise UserError(
-                f"room for {len(content) / 1e6:.1f} MB in {path.parent}",
+                f"room for {path.name} in {path.parent}",
                 f"a full disk ({error.strerror})",
                 "Free some space or set another folder, then run again: what is stored is kept.",
                 "disk-full",
             ) from error
         raise
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Writes a file as `replacing` does."""
+    with replacing(path) as file:
+        file.write(content)
 
 
 def csv_bytes(table: pd.DataFrame) -> bytes:

@@ -57,7 +57,7 @@ def predict_seconds(video: Path, window_seconds: float) -> float:
     """How long a prediction takes, from the start of its decoding process to its last row; imports are not counted."""
     from rich.console import Console
 
-    from vidcls.data.options import DecodeLimits
+    from vidcls.data.options import DecodeLimits, FetchLimits
     from vidcls.prediction.journal import Journal
     from vidcls.prediction.options import PredictOptions
     from vidcls.prediction.pipeline import predict_videos
@@ -69,7 +69,9 @@ def predict_seconds(video: Path, window_seconds: float) -> float:
     with tempfile.TemporaryDirectory() as name:
         journal = Journal(Path(name, "output"), {})
         started = time.perf_counter()
-        predict_videos(["video"], [video], predictor, options, None, journal, DecodeLimits(), Console(quiet=True))
+        predict_videos(
+            {"video": str(video)}, predictor, options, None, journal, DecodeLimits(), FetchLimits(), Console(quiet=True)
+        )
         seconds = time.perf_counter() - started
         journal.close()
         return seconds

@@ -84,7 +84,7 @@ def main() -> None:
             for window, row in zip(video[0], rows[sha256], strict=True):
                 peaks.add(window, row)
                 timed.append((window.start_seconds, window.end_seconds, row))
-            journal.write([sha256], sha256, *describe(video[1], timed, peaks))
+            journal.write({sha256: ""}, sha256, *describe(video[1], timed, peaks))
 
         rows = {
             hashed.sha256: [next(probabilities) for _ in video[0]]

@@ -128,7 +128,8 @@ def decode_both_ways(
     whole = dict(decode_into_store(zip(files, hashes, strict=True), len(files), store, limits))
     plan = WindowPlan(SPEC, 0.5, 0.25, 0.0, max_windows=50)
     windows: dict[int, DecodeResult] = {}
-    for event in read_windows(files, [hashed.state for hashed in hashes], plan, limits):
+    videos = [(file, hashed.state) for file, hashed in zip(files, hashes, strict=True)]
+    for event in read_windows(videos, len(videos), plan, limits):
         if isinstance(event, VideoFinished):
             windows[event.number] = event.result
     order = range(len(files))

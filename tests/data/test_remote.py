@@ -47,7 +47,7 @@ def reason(url: str, folder: Path, limits: FetchLimits = QUICK) -> str:
 def test_a_file_is_fetched_and_removed_after_use(s3: S3, tmp_path: Path) -> None:
     url = s3.put("a b/ü.MP4", CONTENT)
     with fetch(url, tmp_path / "fetched", QUICK) as fetched:
-        assert fetched.path.read_bytes() == CONTENT and fetched.path.suffix == ".mp4"
+        assert fetched.path.read_bytes() == CONTENT and fetched.path.name == "ü.MP4"
         assert fetched.sha256 == hashlib.sha256(CONTENT).hexdigest()
         assert fetched.version == f"300000 {hashlib.md5(CONTENT).hexdigest()}" == remote_version(url, QUICK)
     assert not list((tmp_path / "fetched").iterdir())

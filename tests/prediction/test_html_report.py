@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vidcls.prediction.html_report import by_urgency, visible, write_report
+from vidcls.prediction.html_report import most_urgent, visible, write_report
 from vidcls.prediction.journal import Journal, VideoDetails
 from vidcls.prediction.result_files import prediction_columns
 
@@ -80,7 +80,7 @@ class Predictions:
             starts = [2.0 * n for n in range(len(windows))]
             peak = (self.classes[0], 2.0, windows[0][0], jpeg(path))
             details = VideoDetails(starts, [start + 4 for start in starts], windows, list(segments), [peak])
-        self.journal.write(paths, sha256, cells, details)
+        self.journal.write(dict.fromkeys(paths, ""), sha256, cells, details)
 
     def report(self, safe_class: str | None = "safe", max_videos: int = 500, blur: bool = False) -> Page:
         path = write_report(self.journal, self.classes, safe_class, FACTS, max_videos=max_videos, blur=blur)
@@ -133,7 +133,7 @@ def test_the_head_says_what_was_run_and_counts(predictions: Predictions) -> None
     assert page.texts("title") == ["7 videos: 2 block, 3 review, 2 allow"]
     assert page.texts("dt")[:2] == list(FACTS)
     assert page.texts("dd")[:2] == list(FACTS.values())
-    chips = ["all 7", "block 2", "review 3", "allow 2", "all 7", "ok 5", "partial 1", "undecodable 1"]
+    chips = ["all 7", "block 2", "review 3", "allow 2", "all 7", "ok 5", "partial 1", "undecodable 1", "unfetchable 0"]
     assert page.texts("label", class_="chip") == chips
 
 
@@ -221,10 +221,10 @@ def test_no_videos_make_a_page_too(predictions: Predictions) -> None:
     assert page.texts("p", class_="note") == ["There are no videos."]
 
 
-def test_by_urgency_keeps_the_order_of_equals() -> None:
+def test_the_most_urgent_keep_the_order_of_equals() -> None:
     cells = [("allow", "ok", "0.1"), ("review", "ok", "0.7"), ("block", "ok", "0.9"), ("review", "ok", "0.7")]
     rows = [{"decision": d, "status": s, "score": n, "path": str(i)} for i, (d, s, n) in enumerate(cells)]
-    assert "".join(row["path"] for row in by_urgency(rows)) == "2130"
+    assert "".join(row["path"] for row in most_urgent(rows, 9)) == "2130"
 
 
 # ---- what strangers may write

@@ -3,6 +3,7 @@ from __future__ import annotations
 import sqlite3
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -13,6 +14,7 @@ from vidcls.prediction.journal import Journal, VideoDetails, check_output
 from vidcls.prediction.result_files import SEGMENT_COLUMNS, WINDOW_COLUMNS, prediction_columns, write_result_files
 
 CLASSES = ["bad", "safe"]
+VERSIONS = dict.fromkeys("abc", "")
 DETAILS = VideoDetails([0.0, 1.5], [2.0, 3.5], [[0.25, 0.75], [1.0, 0.0]], [("bad", 1.25, 3.5, 1.0, 2.5)], [])
 
 
@@ -26,8 +28,8 @@ def result(
 
 def test_what_is_written_is_there_when_it_is_opened_again(tmp_path: Path) -> None:
     with closing(Journal(tmp_path, {"model": "m", "size": 1.5})) as journal:
-        journal.write(["b", "a"], "1", *result())
-        journal.write(["c"], "", *result("review", None))
+        journal.write({"b": "1 1", "a": "1 2"}, "1", *result())
+        journal.write({"c": ""}, "", *result("review", None))
     with closing(Journal(tmp_path, {"size": 1.5, "model": "m"})) as journal:
         rows = journal.rows()
         assert [(row["path"], row["sha256"], row["decision"]) for row in rows] == [
@@ -43,35 +45,61 @@ def test_what_is_written_is_there_when_it_is_opened_again(tmp_path: Path) -> Non
 
 def test_paths_follow_the_content_of_their_files(tmp_path: Path) -> None:
     with closing(Journal(tmp_path, {})) as journal:
-        assert journal.assign({"a": "1", "b": "2"}) == {"1", "2"}
-        journal.write(["a"], "1", *result("block"))
-        journal.write(["b"], "2", *result("allow"))
-        assert journal.assign({"a": "2", "b": "1", "c": "1"}) == set()  # swapped, and a copy
+        assert journal.assign({"a": "1", "b": "2"}, VERSIONS) == {"1", "2"}
+        journal.write({"a": ""}, "1", *result("block"))
+        journal.write({"b": ""}, "2", *result("allow"))
+        assert journal.assign({"a": "2", "b": "1", "c": "1"}, VERSIONS) == set()  # swapped, and a copy
         assert [row["decision"] for row in journal.rows()] == ["allow", "block", "block"]
-        assert journal.assign({"a": "3"}) == {"3"}  # changed: what was known of it no longer counts
+        assert journal.assign({"a": "3"}, VERSIONS) == {"3"}  # changed: what was known of it no longer counts
         assert [row["path"] for row in journal.rows()] == ["b", "c"]
 
 
 def test_what_a_limit_may_have_cost_is_tried_again_under_others(tmp_path: Path) -> None:
     for seconds, missing in ((60, {"1", "2"}), (60, set()), (90, {"2"}), (90, set())):
         with closing(Journal(tmp_path, {}, {"timeout_seconds": seconds})) as journal:
-            assert journal.assign({"a": "1", "b": "2"}) == missing
+            assert journal.assign({"a": "1", "b": "2"}, VERSIONS) == missing
             for sha256 in missing:
                 cells, details = result("review")
                 status = {"1": "ok", "2": "partial"}[sha256]
-                journal.write(["a" if sha256 == "1" else "b"], sha256, cells | {"status": status}, details)
+                journal.write({"a" if sha256 == "1" else "b": ""}, sha256, cells | {"status": status}, details)
             assert [row["path"] for row in journal.rows()] == ["a", "b"]
 
 
 def test_a_result_that_is_interrupted_leaves_nothing(tmp_path: Path) -> None:
-    def interrupted() -> object:
-        yield "a"
-        raise KeyboardInterrupt
+    class Interrupted(dict[str, str]):
+        def items(self) -> Any:
+            yield "a", ""
+            raise KeyboardInterrupt
 
     with closing(Journal(tmp_path, {})) as journal:
         with pytest.raises(KeyboardInterrupt):
-            journal.write(interrupted(), "1", *result())
-        assert journal.rows() == [] and journal.assign({"a": "1"}) == {"1"}
+            journal.write(Interrupted(), "1", *result())
+        assert list(journal.rows()) == [] and journal.assign({"a": "1"}, VERSIONS) == {"1"}
+
+
+def test_only_what_has_no_final_result_is_pending(tmp_path: Path) -> None:
+    def write(name: str, version: str, status: str) -> None:
+        cells, details = result("review")
+        journal.write({name: version}, name, cells | {"status": status}, details)
+
+    for seconds, tried_again in ((60, []), (90, ["broken", "cut"])):
+        with closing(Journal(tmp_path, {}, {"timeout_seconds": seconds})) as journal:
+            if seconds == 60:
+                write("fine", "9 a", "ok")
+                write("cut", "9 b", "partial")
+                write("broken", "9 c", "undecodable")
+                write("lost", "", "unfetchable")
+                write("unreadable", "", "undecodable")
+            known = {"fine": "9 a", "cut": "9 b", "broken": "9 c"}
+            assert sorted(journal.pending(known)) == tried_again
+            # Of a list of URLs no versions are known.
+            assert sorted(journal.pending(dict.fromkeys(known))) == tried_again
+            assert sorted(journal.pending({"fine": "9 z", "new": None, "lost": None, "unreadable": ""})) == [
+                "fine",
+                "lost",
+                "new",
+                "unreadable",
+            ]
 
 
 @pytest.mark.parametrize(
@@ -119,12 +147,12 @@ def test_output_folders_that_are_refused(tmp_path: Path) -> None:
 
 def test_the_disk_is_full(tmp_path: Path) -> None:
     with closing(Journal(tmp_path, {})) as journal:
-        journal.write(["a"], "1", *result())
+        journal.write({"a": ""}, "1", *result())
         pages = journal._database.execute("PRAGMA page_count").fetchone()[0]
         journal._database.execute(f"PRAGMA max_page_count = {pages}")
         long = VideoDetails([0.0] * 10000, [1.0] * 10000, [[0.5, 0.5]] * 10000, [], [])
         with pytest.raises(UserError) as error:
-            journal.write(["b"], "2", *result("allow", long))
+            journal.write({"b": ""}, "2", *result("allow", long))
         assert error.value.code == "output-full"
         assert [row["path"] for row in journal.rows()] == ["a"]
 
@@ -132,8 +160,8 @@ def test_the_disk_is_full(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", ["plain.mp4", "a,b\r.mp4", 'new\nline".mp4', "=SUM(A1).mp4", "@x", "\u2028é.mp4"])
 def test_result_files_hold_any_name(tmp_path: Path, path: str) -> None:
     with closing(Journal(tmp_path, {})) as journal:
-        journal.write([path, "0"], "1", *result())
-        journal.write(["none"], "2", *result("review", None))
+        journal.write({path: "", "0": ""}, "1", *result())
+        journal.write({"none": ""}, "2", *result("review", None))
         write_result_files(journal, CLASSES)
     tables = [
         pd.read_csv(tmp_path / name, keep_default_na=False, dtype=str) for name in ("predictions.csv", "segments.csv")
@@ -165,7 +193,7 @@ def test_classes_named_as_columns_are_refused() -> None:
 
 def test_the_journal_is_an_ordinary_database(tmp_path: Path) -> None:
     with closing(Journal(tmp_path, {})) as journal:
-        journal.write(["a"], "1", *result("block"))
+        journal.write({"a": ""}, "1", *result("block"))
     with closing(sqlite3.connect(tmp_path / "journal.sqlite")) as database:
         query = "SELECT CAST(path AS TEXT), cells ->> 'decision' FROM videos JOIN results ON result = id"
         assert database.execute(query).fetchall() == [("a", "block")]

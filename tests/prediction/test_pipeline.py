@@ -12,7 +12,6 @@ import sqlite3
 from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -362,19 +361,20 @@ def test_a_file_that_changes_before_it_is_decoded_is_never_filed_under_its_old_c
 ) -> None:
     changing = write_video(tmp_path / "in" / "a.mp4", lit(2))
     shutil.copy(changing, tmp_path / "in" / "copy.mp4")
-    replacement, hash_files = write_video(tmp_path / "other.mp4", lit(2, (0, 2))), pipeline.hash_files
+    replacement, hash_video = write_video(tmp_path / "other.mp4", lit(2, (0, 2))), pipeline.hash_video
     restless = tmp_path / "in" / "restless.mp4"
     shutil.copy(replacement, restless)
 
-    def hash_and_change(files: list[Path], *others: Any) -> list[HashResult]:
-        hashed = hash_files(files, *others)
-        if files[0] == changing and replacement.exists():
+    def hash_and_change(file: Path) -> HashResult:
+        hashed = hash_video(file)
+        if file == changing and replacement.exists():
             replacement.replace(changing)
-        with restless.open("ab") as file:
-            file.write(b"more")
+        if file == restless:
+            with restless.open("ab") as stream:
+                stream.write(b"more")
         return hashed
 
-    monkeypatch.setattr(pipeline, "hash_files", hash_and_change)
+    monkeypatch.setattr(pipeline, "hash_video", hash_and_change)
     predict(bright, tmp_path / "in", tmp_path / "out")
     found = rows_of(tmp_path / "out")
     assert found["decision"].to_dict() == {"a.mp4": "block", "copy.mp4": "allow", "restless.mp4": "review"}

@@ -18,6 +18,11 @@ from vidcls.data.urls import redact
 from vidcls.files import hash_file, readable
 
 
+def local_version(state: FileState | None) -> str:
+    """A text that changes with a local file; that of a file that cannot be read is never the same as before."""
+    return " ".join(map(str, state)) if state else ""
+
+
 class FileState(NamedTuple):
     """What changes with a file's content, even if its size and modification time stay (rsync, tar)."""
 
@@ -40,12 +45,14 @@ class FileState(NamedTuple):
 class HashResult:
     """The SHA-256 of a file's content in hexadecimal, or "" and the reason why the file cannot be read.
 
-    ``state`` is the file's state when it had this content; None if it changed while it was hashed.
+    ``state`` is the file's state when it had this content; None if it changed while it was hashed. ``version`` is that
+    of the remote file (see `vidcls.data.remote`) of which this is a copy, or None.
     """
 
     sha256: str
     error: str = ""
     state: FileState | None = None
+    version: str | None = None
 
 
 class HashCache:
@@ -116,7 +123,7 @@ def hash_files(files: Sequence[Path], cache: HashCache | None, console: Console 
     results = [HashResult(sha256 or "", "", state) for sha256, state in zip(known, states, strict=True)]
     pending = [place for place, sha256 in enumerate(known) if not sha256]
     with ThreadPoolExecutor() as pool:  # hashing and reading release the interpreter
-        hashed = pool.map(lambda place: _hash(files[place]), pending)
+        hashed = pool.map(lambda place: hash_video(files[place]), pending)
         found = track(hashed, "Hashing", len(pending), console=console, transient=True, disable=len(pending) < 100)
         for place, result in zip(pending, found, strict=True):
             results[place] = result
@@ -125,7 +132,8 @@ def hash_files(files: Sequence[Path], cache: HashCache | None, console: Console 
     return results
 
 
-def _hash(file: Path) -> HashResult:
+def hash_video(file: Path) -> HashResult:
+    """The hash of one file, read to its end."""
     if file.exists() and not file.is_file():  # reading a pipe would never end
         return HashResult("", "the file cannot be read: not a regular file")
     try:

@@ -20,9 +20,9 @@ from rich.text import Text
 from vidcls.data.decoding.pool import decode_into_store
 from vidcls.data.decoding.receiver import largest_first
 from vidcls.data.decoding.result import LOST, USABLE, DecodeResult, undecodable, unfetchable
-from vidcls.data.hashing import FileState, HashCache, HashResult, hash_files
+from vidcls.data.hashing import HashCache, HashResult, hash_files
 from vidcls.data.options import DecodeLimits, FetchLimits
-from vidcls.data.remote import FetchedFile, UnfetchableError, fetch_all, remote_version
+from vidcls.data.remote import FetchedFile, FetchSpace, UnfetchableError, fetch, fetching, remote_version
 from vidcls.data.store import FrameStore
 from vidcls.data.urls import is_url
 from vidcls.errors import UserError
@@ -107,6 +107,7 @@ class _Ingest:
         self.results: dict[str, DecodeResult] = {}  # by hash
         self.failures: dict[int, DecodeResult] = {}  # by place, of what could not be fetched
         self.decoded = 0
+        self._folder = store.folder / "fetched"
 
     def find_stored(self) -> None:
         wanted = {hashed.sha256 for hashed in self.hashes if hashed} - {"", *self.results}
@@ -128,8 +129,8 @@ class _Ingest:
             return
         urls = [(place, self.locations[place]) for place in missing if is_url(self.locations[place])]
         # Around it all, as the last files are removed at its end.
-        with fetch_all(urls, self.store.folder / "fetched", self.fetch_limits) as fetching:
-            arrivals = self._arrivals(missing, fetching, arrived)
+        with fetching(self._fetch, urls, self._folder, self.fetch_limits) as found:
+            arrivals = self._arrivals(missing, found, arrived)
             results = decode_into_store(arrivals, len(missing), self.store, limits)
             for number, result in track(results, "Decoding", len(missing)):
                 sha256, fetched = arrived[number]
@@ -138,10 +139,16 @@ class _Ingest:
                 if fetched is not None:
                     fetched.remove()
 
+    def _fetch(self, pair: tuple[int, str], space: FetchSpace) -> tuple[int, FetchedFile | UnfetchableError]:
+        try:
+            return pair[0], fetch(pair[1], self._folder, self.fetch_limits, space)
+        except UnfetchableError as error:
+            return pair[0], error
+
     def _arrivals(
         self,
         missing: list[int],
-        fetching: Iterator[tuple[int, FetchedFile | UnfetchableError] | None],
+        fetched: Iterator[tuple[int, FetchedFile | UnfetchableError] | None],
         arrived: list[tuple[str, FetchedFile | None]],
     ) -> Iterator[tuple[Path, HashResult] | None]:
         """Files to be decoded, each content once; ``arrived`` gets the hash of each, and the copy to remove."""
@@ -156,7 +163,7 @@ class _Ingest:
             arrived.append((hashed.sha256, None))
             yield file, hashed
         seen = set(local)
-        for one in fetching:
+        for one in fetched:
             if one is None:
                 yield None
                 continue
@@ -164,7 +171,7 @@ class _Ingest:
             if isinstance(found, UnfetchableError):
                 self.failures[place] = unfetchable(str(found))
                 continue
-            self.hashes[place] = hashed = HashResult(found.sha256, "", FileState.of(found.path))
+            self.hashes[place] = hashed = found.hashed()
             self.cache.put_remote(self.locations[place], found.version, found.sha256)
             if found.sha256 not in seen and (result := self.store.find(found.sha256)):
                 self.results[found.sha256] = result

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
+import posixpath
 import random
 import re
 import secrets
@@ -15,20 +17,22 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
+from vidcls.data.hashing import FileState, HashResult
 from vidcls.data.options import FetchLimits
-from vidcls.data.urls import extension, redact
+from vidcls.data.urls import path_of, redact
 from vidcls.errors import FULL_DISK, UserError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 BACKOFF_SECONDS = 1.0  # before the second attempt; each further one waits twice as long
+POLL_SECONDS = 0.01
 PAGE = 1000  # names that S3 lists at once
 # What tells two states of a file apart, by the names that file systems give it.
 _VERSIONS = ("ETag", "etag", "md5Hash", "blob_id", "Last-Modified", "LastModified", "mtime", "created")
@@ -53,9 +57,13 @@ class FetchedFile:
         self.path, self.sha256, self.version = path, sha256, version
         self._release = release
 
+    def hashed(self) -> HashResult:
+        """What `vidcls.data.hashing.hash_files` says of a local file."""
+        return HashResult(self.sha256, "", FileState.of(self.path), self.version)
+
     def remove(self) -> None:
         """Removes the file; a second time does nothing."""
-        self.path.unlink(missing_ok=True)
+        shutil.rmtree(self.path.parent, ignore_errors=True)
         self._release()
         self._release = _nothing
 
@@ -128,9 +136,10 @@ class _Download:
         self.system, self.path = open_filesystem(url)
         self.limits, self.space, self.received = limits, space, 0
         self.most = limits.max_gigabytes * 1e9
-        # FFmpeg recognises some formats by the extension.
-        suffix = re.sub("[^a-z0-9]", "", extension(url))[:5]
-        self.file = folder / f"{secrets.token_hex(8)}.{suffix}"
+        # Under its own name, which messages of decoders repeat and whose extension tells FFmpeg something.
+        name = posixpath.basename(path_of(url))
+        fits = name not in ("", ".", "..") and len(os.fsencode(name)) < 256
+        self.file = folder / secrets.token_hex(8) / (name if fits else "video")
 
     def run(self, earlier: set[str]) -> FetchedFile:
         info = self.call("info", self.path)
@@ -157,7 +166,7 @@ class _Download:
                     raise OSError("it has changed while it was fetched")
             return FetchedFile(self.file, sha256, version_of(info), lambda: self.space.give(taken))
         except BaseException:
-            self.file.unlink(missing_ok=True)
+            shutil.rmtree(self.file.parent, ignore_errors=True)
             self.space.give(taken)
             raise
 
@@ -227,6 +236,23 @@ def remote_version(url: str, limits: FetchLimits) -> str:
         return ""
 
 
+def is_folder(url: str) -> bool:
+    """Whether a URL names a folder; that of a web server does if it ends with /.
+
+    Raises:
+        UserError: it cannot be asked.
+    """
+    system, path = open_filesystem(url)
+    if url.lower().startswith("http"):
+        return path.endswith("/")
+    try:
+        return bool(_with_retries(lambda: system.info(path))["type"] == "directory")
+    except FileNotFoundError:
+        return True  # an empty one
+    except Exception as error:
+        raise _unreadable(url, error) from None
+
+
 def walk(url: str) -> Iterator[tuple[str, str]]:
     """The files below a remote folder, a page at a time: their paths below it, and `version_of` each.
 
@@ -243,9 +269,13 @@ def walk(url: str) -> Iterator[tuple[str, str]]:
                 if name.startswith(f"{root}/"):
                     yield name[len(root) + 1 :], version_of(info)
     except Exception as error:
-        got = f"{redact(url)}: {describe(error, FetchLimits())}"
-        remedy = "Check the URL, and the credentials in the environment or a profile."
-        raise UserError("a folder that can be listed", got, remedy, "unreadable-source") from None
+        raise _unreadable(url, error) from None
+
+
+def _unreadable(url: str, error: Exception) -> UserError:
+    got = f"{redact(url)}: {describe(error, FetchLimits())}"
+    remedy = "Check the URL, and the credentials in the environment or a profile."
+    return UserError("a folder that can be listed", got, remedy, "unreadable-source")
 
 
 def _s3_pages(system: Any, root: str) -> Iterator[list[dict[str, Any]]]:
@@ -284,40 +314,41 @@ def map_unordered(
 ) -> Generator[Result | None, None, None]:
     """The results of ``function``, as they come, from ``workers`` threads; few items are taken ahead.
 
-    None whenever none has come for a while, in which the caller may settle what holds the others up.
+    None whenever none is ready, so that the caller can settle what holds the others up.
     """
     remaining, pool = iter(items), ThreadPoolExecutor(workers)
+    waiting: dict[Future[Result], int] = {}
+    order = count()
+
+    def submit(most: int) -> None:
+        for item in islice(remaining, most):
+            waiting[pool.submit(function, item)] = next(order)
+
     try:
-        waiting = {pool.submit(function, item) for item in islice(remaining, 2 * workers)}
+        submit(2 * workers)
         while waiting:
-            done, waiting = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
+            done, _ = wait(waiting, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
             if not done:
                 yield None
-            for future in done:
+            for future in sorted(done, key=lambda one: waiting[one]):
+                del waiting[future]
                 yield future.result()
-                waiting |= {pool.submit(function, item) for item in islice(remaining, 1)}
+                submit(1)
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 @contextmanager
-def fetch_all(
-    urls: Iterable[tuple[Item, str]], folder: Path, limits: FetchLimits
-) -> Iterator[Iterator[tuple[Item, FetchedFile | UnfetchableError] | None]]:
-    """Fetches many videos, as they come; each URL has a key, by which its file or its error is given back.
+def fetching(
+    function: Callable[[Item, FetchSpace], Result], items: Iterable[Item], folder: Path, limits: FetchLimits
+) -> Iterator[Iterator[Result | None]]:
+    """`map_unordered` with a function that fetches into ``folder``, within the space that it is given.
 
-    ``folder`` is for this alone: what an interrupted call has left there is removed at the start, and all at the end.
+    The folder is for this alone: what an interrupted call has left there is removed at the start, and all at the end.
     """
     space = FetchSpace(limits.space_gigabytes)
-
-    def attempt(pair: tuple[Item, str]) -> tuple[Item, FetchedFile | UnfetchableError]:
-        try:
-            return pair[0], fetch(pair[1], folder, limits, space)
-        except UnfetchableError as error:
-            return pair[0], error
-
     shutil.rmtree(folder, ignore_errors=True)
-    found = map_unordered(attempt, urls, limits.workers)
+    found = map_unordered(lambda item: function(item, space), items, limits.workers)
     try:
         yield found
     finally:

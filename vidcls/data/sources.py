@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import os
 import re
 from collections import Counter
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from vidcls.data.archive import extract
-from vidcls.data.listing import LIST_EXTENSIONS, VIDEO_EXTENSIONS, is_video, read_list, walk_folder
+from vidcls.data.listing import LIST_EXTENSIONS, VIDEO_EXTENSIONS, read_list, walk_folder
 from vidcls.data.options import DataOptions, check_class_names
 from vidcls.data.urls import extension, is_url, join, local_path, path_of, redact
 from vidcls.errors import UserError
@@ -114,41 +113,6 @@ def _list_source(
         remedy = "Give the folder of the videos."
         raise UserError(expected, f"a file of another type: {source}", remedy, "source-type")
     raise UserError(expected, f"nothing at {source}", "Check data.source.", "missing-source")
-
-
-def find_videos(pattern: str) -> tuple[list[str], list[Path], dict[str, int]]:
-    """The videos at a file's path, below a folder, or matched by a glob (``**`` goes through folders).
-
-    Returns:
-        Their names, sorted (below the folder, or as the pattern gives them), their files, and what was ignored, by
-        kind. A file that is named itself is taken whatever its extension.
-
-    Raises:
-        UserError: there are none.
-    """
-    ignored: Counter[str] = Counter()
-    if os.path.isdir(pattern):
-        absolute = os.path.abspath(pattern)
-        try:
-            names = sorted(path for path, _ in walk_folder(absolute, ignored))
-        except OSError as error:
-            got, remedy = f"{error.strerror}: {error.filename}", "Check its permissions."
-            raise UserError("an input whose folders can all be read", got, remedy, "input") from error
-        files = [Path(absolute, name) for name in names]
-    elif os.path.isfile(pattern):
-        names, files = [os.path.basename(pattern)], [Path(pattern).absolute()]
-    else:
-        matched = sorted(path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path))
-        names = [path for path in matched if is_video(os.path.basename(path), ignored)]
-        files = [Path(name).absolute() for name in names]
-    if not names:
-        raise UserError(
-            "a video, a folder of videos or a glob that matches some in input=",
-            f"{pattern}: {_counts(ignored) or 'nothing'}",
-            "Check input=; quote glob patterns to prevent shell expansion.",
-            "input",
-        )
-    return names, files, dict(ignored)
 
 
 def is_archive(source: str) -> bool:

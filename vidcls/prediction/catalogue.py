@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from vidcls.data.decoding.result import undecodable
+from vidcls.data.decoding.result import DecodeResult, undecodable
 from vidcls.data.decoding.worker import CHANGED
-from vidcls.data.hashing import FileState, HashResult
+from vidcls.data.hashing import FileState, HashResult, local_version
+from vidcls.data.urls import is_url
 from vidcls.prediction.journal import Journal, VideoDetails
 
 MAX_READS = 3  # of a file that changes meanwhile
@@ -35,53 +37,81 @@ class Content:
 class Catalogue:
     """The videos that one command has to classify, beside the journal that it writes.
 
-    ``videos`` are files by name; ``describe`` is `build_result` with all that is the same for all videos.
+    ``videos`` are paths or URLs by name; ``describe`` is `build_result` with all that is the same for all videos.
     """
 
-    def __init__(self, videos: Mapping[str, Path], journal: Journal, describe: Callable[..., Result]) -> None:
-        self.videos, self._journal, self._describe = dict(videos), journal, describe
+    def __init__(self, videos: Mapping[str, str], journal: Journal, describe: Callable[..., Result]) -> None:
+        self.videos, self._journal, self._describe = videos, journal, describe
+        self._lock = threading.Lock()  # videos may come in one thread, and results in another
+        self._versions: dict[str, str] = {}  # of the names in _copies
         self._copies: dict[str, list[str]] = {}  # the names with each content that is being classified
         self._changes: Counter[str] = Counter()
         self.num_done = 0  # videos with a result
 
-    def assign(self, hashes: Mapping[str, HashResult]) -> list[Content]:
-        """Records which content each video has; returns those that are to be classified and are not yet."""
-        missing = self._journal.assign({path: hashed.sha256 for path, hashed in hashes.items()})
-        new = []
-        for path, hashed in hashes.items():
-            if not hashed.sha256:
-                self._write_undecodable(path, hashed.error)
-            elif hashed.sha256 in self._copies:
-                self._copies[hashed.sha256].append(path)
-            elif hashed.sha256 in missing:
-                self._copies[hashed.sha256] = [path]
-                new.append(Content(hashed.sha256, self.videos[path], hashed.state))
-            else:
-                self.num_done += 1
+    def assign(self, hashes: Mapping[str, HashResult], files: Mapping[str, Path] | None = None) -> list[Content]:
+        """Records which content each video has; returns those that are to be classified and are not yet.
+
+        ``files`` are local copies of videos behind URLs, by name.
+        """
+        with self._lock:
+            versions = {path: hashed.version or local_version(hashed.state) for path, hashed in hashes.items()}
+            missing = self._journal.assign({path: hashed.sha256 for path, hashed in hashes.items()}, versions)
+            new = []
+            for path, hashed in hashes.items():
+                if not hashed.sha256:
+                    self._write_lost(path, undecodable(hashed.error))
+                elif hashed.sha256 in missing | self._copies.keys():
+                    if hashed.sha256 not in self._copies:
+                        file = (files or {}).get(path) or Path(self.videos[path])
+                        new.append(Content(hashed.sha256, file, hashed.state))
+                    self._copies.setdefault(hashed.sha256, []).append(path)
+                    self._versions[path] = versions[path]
+                else:
+                    self.num_done += 1
         return new
 
     def finish(self, content: Content, result: Result | None) -> list[str]:
-        """Writes a result; returns the videos to be hashed again, as there is none since their file has changed.
+        """Writes a result; returns the videos to be hashed again, since their file has changed: all if there is none.
 
         A file that keeps changing is for review.
         """
-        paths, again = self._copies.pop(content.sha256), []
-        if result is not None:
-            self._journal.write(paths, content.sha256, *result)
-            self.num_done += len(paths)
-            return []
-        for path in paths:
-            self._changes[path] += 1
-            if self._changes[path] < MAX_READS:
-                again.append(path)
-            else:
-                self._write_undecodable(path, CHANGED)
+        with self._lock:
+            versions = {path: self._versions.pop(path) for path in self._copies.pop(content.sha256)}
+            changed = [path for path, version in versions.items() if result is None or self._has_changed(path, version)]
+            if result is not None and len(changed) < len(versions):
+                kept = {path: version for path, version in versions.items() if path not in changed}
+                self._journal.write(kept, content.sha256, *result)
+                self.num_done += len(kept)
+            again = []
+            for path in changed:
+                self._changes[path] += 1
+                if self._changes[path] < MAX_READS:
+                    again.append(path)
+                else:
+                    self._write_lost(path, undecodable(CHANGED))
         return again
+
+    def postpone(self, content: Content) -> list[str]:
+        """Forgets that a content is being classified; returns the videos that are to be given to `assign` again."""
+        with self._lock:
+            paths = self._copies.pop(content.sha256)
+            for path in paths:
+                del self._versions[path]
+        return paths
+
+    def _has_changed(self, path: str, version: str) -> bool:
+        location = self.videos[path]
+        return not is_url(location) and local_version(FileState.of(Path(location))) != version
+
+    def lose(self, path: str, decoded: DecodeResult) -> None:
+        """Writes why nothing is known of a video."""
+        with self._lock:
+            self._write_lost(path, decoded)
 
     def give_up(self, content: Content, reason: str) -> None:
         """Writes that a content cannot be decoded."""
         self.finish(content, self._describe(undecodable(reason), [], None))
 
-    def _write_undecodable(self, path: str, reason: str) -> None:
-        self._journal.write([path], "", *self._describe(undecodable(reason), [], None))
+    def _write_lost(self, path: str, decoded: DecodeResult) -> None:
+        self._journal.write({path: ""}, "", *self._describe(decoded, [], None))
         self.num_done += 1

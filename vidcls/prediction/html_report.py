@@ -8,23 +8,25 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import heapq
 import itertools
 import math
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from vidcls.data.decoding.result import LOST
 from vidcls.files import write_atomically
 from vidcls.moderation.policy import ALLOW, BLOCK, REVIEW
 from vidcls.prediction.journal import Journal, VideoDetails
 
 HERE = Path(__file__).parent
-STATUSES = ("ok", "partial", "undecodable")
+STATUSES = ("ok", "partial", *LOST)
 URGENCY = (BLOCK, REVIEW, ALLOW)
 MAX_COPIES = 5  # paths of one content that are named
 Row = dict[str, str]
@@ -44,11 +46,12 @@ def write_report(
     Only the ``max_videos`` most urgent videos get a row. ``safe_class`` is not drawn over time, ``facts`` are shown
     above everything else, and ``blur`` hides pictures until they are clicked.
     """
-    rows = by_urgency(journal.rows())
-    shown = rows[:max_videos]
-    paths: dict[str, list[str]] = {}
-    for row in rows:
-        paths.setdefault(row["sha256"], []).append(row["path"])
+    shown, counts = most_urgent(journal.rows(), max_videos), journal.counts()
+    paths = journal.copies({row["sha256"] for row in shown} - {""})
+    decisions, statuses = Counter(dict.fromkeys(URGENCY, 0)), Counter(dict.fromkeys(STATUSES, 0))
+    for (status, decision), count in counts.items():
+        decisions[decision] += count
+        statuses[status] += count
     contents = {row["sha256"]: journal.details(row["sha256"]) for row in shown}
     details = {sha256: _details(one, classes) for sha256, one in contents.items() if one is not None}
     places = {sha256: place for place, sha256 in enumerate(details)}
@@ -64,7 +67,7 @@ def write_report(
     page = {
         "classes": [visible(name) for name in classes],
         "plotted": [k for k, name in enumerate(classes) if name != safe_class],
-        "total": len(rows),
+        "total": decisions.total(),
     }
     template = _environment().get_template("report.html.j2")
     text = template.render(
@@ -74,9 +77,9 @@ def write_report(
         classes=classes,
         facts=facts,
         blur=blur,
-        total=len(rows),
-        decisions=dict.fromkeys(URGENCY, 0) | Counter(row["decision"] for row in rows),
-        statuses=dict.fromkeys(STATUSES, 0) | Counter(row["status"] for row in rows),
+        total=decisions.total(),
+        decisions=decisions,
+        statuses=statuses,
         videos=videos,
         scored=any(_number(row["score"]) is not None for row in shown),
         details=list(details.values()),
@@ -86,14 +89,14 @@ def write_report(
     return path
 
 
-def by_urgency(rows: Sequence[Row]) -> list[Row]:
+def most_urgent(rows: Iterable[Row], count: int) -> list[Row]:
     """Block, review, allow; within these first what was not decoded completely, then no score, then the highest."""
 
     def key(row: Row) -> tuple[int, bool, float]:
         score = _number(row["score"])
         return URGENCY.index(row["decision"]), row["status"] == "ok", -math.inf if score is None else -score
 
-    return sorted(rows, key=key)
+    return heapq.nsmallest(count, rows, key=key)
 
 
 def clock(seconds: float | None) -> str:

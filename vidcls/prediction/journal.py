@@ -2,7 +2,7 @@
 
 settings   everything that results depend on
 results    one per distinct content: its cells of predictions.csv, its details as JSON, and the limits of its decoding
-videos     which result belongs to which path, as bytes, since names need not be UTF-8
+videos     which result belongs to which path, as bytes, since names need not be UTF-8, and the version of the file then
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ SCHEMA = (
     "CREATE TABLE IF NOT EXISTS settings (json TEXT)",
     "CREATE TABLE IF NOT EXISTS results "
     "(id INTEGER PRIMARY KEY, sha256 TEXT UNIQUE, cells TEXT, details TEXT, limits TEXT)",
-    "CREATE TABLE IF NOT EXISTS videos (path BLOB PRIMARY KEY, result INTEGER REFERENCES results)",
+    "CREATE TABLE IF NOT EXISTS videos (path BLOB PRIMARY KEY, result INTEGER REFERENCES results, version TEXT)",
 )
 
 
@@ -54,7 +54,7 @@ class Journal:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with ExitStack() as stack:
-                self._database = sqlite3.connect(folder / "journal.sqlite", timeout=1)
+                self._database = sqlite3.connect(folder / "journal.sqlite", timeout=1, check_same_thread=False)
                 stack.callback(self.close)
                 self._open(json.dumps(settings, indent=2))
                 stack.pop_all()  # it stays open
@@ -73,7 +73,9 @@ class Journal:
             database.execute("BEGIN EXCLUSIVE")
             for statement in SCHEMA:
                 database.execute(statement)
-            database.execute("SELECT limits FROM results LIMIT 0")  # fails in the journal of an earlier version
+            database.execute(
+                "SELECT limits, version FROM results, videos LIMIT 0"
+            )  # fails in the journal of an earlier version
             database.execute("INSERT INTO settings SELECT ? WHERE NOT EXISTS (SELECT 1 FROM settings)", (text,))
             (found,) = database.execute("SELECT json FROM settings").fetchone()
         before, now = json.loads(found), json.loads(text)
@@ -99,23 +101,46 @@ class Journal:
             remedy = "Free some disk space and rerun the same command; finished videos are kept."
             raise UserError(f"room for the results in {self.folder}", str(error), remedy, "output-full") from error
 
-    def assign(self, hashes: Mapping[str, str]) -> set[str]:
+    def pending(self, versions: Mapping[str, str | None]) -> list[str]:
+        """The names of those videos that have no final result, or another version than when they got it.
+
+        None as a version says that it is not known, and that any result is final; ``""`` that none is. What is not ok
+        is tried again under other limits, and what could not be fetched always.
+        """
+        paths = {os.fsencode(path): path for path in versions}
+        query = (
+            "SELECT path, version FROM videos JOIN results ON result = id WHERE "
+            f"path IN ({', '.join('?' * len(paths))}) AND cells ->> 'status' != 'unfetchable' "
+            "AND (cells ->> 'status' = 'ok' OR limits = ?)"
+        )
+        found = dict(self._database.execute(query, [*paths, self._limits]))
+        return [
+            name
+            for path, name in paths.items()
+            if path not in found or versions[name] not in (None, found[path] or None)
+        ]
+
+    def assign(self, hashes: Mapping[str, str], versions: Mapping[str, str]) -> set[str]:
         """Records which content (SHA-256) each path has now; returns the contents that are to be classified.
 
         Those are the new ones, and those with a result that is not ok and had other limits; it is kept until then.
         """
         with self._transaction() as database:
             database.executemany("DELETE FROM videos WHERE path = ?", ([os.fsencode(path)] for path in hashes))
-            query = "INSERT INTO videos SELECT ?, id FROM results WHERE sha256 = ?"
-            database.executemany(query, ([os.fsencode(path), sha256] for path, sha256 in hashes.items()))
+            query = "INSERT INTO videos SELECT ?, id, ? FROM results WHERE sha256 = ?"
+            rows = ((os.fsencode(path), versions[path], sha256) for path, sha256 in hashes.items())
+            database.executemany(query, rows)
         query = "SELECT 1 FROM results WHERE sha256 = ? AND (cells ->> 'status' = 'ok' OR limits = ?)"
         found = {sha256: self._database.execute(query, [sha256, self._limits]) for sha256 in set(hashes.values())}
         return {sha256 for sha256, rows in found.items() if rows.fetchone() is None}
 
-    def write(self, paths: Iterable[str], sha256: str, cells: Mapping[str, str], details: VideoDetails | None) -> None:
-        """Adds the result of the videos ``paths`` with one content, whose hash is "" where it cannot be read.
+    def write(
+        self, versions: Mapping[str, str], sha256: str, cells: Mapping[str, str], details: VideoDetails | None
+    ) -> None:
+        """Adds the result of videos with one content, whose hash is "" where it is not known.
 
-        ``cells`` are the columns of predictions.csv but for path and sha256; ``details`` is None if undecodable.
+        ``versions`` are those of the videos by path; ``cells`` are the columns of predictions.csv but for path and
+        sha256; ``details`` is None if there are no frames.
         """
         texts = json.dumps(cells), None if details is None else json.dumps(asdict(details)), self._limits
         replace = (
@@ -124,21 +149,54 @@ class Journal:
         with self._transaction() as database:
             inserted = f"INSERT INTO results VALUES (NULL, ?, ?, ?, ?) {replace} RETURNING id"
             ((number,),) = database.execute(inserted, (sha256 or None, *texts)).fetchall()
-            database.executemany("REPLACE INTO videos VALUES (?, ?)", ([os.fsencode(path), number] for path in paths))
+            rows = ((os.fsencode(path), number, version) for path, version in versions.items())
+            database.executemany("REPLACE INTO videos VALUES (?, ?, ?)", rows)
 
-    def rows(self) -> list[dict[str, str]]:
-        """The rows of predictions.csv, sorted by path as listings are."""
+    def rows(self) -> Iterator[dict[str, str]]:
+        """The rows of predictions.csv, sorted by path."""
         query = "SELECT path, sha256, cells FROM videos JOIN results ON result = id ORDER BY path"
-        found = self._database.execute(query)
-        return [{"path": readable(path), "sha256": sha256 or "", **json.loads(cells)} for path, sha256, cells in found]
+        return (_row(*found) for found in self._database.execute(query))
+
+    def rows_and_details(self) -> Iterator[tuple[dict[str, str], VideoDetails | None]]:
+        """`rows`, and the details of each."""
+        query = "SELECT path, sha256, cells, details FROM videos JOIN results ON result = id ORDER BY path"
+        return ((_row(*found), _details(text)) for *found, text in self._database.execute(query))
+
+    def copies(self, sha256s: Collection[str]) -> dict[str, list[str]]:
+        """The paths with each of these contents, sorted."""
+        found: dict[str, list[str]] = {sha256: [] for sha256 in sha256s}
+        query = "SELECT path, sha256 FROM videos JOIN results ON result = id ORDER BY path"
+        for path, sha256 in self._database.execute(query):
+            if sha256 in found:
+                found[sha256].append(readable(path))
+        return found
+
+    def num_missing(self, paths: Iterable[str]) -> int:
+        """How many of these videos have no result at all."""
+        query = "SELECT 1 FROM videos WHERE path = ?"
+        return sum(self._database.execute(query, [os.fsencode(path)]).fetchone() is None for path in paths)
+
+    def counts(self) -> dict[tuple[str, str], int]:
+        """How many videos have which status and decision."""
+        values = "cells ->> 'status', cells ->> 'decision'"
+        query = f"SELECT {values}, count(*) FROM videos JOIN results ON result = id GROUP BY {values}"
+        return {(status, decision): count for status, decision, count in self._database.execute(query)}
 
     def details(self, sha256: str) -> VideoDetails | None:
         """The details of a content; None where it could not be decoded."""
         found = self._database.execute("SELECT details FROM results WHERE sha256 = ?", (sha256,)).fetchone()
-        if not found or not found[0]:
-            return None
-        values = json.loads(found[0])
-        return VideoDetails(**values | {name: [tuple(one) for one in values[name]] for name in ("segments", "peaks")})
+        return _details(found[0]) if found else None
+
+
+def _row(path: bytes, sha256: str | None, cells: str) -> dict[str, str]:
+    return {"path": readable(path), "sha256": sha256 or "", **json.loads(cells)}
+
+
+def _details(text: str | None) -> VideoDetails | None:
+    if not text:
+        return None
+    values = json.loads(text)
+    return VideoDetails(**values | {name: [tuple(one) for one in values[name]] for name in ("segments", "peaks")})
 
 
 def check_output(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""From videos to results: hash, skip what the journal has, decode in worker processes, classify, write.
+"""From videos to results: hash or fetch, skip what the journal has, decode in worker processes, classify, write.
 
 Short videos are classified whole, as in training; longer ones in windows, see `vidcls.data.decoding.windows`.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -18,9 +18,12 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vidcls.data.decoding.pool import read_windows
-from vidcls.data.decoding.receiver import DEFERRED, VideoStarted
-from vidcls.data.hashing import HashCache, hash_files
-from vidcls.data.options import DecodeLimits
+from vidcls.data.decoding.receiver import DEFERRED, Source, VideoStarted
+from vidcls.data.decoding.result import unfetchable
+from vidcls.data.hashing import HashResult, hash_video
+from vidcls.data.options import DecodeLimits, FetchLimits
+from vidcls.data.remote import FetchedFile, FetchSpace, UnfetchableError, fetch, fetching
+from vidcls.data.urls import is_url
 from vidcls.moderation.policy import Policy
 from vidcls.prediction.catalogue import LONG_WINDOWS, Catalogue, Content
 from vidcls.prediction.journal import Journal
@@ -29,55 +32,96 @@ from vidcls.prediction.predictor import Predictor
 from vidcls.prediction.video_result import build_result
 from vidcls.prediction.video_stream import ClassifiedEvent, WindowClassified, classify, collect
 
+Obtained = tuple[str, HashResult | FetchedFile | UnfetchableError]
+"""The name of a video and what is there of it: a local file, a copy of a remote one, or why there is none."""
+
 
 def predict_videos(
-    paths: Sequence[str],
-    files: Sequence[Path],
+    videos: Mapping[str, str],
     predictor: Predictor,
     options: PredictOptions,
     policy: Policy | None,
     journal: Journal,
     limits: DecodeLimits,
+    fetch_limits: FetchLimits,
     console: Console,
 ) -> None:
     """Writes a result into the journal for each video, as soon as its last window is classified, long videos last.
 
-    Each content is decoded once, and not at all if it is in the journal. ``paths`` are the names of the ``files``. A
-    file that has changed since it was hashed is read again; if it keeps changing, it is for review.
+    Each content is decoded once, and not at all if it is in the journal. ``videos`` are paths or URLs by name; those
+    behind URLs are fetched, a few ahead, and removed after use. A file that has changed since it was hashed is read
+    again; if it keeps changing, it is for review.
     """
     run, plan = predictor.run, options.plan(predictor.run.spec.store)
     describe = partial(build_result, model=run.identity, classes=run.classes, policy=policy, options=options)
-    catalogue, batch_size = Catalogue(dict(zip(paths, files, strict=True)), journal, describe), run.spec.batch_size
+    catalogue, batch_size, folder = (
+        Catalogue(videos, journal, describe),
+        run.spec.batch_size,
+        journal.folder / "fetched",
+    )
+    contents: dict[int, tuple[Content, FetchedFile | None]] = {}  # being read, by number
+
+    def obtain(name: str, space: FetchSpace) -> Obtained:
+        if not is_url(videos[name]):
+            return name, hash_video(Path(videos[name]))
+        try:
+            return name, fetch(videos[name], folder, fetch_limits, space)
+        except UnfetchableError as error:
+            return name, error
+
+    def take(
+        found: Iterable[tuple[str, HashResult | FetchedFile | UnfetchableError] | None],
+    ) -> Iterator[Source | None]:
+        number = 0
+        for one in found:
+            if one is None:
+                yield None
+                continue
+            name, got = one
+            if isinstance(got, UnfetchableError):
+                catalogue.lose(name, unfetchable(str(got)))
+                continue
+            fetched = got if isinstance(got, FetchedFile) else None
+            hashed = got if isinstance(got, HashResult) else got.hashed()
+            new = catalogue.assign({name: hashed}, {name: fetched.path} if fetched else None)
+            if fetched and not new:
+                fetched.remove()
+            for content in new:
+                contents[number] = content, fetched
+                number += 1
+                yield content.file, content.state
 
     def submit(windows: Sequence[np.ndarray]) -> Callable[[], Float[np.ndarray, "B K"]]:
         return partial(np.asarray, predictor(windows))
 
-    pending = list(paths)
-    while pending:
-        with closing(HashCache(journal.folder / "hashes.sqlite")) as cache:
-            hashes = hash_files([catalogue.videos[path] for path in pending], cache, console)
-        contents = catalogue.assign(dict(zip(pending, hashes, strict=True)))
-        pending, deferred = [], list[Content]()
-        for max_windows in (LONG_WINDOWS if len(contents) > 1 else math.inf, math.inf):
-            files, states = [content.file for content in contents], [content.state for content in contents]
-            ahead = 2 * batch_size
-            with closing(read_windows(files, states, plan, limits, ahead, max_windows=max_windows)) as events:
-                shown = show_progress(classify(events, submit, batch_size), len(contents), console)
+    pending, long = list(videos), list[str]()
+    while pending or long:
+        max_windows = LONG_WINDOWS if pending and len(videos) > 1 else math.inf
+        names, pending = pending or long, []
+        long = [] if names is long else long
+        with fetching(obtain, names, folder, fetch_limits) as found:
+            sources = take(found)
+            read = read_windows(sources, len(names), plan, limits, 2 * batch_size, max_windows=max_windows)
+            with closing(read) as events:
+                classified = classify(events, submit, batch_size)
+                shown = show_progress(classified, len(videos), lambda: catalogue.num_done, console)
                 for place, decoded, windows, peaks in collect(shown, plan, run.classes, options.exit_threshold):
+                    content, fetched = contents.pop(place)
                     if decoded is DEFERRED:
-                        deferred.append(contents[place])
+                        long += catalogue.postpone(content)
                     else:
-                        result = None if contents[place].changed else describe(decoded, windows, peaks)
-                        pending += catalogue.finish(contents[place], result)
-            if not deferred:
-                break
-            contents, deferred = deferred, []
+                        result = None if content.changed else describe(decoded, windows, peaks)
+                        pending += catalogue.finish(content, result)
+                    if fetched:
+                        fetched.remove()
 
 
-def show_progress(events: Iterable[ClassifiedEvent], num_videos: int, console: Console) -> Iterator[ClassifiedEvent]:
+def show_progress(
+    events: Iterable[ClassifiedEvent], num_videos: int, num_done: Callable[[], int], console: Console
+) -> Iterator[ClassifiedEvent]:
     """Yields ``events`` unchanged while updating a progress bar."""
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"))
-    started, finished, seconds = time.monotonic(), 0, 0.0
+    started, seconds = time.monotonic(), 0.0
     videos: dict[int, VideoStarted] = {}
     fractions: dict[int, float] = {}  # how much of each open video is classified
     with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
@@ -91,8 +135,9 @@ def show_progress(events: Iterable[ClassifiedEvent], num_videos: int, console: C
                 seconds += video.seconds / video.num_windows
             else:
                 fractions.pop(event.number, None)
-                finished += 1
             speed = seconds / (time.monotonic() - started)
+            finished = num_done()
             note = f"{finished}/{num_videos} videos, {speed:.0f} s of video per second"
             progress.update(task, completed=finished + sum(fractions.values()), note=note)
             yield event
+        progress.update(task, completed=num_done())

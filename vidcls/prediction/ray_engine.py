@@ -25,8 +25,9 @@ from ray.exceptions import RayError, RayTaskError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from vidcls.data.hashing import FileState, HashCache, HashResult, hash_files
+from vidcls.data.hashing import FileState, HashCache, HashResult, hash_video
 from vidcls.data.options import DecodeLimits
+from vidcls.data.urls import is_url
 from vidcls.errors import UserError
 from vidcls.moderation.policy import Policy
 from vidcls.prediction.catalogue import LONG_WINDOWS, Catalogue, Content
@@ -70,8 +71,7 @@ def start_ray(engine: EngineOptions, num_readers: int) -> None:
 
 
 def predict_on_ray(
-    paths: Sequence[str],
-    files: Sequence[Path],
+    videos: Mapping[str, str],
     run: BaseRun,
     accelerator: str | None,
     options: PredictOptions,
@@ -82,12 +82,15 @@ def predict_on_ray(
     console: Console,
 ) -> None:
     """As `vidcls.prediction.pipeline.predict_videos`, on a cluster whose machines find the files at the same paths."""
+    if urls := sum(map(is_url, videos.values())):
+        remedy = "Use engine=local, or copy the videos to where all machines find them."
+        raise UserError("local files, for engine=ray", f"{urls} URLs", remedy, "engine")
     start_ray(engine, limits.workers or os.cpu_count() or 1)
     resources, nodes = ray.cluster_resources(), [node for node in ray.nodes() if node["Alive"]]
     on_gpu = (accelerator or str(run.config.trainer.accelerator)) != "cpu" and resources.get("GPU", 0) >= 1
     most = resources["GPU"] if on_gpu else math.inf  # one that waits for a GPU would keep its batches
     num_networks = int(min(engine.networks or (most if on_gpu else len(nodes)), most))
-    num_readers = min(limits.workers or math.inf, max(resources.get("CPU", 1), 1), len(paths))
+    num_readers = min(limits.workers or math.inf, max(resources.get("CPU", 1), 1), max(len(videos), 1))
     describe = partial(build_result, model=run.identity, classes=run.classes, policy=policy, options=options)
     plan, batch_size = options.plan(run.spec.store), run.spec.batch_size
     make_predictor = ray.put(ray.cloudpickle.dumps(partial(run.make_predictor, accelerator)))
@@ -113,7 +116,7 @@ def predict_on_ray(
         options = reader.options(num_cpus=num_cpus, max_concurrency=READS_AT_ONCE + 1)
         return options.remote([*networks[turn:], *networks[:turn]], reading)
 
-    catalogue = Catalogue(dict(zip(paths, files, strict=True)), journal, describe)
+    catalogue = Catalogue(videos, journal, describe)
     with closing(HashCache(journal.folder / "hashes.sqlite")) as cache:
         asyncio.run(_Driver(catalogue, cache, start_reader, int(num_readers), batch_size).run(console))
 
@@ -195,7 +198,7 @@ class _Driver:
 
     def _plan(self, paths: Sequence[str]) -> None:
         """Puts videos into the queue, the largest first; those whose content is known need not be hashed."""
-        files = {path: self._catalogue.videos[path] for path in paths}
+        files = {path: Path(self._catalogue.videos[path]) for path in paths}
         states = {path: FileState.of(file) for path, file in files.items()}
         known = {path: self._cache.get(files[path], state) for path, state in states.items() if state}
         hashes = {path: HashResult(sha256, "", states[path]) for path, sha256 in known.items() if sha256}
@@ -223,7 +226,7 @@ class _Driver:
         reader = await lane.reader()
         try:
             if shard.paths:
-                hashes = await reader.hash.remote([self._catalogue.videos[path] for path in shard.paths])
+                hashes = await reader.hash.remote([Path(self._catalogue.videos[path]) for path in shard.paths])
                 shard.contents, shard.paths = self._assign(dict(zip(shard.paths, hashes, strict=True))), []
             contents = list(shard.contents)
             if contents:
@@ -247,10 +250,10 @@ class _Driver:
 
     def _assign(self, hashes: Mapping[str, HashResult]) -> list[Content]:
         for path, hashed in hashes.items():
-            file = self._catalogue.videos[path]
+            file = Path(self._catalogue.videos[path])
             if hashed.state:
                 self._cache.put(file, hashed.state, hashed.sha256)
-            elif not hashed.sha256 and hash_files([file], None)[0].sha256:
+            elif not hashed.sha256 and hash_video(file).sha256:
                 expected = "the machines of the cluster to find videos at the same paths as this one"
                 raise UserError(
                     expected, f"{file}: {hashed.error}", "Put them on a shared file system.", "shared-paths"

@@ -85,11 +85,10 @@ class Reader:
 
         That is None where its file has changed, and `LONG` where it has more than ``max_windows``.
         """
-        one, files = self._reading, [content.file for content in contents]
-        states = [content.state for content in contents]
+        one, videos = self._reading, [(content.file, content.state) for content in contents]
         try:
             with closing(
-                read_windows(files, states, one.plan, one.limits, one.batch_size, self._pool, max_windows)
+                read_windows(videos, len(videos), one.plan, one.limits, one.batch_size, self._pool, max_windows)
             ) as events:
                 classified = classify(events, self._submit, one.batch_size, IN_FLIGHT)
                 for place, decoded, *found in collect(classified, one.plan, one.classes, one.exit_threshold):

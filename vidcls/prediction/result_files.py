@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import csv
 import io
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import IO, Any
 
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vidcls.data.options import check_class_names
-from vidcls.files import csv_bytes, write_atomically
+from vidcls.files import replacing
 from vidcls.prediction.journal import Journal
 
 SEGMENT_COLUMNS = ("path", "sha256", "class", "start_seconds", "end_seconds", "peak", "peak_seconds")
@@ -30,26 +30,50 @@ def prediction_columns(classes: Sequence[str]) -> list[str]:
 
 def write_result_files(journal: Journal, classes: Sequence[str]) -> None:
     """Writes the three files into the journal's folder, each whole or not at all, their rows sorted by path."""
-    rows, segments = journal.rows(), []
     schema = pa.schema(WINDOW_COLUMNS | dict.fromkeys(classes, pa.float32()))
-    timelines = io.BytesIO()
-    with pq.ParquetWriter(timelines, schema) as writer:
-        pending: list[pa.Table] = []
-        for row in rows:
-            if (details := journal.details(row["sha256"])) is None:
+    folder, columns = journal.folder, prediction_columns(classes)
+    with (
+        replacing(folder / "timelines.parquet") as timelines,
+        replacing(folder / "segments.csv") as segments,
+        replacing(folder / "predictions.csv") as predictions,
+        pq.ParquetWriter(timelines, schema) as writer,
+    ):
+        write_segment, write_row = csv_writer(segments, SEGMENT_COLUMNS), csv_writer(predictions, columns)
+        windows: list[list[Any]] = [[] for _ in schema.names]  # columns of what is not written yet
+
+        def flush() -> None:
+            arrays = [pa.array(column, kind) for column, kind in zip(windows, schema.types, strict=True)]
+            writer.write_table(pa.table(arrays, schema))
+            for column in windows:
+                column.clear()
+
+        for row, details in journal.rows_and_details():
+            write_row([row[name] for name in columns])
+            if details is None:
                 continue
             identity, starts, ends = [row["path"], row["sha256"]], details.start_seconds, details.end_seconds
             for name, start, end, peak, at in details.segments:
-                segments.append([*identity, name, f"{start:.3f}", f"{end:.3f}", f"{peak:.9g}", f"{at:.3f}"])
+                write_segment([*identity, name, f"{start:.3f}", f"{end:.3f}", f"{peak:.9g}", f"{at:.3f}"])
             texts = [[text] * len(starts) for text in identity]
-            columns: list[Any] = [*texts, starts, ends, *zip(*details.probabilities, strict=True)]
-            arrays = [pa.array(column, kind) for column, kind in zip(columns, schema.types, strict=True)]
-            pending.append(pa.table(arrays, schema))
-            if sum(map(len, pending)) >= ROW_GROUP:
-                writer.write_table(pa.concat_tables(pending))
-                pending.clear()
-        writer.write_table(pa.concat_tables(pending) if pending else schema.empty_table())
-    write_atomically(journal.folder / "timelines.parquet", timelines.getvalue())
-    tables = {"segments": (segments, SEGMENT_COLUMNS), "predictions": (rows, prediction_columns(classes))}
-    for name, (table, header) in tables.items():
-        write_atomically(journal.folder / f"{name}.csv", csv_bytes(pd.DataFrame(table, columns=list(header))))
+            cells: list[Any] = [*texts, starts, ends, *zip(*details.probabilities, strict=True)]
+            for column, values in zip(windows, cells, strict=True):
+                column += values
+            if len(windows[0]) >= ROW_GROUP:
+                flush()
+        flush()
+
+
+def csv_writer(file: IO[bytes], columns: Sequence[str]) -> Callable[[Sequence[str]], None]:
+    """Writes the header of a .csv; what is returned adds a row, which is read back as it was.
+
+    Python 3.11 does not quote a carriage return, as names may hold: such a row is quoted.
+    """
+    text = io.TextIOWrapper(file, "utf-8", newline="", write_through=True)
+    plain = csv.writer(text, lineterminator="\n")
+    quoted = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
+
+    def write(row: Sequence[str]) -> None:
+        (quoted if any("\r" in cell for cell in row) else plain).writerow(row)
+
+    write(columns)
+    return write

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,6 @@ import pandas as pd
 from rich.console import Console
 
 from vidcls.data.store import decoding_versions
-from vidcls.files import readable
 from vidcls.moderation.policy import DECISIONS, Policy, load_policy
 from vidcls.prediction.html_report import STATUSES
 from vidcls.prediction.options import PredictOptions
@@ -57,22 +56,29 @@ def report_facts(run: BaseRun, options: PredictOptions, policy: Policy | None) -
     }
 
 
-def print_plan(facts: Mapping[str, str], num_videos: int, ignored: Mapping[str, int], console: Console) -> None:
+def print_plan(
+    facts: Mapping[str, str], num_listed: int, num_pending: int, ignored: Mapping[str, int], console: Console
+) -> None:
     """What will be done."""
     others = ", ".join(f"{count} {kind}" for kind, count in sorted(ignored.items()))
-    console.print(f"{num_videos} videos{f' (ignored {others})' if others else ''}", markup=False, soft_wrap=True)
+    done = f", {num_listed - num_pending} of them classified before" if num_pending < num_listed else ""
+    console.print(f"{num_listed} videos{done}{f' (ignored {others})' if others else ''}", markup=False, soft_wrap=True)
     for name in ("Classified whole", "Longer videos"):
         console.print(f"{name}: {facts[name]}", soft_wrap=True)
 
 
-def print_summary(rows: Sequence[Mapping[str, str]], paths: Sequence[str], folder: Path, console: Console) -> None:
-    """How many of the videos ``paths`` got which decision, by status; and how many have none yet."""
-    found = pd.DataFrame(rows, columns=["path", "status", "decision"])
-    found = found[found["path"].isin(map(readable, paths))]
-    counts = pd.crosstab(found["status"], found["decision"], margins=True, margins_name="all")
-    counts = counts.reindex(index=[*STATUSES, "all"], columns=[*DECISIONS, "all"], fill_value=0)
-    console.print(f"{len(found)} of {len(paths)} videos", counts.rename_axis(None, axis=1).to_string(), sep="\n")
-    if len(found) < len(paths):
+def print_summary(counts: Mapping[tuple[str, str], int], num_missing: int, folder: Path, console: Console) -> None:
+    """How many videos got which decision, by status; and how many have none yet."""
+    table = pd.DataFrame(0, index=list(STATUSES), columns=list(DECISIONS))
+    for (status, decision), count in counts.items():
+        table.loc[status, decision] += count
+    table["all"] = table.sum(axis=1)
+    table.loc["all"] = table.sum()
+    total = int(table.loc["all", "all"])
+    console.print(f"{total} of {total + num_missing} videos", table.to_string(), sep="\n")
+    if num_missing:
         console.print("Run the same command again to continue.")
+    if lost := int(table.loc["unfetchable", "all"]):
+        console.print(f"{lost} could not be fetched; the same command tries them again.")
     console.print(f"Results: {folder}", soft_wrap=True)
     console.print("  predictions.csv  segments.csv  timelines.parquet  report.html")

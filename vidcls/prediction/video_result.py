@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 from jaxtyping import Float
 
-from vidcls.data.decoding.result import DecodeResult
+from vidcls.data.decoding.result import USABLE, DecodeResult
 from vidcls.moderation.aggregation import video_class, video_score
 from vidcls.moderation.policy import REVIEW, Decision, Policy, decide, harmful_scores
 from vidcls.moderation.timeline import segments
@@ -45,7 +45,7 @@ def build_result(
     }
     aggregation = options.aggregation, options.top_k
     details, probabilities = None, np.full((1, len(classes)), np.nan, np.float32)
-    if peaks is not None and windows and decoded.status != "undecodable":  # which may have windows, none intact
+    if peaks is not None and windows and decoded.status in USABLE:  # which may have windows, none intact
         starts, ends, rows = zip(*windows, strict=True)
         probabilities = np.stack(rows)  # [W, K]
         scores = video_score(probabilities, *aggregation)

@@ -67,7 +67,7 @@ def start(
     ahead: int = 8,
     plan: WindowPlan = PLAN,
 ) -> Generator[Event, None, None]:
-    return read_windows(files, [FileState.of(file) for file in files], plan, limits, ahead)
+    return read_windows([(file, FileState.of(file)) for file in files], len(files), plan, limits, ahead)
 
 
 def store_all(
@@ -151,10 +151,10 @@ def test_short_and_long_videos_come_as_they_are_read_alone(folder: Path) -> None
         assert result.decoder == "decord"
 
 
-def test_large_files_are_read_first(folder: Path) -> None:
+def test_files_are_read_in_their_order(folder: Path) -> None:
     files = [folder / name for name in ("a.mp4", "long.mp4", "six.mp4")]
     ends = [event.number for event in start(*files, limits=ONE) if isinstance(event, VideoFinished)]
-    assert ends == [1, 2, 0]
+    assert ends == [0, 1, 2]
 
 
 def test_no_files_no_events() -> None:
@@ -298,7 +298,7 @@ def test_the_next_decoder_gets_its_chance(folder: Path, tmp_path: Path) -> None:
     os.mkfifo(pipe)
     late.symlink_to(pipe)
     states = [FileState.of(folder / "b.mp4")]
-    events = read_windows([late], states, PLAN, DecodeLimits(workers=1, timeout_seconds=3.0))
+    events = read_windows([(late, states[0])], 1, PLAN, DecodeLimits(workers=1, timeout_seconds=3.0))
 
     def replace_when_read() -> None:
         deadline = time.monotonic() + 60
@@ -354,7 +354,7 @@ def test_a_file_that_changes_between_hash_and_decode_is_undecodable(folder: Path
     store = FrameStore(tmp_path / "store", SPEC)
     assert store_all(files, hashes, store, TWO) == [undecodable(CHANGED)] * 3
     assert not list(store.folder.rglob("*.safetensors"))
-    found = results(read_windows(files, [hashed.state for hashed in hashes], PLAN, TWO))
+    found = results(read_windows([(f, h.state) for f, h in zip(files, hashes, strict=True)], len(files), PLAN, TWO))
     assert list(found.values()) == [undecodable(CHANGED)] * 3
 
 
@@ -435,7 +435,7 @@ if __name__ == "__main__":  # the processes import this file again
     files = [Path(name) for name in sys.argv[1:]]
     plan = WindowPlan(StoreSpec(8, 64), 1.0, 0.5, 2.0)
     states = [FileState.of(file) for file in files]
-    for event in read_windows(files, states, plan, DecodeLimits(workers=len(files))):
+    for event in read_windows(zip(files, states), len(files), plan, DecodeLimits(workers=len(files))):
         print(type(event).__name__, flush=True)
 """
 

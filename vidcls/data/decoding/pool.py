@@ -12,7 +12,7 @@ import socket
 import tempfile
 import threading
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager, nullcontext
 from multiprocessing import get_context
@@ -21,11 +21,11 @@ from pathlib import Path
 from pebble import ProcessFuture, ProcessPool
 
 from vidcls.data.decoding.plan import WindowPlan
-from vidcls.data.decoding.receiver import WORKER_ERRORS, Event, Receiver, describe_failure
+from vidcls.data.decoding.receiver import WORKER_ERRORS, Event, Receiver, Source, describe_failure
 from vidcls.data.decoding.result import DECODERS, DecodeResult, undecodable
 from vidcls.data.decoding.sandbox import start_worker
 from vidcls.data.decoding.worker import decode_to_store, send_windows
-from vidcls.data.hashing import FileState, HashResult
+from vidcls.data.hashing import HashResult
 from vidcls.data.options import DecodeLimits
 from vidcls.data.store import FrameStore
 from vidcls.errors import UserError
@@ -77,8 +77,8 @@ def decode_into_store(
 
 
 def read_windows(
-    files: Sequence[Path],
-    states: Sequence[FileState | None],
+    videos: Iterable[Source | None],
+    num_videos: int,
     plan: WindowPlan,
     limits: DecodeLimits,
     ahead: int = 8,
@@ -87,33 +87,38 @@ def read_windows(
 ) -> Generator[Event, None, None]:
     """Reads videos window by window, in several processes at once.
 
+    ``videos`` are at most ``num_videos`` files and their states; they are taken, in a thread, as processes become free.
+    None among them says that the next one may take a while. Their numbers are those of their order.
     Each video yields one `VideoStarted` (not if it is undecodable), its windows in order of time and, whatever happens,
-    one `VideoFinished`. Those of different videos are interleaved; large files come first. If the caller is slower than
-    the decoders, they wait, with up to ``ahead`` events ready. Closing the generator ends all processes; but for those
-    of a ``pool`` of `create_pool` that is given, which may read other videos at the same time.
+    one `VideoFinished`. Those of different videos are interleaved. If the caller is slower than the decoders, they
+    wait, with up to ``ahead`` events ready. Closing the generator ends all processes; but for those of a ``pool`` of
+    `create_pool` that is given, which may read other videos at the same time.
     ``limits.timeout_seconds`` is the time for one window, or for what comes before it; `WINDOWS_PER_TIMEOUT` limits the
-    whole. A file whose state is no longer that of ``states`` is undecodable. A video of more than ``max_windows``
-    windows is not read and finishes with the result `DEFERRED`.
+    whole. A file whose state is no longer the one given is undecodable. A video of more than ``max_windows`` windows is
+    not read and finishes with the result `DEFERRED`.
     """
-    threads = 1 if pool else max(1, (os.cpu_count() or 1) // _num_workers(limits, len(files)))
+    num_workers = _num_workers(limits, num_videos)
+    threads = 1 if pool else max(1, (os.cpu_count() or 1) // num_workers)
     root = None if len(tempfile.gettempdir()) < 80 else "/tmp"  # the path of a socket has 107 characters at most
     with tempfile.TemporaryDirectory(prefix="vidcls-", dir=root) as folder, socket.socket(socket.AF_UNIX) as server:
         server.bind(f"{folder}/socket")  # in a folder that only this user can enter
         server.listen(128)
-        receiver = Receiver(files, server, limits, ahead, max_windows)
-        with nullcontext(pool) if pool else create_pool(limits, len(files)) as workers:
+        receiver = Receiver(videos, 2 * num_workers, server, limits, ahead, max_windows)
 
-            def schedule(number: int, decoders: tuple[str, ...]) -> ProcessFuture:
-                arguments = [f"{folder}/socket", number, files[number], states[number], plan, decoders, threads]
-                return workers.schedule(send_windows, arguments)
+        def schedule(number: int, video: Source, decoders: tuple[str, ...]) -> ProcessFuture:
+            return workers.schedule(send_windows, [f"{folder}/socket", number, *video, plan, decoders, threads])
 
-            thread = threading.Thread(target=receiver.run, args=[schedule], daemon=True)
-            thread.start()
-            try:
-                yield from receiver.events()
-            finally:
-                receiver.stopped.set()
-        thread.join()
+        thread = threading.Thread(target=receiver.run, args=[schedule], daemon=True)
+        try:
+            with nullcontext(pool) if pool else create_pool(limits, num_videos) as workers:
+                thread.start()
+                try:
+                    yield from receiver.events()
+                finally:
+                    receiver.stopped.set()
+        finally:
+            if thread.is_alive():
+                thread.join()
 
 
 def _num_workers(limits: DecodeLimits, num_files: int) -> int:

@@ -9,7 +9,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import suppress
@@ -23,6 +23,7 @@ from pebble import ProcessExpired, ProcessFuture
 from vidcls.data.decoding.plan import Window
 from vidcls.data.decoding.result import DECODERS, DecodeResult, summarise, undecodable
 from vidcls.data.decoding.worker import CHANGED
+from vidcls.data.hashing import FileState
 from vidcls.data.options import DecodeLimits
 
 WORKER_ERRORS = (FutureTimeoutError, CancelledError, ProcessExpired, MemoryError)
@@ -33,7 +34,7 @@ DEFERRED = undecodable("it has too many windows to be read before other videos")
 
 @dataclass(frozen=True)
 class VideoStarted:
-    """The video ``files[number]`` can be read; it starts anew, forgetting its windows, if its worker was killed."""
+    """The video can be read; it starts anew, forgetting its windows, if its worker was killed."""
 
     number: int
     seconds: float
@@ -56,6 +57,8 @@ class VideoFinished:
     result: DecodeResult
 
 
+Source = tuple[Path, FileState | None]
+"""The file of a video, and its state when it was hashed."""
 Event = VideoStarted | WindowRead | VideoFinished
 
 
@@ -72,6 +75,7 @@ def describe_failure(error: BaseException, limits: DecodeLimits) -> str:
 @dataclass(eq=False)
 class _Video:
     number: int
+    source: Source
     decoders: tuple[str, ...]
     future: ProcessFuture
     killed: bool = False  # its worker was killed from outside before
@@ -95,9 +99,16 @@ class Receiver:
     """A thread that receives what the workers send, on one connection per video, and puts events into a short queue."""
 
     def __init__(
-        self, files: Sequence[Path], server: socket.socket, limits: DecodeLimits, ahead: int, max_windows: float | int
+        self,
+        sources: Iterable[Source | None],
+        at_once: int,
+        server: socket.socket,
+        limits: DecodeLimits,
+        ahead: int,
+        max_windows: float | int,
     ) -> None:
-        self._files, self._server, self._limits, self._max_windows = files, server, limits, max_windows
+        self._sources: Iterator[tuple[int, Source] | None] = _numbered(sources)
+        self._at_once, self._server, self._limits, self._max_windows = at_once, server, limits, max_windows
         self._queue: queue.Queue[Event | BaseException | None] = queue.Queue(ahead)
         self._videos: dict[int, _Video] = {}
         self.stopped = threading.Event()
@@ -108,12 +119,14 @@ class Receiver:
                 raise event
             yield event
 
-    def run(self, schedule: Callable[[int, tuple[str, ...]], ProcessFuture]) -> None:
+    def run(self, schedule: Callable[[int, Source, tuple[str, ...]], ProcessFuture]) -> None:
         self._schedule = schedule
         try:
-            for number in largest_first(self._files):
-                self._videos[number] = _Video(number, DECODERS, schedule(number, DECODERS))
-            while self._videos and not self.stopped.is_set():
+            more = True
+            while not self.stopped.is_set():
+                more = more and self._start_videos()
+                if not more and not self._videos:
+                    break
                 self._receive()
                 self._check_workers()
             self._put(None)
@@ -122,6 +135,19 @@ class Receiver:
         finally:
             for video in self._videos.values():
                 video.disconnect()
+
+    def _start_videos(self) -> bool:
+        """Has workers start with videos that have come; whether there may be more."""
+        while len(self._videos) < self._at_once:
+            try:
+                found = next(self._sources)
+            except StopIteration:
+                return False
+            if found is None:
+                break
+            number, source = found
+            self._videos[number] = _Video(number, source, DECODERS, self._schedule(number, source, DECODERS))
+        return True
 
     def _receive(self) -> None:
         connected = {video.connection: video for video in self._videos.values() if video.connection is not None}
@@ -201,8 +227,8 @@ class Receiver:
         if not decoders:
             self._finish(video, undecodable(""))
             return
-        future, killed = self._schedule(video.number, decoders), killed or video.killed
-        self._videos[video.number] = _Video(video.number, decoders, future, killed, reasons=video.reasons)
+        future, killed = self._schedule(video.number, video.source, decoders), killed or video.killed
+        self._videos[video.number] = _Video(video.number, video.source, decoders, future, killed, reasons=video.reasons)
 
     def _finish(self, video: _Video, result: DecodeResult) -> None:
         del self._videos[video.number]
@@ -225,6 +251,13 @@ class Receiver:
         for video in self._videos.values():
             video.connected += blocked
             video.last_message += blocked
+
+
+def _numbered(sources: Iterable[Source | None]) -> Iterator[tuple[int, Source] | None]:
+    number = 0
+    for source in sources:
+        yield source if source is None else (number, source)
+        number += source is not None
 
 
 def largest_first(files: Sequence[Path]) -> list[int]:

@@ -1,0 +1,153 @@
+"""What ``input=`` names, listed one video at a time, and which of them are still to be classified. Imports no torch."""
+
+from __future__ import annotations
+
+import glob
+import itertools
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from rich.console import Console
+
+from vidcls.data.hashing import FileState, local_version
+from vidcls.data.listing import LIST_EXTENSIONS, VIDEO_EXTENSIONS, is_video, read_list, walk_folder
+from vidcls.data.options import FetchLimits
+from vidcls.data.remote import is_folder, open_filesystem
+from vidcls.data.urls import extension, is_url, join, local_path, path_of, redact, refuse_credentials
+from vidcls.errors import UserError
+from vidcls.prediction.journal import Journal
+
+CHUNK = 1000  # names that are looked up in the journal at once
+
+
+class Input(NamedTuple):
+    """A video: its name in the results, its path or URL, and the version of a remote file where the listing has it."""
+
+    name: str
+    location: str
+    version: str = ""
+
+
+class Inputs:
+    """Iterates over the videos at a path or URL, below a folder, in a list, or matched by a glob.
+
+    Names are relative to the folder, or as the glob or list gives them, without credentials. A file that is named
+    itself is taken whatever its extension, but for a list. ``ignored`` counts what was left out so far, by kind.
+
+    Raises:
+        UserError: there are none, or ``text`` holds credentials.
+    """
+
+    def __init__(self, text: str, limits: FetchLimits) -> None:
+        refuse_credentials("input", text)
+        self.ignored: Counter[str] = Counter()
+        found = _list(local_path(text), limits, self.ignored)
+        try:
+            first = next(found, None)
+        except OSError as error:
+            got, remedy = f"{error.strerror}: {error.filename}", "Check its permissions."
+            raise UserError("an input whose folders can all be read", got, remedy, "input") from error
+        if first is None:
+            counts = ", ".join(f"{count} {kind}" for kind, count in sorted(self.ignored.items()))
+            raise UserError(
+                "a video, a folder or list of videos, or a glob that matches some in input=",
+                f"{text}: {counts or 'nothing'}",
+                "Check input=; quote glob patterns to prevent shell expansion.",
+                "input",
+            )
+        self._found = itertools.chain([first], found)
+
+    def __iter__(self) -> Iterator[Input]:
+        return self._found
+
+
+def _list(text: str, limits: FetchLimits, ignored: Counter[str]) -> Iterator[Input]:
+    kind, remote = extension(text), is_url(text)
+    if kind in LIST_EXTENSIONS and (remote or os.path.isfile(text)):
+        base = os.path.dirname(path_of(text) if remote else os.path.abspath(text))
+        for _, row in read_list(text, limits, ("path",)):
+            if row["path"]:
+                location = join(base, row["path"])
+                if is_url(location):
+                    _check_scheme(location)
+                yield Input(redact(row["path"]), location)
+    elif remote and (kind in VIDEO_EXTENSIONS or not is_folder(text)):
+        yield Input(os.path.basename(path_of(text)), text)
+    elif remote or os.path.isdir(text):
+        base = text if remote else os.path.abspath(text)
+        for name, version in walk_folder(base, ignored):
+            yield Input(name, join(base, name), version)
+    elif os.path.isfile(text):
+        yield Input(os.path.basename(text), os.path.abspath(text))
+    else:
+        for path in glob.iglob(text, recursive=True):
+            if os.path.isfile(path) and is_video(os.path.basename(path), ignored):
+                yield Input(path, os.path.abspath(path))
+
+
+_known_schemes: set[str] = set()
+
+
+def _check_scheme(url: str) -> None:
+    """Refuses a kind of URL that no installed package reads, before anything is fetched."""
+    if (scheme := url.partition("://")[0]) not in _known_schemes:
+        open_filesystem(url)
+        _known_schemes.add(scheme)
+
+
+class Plan(NamedTuple):
+    """The videos that are to be classified, by name: their paths or URLs; and how many were listed."""
+
+    videos: dict[str, str]
+    num_listed: int
+
+
+def plan_videos(inputs: Iterable[Input], journal: Journal, console: Console) -> Plan:
+    """Lists all videos and keeps those without a final result in the journal, the largest first.
+
+    Of local files the state is looked at, so that one that has changed is classified again; of those behind URLs the
+    version that a listing gives. What a list of URLs names is not asked for again once there is a result.
+
+    Raises:
+        UserError: a folder cannot be read, or two URLs differ in their credentials alone.
+    """
+    found: dict[str, str] = {}
+    sizes: dict[str, int] = {}
+    count, stream = 0, iter(inputs)
+    with console.status("Listing videos") as status:
+        while listed := _chunk(stream):
+            chunk: dict[str, Input] = {}
+            for one in listed:
+                if chunk.setdefault(one.name, one).location != one.location:
+                    raise _same_name(one.name)
+            count += len(chunk)
+            versions = {name: _version(one) for name, one in chunk.items()}
+            for name in journal.pending(versions):
+                location = chunk[name].location
+                if found.setdefault(name, location) != location:
+                    raise _same_name(name)
+                sizes[name] = int((versions[name] or "0").partition(" ")[0])
+            status.update(f"Listing videos: {count:,}, of which {len(found):,} are to be classified")
+    names = sorted(
+        found, key=lambda name: (-sizes[name], name)
+    )  # a large one that comes last would keep the others waiting
+    return Plan({name: found[name] for name in names}, count)
+
+
+def _same_name(name: str) -> UserError:
+    return UserError("URLs that differ in more than credentials in input=", name, "List each once.", "same-name")
+
+
+def _chunk(stream: Iterator[Input]) -> list[Input]:
+    try:
+        return list(itertools.islice(stream, CHUNK))
+    except OSError as error:
+        got, remedy = f"{error.strerror}: {error.filename}", "Check its permissions."
+        raise UserError("an input whose folders can all be read", got, remedy, "input") from error
+
+
+def _version(one: Input) -> str | None:
+    return one.version or None if is_url(one.location) else local_version(FileState.of(Path(one.location)))
