@@ -19,6 +19,7 @@ from unittest.mock import patch
 import torch
 from filelock import FileLock
 from hydra._internal.hydra import Hydra
+from hydra.types import RunMode
 
 from helpers.warm_python import warm_python
 
@@ -50,8 +51,9 @@ def call(script: str, *overrides: str) -> Result:
     argv, stdout, stderr, code = sys.argv, io.StringIO(), io.StringIO(), 0
     sys.argv = [str(ROOT / script), *overrides]
     try:
-        # It composes the configuration once more, only to see whether it says hydra.mode=MULTIRUN. None does.
-        composed_once = patch.object(Hydra, "get_mode", lambda *_, **__: None)
+        # It composes the configuration once more, only to see whether it says hydra.mode=MULTIRUN. One does.
+        mode = RunMode.MULTIRUN if script == "cross_validate.py" else None
+        composed_once = patch.object(Hydra, "get_mode", lambda *_, **__: mode)
         with redirect_stdout(stdout), redirect_stderr(stderr), warnings.catch_warnings(), composed_once:
             runpy.run_path(str(ROOT / script), run_name="__main__")
     except SystemExit as error:
