@@ -21,7 +21,7 @@ from filelock import FileLock
 from hydra._internal.hydra import Hydra
 from hydra.types import RunMode
 
-from helpers.warm_python import warm_python
+from helpers.warm_python import VARIABLE, warm_python
 
 ROOT = Path(__file__).parents[2]
 CONF = ROOT / "conf"
@@ -51,8 +51,9 @@ def call(script: str, *overrides: str) -> Result:
     argv, stdout, stderr, code = sys.argv, io.StringIO(), io.StringIO(), 0
     sys.argv = [str(ROOT / script), *overrides]
     try:
-        # It composes the configuration once more, only to see whether it says hydra.mode=MULTIRUN. One does.
-        mode = RunMode.MULTIRUN if script == "cross_validate.py" else None
+        # It composes the configuration once more, only to see whether it says hydra.mode=MULTIRUN, as these do.
+        preset = script == "train.py" and any(text.startswith("sweep=") for text in overrides)
+        mode = RunMode.MULTIRUN if preset or script == "cross_validate.py" else None
         composed_once = patch.object(Hydra, "get_mode", lambda *_, **__: mode)
         with redirect_stdout(stdout), redirect_stderr(stderr), warnings.catch_warnings(), composed_once:
             runpy.run_path(str(ROOT / script), run_name="__main__")
@@ -71,6 +72,8 @@ def call(script: str, *overrides: str) -> Result:
 def start(script: str, *overrides: str, cwd: Path, launcher: Sequence[str] = ()) -> subprocess.Popen[str]:
     """`python SCRIPT OVERRIDES` in a process of its own; ``launcher`` may come between the two."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    if launcher:
+        environment[VARIABLE] = sys.executable  # what it starts must be its children
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen(
         [warm_python(), *launcher, str(ROOT / script), *overrides], cwd=cwd, env=environment, text=True, **pipes

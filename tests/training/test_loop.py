@@ -317,7 +317,8 @@ def no_readable_video(path: Path) -> None:
         ("source", no_videos, "empty-source"),
         ("source", one_class, "one-class"),
         ("source.zip", a_file, "damaged-zip"),
-        ("source.txt", a_file, "source-type"),
+        ("source.md", a_file, "source-type"),
+        ("source.txt", a_file, "bad-csv"),
         ("source", no_readable_video, "empty-train-split"),
     ],
 )

@@ -20,7 +20,7 @@ TRUSTED_TARGETS = re.compile(
     r"vidcls\.data\.options\.DataOptions"
     r"|vidcls\.models\.classifiers\.\w+"
     r"|vidcls\.training\.transforms\.Augment"
-    r"|vidcls\.training\.callbacks\.(EMA|History|StayStopped|Timing)"
+    r"|vidcls\.training\.callbacks\.(EMA|History|ProgressBar|StayStopped|Timing)"
     r"|vidcls\.training\.feature_cache\.CacheFeatures"
     r"|vidcls\.training\.logistic\.LogisticRegression"
     r"|vidcls\.sweeps\.pruning\.Pruning"
