@@ -29,25 +29,25 @@ Overrides = list[str]
 # ---- the solution
 
 
-def made_up(videos: int, clips: int, classes: int) -> tuple[np.ndarray, np.ndarray]:
+def made_up(videos: int, clips: int, classes: int, size: int = 3) -> tuple[np.ndarray, np.ndarray]:
     generator = np.random.default_rng(0)
     labels = np.arange(videos) % classes
-    return generator.normal(size=(videos, clips, 3)) + 0.5 * labels[:, None, None], labels
+    return generator.normal(size=(videos, clips, size)) + 0.5 * labels[:, None, None], labels
 
 
-@pytest.mark.parametrize("clips", [1, 3])
+@pytest.mark.parametrize(("clips", "size"), [(1, 3), (3, 3), (1, 30)])  # the last: more features than clips
 @pytest.mark.parametrize("classes", [2, 3])
-def test_the_layer_minimises_the_objective_written_out(clips: int, classes: int) -> None:
-    features, labels = made_up(20, clips, classes)
+def test_the_layer_minimises_the_objective_written_out(clips: int, size: int, classes: int) -> None:
+    features, labels = made_up(20, clips, classes, size)
     weights, C = np.linspace(0.5, 1.5, 20), 0.3
-    rows, targets = features.reshape(-1, 3), np.repeat(labels, clips)
+    rows, targets = features.reshape(-1, size), np.repeat(labels, clips)
 
     def objective(values: np.ndarray) -> float:
-        matrix = values.reshape(-1, 4)
+        matrix = values.reshape(-1, size + 1)
         matrix = np.stack([-matrix[0] / 2, matrix[0] / 2]) if classes == 2 else matrix
-        logits = rows @ matrix[:, :3].T + matrix[:, 3]
+        logits = rows @ matrix[:, :size].T + matrix[:, size]
         losses = logsumexp(logits, axis=1) - logits[np.arange(len(rows)), targets]
-        penalty = 0.5 * (values.reshape(-1, 4)[:, :3] ** 2).sum() / C
+        penalty = 0.5 * (values.reshape(-1, size + 1)[:, :size] ** 2).sum() / C
         return float((np.repeat(weights / clips, clips) * losses).sum() + penalty)
 
     layer = fit_layer(features, labels, weights, C, max_iter=1000)
@@ -55,7 +55,7 @@ def test_the_layer_minimises_the_objective_written_out(clips: int, classes: int)
     found = found[1:] - found[:1] if classes == 2 else found
     best = minimize(objective, np.zeros(found.size), tol=1e-10)
     assert objective(found.ravel()) <= best.fun + 1e-7
-    assert layer.gradient_norm < 1e-6 and layer.weight.shape == (classes, 3)
+    assert layer.gradient_norm < 1e-6 and layer.weight.shape == (classes, size)
 
 
 def test_a_fit_that_stops_early_says_so() -> None:

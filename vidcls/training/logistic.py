@@ -160,14 +160,18 @@ def fit_layer(
     from sklearn.exceptions import ConvergenceWarning
 
     rows = clips.reshape(-1, clips.shape[2])
+    # The solution is a sum of the rows: of fewer rows than features, it is sought in the space that they span.
+    basis = np.linalg.qr(rows.T)[0] if len(rows) < rows.shape[1] else None  # [E, N M]
+    inputs = rows if basis is None else rows @ basis
     targets, weight = (np.repeat(values, clips.shape[1]) for values in (labels, weights / clips.shape[1]))
     model = linear_model.LogisticRegression(C=C, tol=TOLERANCE, max_iter=max_iter)
     with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):  # in our words below
-        model.fit(rows, targets, sample_weight=weight)
-    coefficients, intercept, iterations = model.coef_, model.intercept_, int(model.n_iter_.max())
+        model.fit(inputs, targets, sample_weight=weight)
+    gradient_norm, iterations = _gradient_norm(model, inputs, targets, weight), int(model.n_iter_.max())
+    coefficients, intercept = model.coef_ if basis is None else model.coef_ @ basis.T, model.intercept_
     if len(model.classes_) == 2:
         coefficients, intercept = (np.concatenate([-z / 2, z / 2]) for z in (coefficients, intercept))
-    fitted = Layer(coefficients, intercept, iterations, _gradient_norm(model, rows, targets, weight))
+    fitted = Layer(coefficients, intercept, iterations, gradient_norm)
     if iterations >= max_iter:
         note = f"optim=logistic has not converged for C={C:g}: the gradient is {fitted.gradient_norm:.1e} after "
         warnings.warn(f"{note}{iterations} iterations. Give a higher optim.max_iter.", stacklevel=2)
