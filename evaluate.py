@@ -32,7 +32,7 @@ def main(cfg: DictConfig) -> None:
         write_split,
     )
     from vidcls.evaluation.summary_tables import print_evaluation
-    from vidcls.prediction.predictor import load_run
+    from vidcls.prediction.loading import load_run
 
     console, source = Console(), cfg.data.source
     run = load_run(folders_of(cfg.run), trusted_packages(cfg))

@@ -28,7 +28,7 @@ def main(cfg: DictConfig) -> None:
     from rich.console import Console  # torch is imported from here on
 
     from vidcls.exporters import export_run
-    from vidcls.prediction.predictor import load_run
+    from vidcls.prediction.loading import load_run
 
     run = load_run(run_dir, trusted_packages(cfg))
     difference, clips = export_run(run, cfg.format, output, None if cfg.cache_dir is None else str(cfg.cache_dir))

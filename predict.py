@@ -45,7 +45,7 @@ def main(cfg: DictConfig) -> None:
 
     from vidcls.prediction import summary
     from vidcls.prediction.html_report import write_report
-    from vidcls.prediction.predictor import load_run
+    from vidcls.prediction.loading import load_run
     from vidcls.prediction.result_files import prediction_columns, write_result_files
 
     console = Console()

@@ -18,7 +18,7 @@ def main(cfg: DictConfig) -> None:
     # Imported here: testing decodes, and decode workers import this file again.
     from rich.console import Console
 
-    from vidcls.sweeps.cross_validation import are_cross_validations
+    from vidcls.sweeps.fold_plan import are_cross_validations
     from vidcls.sweeps.jobs import check_sweep
 
     console, folders = Console(), folders_of(cfg.sweep)

@@ -26,7 +26,7 @@ from vidcls.exporters import (
     stored_clips,
 )
 from vidcls.models.classifiers import cnn_lstm, cnn_mean
-from vidcls.prediction.predictor import load_run
+from vidcls.prediction.loading import load_run
 from vidcls.training.transforms import Augment, Preprocess
 
 # ---- the parts

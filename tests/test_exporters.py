@@ -23,7 +23,7 @@ from vidcls.exporters import (
     export_run,
     resize,
 )
-from vidcls.prediction.predictor import load_run
+from vidcls.prediction.loading import load_run
 
 # After an export to ONNX torch warns of a missing symbol at the next .pt2 in the same process, which is harmless here.
 logging.getLogger("torch._export.serde.serialize").setLevel(logging.ERROR)

@@ -13,7 +13,8 @@ from typing import Any
 
 _MODULES = {
     # Use a trained run: its model, its predictions.
-    "vidcls.prediction.predictor": ("load_run", "LoadedRun", "Predictor"),
+    "vidcls.prediction.loading": ("load_run",),
+    "vidcls.prediction.predictor": ("LoadedRun", "Predictor"),
     # Videos: a source becomes splits, stored frames and loaders.
     "vidcls.data.datamodule": ("VideoDataModule",),
     "vidcls.data.options": ("DataOptions",),

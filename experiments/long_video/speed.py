@@ -59,9 +59,10 @@ def predict_seconds(video: Path, window_seconds: float) -> float:
 
     from vidcls.data.options import DecodeLimits, FetchLimits
     from vidcls.prediction.journal import Journal
+    from vidcls.prediction.loading import load_run
     from vidcls.prediction.options import PredictOptions
     from vidcls.prediction.pipeline import predict_videos
-    from vidcls.prediction.predictor import Predictor, load_run
+    from vidcls.prediction.predictor import Predictor
 
     predictor = Predictor(load_run(SCRATCH / "demo"), "cpu")
     options = PredictOptions(window_seconds=window_seconds, max_whole_seconds=4.0)

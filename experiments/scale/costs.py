@@ -28,9 +28,10 @@ from vidcls.data.hashing import hash_files
 from vidcls.data.options import FetchLimits
 from vidcls.data.remote import fetch
 from vidcls.prediction.journal import Journal
+from vidcls.prediction.loading import load_run
 from vidcls.prediction.options import PredictOptions
 from vidcls.prediction.peaks import Peaks
-from vidcls.prediction.predictor import Predictor, load_run
+from vidcls.prediction.predictor import Predictor
 from vidcls.prediction.result_files import write_result_files
 from vidcls.prediction.video_result import build_result
 

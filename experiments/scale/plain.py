@@ -18,7 +18,8 @@ import ray
 import torch
 
 from experiments.tools import ROOT
-from vidcls.prediction.predictor import LoadedRun, Predictor, load_run
+from vidcls.prediction.loading import load_run
+from vidcls.prediction.predictor import LoadedRun, Predictor
 
 
 class Network:

@@ -23,7 +23,8 @@ from typing import Any
 from vidcls.data.store import StoreEntryError
 from vidcls.errors import UserError
 from vidcls.moderation.policy import load_policy
-from vidcls.prediction.predictor import LoadedRun, Predictor, load_run
+from vidcls.prediction.loading import load_run
+from vidcls.prediction.predictor import LoadedRun, Predictor
 from vidcls.training.checkpoint import load_last
 from vidcls.training.options import check_train_options
 from vidcls.training.run_config import check_trusted, read_config

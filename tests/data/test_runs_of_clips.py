@@ -21,7 +21,8 @@ from vidcls.data.dataset import SampleIndex
 from vidcls.data.decoding.frames import decode
 from vidcls.data.decoding.result import DECODERS
 from vidcls.data.sampling import StoreSpec
-from vidcls.prediction.predictor import LoadedRun, Predictor, load_run
+from vidcls.prediction.loading import load_run
+from vidcls.prediction.predictor import LoadedRun, Predictor
 
 # ---- end to end
 

@@ -12,7 +12,7 @@ from vidcls.evaluation.notes import share_shift, split_notes, temperature_notes
 from vidcls.metrics.calibration import TEMPERATURES
 from vidcls.metrics.predictions import Predictions
 from vidcls.moderation.policy import fit_policy
-from vidcls.prediction.predictor import load_run
+from vidcls.prediction.loading import load_run
 
 
 def predictions(labels: np.ndarray, predicted: np.ndarray) -> Predictions:

@@ -20,7 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from vidcls.metrics.calibration import calibrate
 from vidcls.moderation.policy import decide, load_policy, save_policy
-from vidcls.prediction.predictor import load_run
+from vidcls.prediction.loading import load_run
 
 
 @pytest.fixture(scope="session")

@@ -27,7 +27,7 @@ from vidcls.errors import UserError
 from vidcls.files import hash_file
 from vidcls.moderation.policy import Policy, save_policy
 from vidcls.prediction import pipeline
-from vidcls.prediction.predictor import load_run
+from vidcls.prediction.loading import load_run
 from vidcls.training.checkpoint import build_model, load_checkpoint
 
 STATUSES = {"ok", "partial", "undecodable"}

@@ -11,7 +11,8 @@ import torch
 from helpers.runs import CLASSES, table
 
 from vidcls.errors import UserError
-from vidcls.prediction.predictor import PRECISIONS, LoadedRun, Predictor, choose_device, load_run
+from vidcls.prediction.loading import load_run
+from vidcls.prediction.predictor import PRECISIONS, LoadedRun, Predictor, choose_device
 
 
 @pytest.fixture

@@ -17,7 +17,8 @@ from helpers.videos import write_video
 from vidcls.data.options import DataOptions
 from vidcls.data.preparation import frame_store
 from vidcls.errors import UserError
-from vidcls.sweeps.cross_validation import Plan, write_folds
+from vidcls.sweeps.cross_validation import write_folds
+from vidcls.sweeps.fold_plan import Plan
 
 RESULTS = ("out_of_fold.csv", "metrics.json", "cross_validation.md")
 

@@ -20,7 +20,7 @@ from vidcls.cli import compose_config
 from vidcls.data.datamodule import VideoDataModule
 from vidcls.data.ingest import read_manifest
 from vidcls.data.store import FeatureStore, FrameStore
-from vidcls.prediction.predictor import load_run
+from vidcls.prediction.loading import load_run
 from vidcls.training.feature_cache import compute_features
 from vidcls.training.inference import pad_batch
 from vidcls.training.loop import build_module

@@ -20,7 +20,8 @@ from torchvision.models import get_model
 from vidcls.data.store import FeatureStore
 from vidcls.errors import UserError
 from vidcls.metrics.calibration import fit_temperature
-from vidcls.prediction.predictor import Predictor, load_run
+from vidcls.prediction.loading import load_run
+from vidcls.prediction.predictor import Predictor
 from vidcls.training.checkpoint import load_checkpoint
 from vidcls.training.logistic import fit_layer, inner_folds
 

@@ -11,7 +11,7 @@ import torch
 
 from experiments.torture import run_folders
 from vidcls.errors import UserError
-from vidcls.prediction.predictor import load_run
+from vidcls.prediction.loading import load_run
 
 OLD_POLICY = Path(__file__).parents[1] / "fixtures" / "old_run" / "policy.json"
 PER_FILE = 15

@@ -13,7 +13,7 @@ from helpers.runs import CLASSES, evaluate, metrics_of, predict, rows_of, table
 
 from vidcls.data.sampling import ClipSpec, StoreSpec
 from vidcls.files import hash_file
-from vidcls.prediction.predictor import load_run
+from vidcls.prediction.loading import load_run
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 Copy = Callable[[str], Path]

@@ -29,7 +29,8 @@ from vidcls.metrics.predictions import Predictions
 from vidcls.moderation.policy import Policy, decide, fit_policy, load_policy, policy_report, save_policy
 from vidcls.plots.run_plots import confusion_figure, precision_recall_figure, reliability_figure, roc_figure
 from vidcls.plots.style import Figure, save_figures
-from vidcls.prediction.predictor import BaseRun, Predictor, load_run
+from vidcls.prediction.loading import load_run
+from vidcls.prediction.predictor import BaseRun, Predictor
 from vidcls.training.records import log_picture, worst_errors_figure, write_predictions
 
 

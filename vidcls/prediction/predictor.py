@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -165,28 +165,8 @@ class LoadedRun(BaseRun):
         return Predictor(self, accelerator)
 
 
-@overload
-def load_run(folder: Path | str, trust: Sequence[str] = ()) -> LoadedRun: ...
-@overload
-def load_run(folder: Sequence[Path | str], trust: Sequence[str] = ()) -> BaseRun: ...
-def load_run(folder: Path | str | Sequence[Path | str], trust: Sequence[str] = ()) -> BaseRun:
-    """Reads the finished run in ``folder``, or several as an ensemble that averages their probabilities.
-
-    Models may come only from this package and those in ``trust``.
-
-    Raises:
-        UserError: it is not the folder of a finished run, its model is not of a trusted package, or runs do not fit
-            together, see `vidcls.prediction.ensemble`.
-    """
-    if isinstance(folder, (str, Path)):
-        return load_single(folder, trust)
-    from vidcls.prediction.ensemble import load_ensemble  # which imports this file
-
-    return load_single(folder[0], trust) if len(folder) == 1 else load_ensemble(folder, trust)
-
-
 def load_single(folder: Path | str, trust: Sequence[str] = ()) -> LoadedRun:
-    """Reads one finished run, see `load_run`."""
+    """Reads one finished run, see `vidcls.prediction.loading.load_run`."""
     folder, config = read_finished(Path(folder))
     best = best_checkpoint(folder)
     checkpoint = load_checkpoint(best)

@@ -7,8 +7,7 @@ test at its end. As in any run on a source without a val split, the epoch is cho
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,73 +17,12 @@ from vidcls.cli import check_missing
 from vidcls.data.options import DataOptions
 from vidcls.data.sources import class_order
 from vidcls.data.urls import redact
-from vidcls.errors import UserError, check_choice, check_integer
+from vidcls.errors import UserError
 from vidcls.files import csv_bytes, write_atomically
+from vidcls.sweeps.fold_plan import RECORD, RESERVED, Plan, folds_path
 from vidcls.sweeps.jobs import SweepCallback, callback_errors_exit, parse_overrides, prepare_sweep
 from vidcls.training.options import check_address_space, check_train_options
 from vidcls.training.run_folder import PREVIOUS_CHECKPOINT, last_checkpoint
-
-PROTOCOLS = ("grouped", "random")
-POOLED = ("train", "val")
-RECORD = "cross_validation.json"
-RESERVED = ("seed", "repeat", "fold", "resume", "test", "run_dir", "sweep.resume", "data.split.grouped")
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a cross-validation consists of, as cross_validation.json holds it."""
-
-    protocol: str
-    folds: int
-    repeats: int
-    seeds: list[int]
-    splits: list[str]
-
-    def __post_init__(self) -> None:
-        check_choice("protocol", self.protocol, PROTOCOLS)
-        check_integer("folds", self.folds, minimum=2)
-        check_integer("repeats", self.repeats)
-        _check_distinct("seeds", self.seeds)
-        _check_distinct("splits", self.splits)
-        for seed in self.seeds:
-            check_integer("seeds", seed, minimum=0)
-        for split in self.splits:
-            check_choice("splits", split, POOLED)
-
-    @property
-    def jobs(self) -> Iterator[tuple[int, int, int]]:
-        """The repeat, fold and seed of each job."""
-        for repeat in range(self.repeats):
-            for fold in range(self.folds):
-                yield from ((repeat, fold, seed) for seed in self.seeds)
-
-
-def _check_distinct(option: str, values: Any) -> None:
-    if not isinstance(values, list) or not values or len(set(map(str, values))) != len(values):
-        raise UserError(f"{option} to be a list of different values", repr(values), f"Change {option}.", option)
-
-
-def job_folder(folder: Path, repeat: int, fold: int, seed: int) -> Path:
-    """Where a job writes, as conf/cross_validate.yaml says."""
-    return folder / f"repeat{repeat}_fold{fold}_seed{seed}"
-
-
-def folds_path(folder: Path) -> Path:
-    """The videos with their groups, and a column ``repeat<r>`` with the fold of each."""
-    return folder / "folds.csv"
-
-
-def are_cross_validations(folders: Sequence[Path]) -> bool:
-    """Whether the folders are of cross-validations rather than one sweep.
-
-    Raises:
-        UserError: there are several, and not all of them are.
-    """
-    others = [folder for folder in folders if not (folder / RECORD).is_file()]
-    if others and len(folders) > 1:
-        expected = "one sweep, or folders of cross_validate.py alone, in sweep"
-        raise UserError(expected, f"{len(folders)}, among them {others[0]}", "Leave it out.", "several-sweeps")
-    return not others
 
 
 def drop_last_checkpoints(job: Path) -> None:
@@ -103,7 +41,7 @@ class CrossValidationCallback(SweepCallback):
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         with callback_errors_exit():
-            from vidcls.sweeps.fold_results import write_results
+            from vidcls.sweeps.fold_results import write_results  # late, as it needs pandas
 
             write_results(Path(config.hydra.sweep.dir).absolute())
 

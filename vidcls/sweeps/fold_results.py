@@ -19,7 +19,7 @@ from vidcls.data.ingest import read_manifest
 from vidcls.errors import UserError
 from vidcls.files import csv_bytes, write_atomically
 from vidcls.metrics.out_of_fold import OutOfFold, compare_out_of_fold, summarise_out_of_fold
-from vidcls.sweeps.cross_validation import RECORD, RESERVED, Plan, folds_path, job_folder
+from vidcls.sweeps.fold_plan import RECORD, RESERVED, Plan, folds_path, job_folder
 from vidcls.sweeps.jobs import read_json
 
 OUT_OF_FOLD = "out_of_fold.csv"
