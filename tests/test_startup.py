@@ -16,9 +16,10 @@ from helpers.videos import write_video
 
 HEAVY = ("torch", "torchvision", "lightning", "torchmetrics", "timm", "sklearn", "matplotlib")
 PROGRAM = """
-import contextlib, io, json, runpy, sys
+import contextlib, io, json, os, runpy, sys
 results = []
 for arguments in json.loads(sys.argv[1]):
+    sys.path[0] = os.path.dirname(arguments[0])  # as python itself does
     sys.argv, stderr, code = arguments, io.StringIO(), 0
     try:
         with contextlib.redirect_stderr(stderr), contextlib.redirect_stdout(io.StringIO()):

@@ -215,7 +215,9 @@ def test_real_av1_and_10_bit_hevc(real_data: Path, name: str) -> None:
     expected = by_ffmpeg(path)
     frames, result = read(path, len(expected))
     assert (result.status, result.decoder, result.reason) == ("ok", "pyav", "")
-    assert difference(frames, expected) <= ROUNDING
+    # Of 10 bits the program makes 8 in a step of its own, after scaling.
+    assert np.abs(frames.astype(int) - expected).mean() < media.MEAN_DIFFERENCE
+    assert difference(frames, expected) <= 3 * ROUNDING
 
 
 def test_colours_are_rgb(tmp_path: Path) -> None:
