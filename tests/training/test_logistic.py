@@ -23,7 +23,7 @@ from vidcls.metrics.calibration import fit_temperature
 from vidcls.prediction.loading import load_run
 from vidcls.prediction.predictor import Predictor
 from vidcls.training.checkpoint import load_checkpoint
-from vidcls.training.logistic import fit_layer, inner_folds
+from vidcls.training.logistic import fit_layers, inner_folds
 
 Overrides = list[str]
 
@@ -51,7 +51,7 @@ def test_the_layer_minimises_the_objective_written_out(clips: int, size: int, cl
         penalty = 0.5 * (values.reshape(-1, size + 1)[:, :size] ** 2).sum() / C
         return float((np.repeat(weights / clips, clips) * losses).sum() + penalty)
 
-    layer = fit_layer(features, labels, weights, C, max_iter=1000)
+    (layer,) = fit_layers(features, labels, weights, [C], max_iter=1000)
     found = np.column_stack([layer.weight, layer.bias])
     found = found[1:] - found[:1] if classes == 2 else found
     best = minimize(objective, np.zeros(found.size), tol=1e-10)
@@ -62,7 +62,7 @@ def test_the_layer_minimises_the_objective_written_out(clips: int, size: int, cl
 def test_a_fit_that_stops_early_says_so() -> None:
     features, labels = made_up(20, 1, 3)
     with pytest.warns(UserWarning, match=r"has not converged .* optim\.max_iter"):
-        layer = fit_layer(features, labels, np.ones(20), 1.0, max_iter=2)
+        (layer,) = fit_layers(features, labels, np.ones(20), [1.0], max_iter=2)
     assert layer.iterations == 2 and layer.gradient_norm > 1e-4
 
 
@@ -134,7 +134,7 @@ def test_it_is_scikit_learns_regression_on_standardised_features(run: Path) -> N
     vectors, labels = head_inputs(run, "train")
     scaler = StandardScaler().fit(vectors)
     C = metrics_of(run)["logistic_regression"]["C"]
-    layer = fit_layer(scaler.transform(vectors)[:, None], labels, np.ones(len(labels)), C, 10000)
+    (layer,) = fit_layers(scaler.transform(vectors)[:, None], labels, np.ones(len(labels)), [C], 10000)
     expected = layer.logits(scaler.transform(head_inputs(run, "val")[0]))
     given = np.log(table(run / "predictions_val.csv")[CLASSES].to_numpy())
     np.testing.assert_allclose(given - given[:, :1], expected - expected[:, :1], atol=1e-3)
@@ -161,7 +161,7 @@ def test_out_of_fold_predictions_are_those_of_models_that_have_not_seen_the_crea
         theirs = (rows["creator"] == creator).to_numpy()
         scaler = StandardScaler().fit(vectors[~theirs])
         seen, known = scaler.transform(vectors[~theirs])[:, None], labels[~theirs]
-        layer = fit_layer(seen, known, np.ones(len(known)), C, 10000)
+        (layer,) = fit_layers(seen, known, np.ones(len(known)), [C], 10000)
         logits = layer.logits(scaler.transform(vectors[theirs]))
         given = np.log(written.loc[theirs, CLASSES].to_numpy())
         np.testing.assert_allclose(given - given[:, :1], logits - logits[:, :1], atol=1e-3)
@@ -218,7 +218,7 @@ def test_refit_is_fitted_to_val_too_and_does_not_hide_it(run: Path, solved: Over
     vectors, labels = np.concatenate([train_x, val_x]), np.concatenate([train_y, val_y])
     scaler = StandardScaler().fit(vectors)
     fitted = metrics["logistic_regression"]
-    layer = fit_layer(scaler.transform(vectors)[:, None], labels, np.ones(len(labels)), fitted["C"], 10000)
+    (layer,) = fit_layers(scaler.transform(vectors)[:, None], labels, np.ones(len(labels)), [fitted["C"]], 10000)
     np.testing.assert_allclose(weights(refit)["model.output.weight"].numpy(), layer.weight, atol=1e-4)
     # What it says of val is what models say that have not seen the creator.
     assert len(oof) == len(labels) == fitted["out_of_fold"]["n"]

@@ -153,13 +153,17 @@ def _try_draw(
     return drawn
 
 
-def assign_folds(labels: Sequence[str], groups: Sequence[str], folds: int, seed: int) -> list[int]:
+def assign_folds(
+    labels: Sequence[str] | Int[np.ndarray, " N"], groups: Sequence[str], folds: int, seed: int | None
+) -> list[int]:
     """The fold of each of N videos, 0 to ``folds`` - 1: groups stay together, and classes are spread over the folds.
 
-    scikit-learn's ``StratifiedGroupKFold`` over videos in the order given: sort them first.
+    scikit-learn's ``StratifiedGroupKFold`` over videos in the order given: sort them first. ``seed`` None: groups are
+    not shuffled.
 
     Raises:
         UserError: there are fewer groups than folds.
+        ValueError: each class has fewer videos than folds.
     """
     from sklearn.model_selection import StratifiedGroupKFold  # only here: it takes a while
 
@@ -169,7 +173,7 @@ def assign_folds(labels: Sequence[str], groups: Sequence[str], folds: int, seed:
     drawn = np.full(len(labels), -1)
     with warnings.catch_warnings():  # a class with fewer videos than folds is not in each of them
         warnings.filterwarnings("ignore", "The least populated class")
-        splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+        splitter = StratifiedGroupKFold(folds, shuffle=seed is not None, random_state=seed)
         for fold, (_, held_out) in enumerate(splitter.split(labels, labels, groups)):
             drawn[held_out] = fold
     return [int(fold) for fold in drawn]

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 
 from vidcls.data.preparation import count_training_videos
-from vidcls.data.splits import group_videos
+from vidcls.data.splits import assign_folds, group_videos
 from vidcls.errors import UserError
 from vidcls.metrics.predictions import Predictions
 from vidcls.models.heads import Standardise
@@ -71,12 +71,12 @@ class LogisticRegression(L.Callback):
         folds = inner_folds(labels, groups, self.folds, len(videos.classes))
         clips = clip_vectors(trainer, module, videos, splits)  # [N, M, E]
         standardised = isinstance(model.standardise, Standardise)
-        tried = {C: self._out_of_fold(clips, labels, weights, folds, C, standardised) for C in self.candidates}
+        tried = self._out_of_fold(clips, labels, weights, folds, standardised)
         losses = {C: float(np.average(found.losses, weights=weights)) for C, found in tried.items()}
         best = min(losses, key=lambda C: (round(losses[C], LOSS_DIGITS), C))
         with torch.inference_mode():
             inputs = model.standardise(torch.from_numpy(clips).to(module.device)).double().cpu().numpy()
-        layer = fit_layer(inputs, labels, weights, best, self.max_iter)
+        (layer,) = fit_layers(inputs, labels, weights, [best], self.max_iter)
         with torch.no_grad():
             for parameter, values in ((model.output.weight, layer.weight), (model.output.bias, layer.bias)):
                 parameter.copy_(torch.from_numpy(values))
@@ -99,20 +99,22 @@ class LogisticRegression(L.Callback):
         labels: Int[np.ndarray, " N"],
         weights: Float[np.ndarray, " N"],
         folds: Sequence[Fold],
-        C: float,
         standardised: bool,
-    ) -> Predictions:
-        """What each fold's model predicts for the videos that it has not seen."""
-        logits = np.empty((*clips.shape[:2], int(labels.max()) + 1))
+    ) -> dict[float, Predictions]:
+        """By C, what each fold's model predicts for the videos that it has not seen."""
+        logits = np.empty((len(self.candidates), *clips.shape[:2], int(labels.max()) + 1))
         for train, held_out in folds:
             standardise = Standardise(clips.shape[2]).double()
             if standardised:
                 standardise.fit(clips[train].reshape(-1, clips.shape[2]))
             seen, unseen = (standardise(torch.from_numpy(clips[part]).double()).numpy() for part in (train, held_out))
-            logits[held_out] = fit_layer(seen, labels[train], weights[train], C, self.max_iter).logits(unseen)
-        found = torch.from_numpy(logits)
-        losses = video_losses(found, torch.from_numpy(labels)).float().numpy()
-        return Predictions(labels, average_clips(found).float().numpy(), losses)
+            layers = fit_layers(seen, labels[train], weights[train], self.candidates, self.max_iter)
+            logits[:, held_out] = [layer.logits(unseen) for layer in layers]
+        found = {}
+        for C, of_candidate in zip(self.candidates, torch.from_numpy(logits), strict=True):
+            losses = video_losses(of_candidate, torch.from_numpy(labels)).float().numpy()
+            found[C] = Predictions(labels, average_clips(of_candidate).float().numpy(), losses)
+        return found
 
     def state_dict(self) -> dict[str, Any]:
         return {"summary": self.summary}
@@ -127,14 +129,12 @@ def inner_folds(labels: Int[np.ndarray, " N"], groups: Sequence[str], count: int
     Raises:
         UserError: not even two such folds exist.
     """
-    from sklearn.model_selection import StratifiedGroupKFold  # only here: it takes a while
-
     for number in range(min(count, len(set(groups))), 1, -1):
-        with warnings.catch_warnings(action="ignore", category=UserWarning):  # classes of fewer videos than folds
-            try:
-                folds = list(StratifiedGroupKFold(number).split(labels, labels, groups))
-            except ValueError:  # each class has fewer videos than folds
-                continue
+        try:
+            drawn = np.array(assign_folds(labels, groups, number, seed=None))
+        except ValueError:  # each class has fewer videos than folds
+            continue
+        folds = [(np.flatnonzero(drawn != fold), np.flatnonzero(drawn == fold)) for fold in range(number)]
         if all(len(set(labels[train])) == num_classes and len(held_out) for train, held_out in folds):
             return folds
     raise UserError(
@@ -145,14 +145,14 @@ def inner_folds(labels: Int[np.ndarray, " N"], groups: Sequence[str], count: int
     )
 
 
-def fit_layer(
+def fit_layers(
     clips: Float[np.ndarray, "N M E"],
     labels: Int[np.ndarray, " N"],
     weights: Float[np.ndarray, " N"],
-    C: float,
+    candidates: Sequence[float],
     max_iter: int,
-) -> Layer:
-    """The logistic regression of N videos of M clips, in float64 from zero: the same for the same data.
+) -> list[Layer]:
+    """For each C, the logistic regression of N videos of M clips, in float64 from zero: the same for the same data.
 
     Of two classes the logits are -z / 2 and z / 2, as scikit-learn fits z. A fit that has not converged is a warning.
     """
@@ -164,18 +164,20 @@ def fit_layer(
     basis = np.linalg.qr(rows.T)[0] if len(rows) < rows.shape[1] else None  # [E, N M]
     inputs = rows if basis is None else rows @ basis
     targets, weight = (np.repeat(values, clips.shape[1]) for values in (labels, weights / clips.shape[1]))
-    model = linear_model.LogisticRegression(C=C, tol=TOLERANCE, max_iter=max_iter)
-    with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):  # in our words below
-        model.fit(inputs, targets, sample_weight=weight)
-    gradient_norm, iterations = _gradient_norm(model, inputs, targets, weight), int(model.n_iter_.max())
-    coefficients, intercept = model.coef_ if basis is None else model.coef_ @ basis.T, model.intercept_
-    if len(model.classes_) == 2:
-        coefficients, intercept = (np.concatenate([-z / 2, z / 2]) for z in (coefficients, intercept))
-    fitted = Layer(coefficients, intercept, iterations, gradient_norm)
-    if iterations >= max_iter:
-        note = f"optim=logistic has not converged for C={C:g}: the gradient is {fitted.gradient_norm:.1e} after "
-        warnings.warn(f"{note}{iterations} iterations. Give a higher optim.max_iter.", stacklevel=2)
-    return fitted
+    layers = []
+    for C in candidates:
+        model = linear_model.LogisticRegression(C=C, tol=TOLERANCE, max_iter=max_iter)
+        with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):  # in our words below
+            model.fit(inputs, targets, sample_weight=weight)
+        gradient_norm, iterations = _gradient_norm(model, inputs, targets, weight), int(model.n_iter_.max())
+        coefficients, intercept = model.coef_ if basis is None else model.coef_ @ basis.T, model.intercept_
+        if len(model.classes_) == 2:
+            coefficients, intercept = (np.concatenate([-z / 2, z / 2]) for z in (coefficients, intercept))
+        layers.append(Layer(coefficients, intercept, iterations, gradient_norm))
+        if iterations >= max_iter:
+            note = f"optim=logistic has not converged for C={C:g}: the gradient is {gradient_norm:.1e} after "
+            warnings.warn(f"{note}{iterations} iterations. Give a higher optim.max_iter.", stacklevel=2)
+    return layers
 
 
 def _gradient_norm(
