@@ -32,7 +32,7 @@ def share_shift(run: BaseRun, rows: pd.DataFrame, predictions: Predictions) -> d
     known, what = run.val_predictions, "the predictions of val"
     splits: tuple[str, ...] = ("val",)
     if run.oof_predictions is not None:
-        known, splits, what = run.oof_predictions, run.fitted_to, "the out-of-fold predictions of training"
+        known, splits, what = run.oof_predictions, run.fitted_splits, "the out-of-fold predictions of training"
     known_rows = pd.concat([usable_rows(run.manifest, split) for split in splits], ignore_index=True)
     if known is None or [run.classes[k] for k in known.labels] != list(known_rows["label"]):
         return None

@@ -69,7 +69,7 @@ def prepare_evaluation(
 def _check_unseen(run: BaseRun, rows: pd.DataFrame, own: bool) -> None:
     """Refuses an ensemble with a member that was trained on these videos; of its own, val is out-of-fold if so."""
     for member in run.members if len(run.members) > 1 else ():
-        splits = ("train",) if own else member.fitted_to
+        splits = ("train",) if own else member.fitted_splits
         fitted = member.manifest[member.manifest["split"].isin(splits)]
         if seen := set(fitted["sha256"]) & set(rows["sha256"]) - {""}:
             raise UserError(
@@ -88,7 +88,7 @@ def predict_held_out(run: BaseRun, predictor: Predictor, videos: Videos, split: 
 
 
 def _out_of_fold(run: BaseRun, videos: Videos) -> tuple[pd.DataFrame, Predictions]:
-    rows, found = pd.concat([videos.rows(split) for split in run.fitted_to], ignore_index=True), run.oof_predictions
+    rows, found = pd.concat([videos.rows(split) for split in run.fitted_splits], ignore_index=True), run.oof_predictions
     if found is None or [run.classes[k] for k in found.labels] != list(rows["label"]):
         remedy = "Restore manifest.csv and config.yaml, or train again."
         raise UserError("the videos that the run was fitted to", "others in its manifest.csv", remedy, "other-videos")

@@ -11,9 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from jaxtyping import Float, UInt8
-from omegaconf import DictConfig
 
 from vidcls.data.videos import Videos
 from vidcls.errors import UserError
@@ -21,21 +19,15 @@ from vidcls.metrics.calibration import calibrate, safe_log
 from vidcls.metrics.predictions import Predictions
 from vidcls.prediction.members import ensemble_identity, read_members, results_folder
 from vidcls.prediction.predictor import BaseRun, LoadedRun, Predictor, load_single
-from vidcls.training.spec import RunSpec
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Ensemble(BaseRun):
-    """Finished runs whose probabilities are averaged. What is of a single run, such as its manifest, is the first's."""
+    """Finished runs whose probabilities are averaged. What is of a single run, such as its manifest, is the first's.
 
-    folder: Path
-    config: DictConfig
-    spec: RunSpec
-    identity: str
-    step: int
-    manifest: pd.DataFrame
-    oof_predictions: Predictions | None  # the mean, where all members have them of the same videos
-    val_predictions: Predictions | None
+    Its predictions are the mean of the members', where all have them of the same videos.
+    """
+
     runs: tuple[LoadedRun, ...]
     temperatures: tuple[float | None, ...]
 
@@ -82,18 +74,18 @@ def load_ensemble(folders: Sequence[Path | str], trust: Sequence[str] = ()) -> E
                 "ensemble-store",
             )
     ensemble = Ensemble(
-        results_folder(members),
-        first.config,
-        first.spec,
-        ensemble_identity(members),
-        max(run.step for run in runs),
-        first.manifest,
-        None,
-        None,
-        runs,
-        tuple(member.temperature for member in members),
+        folder=results_folder(members),
+        config=first.config,
+        spec=first.spec,
+        identity=ensemble_identity(members),
+        step=max(run.step for run in runs),
+        manifest=first.manifest,
+        oof_predictions=None,
+        val_predictions=None,
+        runs=runs,
+        temperatures=tuple(member.temperature for member in members),
     )
-    oof = _average([(run.oof_predictions, run.fitted_to) for run in runs], ensemble)
+    oof = _average([(run.oof_predictions, run.fitted_splits) for run in runs], ensemble)
     val = _average([(run.val_predictions, ("val",)) for run in runs], ensemble)
     return replace(ensemble, oof_predictions=oof, val_predictions=val)
 

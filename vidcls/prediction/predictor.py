@@ -38,7 +38,7 @@ from vidcls.training.run_folder import (
     read_finished,
     read_run_manifest,
 )
-from vidcls.training.spec import RunSpec
+from vidcls.training.spec import RunSpec, fitted_splits
 from vidcls.training.transforms import Preprocess
 
 # What trainer.precision means in Lightning: the type of the weights, and that of autocast.
@@ -52,17 +52,18 @@ PRECISIONS: dict[str, tuple[torch.dtype, torch.dtype | None]] = {
 }
 
 
+@dataclass(frozen=True, kw_only=True)
 class BaseRun:
     """What a finished run and an ensemble of several have in common."""
 
     folder: Path  # for results
-    config: DictConfig
-    spec: RunSpec
+    config: DictConfig  # with paths into the folder as it lies now
+    spec: RunSpec  # what the network is built from
     identity: str  # 12 hex digits that change with anything that the probabilities depend on
-    step: int
-    manifest: pd.DataFrame
-    oof_predictions: Predictions | None
-    val_predictions: Predictions | None
+    step: int  # how many optimiser steps these weights have seen
+    manifest: pd.DataFrame  # its videos
+    oof_predictions: Predictions | None  # out-of-fold, of the videos it was fitted to; None but for optim=logistic
+    val_predictions: Predictions | None  # of these weights
 
     @property
     def classes(self) -> list[str]:
@@ -80,9 +81,9 @@ class BaseRun:
         return bool(self.config.get("refit"))
 
     @property
-    def fitted_to(self) -> tuple[str, ...]:
-        """The splits that it has been trained on."""
-        return ("train", "val") if self.refit else ("train",)
+    def fitted_splits(self) -> tuple[str, ...]:
+        """The splits that it has been trained on, in the order of ``oof_predictions``."""
+        return fitted_splits(self.refit)
 
     @property
     def policy_path(self) -> Path:
@@ -142,20 +143,12 @@ class BaseRun:
         return videos
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LoadedRun(BaseRun):
-    """A finished run."""
+    """A finished run; its identity is the first 12 hex digits of the SHA-256 of best.ckpt."""
 
-    folder: Path
-    config: DictConfig  # with paths into the folder as it lies now
-    spec: RunSpec  # what the network is built from
     model: Classifier  # with the weights of best.ckpt, in eval mode
     preprocess: Preprocess  # from stored frames to the network's input
-    identity: str  # the first 12 hex digits of the SHA-256 of best.ckpt
-    step: int  # how many optimiser steps these weights have seen
-    manifest: pd.DataFrame  # its videos
-    oof_predictions: Predictions | None  # out-of-fold, of the videos it was fitted to; None but for optim=logistic
-    val_predictions: Predictions | None  # of these weights
 
     @property
     def members(self) -> tuple[LoadedRun, ...]:
@@ -173,10 +166,18 @@ def load_single(folder: Path | str, trust: Sequence[str] = ()) -> LoadedRun:
     model, preprocess = rebuild(checkpoint, trust)
     if config.compile:
         compile_model(model)  # as it was tested
-    manifest = read_run_manifest(folder, checkpoint.spec.classes)
-    identity = hash_file(best)[:12]
-    found = checkpoint.oof_predictions, checkpoint.val_predictions
-    return LoadedRun(folder, config, checkpoint.spec, model, preprocess, identity, checkpoint.step, manifest, *found)
+    return LoadedRun(
+        folder=folder,
+        config=config,
+        spec=checkpoint.spec,
+        identity=hash_file(best)[:12],
+        step=checkpoint.step,
+        manifest=read_run_manifest(folder, checkpoint.spec.classes),
+        oof_predictions=checkpoint.oof_predictions,
+        val_predictions=checkpoint.val_predictions,
+        model=model,
+        preprocess=preprocess,
+    )
 
 
 class Predictor:

@@ -27,7 +27,7 @@ from vidcls.training.inference import (
 )
 from vidcls.training.logistic_options import is_logistic
 from vidcls.training.optim import build_optimizer
-from vidcls.training.spec import RunSpec
+from vidcls.training.spec import RunSpec, fitted_splits
 from vidcls.training.transforms import Preprocess
 
 
@@ -80,7 +80,7 @@ class VideoClassifier(L.LightningModule):
     @property
     def fitted_splits(self) -> tuple[str, ...]:
         """The splits that the network is fitted to, in the order of ``oof_predictions``."""
-        return ("train", "val") if self.refit else ("train",)
+        return fitted_splits(self.refit)
 
     @property
     def features_cacheable(self) -> bool:

@@ -42,6 +42,11 @@ def upgrade(config: Any) -> Any:
     return upgraded | {"_target_": target} if "_target_" in config else upgraded
 
 
+def fitted_splits(refit: bool) -> tuple[str, ...]:
+    """The splits that a network is fitted to, in the order of its out-of-fold predictions."""
+    return ("train", "val") if refit else ("train",)
+
+
 @dataclass(frozen=True)
 class Normalisation:
     """Mean and standard deviation per channel, on the 0..1 scale."""
