@@ -13,9 +13,9 @@ import pytest
 from helpers.s3 import BUCKET, S3, SECRET, serve_s3
 
 from vidcls.data import remote
-from vidcls.data.listing import walk_folder
+from vidcls.data.listing import walk, walk_folder
 from vidcls.data.options import FetchLimits
-from vidcls.data.remote import FetchSpace, UnfetchableError, fetch, map_unordered, remote_version, walk
+from vidcls.data.remote import FetchSpace, UnfetchableError, fetch, map_unordered, remote_version
 from vidcls.errors import UserError
 
 CONTENT = os.urandom(300_000)
@@ -160,7 +160,7 @@ def test_folders_are_listed_page_by_page(s3: S3, monkeypatch: pytest.MonkeyPatch
     for name in names:
         s3.put(f"clips/{name}", name.encode())
     s3.put("clips-of-others/a.mp4", b"other")
-    monkeypatch.setattr(remote, "PAGE", 3)
+    monkeypatch.setattr("vidcls.data.listing.S3_PAGE", 3)
     s3.requests = 0
     found = dict(walk(f"s3://{BUCKET}/clips/"))
     assert sorted(found) == names and s3.requests == 3

@@ -22,7 +22,7 @@ from vidcls.data.decoding.receiver import largest_first
 from vidcls.data.decoding.result import LOST, USABLE, DecodeResult, undecodable, unfetchable
 from vidcls.data.hashing import HashCache, HashResult, hash_files
 from vidcls.data.options import DecodeLimits, FetchLimits
-from vidcls.data.remote import FetchedFile, FetchSpace, UnfetchableError, fetch, fetching, remote_version
+from vidcls.data.remote import FetchedFile, FetchSpace, UnfetchableError, fetching, remote_version, try_fetch
 from vidcls.data.store import FrameStore
 from vidcls.data.urls import is_url
 from vidcls.errors import UserError
@@ -140,10 +140,7 @@ class _Ingest:
                     fetched.remove()
 
     def _fetch(self, pair: tuple[int, str], space: FetchSpace) -> tuple[int, FetchedFile | UnfetchableError]:
-        try:
-            return pair[0], fetch(pair[1], self._folder, self.fetch_limits, space)
-        except UnfetchableError as error:
-            return pair[0], error
+        return pair[0], try_fetch(pair[1], self._folder, self.fetch_limits, space)
 
     def _arrivals(
         self,

@@ -8,15 +8,17 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from vidcls.data.options import FetchLimits
-from vidcls.data.remote import UnfetchableError, fetch, walk
+from vidcls.data.remote import UnfetchableError, describe, fetch, open_filesystem, version_of, with_retries
 from vidcls.data.urls import extension, is_url, redact
 from vidcls.errors import UserError
 
 VIDEO_EXTENSIONS = frozenset(("mp4", "mov", "m4v", "mkv", "webm", "avi", "mpg", "mpeg", "ts", "3gp", "flv", "wmv"))
 LIST_EXTENSIONS = ("txt", "csv", "parquet")
 _PARQUET_ROWS = 10_000  # read at once
+S3_PAGE = 1000  # names that S3 lists at once
 
 
 def walk_folder(folder: str, ignored: Counter[str]) -> Iterator[tuple[str, str]]:
@@ -51,6 +53,68 @@ def _walk_local(root: str, ignored: Counter[str]) -> Iterator[str]:
                     yield f"{prefix}{entry.name}"
                 else:
                     ignored["broken links or special files"] += 1
+
+
+def is_folder(url: str) -> bool:
+    """Whether a URL names a folder; that of a web server does if it ends with /.
+
+    Raises:
+        UserError: it cannot be asked.
+    """
+    system, path = open_filesystem(url)
+    if url.lower().startswith("http"):
+        return path.endswith("/")
+    try:
+        return bool(with_retries(lambda: system.info(path))["type"] == "directory")
+    except FileNotFoundError:
+        return True  # an empty one
+    except Exception as error:
+        raise _unreadable(url, error) from None
+
+
+def walk(url: str) -> Iterator[tuple[str, str]]:
+    """The files below a remote folder, a page at a time: their paths below it, and `version_of` each.
+
+    Raises:
+        UserError: it cannot be listed.
+    """
+    system, path = open_filesystem(url)
+    root = path.rstrip("/")
+    try:
+        pages = _s3_pages(system, root) if hasattr(system, "call_s3") else _walk_pages(system, root)
+        for page in pages:
+            for info in page:
+                name = str(info["name"]).rstrip("/")
+                if name.startswith(f"{root}/"):
+                    yield name[len(root) + 1 :], version_of(info)
+    except Exception as error:
+        raise _unreadable(url, error) from None
+
+
+def _unreadable(url: str, error: Exception) -> UserError:
+    got = f"{redact(url)}: {describe(error, FetchLimits())}"
+    remedy = "Check the URL, and the credentials in the environment or a profile."
+    return UserError("a folder that can be listed", got, remedy, "unreadable-source")
+
+
+def _s3_pages(system: Any, root: str) -> Iterator[list[dict[str, Any]]]:
+    bucket, prefix, _ = system.split_path(root)
+    query = {"Bucket": bucket, "Prefix": f"{prefix}/" if prefix else "", "MaxKeys": S3_PAGE}
+    while True:
+        page = with_retries(lambda: system.call_s3("list_objects_v2", **query))
+        yield [
+            {"name": f"{bucket}/{one['Key']}", "size": one["Size"], "ETag": one["ETag"]}
+            for one in page.get("Contents", [])
+            if not one["Key"].endswith("/")  # what consoles create for a folder
+        ]
+        if not page.get("IsTruncated"):
+            return
+        query["ContinuationToken"] = page["NextContinuationToken"]
+
+
+def _walk_pages(system: Any, root: str) -> Iterator[list[dict[str, Any]]]:
+    for _, _, files in system.walk(root, detail=True, on_error="raise"):
+        yield list(files.values())
 
 
 def is_video(path: str, ignored: Counter[str]) -> bool:

@@ -1,4 +1,4 @@
-"""Videos behind URLs: listed a page at a time, fetched to a local file that is removed after use; all of fsspec.
+"""Videos behind URLs, fetched to a local file that is removed after use; all of fsspec.
 
 Decoding opens local files only, in processes without a network, so fetching is a step of its own. Credentials are those
 of fsspec's file systems (environment, profiles, fsspec's configuration); no text that leaves this file holds any.
@@ -33,7 +33,6 @@ Result = TypeVar("Result")
 
 BACKOFF_SECONDS = 1.0  # before the second attempt; each further one waits twice as long
 POLL_SECONDS = 0.01
-PAGE = 1000  # names that S3 lists at once
 # What tells two states of a file apart, by the names that file systems give it.
 _VERSIONS = ("ETag", "etag", "md5Hash", "blob_id", "Last-Modified", "LastModified", "mtime", "created")
 _S3 = ("s3", "s3a")
@@ -127,6 +126,14 @@ def fetch(url: str, folder: Path, limits: FetchLimits, space: FetchSpace | None 
                 raise UnfetchableError(f"cannot be fetched: {describe(error, limits)}{tries}") from None
             space.cancelled.wait(BACKOFF_SECONDS * 2**attempt * random.uniform(0.5, 1.0))
     raise AssertionError("one attempt at least")
+
+
+def try_fetch(url: str, folder: Path, limits: FetchLimits, space: FetchSpace) -> FetchedFile | UnfetchableError:
+    """`fetch`, but why a video cannot be fetched is returned: it never stops the others."""
+    try:
+        return fetch(url, folder, limits, space)
+    except UnfetchableError as error:
+        return error
 
 
 class _Download:
@@ -236,69 +243,8 @@ def remote_version(url: str, limits: FetchLimits) -> str:
         return ""
 
 
-def is_folder(url: str) -> bool:
-    """Whether a URL names a folder; that of a web server does if it ends with /.
-
-    Raises:
-        UserError: it cannot be asked.
-    """
-    system, path = open_filesystem(url)
-    if url.lower().startswith("http"):
-        return path.endswith("/")
-    try:
-        return bool(_with_retries(lambda: system.info(path))["type"] == "directory")
-    except FileNotFoundError:
-        return True  # an empty one
-    except Exception as error:
-        raise _unreadable(url, error) from None
-
-
-def walk(url: str) -> Iterator[tuple[str, str]]:
-    """The files below a remote folder, a page at a time: their paths below it, and `version_of` each.
-
-    Raises:
-        UserError: it cannot be listed.
-    """
-    system, path = open_filesystem(url)
-    root = path.rstrip("/")
-    try:
-        pages = _s3_pages(system, root) if hasattr(system, "call_s3") else _walk_pages(system, root)
-        for page in pages:
-            for info in page:
-                name = str(info["name"]).rstrip("/")
-                if name.startswith(f"{root}/"):
-                    yield name[len(root) + 1 :], version_of(info)
-    except Exception as error:
-        raise _unreadable(url, error) from None
-
-
-def _unreadable(url: str, error: Exception) -> UserError:
-    got = f"{redact(url)}: {describe(error, FetchLimits())}"
-    remedy = "Check the URL, and the credentials in the environment or a profile."
-    return UserError("a folder that can be listed", got, remedy, "unreadable-source")
-
-
-def _s3_pages(system: Any, root: str) -> Iterator[list[dict[str, Any]]]:
-    bucket, prefix, _ = system.split_path(root)
-    query = {"Bucket": bucket, "Prefix": f"{prefix}/" if prefix else "", "MaxKeys": PAGE}
-    while True:
-        page = _with_retries(lambda: system.call_s3("list_objects_v2", **query))
-        yield [
-            {"name": f"{bucket}/{one['Key']}", "size": one["Size"], "ETag": one["ETag"]}
-            for one in page.get("Contents", [])
-            if not one["Key"].endswith("/")  # what consoles create for a folder
-        ]
-        if not page.get("IsTruncated"):
-            return
-        query["ContinuationToken"] = page["NextContinuationToken"]
-
-
-def _walk_pages(system: Any, root: str) -> Iterator[list[dict[str, Any]]]:
-    for _, _, files in system.walk(root, detail=True, on_error="raise"):
-        yield list(files.values())
-
-
-def _with_retries(call: Callable[[], Result], attempts: int = 4) -> Result:
+def with_retries(call: Callable[[], Result], attempts: int = 4) -> Result:
+    """What ``call`` gives, tried again where what has failed may pass."""
     for attempt in range(attempts - 1):
         try:
             return call()

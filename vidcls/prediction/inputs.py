@@ -13,9 +13,9 @@ from typing import NamedTuple
 from rich.console import Console
 
 from vidcls.data.hashing import FileState, local_version
-from vidcls.data.listing import LIST_EXTENSIONS, VIDEO_EXTENSIONS, is_video, read_list, walk_folder
+from vidcls.data.listing import LIST_EXTENSIONS, VIDEO_EXTENSIONS, is_folder, is_video, read_list, walk_folder
 from vidcls.data.options import FetchLimits
-from vidcls.data.remote import is_folder, open_filesystem
+from vidcls.data.remote import open_filesystem
 from vidcls.data.urls import extension, is_url, join, local_path, path_of, redact, refuse_credentials
 from vidcls.errors import UserError
 from vidcls.prediction.journal import Journal
@@ -45,11 +45,7 @@ class Inputs:
         refuse_credentials("input", text)
         self.ignored: Counter[str] = Counter()
         found = _list(local_path(text), limits, self.ignored)
-        try:
-            first = next(found, None)
-        except OSError as error:
-            got, remedy = f"{error.strerror}: {error.filename}", "Check its permissions."
-            raise UserError("an input whose folders can all be read", got, remedy, "input") from error
+        first = next(found, None)
         if first is None:
             counts = ", ".join(f"{count} {kind}" for kind, count in sorted(self.ignored.items()))
             raise UserError(
@@ -65,6 +61,14 @@ class Inputs:
 
 
 def _list(text: str, limits: FetchLimits, ignored: Counter[str]) -> Iterator[Input]:
+    try:
+        yield from _find(text, limits, ignored)
+    except OSError as error:
+        got, remedy = f"{error.strerror}: {error.filename}", "Check its permissions."
+        raise UserError("an input whose folders can all be read", got, remedy, "input") from error
+
+
+def _find(text: str, limits: FetchLimits, ignored: Counter[str]) -> Iterator[Input]:
     kind, remote = extension(text), is_url(text)
     if kind in LIST_EXTENSIONS and (remote or os.path.isfile(text)):
         base = os.path.dirname(path_of(text) if remote else os.path.abspath(text))
@@ -118,7 +122,7 @@ def plan_videos(inputs: Iterable[Input], journal: Journal, console: Console) -> 
     sizes: dict[str, int] = {}
     count, stream = 0, iter(inputs)
     with console.status("Listing videos") as status:
-        while listed := _chunk(stream):
+        while listed := list(itertools.islice(stream, CHUNK)):
             chunk: dict[str, Input] = {}
             for one in listed:
                 if chunk.setdefault(one.name, one).location != one.location:
@@ -131,22 +135,13 @@ def plan_videos(inputs: Iterable[Input], journal: Journal, console: Console) -> 
                     raise _same_name(name)
                 sizes[name] = int((versions[name] or "0").partition(" ")[0])
             status.update(f"Listing videos: {count:,}, of which {len(found):,} are to be classified")
-    names = sorted(
-        found, key=lambda name: (-sizes[name], name)
-    )  # a large one that comes last would keep the others waiting
+    # A large one that comes last would keep the others waiting.
+    names = sorted(found, key=lambda name: (-sizes[name], name))
     return Plan({name: found[name] for name in names}, count)
 
 
 def _same_name(name: str) -> UserError:
     return UserError("URLs that differ in more than credentials in input=", name, "List each once.", "same-name")
-
-
-def _chunk(stream: Iterator[Input]) -> list[Input]:
-    try:
-        return list(itertools.islice(stream, CHUNK))
-    except OSError as error:
-        got, remedy = f"{error.strerror}: {error.filename}", "Check its permissions."
-        raise UserError("an input whose folders can all be read", got, remedy, "input") from error
 
 
 def _version(one: Input) -> str | None:

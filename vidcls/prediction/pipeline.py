@@ -22,7 +22,7 @@ from vidcls.data.decoding.receiver import DEFERRED, Source, VideoStarted
 from vidcls.data.decoding.result import unfetchable
 from vidcls.data.hashing import HashResult, hash_video
 from vidcls.data.options import DecodeLimits, FetchLimits
-from vidcls.data.remote import FetchedFile, FetchSpace, UnfetchableError, fetch, fetching
+from vidcls.data.remote import FetchedFile, FetchSpace, UnfetchableError, fetching, try_fetch
 from vidcls.data.urls import is_url
 from vidcls.moderation.policy import Policy
 from vidcls.prediction.catalogue import LONG_WINDOWS, Catalogue, Content
@@ -54,24 +54,17 @@ def predict_videos(
     """
     run, plan = predictor.run, options.plan(predictor.run.spec.store)
     describe = partial(build_result, model=run.identity, classes=run.classes, policy=policy, options=options)
-    catalogue, batch_size, folder = (
-        Catalogue(videos, journal, describe),
-        run.spec.batch_size,
-        journal.folder / "fetched",
-    )
+    catalogue, batch_size = Catalogue(videos, journal, describe), run.spec.batch_size
+    folder = journal.folder / "fetched"
     contents: dict[int, tuple[Content, FetchedFile | None]] = {}  # being read, by number
 
     def obtain(name: str, space: FetchSpace) -> Obtained:
-        if not is_url(videos[name]):
-            return name, hash_video(Path(videos[name]))
-        try:
-            return name, fetch(videos[name], folder, fetch_limits, space)
-        except UnfetchableError as error:
-            return name, error
+        location = videos[name]
+        if is_url(location):
+            return name, try_fetch(location, folder, fetch_limits, space)
+        return name, hash_video(Path(location))
 
-    def take(
-        found: Iterable[tuple[str, HashResult | FetchedFile | UnfetchableError] | None],
-    ) -> Iterator[Source | None]:
+    def take(found: Iterable[Obtained | None]) -> Iterator[Source | None]:
         number = 0
         for one in found:
             if one is None:
