@@ -12,7 +12,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from helpers.commands import TINY, once, train
+from helpers.commands import TINY, once, train_once
 from helpers.warm_python import start_server
 from hypothesis import settings
 from matplotlib.figure import Figure
@@ -127,10 +127,4 @@ def tiny(shared: Path, demo_folder: Path) -> list[str]:
 @pytest.fixture(scope="session")
 def finished(shared: Path, tiny: list[str]) -> Path:
     """The folder of a finished run, to be read only; what it printed lies in printed.txt beside its files."""
-
-    def run(folder: Path) -> None:
-        result = train(*tiny, f"run_dir={folder}")
-        assert result.code == 0, result.stderr
-        folder.with_suffix(".txt").write_text(result.stdout)
-
-    return once(shared, "finished", run)
+    return train_once(shared, "finished", *tiny)

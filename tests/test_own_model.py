@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from helpers.commands import call, once, train
+from helpers.commands import call, train, train_once
 from helpers.runs import CLASSES, refused, table
 
 OWN = ["model=custom", "model._target_=experiments.own_model.tiny3d.Tiny3D"]
@@ -19,11 +19,7 @@ def without_lstm(tiny: list[str]) -> list[str]:
 
 @pytest.fixture(scope="module")
 def own_run(shared: Path, tiny: list[str]) -> Path:
-    def run(folder: Path) -> None:
-        result = train(*without_lstm(tiny), *OWN, "+model.width=4", f"run_dir={folder}")
-        assert result.code == 0, result.stderr
-
-    return once(shared, "own_model", run)
+    return train_once(shared, "own_model", *without_lstm(tiny), *OWN, "+model.width=4")
 
 
 def test_it_is_loaded_only_if_trusted(own_run: Path, demo_folder: Path, tmp_path: Path) -> None:

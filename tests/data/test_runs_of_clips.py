@@ -12,7 +12,7 @@ import onnxruntime
 import pandas as pd
 import pytest
 import torch
-from helpers.commands import call, once, train
+from helpers.commands import call, train, train_once
 from helpers.frames import numbered
 from helpers.runs import CLASSES, assert_same_result, metrics_of, predict, refused, rows_of, table
 from helpers.videos import write_video
@@ -34,12 +34,7 @@ OPTIONS += ["trainer.max_epochs=4"]
 @pytest.fixture(scope="session")
 def clipped(shared: Path, tiny: list[str]) -> Path:
     """The folder of a run with three clips of 2.5 s per video, which nothing interrupted."""
-
-    def run(folder: Path) -> None:
-        result = train(*tiny, *OPTIONS, f"run_dir={folder}")
-        assert result.code == 0, result.stderr
-
-    return once(shared, "clipped", run)
+    return train_once(shared, "clipped", *tiny, *OPTIONS)
 
 
 @pytest.fixture
@@ -101,7 +96,7 @@ def test_evaluation_repeats_the_figures_to_the_last_digit(clipped: Path, tmp_pat
 def test_prediction_repeats_the_figures_to_the_last_digit(
     clipped: Path, trained: LoadedRun, demo_folder: Path, tmp_path: Path
 ) -> None:
-    """Short videos and windows of long ones come mixed in what is judged at once."""
+    """Short videos and windows of long ones come mixed in what is classified at once."""
     source = Path(shutil.copytree(demo_folder, tmp_path / "in"))
     long = write_video(source / "long.mp4", numbered(30), fps=4)  # 7.5 s
     predict(clipped, source, tmp_path / "out")

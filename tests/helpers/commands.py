@@ -92,3 +92,14 @@ def once(root: Path, name: str, make: Callable[[Path], object]) -> Path:
             make(folder)
             (root / f"{name}.made").touch()
     return folder
+
+
+def train_once(root: Path, name: str, *overrides: str) -> Path:
+    """The folder of a run, which the first worker to ask for it starts; what it prints is in a .txt beside it."""
+
+    def run(folder: Path) -> None:
+        result = train(*overrides, f"run_dir={folder}")
+        assert result.code == 0, result.stderr
+        folder.with_suffix(".txt").write_text(result.stdout)
+
+    return once(root, name, run)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.commands import call, once, train
+from helpers.commands import call, train, train_once
 from helpers.runs import CLASSES, predict, refused, results, rows_of, table
 
 from vidcls import load_run
@@ -21,12 +21,7 @@ from vidcls.prediction.ensemble import Ensemble
 @pytest.fixture(scope="session")
 def other(shared: Path, tiny: list[str]) -> Path:
     """A second run on the same videos. Read only."""
-
-    def run(folder: Path) -> None:
-        result = train(*tiny, "trainer.max_epochs=1", "seed=1", "figures=false", f"run_dir={folder}")
-        assert result.code == 0, result.stderr
-
-    return once(shared, "other_seed", run)
+    return train_once(shared, "other_seed", *tiny, "trainer.max_epochs=1", "seed=1", "figures=false")
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from helpers.commands import once, start_train, train
+from helpers.commands import start_train, train, train_once
 from helpers.runs import (
     assert_same_curves,
     assert_same_result,
@@ -37,12 +37,7 @@ RANDOM = [
 @pytest.fixture(scope="session")
 def uninterrupted(shared: Path, tiny: list[str]) -> Path:
     """The folder of a run with all that is random, which nothing interrupted."""
-
-    def run(folder: Path) -> None:
-        result = train(*tiny, *RANDOM, f"run_dir={folder}")
-        assert result.code == 0, result.stderr
-
-    return once(shared, "uninterrupted", run)
+    return train_once(shared, "uninterrupted", *tiny, *RANDOM)
 
 
 def test_kill_9_in_training(uninterrupted: Path, tiny: list[str], tmp_path: Path) -> None:
