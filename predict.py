@@ -27,12 +27,8 @@ def main(cfg: DictConfig) -> None:
     from vidcls.training.run_folder import check_runs
 
     folders, output = check_runs(cfg), Path(str(cfg.output))
-    options, limits, engine = (
-        PredictOptions(**cfg.predict),
-        DecodeLimits(**cfg.data.decode),
-        EngineOptions(**cfg.engine),
-    )
-    fetch_limits = FetchLimits(**cfg.data.fetch)
+    options, engine = PredictOptions(**cfg.predict), EngineOptions(**cfg.engine)
+    limits, fetch_limits = DecodeLimits(**cfg.data.decode), FetchLimits(**cfg.data.fetch)
     max_videos = check_integer("report.max_videos", cfg.report.max_videos)
     check_output(output)
 

@@ -40,7 +40,7 @@ def main(cfg: DictConfig) -> None:
     if cfg.test_best and (winner := winner_to_test(sweep)) is not None:
         from vidcls.evaluation.results import evaluate_run
 
-        job = folder / str(winner["job"])
+        job = sweep.folder / str(winner["job"])
         record_test(sweep, winner, evaluate_run(job, "test", cfg.accelerator, trusted_packages(cfg), console))
     write_report(sweep, console)
 

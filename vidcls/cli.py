@@ -95,10 +95,11 @@ def quote_overrides(*options: str) -> None:
         swept = multirun and ("," in value or re.match(r"(choice|range|interval|glob|shuffle|sort)\(", value))
         if place and option in options and value not in ("", "null") and value[0] not in "'\"" and not swept:
             several = option in LISTS and value[0] == "[" and value[-1] == "]" and not Path(value).exists()
-            sys.argv[place] = f"{option}={_quote_list(value) if several else _quote(value)}"
+            sys.argv[place] = f"{option}={_quote_list(value) if several else quote(value)}"
 
 
-def _quote(value: str) -> str:
+def quote(value: str) -> str:
+    """A value as Hydra's grammar takes it for a text, whatever characters are in it."""
     escaped = value.replace("'", "\\'")
     return f"'{escaped}'"
 
@@ -106,7 +107,7 @@ def _quote(value: str) -> str:
 def _quote_list(value: str) -> str:
     """A list whose items are quoted, as those with commas must be already."""
     items = [item.strip() for item in re.findall(r"'[^']*'|\"[^\"]*\"|[^,]+", value[1:-1])]
-    return f"[{','.join(item if item[:1] in QUOTES else _quote(item) for item in items)}]"
+    return f"[{','.join(item if item[:1] in QUOTES else quote(item) for item in items)}]"
 
 
 def folders_of(value: Any) -> list[Path]:

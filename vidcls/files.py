@@ -6,9 +6,9 @@ import csv
 import hashlib
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from io import BufferedReader, BufferedWriter, FileIO
+from io import BufferedReader, BufferedWriter, FileIO, TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,6 +57,19 @@ def csv_bytes(table: pd.DataFrame) -> bytes:
     """A table as CSV that is read back as it was: Python 3.11 does not quote a carriage return, as names may hold."""
     text: str = table.to_csv(index=False)
     return (table.to_csv(index=False, quoting=csv.QUOTE_ALL) if "\r" in text else text).encode()
+
+
+def csv_writer(file: BufferedWriter, columns: Sequence[str]) -> Callable[[Sequence[str]], None]:
+    """Writes the header of a .csv; what is returned adds a row. For tables too large for memory; see `csv_bytes`."""
+    text = TextIOWrapper(file, "utf-8", newline="", write_through=True)
+    plain = csv.writer(text, lineterminator="\n")
+    quoted = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
+
+    def write(row: Sequence[str]) -> None:
+        (quoted if any("\r" in cell for cell in row) else plain).writerow(row)
+
+    write(columns)
+    return write
 
 
 def claim_file(path: Path, text: str) -> bool:

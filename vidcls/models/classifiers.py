@@ -133,7 +133,7 @@ def video(
     norm_eval: bool = False,
     standardise: bool = False,
 ) -> Classifier:
-    """A video network of torchvision on whole clips, see `VideoNet`."""
+    """A video network on whole clips, see `VideoNet`."""
     from vidcls.models.backbones import VideoNet  # imports torchvision
 
     clips = VideoNet(name, weights, trainable_from, resolution, num_frames, norm_eval)

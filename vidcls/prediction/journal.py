@@ -73,9 +73,8 @@ class Journal:
             database.execute("BEGIN EXCLUSIVE")
             for statement in SCHEMA:
                 database.execute(statement)
-            database.execute(
-                "SELECT limits, version FROM results, videos LIMIT 0"
-            )  # fails in the journal of an earlier version
+            # Fails in the journal of an earlier version.
+            database.execute("SELECT limits, version FROM results, videos LIMIT 0")
             database.execute("INSERT INTO settings SELECT ? WHERE NOT EXISTS (SELECT 1 FROM settings)", (text,))
             (found,) = database.execute("SELECT json FROM settings").fetchone()
         before, now = json.loads(found), json.loads(text)

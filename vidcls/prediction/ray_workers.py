@@ -69,9 +69,8 @@ class Reader:
     """Hashes and decodes, the latter in a confined process of its own, and has ``networks`` classify what it reads."""
 
     def __init__(self, networks: Sequence[Any], reading: Reading) -> None:
-        vars(sys.modules["__main__"]).pop(
-            "__file__", None
-        )  # Ray's own program: the decoding process would run it again
+        # Ray's own program: the decoding process would run it again.
+        vars(sys.modules["__main__"]).pop("__file__", None)
         self._networks, self._reading = cycle(networks), replace(reading, limits=replace(reading.limits, workers=1))
         self._stack = ExitStack()
         self._pool = self._stack.enter_context(create_pool(self._reading.limits, 1))

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Callable, Sequence
-from typing import IO, Any
+from collections.abc import Sequence
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vidcls.data.options import check_class_names
-from vidcls.files import replacing
+from vidcls.files import csv_writer, replacing
 from vidcls.prediction.journal import Journal
 
 SEGMENT_COLUMNS = ("path", "sha256", "class", "start_seconds", "end_seconds", "peak", "peak_seconds")
@@ -61,19 +59,3 @@ def write_result_files(journal: Journal, classes: Sequence[str]) -> None:
             if len(windows[0]) >= ROW_GROUP:
                 flush()
         flush()
-
-
-def csv_writer(file: IO[bytes], columns: Sequence[str]) -> Callable[[Sequence[str]], None]:
-    """Writes the header of a .csv; what is returned adds a row, which is read back as it was.
-
-    Python 3.11 does not quote a carriage return, as names may hold: such a row is quoted.
-    """
-    text = io.TextIOWrapper(file, "utf-8", newline="", write_through=True)
-    plain = csv.writer(text, lineterminator="\n")
-    quoted = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
-
-    def write(row: Sequence[str]) -> None:
-        (quoted if any("\r" in cell for cell in row) else plain).writerow(row)
-
-    write(columns)
-    return write

@@ -26,7 +26,7 @@ from hydra.core.override_parser.types import Override
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from vidcls.cli import in_sweep, run_folder, short_names
+from vidcls.cli import in_sweep, quote, run_folder, short_names
 from vidcls.data.urls import refuse_credentials
 from vidcls.errors import UserError, check_choice, find_user_error
 from vidcls.files import claim_file, locked, write_atomically
@@ -307,10 +307,9 @@ def _isolated_for_ddp(folder: Path, cfg: DictConfig) -> Iterator[None]:
     the next job in this process must not find.
     """
     arguments, environment = sys.argv, dict(os.environ)
-    escaped = str(folder).replace("'", "\\'")
     foreign = sorted(named_packages(cfg) - {"vidcls", "lightning", "torch", "optuna"})
     trust = [f"trust=[{','.join(foreign)}]"] if foreign else []
-    sys.argv = [str(Path(__file__).parents[2] / "train.py"), f"resume='{escaped}'", *trust]
+    sys.argv = [str(Path(__file__).parents[2] / "train.py"), f"resume={quote(str(folder))}", *trust]
     try:
         yield
     finally:
