@@ -18,7 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vidcls.prediction.html_report import most_urgent, visible, write_report
+from vidcls.pages import visible
+from vidcls.prediction.html_report import most_urgent, write_report
 from vidcls.prediction.journal import Journal, VideoDetails
 from vidcls.prediction.result_files import prediction_columns
 

@@ -1,31 +1,21 @@
-"""report.html: what predict.py found, in one file that needs no network, for the people who decide.
-
-Names of files come from strangers: they reach the page as escaped text only, and a Content-Security-Policy forbids all
-but its own scripts, styles and pictures.
-"""
+"""report.html: what predict.py found, in one file that needs no network, for the people who decide."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import heapq
 import itertools
 import math
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
-
 from vidcls.data.decoding.result import LOST
 from vidcls.files import write_atomically
 from vidcls.moderation.policy import ALLOW, BLOCK, REVIEW
+from vidcls.pages import number, render_page, visible
 from vidcls.prediction.journal import Journal, VideoDetails
 
-HERE = Path(__file__).parent
 STATUSES = ("ok", "partial", *LOST)
 URGENCY = (BLOCK, REVIEW, ALLOW)
 MAX_COPIES = 5  # paths of one content that are named
@@ -69,10 +59,9 @@ def write_report(
         "plotted": [k for k, name in enumerate(classes) if name != safe_class],
         "total": decisions.total(),
     }
-    template = _environment().get_template("report.html.j2")
-    text = template.render(
-        style=Markup((HERE / "report.css").read_text()),
-        script=Markup((HERE / "report.js").read_text()),
+    content = render_page(
+        Path(__file__).parent,
+        "report",
         page=page,
         classes=classes,
         facts=facts,
@@ -81,11 +70,11 @@ def write_report(
         decisions=decisions,
         statuses=statuses,
         videos=videos,
-        scored=any(_number(row["score"]) is not None for row in shown),
+        scored=any(number(row["score"]) is not None for row in shown),
         details=list(details.values()),
     )
     path = journal.folder / "report.html"
-    write_atomically(path, text.encode())
+    write_atomically(path, content)
     return path
 
 
@@ -93,64 +82,10 @@ def most_urgent(rows: Iterable[Row], count: int) -> list[Row]:
     """Block, review, allow; within these first what was not decoded completely, then no score, then the highest."""
 
     def key(row: Row) -> tuple[int, bool, float]:
-        score = _number(row["score"])
+        score = number(row["score"])
         return URGENCY.index(row["decision"]), row["status"] == "ok", -math.inf if score is None else -score
 
     return heapq.nsmallest(count, rows, key=key)
-
-
-def clock(seconds: float | None) -> str:
-    """m:ss, or h:mm:ss from an hour on.
-
-    >>> clock(59.7), clock(3725.0)
-    ('1:00', '1:02:05')
-    """
-    if seconds is None:
-        return "–"  # noqa: RUF001
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes}:{rest:02}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
-
-
-def visible(text: str) -> str:
-    r"""The text with control and format characters, line ends and lone surrogates written out, as they may hide others.
-
-    The two joiners stay, since emojis and some scripts need them.
-
-    >>> visible("a\nb \u202egpj.exe")
-    'a\\nb \\u202egpj.exe'
-    """
-    hidden = ("Cc", "Cf", "Cs", "Zl", "Zp")
-    return "".join(
-        letter.encode("unicode_escape").decode()
-        if unicodedata.category(letter) in hidden and letter not in "\u200c\u200d"
-        else letter
-        for letter in text
-    )
-
-
-def _environment() -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(HERE),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=lambda value: "" if value is None else value,
-    )
-    environment.filters |= {
-        "clock": clock,
-        "visible": visible,
-        "number": _number,
-        "probability": lambda value: "–" if value is None else f"{value:.3f}",  # noqa: RUF001
-        # How a Content-Security-Policy allows this script or style alone.
-        "source": lambda text: f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'",
-    }
-    return environment
-
-
-def _number(text: str) -> float | None:
-    number = float(text or "nan")
-    return number if math.isfinite(number) else None
 
 
 def _others(paths: Sequence[str], path: str) -> str:

@@ -1,0 +1,82 @@
+"""Pages in one file that need no network: page.html.j2 is what all begin with, page.css how all look.
+
+Names of files come from strangers: they reach a page as escaped text only, through `visible`, and a
+Content-Security-Policy forbids all but the page's own scripts, styles and pictures.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import math
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+HERE = Path(__file__).parent
+
+
+def render_page(folder: Path, name: str, **values: Any) -> bytes:
+    """The page ``name``.html.j2 of a folder, which extends page.html.j2, with the .css and any .js of that name.
+
+    ``values`` are the template's variables, beside ``style`` and ``script``.
+    """
+    environment = Environment(
+        loader=FileSystemLoader([folder, HERE]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: "" if value is None else value,
+    )
+    environment.filters |= {
+        "clock": clock,
+        "visible": visible,
+        "number": number,
+        "probability": lambda value: "–" if value is None else f"{value:.3f}",  # noqa: RUF001
+        # How a Content-Security-Policy allows this script or style alone.
+        "source": lambda text: f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'",
+    }
+    style, script = (HERE / "page.css").read_text() + (folder / f"{name}.css").read_text(), folder / f"{name}.js"
+    page = environment.get_template(f"{name}.html.j2").render(
+        style=Markup(style), script=Markup(script.read_text() if script.exists() else ""), **values
+    )
+    return page.encode()
+
+
+def clock(seconds: float | None) -> str:
+    """m:ss, or h:mm:ss from an hour on.
+
+    >>> clock(59.7), clock(3725.0)
+    ('1:00', '1:02:05')
+    """
+    if seconds is None:
+        return "–"  # noqa: RUF001
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
+
+
+def visible(text: str) -> str:
+    r"""The text with control and format characters, line ends and lone surrogates written out, as they may hide others.
+
+    The two joiners stay, since emojis and some scripts need them.
+
+    >>> visible("a\nb \u202egpj.exe")
+    'a\\nb \\u202egpj.exe'
+    """
+    hidden = ("Cc", "Cf", "Cs", "Zl", "Zp")
+    return "".join(
+        letter.encode("unicode_escape").decode()
+        if unicodedata.category(letter) in hidden and letter not in "\u200c\u200d"
+        else letter
+        for letter in text
+    )
+
+
+def number(text: str) -> float | None:
+    """A table's cell as a number; None where it is empty, NaN or infinite."""
+    value = float(text or "nan")
+    return value if math.isfinite(value) else None
