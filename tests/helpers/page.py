@@ -22,7 +22,7 @@ class Page(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         text: list[str] = []
         self.elements.append((tag, dict(attrs), text))
-        if tag not in ("meta", "input"):
+        if tag not in ("meta", "input", "img"):
             self._open.append((tag, text))
 
     def handle_endtag(self, tag: str) -> None:

@@ -20,7 +20,7 @@ from vidcls.errors import UserError
 from vidcls.sweeps.cross_validation import write_folds
 from vidcls.sweeps.fold_plan import Plan
 
-RESULTS = ("out_of_fold.csv", "metrics.json", "cross_validation.md")
+RESULTS = ("out_of_fold.csv", "metrics.json", "cross_validation.md", "label_issues.csv", "label_issues.html")
 
 
 @pytest.fixture(scope="session")

@@ -167,6 +167,15 @@ def test_out_of_fold_predictions_are_those_of_models_that_have_not_seen_the_crea
         np.testing.assert_allclose(given - given[:, :1], logits - logits[:, :1], atol=1e-3)
 
 
+def test_suspect_labels_are_named(run: Path) -> None:
+    predicted, suspects = table(run / "predictions_oof.csv").set_index("path"), table(run / "label_issues.csv")
+    assert len(suspects) and (predicted.loc[suspects["path"], "label"].to_numpy() == suspects["label"]).all()
+    for row in suspects.itertuples():
+        assert predicted.loc[row.path, row.suggested] == row.suggested_probability
+    page = (run / "label_issues.html").read_text()
+    assert page.count("<img ") == len(suspects) and f"{len(suspects)} of {len(predicted)} labels" in page
+
+
 def test_evaluation_agrees(run: Path, tmp_path: Path) -> None:
     copied = Path(shutil.copytree(run, tmp_path / "run"))
     evaluate(copied, "split=val")

@@ -16,11 +16,13 @@ from rich.console import Console
 from rich.text import Text
 
 from vidcls.data.ingest import read_manifest
+from vidcls.data.store import FrameStore
 from vidcls.errors import UserError
 from vidcls.files import csv_bytes, write_atomically
 from vidcls.metrics.out_of_fold import OutOfFold, compare_out_of_fold, summarise_out_of_fold
 from vidcls.sweeps.fold_plan import RECORD, RESERVED, Plan, folds_path, job_folder
 from vidcls.sweeps.jobs import read_json
+from vidcls.training.label_report import write_label_issues
 
 OUT_OF_FOLD = "out_of_fold.csv"
 METRICS = {"accuracy": "accuracy", "auroc": "AUROC", "loss": "log loss", "calibration_error": "calibration error (ECE)"}
@@ -126,8 +128,8 @@ def _read_fold(
     return pd.concat([table, found[["predicted", *classes]]], axis=1)
 
 
-def write_results(folder: Path) -> None:
-    """Writes out_of_fold.csv, metrics.json and cross_validation.md, and prints the table.
+def write_results(folder: Path, store: FrameStore) -> None:
+    """Writes out_of_fold.csv, metrics.json, cross_validation.md and the suspect labels, and prints the table.
 
     Raises:
         UserError: see `read_cross_validation`.
@@ -138,8 +140,13 @@ def write_results(folder: Path) -> None:
     content = {"cross_validation": found.record, "unit": found.unit, "out_of_fold": found.summary}
     write_atomically(folder / "metrics.json", json.dumps(content, indent=2, allow_nan=False).encode())
     write_atomically(folder / "cross_validation.md", results_text([found]).encode())
-    print_results([found], Console())
-    Console().print(f"Results: {folder}\n  {OUT_OF_FOLD}  metrics.json  cross_validation.md", soft_wrap=True)
+    videos = pd.read_csv(folds_path(folder), dtype=str, keep_default_na=False).sort_values("path", kind="stable")
+    mean = found.predictions.probabilities.mean(axis=(0, 1))  # [N, K]
+    suspect = write_label_issues(folder, videos, mean, found.classes, store)
+    console = Console()
+    print_results([found], console)
+    console.print(f"{suspect} of {len(videos)} labels are suspect: see label_issues.html")
+    console.print(f"Results: {folder}\n  {OUT_OF_FOLD}  metrics.json  cross_validation.md", soft_wrap=True)
 
 
 # ---- tables

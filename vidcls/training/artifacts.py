@@ -22,6 +22,7 @@ from vidcls.metrics.predictions import Predictions
 from vidcls.plots.run_plots import confusion_figure, learning_curves_figure
 from vidcls.plots.style import save_figures
 from vidcls.training.callbacks import History, Timing, find_callback, tensorboard_loggers
+from vidcls.training.label_report import write_label_issues
 from vidcls.training.logistic import LogisticRegression
 from vidcls.training.module import VideoClassifier
 from vidcls.training.records import log_picture, worst_errors_figure, write_predictions
@@ -54,12 +55,15 @@ def write_results(
     module = trainer.lightning_module
     assert isinstance(module, VideoClassifier)
     metrics["parameters"] = module.num_trainable
+    drawn = cfg.get("figures", True)  # runs of earlier versions do not say
 
     if module.oof_predictions is not None:
         fitted = find_callback(trainer, LogisticRegression)
         metrics |= {"logistic_regression": fitted.summary, "refit": module.refit}
         rows = pd.concat([datamodule.rows(split) for split in module.fitted_splits], ignore_index=True)
         write_predictions(folder / "predictions_oof.csv", rows, module.oof_predictions, classes)
+        probabilities = module.oof_predictions.probabilities
+        write_label_issues(folder, rows, probabilities, classes, datamodule.store if drawn else None)
 
     defaults = {"limit_train_batches": 1.0, "limit_val_batches": 1.0, "limit_test_batches": 1.0, "overfit_batches": 0.0}
     limited = {name: getattr(trainer, name) for name, value in defaults.items() if getattr(trainer, name) != value}
@@ -67,7 +71,6 @@ def write_results(
         metrics["limited"] = limited
     whole = [split for split in predictions if len(predictions[split].labels) == len(datamodule.rows(split))]
 
-    drawn = cfg.get("figures", True)  # runs of earlier versions do not say
     figures = {"learning_curves": learning_curves_figure(history.curves, history.best_epoch)} if drawn else {}
     for split in ("val", "test"):
         if split in whole:

@@ -1,0 +1,76 @@
+"""label_issues.csv and label_issues.html: the labels that out-of-fold predictions speak against, with pictures."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+from PIL import Image
+
+from vidcls.data.store import FrameStore, StoreEntryError
+from vidcls.files import csv_bytes, write_atomically
+from vidcls.metrics.label_issues import find_label_issues
+from vidcls.pages import render_page
+
+MAX_SHOWN = 200  # suspects on the page; the table has all
+FRAMES, SIDE = 6, 112  # of a suspect's picture
+
+
+def write_label_issues(
+    folder: Path,
+    rows: pd.DataFrame,
+    probabilities: Float[np.ndarray, "N K"],
+    classes: Sequence[str],
+    store: FrameStore | None,
+) -> int:
+    """Writes both files about N videos (columns path, label, creator, sha256), and returns how many are suspect.
+
+    ``probabilities`` are by networks that have not seen them. Without a ``store`` there is no page.
+    """
+    labels = rows["label"].map(list(classes).index).to_numpy(np.int64)
+    found = find_label_issues(probabilities, labels)
+    suspects = [row for row in found.ranked() if found.suspect[row]]
+    table = rows[["path", "label"]].iloc[suspects].reset_index(drop=True)
+    table["suggested"] = [classes[k] for k in found.suggested[suspects]]
+    pairs = {"label_probability": labels, "suggested_probability": found.suggested}
+    for name, chosen in pairs.items():
+        table[name] = [f"{probabilities[row, chosen[row]]:.9g}" for row in suspects]
+    table["margin"] = [f"{margin:.9g}" for margin in found.margins[suspects]]
+    table[["creator", "sha256"]] = rows[["creator", "sha256"]].iloc[suspects].to_numpy()
+    write_atomically(folder / "label_issues.csv", csv_bytes(table))
+    if store is not None:
+        shown = table.head(MAX_SHOWN).to_dict("records")
+        pictures = [_strip(store, row["sha256"]) for row in shown]
+        joint = [
+            (classes[i], classes[j], found.joint[i, j] * len(rows))
+            for i, j in zip(*np.nonzero(found.joint), strict=True)
+            if i != j
+        ]
+        page = render_page(
+            Path(__file__).parent,
+            "label_issues",
+            suspects=list(zip(shown, pictures, strict=True)),
+            num_suspects=len(suspects),
+            num_videos=len(rows),
+            pairs=sorted(joint, key=lambda pair: -pair[2]),
+        )
+        write_atomically(folder / "label_issues.html", page)
+    return len(suspects)
+
+
+def _strip(store: FrameStore, sha256: str) -> str:
+    """Some frames side by side, as JPEG in base64; "" where the store has lost them."""
+    places = np.linspace(0, store.spec.frames_per_video - 1, FRAMES).round().astype(np.int64)
+    try:
+        frames = store.read(sha256, np.unique(places))
+    except StoreEntryError:
+        return ""
+    scaled = [np.asarray(Image.fromarray(frame).resize((SIDE, SIDE))) for frame in frames]
+    jpeg = io.BytesIO()
+    Image.fromarray(np.concatenate(scaled, axis=1)).save(jpeg, "JPEG", quality=80)
+    return base64.b64encode(jpeg.getvalue()).decode()
