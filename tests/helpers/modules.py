@@ -63,5 +63,6 @@ def trainer(folder: Path, *callbacks: L.Callback, epochs: int = 1, **options: An
         "enable_model_summary": False,
         "num_sanity_val_steps": 0,
         "use_distributed_sampler": False,
+        "log_every_n_steps": 1,
     }
     return L.Trainer(**(plain | options))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
 import torch
-from helpers.commands import call, train
-from helpers.runs import CLASSES, table
+from helpers.commands import call, start_train, train
+from helpers.runs import CLASSES, metrics_of, table, wait_until
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
 
@@ -55,3 +56,46 @@ def test_evaluation_repeats_the_test(frozen: bool, options: list[str], tmp_path:
     result = call("evaluate.py", f"run={folder}", "split=test")
     assert result.code == 0, result.stderr
     assert_same_predictions(folder / "evaluations" / "test" / "predictions.csv", folder / "predictions_test.csv")
+
+
+def test_a_killed_run_resumes_to_the_same_result(options: list[str], tmp_path: Path) -> None:
+    options = [*options, *GPU, *FIXED, "trainer.max_epochs=12", "augment=strong", "callbacks=ema", "seed=3"]
+    whole, killed = run(tmp_path / "whole", *options), tmp_path / "killed"
+    process = start_train(*options, f"run_dir={killed}", cwd=tmp_path)
+    wait_until((killed / "checkpoints" / "last.ckpt").exists, process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (killed / "metrics.json").exists()
+    assert train(f"resume={killed}").code == 0
+    for split in ("val", "test"):
+        assert_same_predictions(whole / f"predictions_{split}.csv", killed / f"predictions_{split}.csv")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ["model=r3d_18", "data.resolution=32", "trainer.max_epochs=1"],
+        ["model=mc3_18", "data.resolution=32", "trainer.max_epochs=1"],
+        ["trainer.precision=16-mixed"],
+        ["compile=true"],
+        ["trainer=ddp_gpu", "trainer.devices=1", "data.num_workers=1"],  # NCCL, of a single process
+    ],
+    ids=lambda changes: changes[0],
+)
+def test_variants_train_and_evaluate(changes: list[str], options: list[str], tmp_path: Path) -> None:
+    if changes[0].startswith("model="):
+        options = [option for option in options if not option.startswith("model.")]
+    folder = run(tmp_path / "run", *options, *GPU, *changes)
+    result = call("evaluate.py", f"run={folder}", "split=test")
+    assert result.code == 0, result.stderr
+    measured = metrics_of(folder)["test"]
+    again = metrics_of(folder / "evaluations" / "test")["test"]
+    assert again["loss"] == pytest.approx(measured["loss"], abs=1e-6) and again["n"] == measured["n"]
+
+
+def test_waiting_for_data_is_measured_by_the_gpu(options: list[str], tmp_path: Path) -> None:
+    waits = []
+    for workers in ("data.device_cache=4", "data.device_cache=0"):
+        folder = run(tmp_path / workers[-1], *options, *GPU, "trainer.max_epochs=3", "data.num_workers=0", workers)
+        waits.append(metrics_of(folder)["timing"]["data_wait_fraction"])
+    assert 0 < waits[0] < 1 and 0 < waits[1] < 1

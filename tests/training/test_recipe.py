@@ -27,22 +27,16 @@ PLAIN = OPTIM | {"schedule": "constant"}
 # ---- mixed clips
 
 
-def mixing(augment: Augment, **changes: Any) -> tuple[VideoClassifier, dict[str, float]]:
-    """A module without dropout, and what it logs."""
-    module, logged = build(augment=augment, **changes).eval(), {}
-
-    def log(name: str, value: Tensor, **_: Any) -> None:
-        logged[name] = float(value)
-
-    module.log = log  # type: ignore[assignment]  # there is no trainer to log to
-    return module, logged
+def mixing(augment: Augment, **changes: Any) -> VideoClassifier:
+    """A module without dropout."""
+    return build(augment=augment, **changes).eval()
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 @pytest.mark.parametrize("weights", [None, [1.0, 2.0, 0.25]])
 def test_the_loss_of_mixed_clips_written_out(smoothing: float, weights: list[float] | None) -> None:
     augment = Augment(mixup=1.0)
-    module, logged = mixing(augment, label_smoothing=smoothing, class_weights=weights)
+    module = mixing(augment, label_smoothing=smoothing, class_weights=weights)
     batch = next(iter(loader(clips(4))))
     torch.manual_seed(1)
     loss = module.training_step(batch, 0)
@@ -54,13 +48,14 @@ def test_the_loss_of_mixed_clips_written_out(smoothing: float, weights: list[flo
     targets = (1 - smoothing) * shares + smoothing / 3
     expected = -(w * targets * logits.log_softmax(1)).sum() / (w * shares).sum()
     torch.testing.assert_close(loss, expected)
-    assert logged["train/accuracy"] == float((logits.argmax(1) == shares.argmax(1)).float().mean())
+    correct = (logits.argmax(1) == shares.argmax(1)).float().mean()
+    assert module.train_averages()["train/accuracy"] == correct
 
 
 @pytest.mark.parametrize("weights", [None, [1.0, 2.0, 0.25]])
 def test_a_clip_mixed_with_itself_has_the_loss_of_a_whole_one(weights: list[float] | None) -> None:
-    plain, _ = mixing(Augment(), label_smoothing=0.1, class_weights=weights)
-    mixed, _ = mixing(Augment(mixup=0.2, cutmix=1.0), label_smoothing=0.1, class_weights=weights)
+    plain = mixing(Augment(), label_smoothing=0.1, class_weights=weights)
+    mixed = mixing(Augment(mixup=0.2, cutmix=1.0), label_smoothing=0.1, class_weights=weights)
     for clip in loader(clips(3), batch_size=1):
         torch.testing.assert_close(mixed.training_step(clip, 0), plain.training_step(clip, 0))
 

@@ -60,8 +60,8 @@ class ProgressBar(RichProgressBar):
 class Timing(L.Callback):
     """Measures how long training epochs take, how much of that is waiting for data, and the peak memory.
 
-    Waiting is the time between the end of one step and the start of the next on the CPU: for a GPU, which may still be
-    computing then, it is the most that it can have waited.
+    Waiting is the time between the end of one step and the start of the next; on a GPU, by its own clock, as it may
+    still compute one step while the CPU starts others.
     """
 
     def __init__(self) -> None:
@@ -78,23 +78,37 @@ class Timing(L.Callback):
             self._measures_memory = reset_peak_memory(trainer.strategy.root_device)
 
     def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        self._started = self._idle_since = self._ended = time.perf_counter()
-        self._wait, self._count = 0.0, 0
+        self._on_gpu = trainer.strategy.root_device.type == "cuda"
+        self._started = self._ended = time.perf_counter()
+        self._marks, self._count = [self._now()], 0  # marks: the end of a step, the start of the next, and so on
 
     def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, _: int) -> None:
-        self._wait += time.perf_counter() - self._idle_since
+        self._marks.append(self._now())
         self._count += len(batch.label) * trainer.world_size
 
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, number: int
     ) -> None:
-        if number + 1 == trainer.num_training_batches and trainer.strategy.root_device.type == "cuda":
+        self._marks.append(self._now())
+        if number + 1 == trainer.num_training_batches and self._on_gpu:
             torch.cuda.synchronize()  # what was started must have been computed
-        self._idle_since = self._ended = time.perf_counter()
+        self._ended = time.perf_counter()
+
+    def _now(self) -> Any:
+        if not self._on_gpu:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self.epoch_seconds.append(self._ended - self._started)
-        self.wait_seconds.append(self._wait)
+        waits = zip(self._marks[::2], self._marks[1::2], strict=False)
+        if self._on_gpu:
+            torch.cuda.synchronize()
+            self.wait_seconds.append(sum(end.elapsed_time(start) for end, start in waits) / 1000)
+        else:
+            self.wait_seconds.append(sum(start - end for end, start in waits))
         self.clips.append(self._count)
         now = time.perf_counter()
         self.fit_seconds += now - self._since
@@ -155,7 +169,10 @@ class History(L.Callback):
             logger.experiment.add_custom_scalars(LAYOUT)
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        measured = {name: float(trainer.callback_metrics[name]) for name in CURVES if name in trainer.callback_metrics}
+        metrics = dict(trainer.callback_metrics)
+        if isinstance(module, VideoClassifier):
+            metrics |= module.train_averages()
+        measured = {name: float(metrics[name]) for name in CURVES if name in metrics}
         for name, value in measured.items():
             self.curves.setdefault(name, []).append((trainer.current_epoch + 1, value))
         for logger in trainer.loggers:
