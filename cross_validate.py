@@ -25,5 +25,6 @@ def main(cfg: DictConfig) -> float | None:
 
 
 if __name__ == "__main__":
-    quote_overrides("data.source", "output", "cache_dir", "model.encoder.weights", "model.weights", "debug")
+    paths = ("data.source", "data.decisions", "output", "cache_dir", "model.encoder.weights", "model.weights")
+    quote_overrides(*paths, "debug")
     main()

@@ -59,5 +59,14 @@ def main(cfg: DictConfig) -> float | None:
 
 
 if __name__ == "__main__":
-    quote_overrides("data.source", "run_dir", "resume", "cache_dir", "model.encoder.weights", "model.weights", "debug")
+    paths = (
+        "data.source",
+        "data.decisions",
+        "run_dir",
+        "resume",
+        "cache_dir",
+        "model.encoder.weights",
+        "model.weights",
+    )
+    quote_overrides(*paths, "debug")
     main()

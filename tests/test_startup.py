@@ -45,6 +45,8 @@ TRAIN = {
     "data=folder data.source=nowhere": "missing-source",
     "model.dropout=2": "model.dropout",
     "data.num_frames=0": "data.num_frames",
+    "data=folder data.source={demo} data.decisions=nowhere": "bad-decisions",
+    "data.disagreement=vote": "data.disagreement",
     "data=folder data.source={demo} data.classes=[safe,unheard_of]": "data.classes",
     "resume=nowhere": "nothing-to-resume",
 }

@@ -10,13 +10,16 @@ import numpy as np
 import pandas as pd
 import pytest
 from helpers.commands import call, once, train
+from helpers.decisions import decisions
 from helpers.runs import refused, same_weights, table, weights
 from helpers.sweeps import contents, read_json
 from helpers.videos import write_video
+from rich.console import Console
 
 from vidcls.data.options import DataOptions
-from vidcls.data.preparation import frame_store
+from vidcls.data.preparation import frame_store, prepare_videos
 from vidcls.errors import UserError
+from vidcls.files import hash_file
 from vidcls.sweeps.cross_validation import write_folds
 from vidcls.sweeps.fold_plan import Plan
 
@@ -114,6 +117,38 @@ def test_folds_are_kept_while_videos_come_and_refused_when_they_change(demo_fold
     with pytest.raises(UserError) as error:
         write_folds(tmp_path / "cv", plan, data)
     assert error.value.code == "changed-videos"
+
+
+def test_what_was_reviewed_is_trained_on_and_never_held_out(tmp_path: Path) -> None:
+    rows, sha256s = [], {}
+    for number in range(18):  # 12 videos of six creators, and 6 without a label, of three of these and of three others
+        name = f"c{number % 6 if number < 15 else number}_{number}.mp4"
+        sha256s[name] = hash_file(write_video(tmp_path / name, np.full((4, 16, 16, 3), 10 * number, np.uint8)))
+        rows.append([name, ["no", "yes"][number % 2] if number < 12 else ""])
+    pd.DataFrame(rows, columns=["path", "label"]).to_csv(tmp_path / "list.csv", index=False)
+    said = [(sha256, "Ada", "yes") for name, sha256 in sha256s.items() if name != "c17_17.mp4"]
+    file = decisions(tmp_path / "d.csv", *said)
+    data = options(tmp_path / "list.csv", tmp_path / "cache", decisions=[str(file)])
+    plan = Plan("grouped", folds=3, repeats=1, seeds=[0], splits=["train", "val"])
+    write_folds(tmp_path / "cv", plan, data)
+    folds, joined = table(tmp_path / "cv" / "folds.csv"), set[str]()
+    assert folds["path"].tolist() == sorted(name for name, label in rows if label)
+    for fold in range(3):
+        source = tmp_path / "cv" / "splits" / f"repeat0_fold{fold}.csv"
+        job = prepare_videos(options(source, tmp_path / "cache", decisions=[str(file)]), Console(quiet=True)).manifest
+        held_out = job[job["split"] != "train"]
+        assert set(held_out["label_source"]) == {"folder"}
+        assert set(held_out["label"]) == {"no", "yes"}
+        trained_on = job[job["split"] == "train"]
+        assert set(trained_on["label_source"]) == {"decisions"} and set(trained_on["label"]) == {"yes"}
+        assert not set(trained_on["creator"]) & set(held_out["creator"])
+        joined |= {Path(path).name for path in trained_on["path"]} - set(folds["path"])
+    assert {"c15_15.mp4", "c16_16.mp4"} < joined <= {name for name, label in rows if not label} - {"c17_17.mp4"}
+    write_folds(tmp_path / "cv", plan, data)
+    decisions(file, *said[1:])
+    with pytest.raises(UserError) as error:
+        write_folds(tmp_path / "cv", plan, data)
+    assert error.value.code == "changed-decisions"
 
 
 # ---- the runs

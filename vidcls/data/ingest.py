@@ -28,13 +28,15 @@ from vidcls.data.urls import is_url
 from vidcls.errors import UserError
 from vidcls.files import locked
 
-MANIFEST_COLUMNS = ["path", "label", "split", "creator", "sha256", "status", "reason", "decoder", "seconds", "coverage"]
+INGESTED = ["sha256", "status", "reason", "decoder", "seconds", "coverage"]
+MANIFEST_COLUMNS = ["path", "label", "split", "creator", *INGESTED, "label_source"]
 MANIFEST_PATTERNS = {
     "split": "train|val|test|",
     "sha256": "[0-9a-f]{64}|",  # empty: of a file that could not be read
     "status": "ok|partial|undecodable|unfetchable|dropped",
     "seconds": r"\d+(\.\d+)?(e[+-]?\d+)?",
     "coverage": r"[01](\.\d+)?|\d\.\d+e-\d+",
+    "label_source": "folder|decisions",
 }
 
 
@@ -71,9 +73,8 @@ def ingest(
                 job.find_stored()  # another run may have decoded them meanwhile
                 job.decode(limits)
     rows = [{"sha256": sha256, **asdict(result)} for sha256, result in job.rows()]
-    manifest = pd.concat(
-        [videos.reset_index(drop=True), pd.DataFrame(rows, range(len(videos)), MANIFEST_COLUMNS[4:])], axis=1
-    )
+    ingested = pd.DataFrame(rows, range(len(videos)), INGESTED)
+    manifest = pd.concat([videos.reset_index(drop=True), ingested], axis=1).assign(label_source="folder")
     return manifest[[*MANIFEST_COLUMNS, "file"]], IngestStats(time.monotonic() - started, job.decoded)
 
 
@@ -210,6 +211,8 @@ def read_manifest(path: Path) -> pd.DataFrame:
     texts = dict.fromkeys(set(MANIFEST_COLUMNS) - {"seconds", "coverage"}, str)
     try:
         manifest = pd.read_csv(path, keep_default_na=False, dtype=texts)
+        if "label_source" not in manifest:  # of an earlier version
+            manifest["label_source"] = "folder"
         if not set(MANIFEST_COLUMNS) <= set(manifest.columns) or not path.read_bytes().endswith(b"\n"):
             raise ValueError("it has other columns, or an end that is missing")
         for name, pattern in MANIFEST_PATTERNS.items():

@@ -16,6 +16,7 @@ SPLITS = ("train", "val", "test")
 SAMPLERS = ("shuffle", "balanced")
 LEAKAGE = ("warn", "error", "drop")
 ON_BAD = ("skip", "error")
+DISAGREEMENT = ("majority", "latest", "drop")
 # The other columns of the tables that predictions are written to.
 RESERVED_CLASS_NAMES = {"path", "label", "predicted", "sha256", "decision", "score", "coverage", "status", "reason"}
 RESERVED_CLASS_NAMES |= {"decoder", "seconds", "windows", "model", "policy"}
@@ -111,6 +112,8 @@ class DataOptions:
     creator_pattern: str = r"(?P<creator>.+)_[^_]+"
     leakage: str = "warn"
     on_bad: str = "skip"
+    decisions: Any = ()  # a path or several; becomes tuple[str, ...]
+    disagreement: str = "majority"
     split: Any = None  # a mapping, as in YAML; becomes SplitOptions
     store: Any = None  # becomes StoreSpec
     decode: Any = None  # becomes DecodeLimits
@@ -131,9 +134,11 @@ class DataOptions:
         check_integer("data.num_workers", self.num_workers, minimum=0)
         check_number("data.device_cache", self.device_cache)
         choices = {"sampling": SAMPLINGS, "sampler": SAMPLERS, "leakage": LEAKAGE, "on_bad": ON_BAD}
+        choices["disagreement"] = DISAGREEMENT
         for name, values in choices.items():
             check_choice(f"data.{name}", getattr(self, name), values)
         self._check_clip_seconds()
+        object.__setattr__(self, "decisions", _paths("data.decisions", self.decisions))
         if self.classes is not None and not isinstance(self.classes, str):  # YAML may read names as numbers
             object.__setattr__(self, "classes", [str(name) for name in self.classes])
         _check_classes(self.classes)
@@ -174,6 +179,14 @@ class DataOptions:
         ]
         object.__setattr__(self, "notes", tuple(notes))
         return StoreSpec(frames, max(pixels, self.resolution), self.sampling, self.clip_seconds, self.num_clips)
+
+
+def _paths(option: str, value: Any) -> tuple[str, ...]:
+    """The paths that an option names: none, one, or a list of them."""
+    paths = [value] if isinstance(value, str) else list(value or ())
+    if not all(isinstance(path, str) for path in paths):
+        raise UserError(f"{option} to be a list of files", repr(value), f"Write {option}=[FILE,FILE].", option)
+    return tuple(paths)
 
 
 def _check_classes(classes: Sequence[str] | None) -> None:

@@ -14,10 +14,12 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from vidcls.data.decisions import read_decisions
 from vidcls.data.decoding.result import USABLE
 from vidcls.data.hashing import HashCache
 from vidcls.data.ingest import IngestStats, ingest, known_hashes, read_manifest, report_bad
 from vidcls.data.options import SPLITS, DataOptions
+from vidcls.data.reviewed_labels import use_decisions
 from vidcls.data.sources import class_order, list_videos
 from vidcls.data.splits import assign_splits, drop_leaks, find_leaks, group_videos
 from vidcls.data.store import FrameStore
@@ -59,16 +61,21 @@ def prepare_videos(options: DataOptions, console: Console, manifest_path: Path |
         return _resume(options, read_manifest(manifest_path), console)
     _draw_demo(options)
     manifest, stats = _ingest(_list(options, options.classes, console), options, console)
-    classes = class_order(list(manifest["label"]), options.classes)
-    creators = manifest["creator"] if options.split.grouped else [""] * len(manifest)
-    manifest["split"] = assign_splits(
-        list(manifest["label"]),
-        group_videos(list(manifest["path"]), list(creators), list(manifest["sha256"])),
-        list(manifest["split"]),
+    labelled = manifest[manifest["label"] != ""]
+    classes = class_order(list(labelled["label"]), options.classes)
+    manifest.loc[labelled.index, "split"] = assign_splits(
+        list(labelled["label"]),
+        _groups(labelled, options),
+        list(labelled["split"]),
         val_fraction=options.split.val_fraction,
         test_fraction=options.split.test_fraction,
         seed=options.seed,
     )
+    if options.decisions:
+        decisions = read_decisions(options.decisions)
+        groups = _groups(manifest, options)
+        manifest = use_decisions(manifest, groups, decisions, options.disagreement, classes, console)
+        classes = class_order(list(manifest["label"]), options.classes)
     leaks = find_leaks(manifest)
     if not leaks.empty:
         _report_leaks(leaks, options.leakage, console)
@@ -87,6 +94,11 @@ def prepare_videos(options: DataOptions, console: Console, manifest_path: Path |
     if options.sampler == "balanced":
         count_training_videos(manifest, classes, "data.sampler")
     return PreparedVideos(manifest, classes, stats)
+
+
+def _groups(videos: pd.DataFrame, options: DataOptions) -> list[str]:
+    creators = videos["creator"] if options.split.grouped else [""] * len(videos)
+    return group_videos(list(videos["path"]), list(creators), list(videos["sha256"]))
 
 
 def _resume(options: DataOptions, manifest: pd.DataFrame, console: Console) -> PreparedVideos:
@@ -163,8 +175,9 @@ def pool_videos(
 ) -> tuple[pd.DataFrame, int]:
     """The usable videos of a source's ``splits``, decoded, and how many videos of other splits were left alone.
 
-    A source without splits is pooled as a whole. The columns are those of a manifest, and ``file``. Where they have
-    been ``recorded`` before (path, label, sha256) those videos must be there again, and new ones are not used.
+    A source without splits is pooled as a whole. The columns are those of a manifest, and ``file``; ``label`` is ""
+    where ``options.decisions`` may give one. Where videos have been ``recorded`` before (path, label, sha256) those
+    videos must be there again, and new ones are not used.
 
     Raises:
         UserError: none can be decoded, recorded ones have changed, or what ``data.on_bad`` forbids.

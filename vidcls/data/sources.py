@@ -59,7 +59,8 @@ def list_videos(options: DataOptions, classes: Sequence[str] | None, refuse_othe
     Folders and zips: a folder named train, val or test (or training, valid, validation, testing; in any case) is a
     split, at any depth, and the folder in it is the class. Without split folders the class is the folder right below
     the deepest one that holds all the videos. A .csv or .parquet has the columns path, label[, split, creator], and
-    paths relative to its own folder; of the paths in a .txt the folders tell, as in a folder.
+    paths relative to its own folder; of the paths in a .txt the folders tell, as in a folder. Where
+    ``options.decisions`` may give a label, that of a .csv or .parquet may be "".
 
     Args:
         options: of which the source, the pattern of creators and the limits of a zip matter.
@@ -76,7 +77,7 @@ def list_videos(options: DataOptions, classes: Sequence[str] | None, refuse_othe
     except OSError as error:
         got = f"{error.strerror}: {error.filename or source}"
         raise UserError("a data.source that can be read", got, "Check its permissions.", "unreadable-source") from error
-    kept = [video for video in videos if classes is None or video.label in classes]
+    kept = [video for video in videos if classes is None or video.label in ("", *classes)]
     others = Counter(video.label for video in videos) - Counter(video.label for video in kept)
     if refuse_others and others:
         raise UserError(
@@ -226,7 +227,7 @@ def _list_rows(
         video = _Video(path, file, label, split, creator)
         first = videos.setdefault(file, video)
         problem = ""
-        if not path or (labelled and not label):
+        if not path or (labelled and not label and not options.decisions):
             problem = "a path and a label in each row"
         elif not _in_utf8(path):
             problem = "names in UTF-8"
@@ -253,7 +254,7 @@ def _list_rows(
 def _check_found(
     source: str, videos: Sequence[_Video], classes: Sequence[str] | None, ignored: Counter[str], fewest: int
 ) -> None:
-    found = sorted({video.label for video in videos})
+    found = sorted({video.label for video in videos} - {""})
     check_class_names(found)
     also = f" (ignored: {_counts(ignored)})" if ignored else ""
     if not videos and any(kind.endswith("class folder") for kind in ignored):

@@ -136,7 +136,7 @@ class BaseRun:
         options |= vars(self.spec.clip) | {"batch_size": self.spec.batch_size, "store": store}
         options |= {"classes": self.classes, "cache_dir": cache_dir or options["cache_dir"]}
         if source is not None:
-            options |= {"source": source, "demo": None}
+            options |= {"source": source, "demo": None, "decisions": []}
         videos = Videos(DataOptions(**options))
         if source is None:
             videos.load_manifest(self.manifest)

@@ -18,7 +18,7 @@ from vidcls.data.options import DataOptions
 from vidcls.data.sources import class_order
 from vidcls.data.urls import redact
 from vidcls.errors import UserError
-from vidcls.files import csv_bytes, write_atomically
+from vidcls.files import csv_bytes, hash_file, write_atomically
 from vidcls.sweeps.fold_plan import RECORD, RESERVED, Plan, folds_path
 from vidcls.sweeps.jobs import SweepCallback, callback_errors_exit, parse_overrides, prepare_sweep
 from vidcls.training.options import check_address_space, check_train_options
@@ -111,23 +111,35 @@ def write_folds(folder: Path, plan: Plan, options: DataOptions) -> None:
     from vidcls.data.splits import assign_folds, assign_splits, group_videos
 
     console, grouped = Console(), plan.protocol == "grouped"
+    decided = [hash_file(Path(path)) for path in options.decisions]
     if (folder / RECORD).is_file():
+        if json.loads((folder / RECORD).read_text()).get("decisions", []) != decided:
+            remedy = "Restore them, or start again in another folder."
+            raise UserError("data.decisions as they were when this was started", "others", remedy, "changed-decisions")
         pool_videos(options, plan.splits, console, pd.read_csv(folds_path(folder), dtype=str, keep_default_na=False))
         return
-    videos, locked = pool_videos(options, plan.splits, console)
-    if any(redact(file) != file for file in videos["file"]):  # the files below would hold the password
+    pooled, locked = pool_videos(options, plan.splits, console)
+    if any(redact(file) != file for file in pooled["file"]):  # the files below would hold the password
         remedy = "Give them as the environment variables or files that the storage's own tools read."
         raise UserError("a data.source without credentials in its URLs", "some", remedy, "url-credentials")
-    labels, creators = list(videos["label"]), list(videos["creator"] if grouped else [""] * len(videos))
-    groups = group_videos(list(videos["path"]), creators, list(videos["sha256"]))
-    table = videos[["path", "label", "creator", "sha256", "file"]].assign(group=groups)
-    rows = pd.DataFrame({"path": videos["file"], "label": labels, "creator": creators})
+    creators = list(pooled["creator"] if grouped else [""] * len(pooled))
+    pooled["group"] = group_videos(list(pooled["path"]), creators, list(pooled["sha256"]))
+    # Videos without a label are never held out: train.py gives them that of data.decisions, if there is one.
+    videos, unlabelled = pooled[pooled["label"] != ""], pooled[pooled["label"] == ""]
+    labels, groups = list(videos["label"]), list(videos["group"])
+    table = videos[["path", "label", "creator", "sha256", "file", "group"]].copy()
     for repeat in range(plan.repeats):
         table[f"repeat{repeat}"] = folds = assign_folds(labels, groups, plan.folds, repeat)
         for fold in range(plan.folds):
             given = ["test" if place == fold else "train" for place in folds]
             fraction = options.split.val_fraction
-            rows["split"] = assign_splits(labels, groups, given, val_fraction=fraction, test_fraction=0, seed=repeat)
+            splits = assign_splits(labels, groups, given, val_fraction=fraction, test_fraction=0, seed=repeat)
+            held_out = {group for group, split in zip(groups, splits, strict=True) if split != "train"}
+            joining = unlabelled[~unlabelled["group"].isin(held_out)].assign(split="train")
+            rows = pd.concat([videos.assign(split=splits), joining])[["file", "label", "creator", "split"]]
+            if not grouped:
+                rows["creator"] = ""
+            rows = rows.rename(columns={"file": "path"})
             write_atomically(folder / "splits" / f"repeat{repeat}_fold{fold}.csv", csv_bytes(rows))
     write_atomically(folds_path(folder), csv_bytes(table))
     record = asdict(plan) | {
@@ -137,6 +149,7 @@ def write_folds(folder: Path, plan: Plan, options: DataOptions) -> None:
         "groups": len(set(groups)),
         "creators": len(set(videos["creator"]) - {""}),
         "locked_videos": locked,
+        "decisions": decided,
     }
     write_atomically(folder / RECORD, json.dumps(record, indent=2).encode())
     left_out = f"; {locked} videos of other splits stay locked" if locked else ""

@@ -173,6 +173,10 @@ def check_train_options(cfg: DictConfig) -> None:
         check_fixed_clips(plain, "optim=logistic" if solves else "model.standardise=true", solves)
     if not resumes:
         _check_source(data)
+        if data.decisions:
+            from vidcls.data.decisions import read_decisions  # with pandas, which other runs load while they decode
+
+            read_decisions(data.decisions)
         if not own_model:
             _check_downloads(plain["model"])
 
