@@ -43,7 +43,7 @@ def tensorboard_loggers(trainer: L.Trainer) -> list[TensorBoardLogger]:
 
 
 class ProgressBar(RichProgressBar):
-    """Lightning's, but at most five times a second: it shows metrics, which a GPU has to finish the step for."""
+    """Lightning's, but at most twice a second: it shows metrics, which a GPU has to finish the step for."""
 
     def __init__(self, leave: bool) -> None:
         super().__init__(leave=leave)
@@ -54,7 +54,7 @@ class ProgressBar(RichProgressBar):
     ) -> None:
         if batch_idx + 1 == trainer.num_training_batches or time.monotonic() >= self._due:
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-            self._due = time.monotonic() + 0.2
+            self._due = time.monotonic() + 0.5
 
 
 class Timing(L.Callback):
