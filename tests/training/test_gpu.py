@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.commands import call, start_train, train
+from helpers.commands import call, start, start_train, train
 from helpers.runs import CLASSES, metrics_of, table, wait_until
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
@@ -58,8 +58,9 @@ def test_evaluation_repeats_the_test(frozen: bool, options: list[str], tmp_path:
     assert_same_predictions(folder / "evaluations" / "test" / "predictions.csv", folder / "predictions_test.csv")
 
 
-def test_a_killed_run_resumes_to_the_same_result(options: list[str], tmp_path: Path) -> None:
-    options = [*options, *GPU, *FIXED, "trainer.max_epochs=12", "augment=strong", "callbacks=ema", "seed=3"]
+@pytest.mark.parametrize("changes", [[], ["callbacks=ema"], ["augment=strong"]], ids=str)
+def test_a_killed_run_resumes_to_the_same_result(changes: list[str], options: list[str], tmp_path: Path) -> None:
+    options = [*options, *GPU, *FIXED, "trainer.max_epochs=12", "seed=3", *changes]
     whole, killed = run(tmp_path / "whole", *options), tmp_path / "killed"
     process = start_train(*options, f"run_dir={killed}", cwd=tmp_path)
     wait_until((killed / "checkpoints" / "last.ckpt").exists, process)
@@ -86,12 +87,12 @@ def test_variants_train_and_evaluate(changes: list[str], options: list[str], tmp
     if changes[0].startswith("model="):
         options = [option for option in options if not option.startswith("model.")]
     folder = tmp_path / "run"
-    # In a process of its own: shapes are not checked there, which cannot be compiled.
-    process = start_train(*options, *GPU, *changes, f"run_dir={folder}", cwd=tmp_path)
-    errors = process.communicate()[1]
-    assert process.returncode == 0, errors
-    result = call("evaluate.py", f"run={folder}", "split=test")
-    assert result.code == 0, result.stderr
+    training = [*options, *GPU, *changes, f"run_dir={folder}"]
+    # In processes of their own: shapes are not checked there, which cannot be compiled.
+    for script, overrides in (("train.py", training), ("evaluate.py", [f"run={folder}", "split=test"])):
+        process = start(script, *overrides, cwd=tmp_path)
+        errors = process.communicate()[1]
+        assert process.returncode == 0, errors
     measured = metrics_of(folder)["test"]
     again = metrics_of(folder / "evaluations" / "test")["test"]
     assert again["loss"] == pytest.approx(measured["loss"], abs=1e-6) and again["n"] == measured["n"]

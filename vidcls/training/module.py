@@ -101,7 +101,7 @@ class VideoClassifier(L.LightningModule):
         return self.model.classify(features.to(self.features_dtype))
 
     def setup(self, stage: str) -> None:
-        match_layout(self.model, self.device)
+        match_layout(self.model, self.trainer.strategy.root_device)  # where Lightning moves it after this
 
     def on_train_epoch_start(self) -> None:
         """Makes the epoch's random draws a function of seed, epoch and device alone."""
