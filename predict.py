@@ -7,6 +7,7 @@ The same command continues an interrupted run: no video is classified twice.
 
 import os
 from pathlib import Path
+from typing import Any
 
 import hydra
 from omegaconf import DictConfig
@@ -21,7 +22,7 @@ def main(cfg: DictConfig) -> None:
     # The network's threads must not spin while they wait, as decoders need the cores. To be set before torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from vidcls.data.options import DecodeLimits, FetchLimits
-    from vidcls.errors import check_integer
+    from vidcls.errors import check_integer, check_number
     from vidcls.prediction.journal import Journal, check_output
     from vidcls.prediction.options import EngineOptions, PredictOptions
     from vidcls.training.run_folder import check_runs
@@ -29,7 +30,9 @@ def main(cfg: DictConfig) -> None:
     folders, output = check_runs(cfg), Path(str(cfg.output))
     options, engine = PredictOptions(**cfg.predict), EngineOptions(**cfg.engine)
     limits, fetch_limits = DecodeLimits(**cfg.data.decode), FetchLimits(**cfg.data.fetch)
-    max_videos = check_integer("report.max_videos", cfg.report.max_videos)
+    report: dict[str, Any] = {**cfg.report}
+    check_integer("report.max_videos", report["max_videos"])
+    check_number("report.loops_megabytes", report["loops_megabytes"])
     check_output(output)
 
     from vidcls.prediction.inputs import Inputs, plan_videos
@@ -68,7 +71,7 @@ def main(cfg: DictConfig) -> None:
     finally:  # also after Ctrl-C: what is done can be used
         write_result_files(journal, run.classes)
         safe_class = policy.safe_class if policy else None
-        write_report(journal, run.classes, safe_class, facts, max_videos=max_videos, blur=cfg.report.blur)
+        write_report(journal, run.classes, safe_class, facts, **report)
         summary.print_summary(journal.counts(), journal.num_missing(videos), output, console)
         journal.close()
 

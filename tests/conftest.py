@@ -53,6 +53,7 @@ SLOW_FILES = {
     "test_recipe.py",
     "test_resumed_data.py",
     "test_resume.py",
+    "test_review_page.py",
     "test_startup.py",
     "test_temporal_shift.py",
     "test_video_nets.py",

@@ -20,9 +20,10 @@ HERE = Path(__file__).parent
 
 
 def render_page(folder: Path, name: str, **values: Any) -> bytes:
-    """The page ``name``.html.j2 of a folder, which extends page.html.j2, with the .css and any .js of that name.
+    """The page ``name``.html.j2 of a folder, which extends page.html.j2.
 
-    ``values`` are the template's variables, beside ``style`` and ``script``.
+    It has each .css and .js there whose name begins with ``name``. ``values`` are the template's variables, beside
+    ``style`` and ``script``.
     """
     environment = Environment(
         loader=FileSystemLoader([folder, HERE]),
@@ -40,10 +41,11 @@ def render_page(folder: Path, name: str, **values: Any) -> bytes:
         # How a Content-Security-Policy allows this script or style alone.
         "source": lambda text: f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'",
     }
-    style, script = (HERE / "page.css").read_text() + (folder / f"{name}.css").read_text(), folder / f"{name}.js"
-    page = environment.get_template(f"{name}.html.j2").render(
-        style=Markup(style), script=Markup(script.read_text() if script.exists() else ""), **values
+    style, script = (
+        Markup("".join(file.read_text() for file in files))
+        for files in ([HERE / "page.css", *sorted(folder.glob(f"{name}*.css"))], sorted(folder.glob(f"{name}*.js")))
     )
+    page = environment.get_template(f"{name}.html.j2").render(style=style, script=script, **values)
     return page.encode()
 
 

@@ -52,7 +52,7 @@ def fill_journal(folder: Path, count: int) -> None:
     """A journal with results of ``count`` videos of one window, as predict.py leaves it."""
     Journal(folder, {}).close()
     cells = dict.fromkeys(prediction_columns(CLASSES)[2:], "0.123456789") | {"windows": "1", "status": "ok"}
-    details = VideoDetails([0.0], [10.0], [[0.2, 0.3, 0.5]], [("harmful", 0.0, 10.0, 0.6, 5.0)], [])
+    details = VideoDetails([0.0], [10.0], [[0.2, 0.3, 0.5]], [("harmful", 0.0, 10.0, 0.6, 5.0)], [], [])
     texts = [json.dumps(cells | {"decision": one, "reason": "harmful 0.61"}) for one in ("allow", "review", "block")]
     limits, timeline = json.dumps(None), json.dumps(asdict(details))
     with closing(sqlite3.connect(folder / "journal.sqlite")) as database, database:
@@ -90,7 +90,7 @@ def write_results(output: Path) -> int:
     """Writes predictions.csv, segments.csv, timelines.parquet and report.html."""
     with closing(Journal(output, {})) as journal:
         write_result_files(journal, CLASSES)
-        write_report(journal, CLASSES, "safe", {}, max_videos=500, blur=False)
+        write_report(journal, CLASSES, "safe", {}, max_videos=500, loops_megabytes=24, blur=False)
         return sum(journal.counts().values())
 
 

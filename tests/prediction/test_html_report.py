@@ -4,89 +4,20 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import io
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 from helpers.browser import BROWSER, Browser
 from helpers.page import Page
+from helpers.reports import CLASSES, FACTS, HOSTILE, ORDER, Predictions, jpeg, sha256_of, some
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
 from vidcls.pages import visible
 from vidcls.prediction.html_report import most_urgent, write_report
-from vidcls.prediction.journal import Journal, VideoDetails
-from vidcls.prediction.result_files import prediction_columns
-
-CLASSES = ["adult", "fight", "safe"]
-FACTS = {"Model": "3f9a0c77d1e2", "Policy": "<b>none</b>"}
-HOSTILE = sorted(
-    [
-        'x"><script>alert(1)</script>.mp4',
-        "</script><script>alert(2)//.mp4",
-        "<img src=x onerror=alert(3)>/<!--.mp4",
-        "' onclick='alert(4)'.mp4",
-        "{{ 7 * 7 }}{% raw %}&amp;&lt;.mp4",
-        "two\nlines\tand a tab.mp4",
-        "holiday\u202e4pm.exe",
-        "مقطع/فيديو.mp4",
-        "👨\u200d👩\u200d👧 family.mp4",
-        "]]>\u2028\ufeff\x00\x1b[31m.mp4",
-    ]
-)
-
-
-def jpeg(path: str) -> str:
-    """Another picture for each path."""
-    shade = hashlib.sha256(path.encode()).digest()[0]
-    file = io.BytesIO()
-    Image.fromarray(np.full((16, 16, 3), shade, np.uint8)).save(file, "JPEG")
-    return base64.b64encode(file.getvalue()).decode()
-
-
-class Predictions:
-    """A journal of videos with windows of 4 s, one each 2 s."""
-
-    def __init__(self, path: Path, classes: list[str] | None = None) -> None:
-        self.path = path
-        self.classes = classes or CLASSES
-        self.journal = Journal(path, {})
-
-    def video(
-        self,
-        path: str,
-        decision: str = "allow",
-        score: float | None = 0.1,
-        windows: list[list[float]] | None = None,
-        status: str = "ok",
-        reason: str = "",
-        segments: Sequence[tuple[str, float, float, float, float]] = (),
-        copies: Sequence[str] = (),
-    ) -> None:
-        windows = [[0.1] * (len(self.classes) - 1) + [0.8]] if windows is None else windows
-        cells = dict.fromkeys(prediction_columns(self.classes)[2:], "") | {"decision": decision}
-        cells |= {"status": status, "reason": reason, "windows": str(len(windows)), "seconds": "0.000000"}
-        paths, sha256 = [path, *copies], hashlib.sha256(path.encode()).hexdigest()
-        details = None
-        if windows:
-            highest = np.max(windows, axis=0)
-            cells |= {name: f"{p:.9g}" for name, p in zip(self.classes, highest, strict=True)}
-            cells |= {"predicted": self.classes[-1], "score": "" if score is None else f"{score:.9g}"}
-            cells |= {"seconds": f"{2 * len(windows) + 2}"}
-            starts = [2.0 * n for n in range(len(windows))]
-            peak = (self.classes[0], 2.0, windows[0][0], jpeg(path))
-            details = VideoDetails(starts, [start + 4 for start in starts], windows, list(segments), [peak])
-        self.journal.write(dict.fromkeys(paths, ""), sha256, cells, details)
-
-    def report(self, safe_class: str | None = "safe", max_videos: int = 500, blur: bool = False) -> Page:
-        path = write_report(self.journal, self.classes, safe_class, FACTS, max_videos=max_videos, blur=blur)
-        assert path == self.path / "report.html"
-        return Page(path.read_text(encoding="utf-8"))
 
 
 @pytest.fixture
@@ -94,27 +25,6 @@ def predictions(tmp_path: Path) -> Iterator[Predictions]:
     predictions = Predictions(tmp_path)
     yield predictions
     predictions.journal.close()
-
-
-def some(predictions: Predictions) -> None:
-    """Videos of every kind, in an order that is not that of the page."""
-    predictions.video("calm.mp4", "allow", 0.04)
-    predictions.video("unsure.mp4", "review", 0.5, reason="fight 0.500 >= 0.450")
-    predictions.video("a/fight.mp4", "block", 0.91, reason="fight 0.910 >= 0.850")
-    predictions.video("empty.mp4", "review", None, [], "undecodable", "undecodable: no frames")
-    predictions.video("calmer.mp4", "allow", 0.3)
-    predictions.video("half.mp4", "review", 0.2, None, "partial", "partial: the file ends early")
-    predictions.video(
-        "long.mp4",
-        "block",
-        0.97,
-        [[0.1, 0.2, 0.7], [0.02, 0.97, 0.01], [0.1, 0.6, 0.3], [0.9, 0.05, 0.05]],
-        reason="fight 0.970 >= 0.850",
-        segments=[("adult", 7.0, 10.0, 0.9, 8.0), ("fight", 3.0, 7.0, 0.97, 4.0)],
-    )
-
-
-ORDER = ["long.mp4", "a/fight.mp4", "empty.mp4", "half.mp4", "unsure.mp4", "calmer.mp4", "calm.mp4"]
 
 
 def test_every_video_has_one_row_the_most_urgent_first(predictions: Predictions) -> None:
@@ -135,6 +45,7 @@ def test_the_head_says_what_was_run_and_counts(predictions: Predictions) -> None
     assert page.texts("dt")[:2] == list(FACTS)
     assert page.texts("dd")[:2] == list(FACTS.values())
     chips = ["all 7", "block 2", "review 3", "allow 2", "all 7", "ok 5", "partial 1", "undecodable 1", "unfetchable 0"]
+    chips += ["all 7", "open 7", "decided 0"]
     assert page.texts("label", class_="chip") == chips
 
 
@@ -160,12 +71,21 @@ def test_nothing_is_said_where_all_was_read(predictions: Predictions) -> None:
 def test_details_hold_what_is_drawn(predictions: Predictions) -> None:
     some(predictions)
     *details, page = predictions.report().data()
-    assert page == {"classes": CLASSES, "plotted": [0, 1], "total": 7}
+    assert page == {
+        "classes": CLASSES,
+        "labels": CLASSES,
+        "plotted": [0, 1],
+        "total": 7,
+        "atOnce": 200,
+        "videos": [[path, sha256_of(path)] for path in ORDER],
+        "model": "3f9a0c77d1e2",
+        "policy": "",
+    }
     (long,) = [one for one in details if len(one["cuts"]) > 2]
     assert long["cuts"] == [0, 3, 5, 7, 10]  # windows 0-4 2-6 4-8 6-10: centres 2 4 6 8
     assert long["probabilities"][1] == [0.2, 0.97, 0.6, 0.05]
     assert long["segments"] == [[1, 3, 7, 0.97, 4], [0, 7, 10, 0.9, 8]]  # in order of time
-    assert long["peaks"] == [[0, 2, 0.1, jpeg("long.mp4")]]
+    assert long["peaks"] == [[0, 2, 0.1]] and long["loops"] == [[2, [jpeg("long.mp4")]]]
 
 
 def test_copies_share_their_details_and_name_each_other(predictions: Predictions) -> None:
@@ -236,6 +156,7 @@ def test_hostile_names_are_text(predictions: Predictions) -> None:
         predictions.video(name, "review", 0.5, reason=f"partial: {name}", windows=[[0.2, 0.2, 0.6], [0.3, 0.3, 0.4]])
     page = predictions.report()
     names = [" ".join(visible(name).split()) for name in HOSTILE]
+    assert page.data()[-1]["videos"] == [[name, sha256_of(name)] for name in HOSTILE]
     assert page.paths == names
     assert page.texts("div", class_="reason") == [f"partial: {name}" for name in names]
     # The only characters that are not drawn are the white space of the page itself and the joiners of the emoji.
@@ -247,7 +168,9 @@ def one_video(path: str, fact: str, classes: list[str]) -> Page:
     with tempfile.TemporaryDirectory() as folder:
         predictions = Predictions(Path(folder), classes)
         predictions.video(path, "block", 0.9, segments=[(classes[0], 0.0, 4.0, 0.9, 2.0)])
-        written = write_report(predictions.journal, classes, "safe", {"Run": fact}, max_videos=5, blur=False)
+        written = write_report(
+            predictions.journal, classes, "safe", {"Run": fact}, max_videos=5, loops_megabytes=1, blur=False
+        )
         predictions.journal.close()
         return Page(written.read_bytes().decode())
 
@@ -310,10 +233,11 @@ def test_pictures_are_blurred_from_the_first_moment(predictions: Predictions, bl
     some(predictions)
     page = predictions.report(blur=blur)
     tag, attrs, _ = page.elements[0]
-    assert (tag, attrs.get("class")) == ("html", "blur" if blur else None)
-    (box,) = [attrs for _, attrs, _ in page.elements if attrs.get("id") == "blur"]
-    assert ("checked" in box) == blur
-    assert re.search(r"^\.blur .*img \{ filter: blur", page.source, re.MULTILINE)
+    assert (tag, attrs.get("class")) == ("html", "blur grey" if blur else None)
+    for name in ("blur", "grey"):
+        (box,) = [attrs for _, attrs, _ in page.elements if attrs.get("id") == name]
+        assert ("checked" in box) == blur
+    assert re.search(r"^\.blur \{ --blur: blur\(14px\)", page.source, re.MULTILINE)
 
 
 # ---- in a browser
@@ -338,7 +262,7 @@ def test_in_a_real_browser(predictions: Predictions, browser: Browser) -> None:
         predictions.video(name, "allow", 0.0)
     predictions.report(blur=True)
     hostile = [visible(name) for name in HOSTILE]
-    url = (predictions.path / "report.html").as_uri()
+    url = predictions.url
     browser.open(url)
     assert browser.run(PATHS) == ORDER + hostile
 
@@ -387,12 +311,14 @@ def test_in_a_real_browser(predictions: Predictions, browser: Browser) -> None:
 
     # Pictures are blurred until one is clicked, or all are wanted.
     filters = "[...document.querySelectorAll('.peaks img')].map(i => getComputedStyle(i).filter)"
-    assert browser.run(filters) == ["blur(14px)"] * 2
+    assert browser.run(filters) == ["blur(14px) grayscale(1)"] * 2
     assert browser.run("[...document.querySelectorAll('.peaks img')].map(i => i.naturalWidth)") == [16, 16]
     assert browser.run("document.querySelector('.peaks').textContent") == "adult 0.10 at 0:02"
     click(".peaks button", 1)
-    assert browser.run(filters) == ["blur(14px)", "none"]
+    assert browser.run(filters) == ["blur(14px) grayscale(1)", "none"]
     click("#blur")
+    assert browser.run(filters) == ["grayscale(1)"] * 2
+    click("#grey")
     assert browser.run(filters) == ["none"] * 2
 
     # A link to one video opens it, on a phone too, where the page is as wide as the screen even with all rows open.

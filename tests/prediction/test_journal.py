@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import json
 import sqlite3
 from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from vidcls.prediction.result_files import SEGMENT_COLUMNS, WINDOW_COLUMNS, pred
 
 CLASSES = ["bad", "safe"]
 VERSIONS = dict.fromkeys("abc", "")
-DETAILS = VideoDetails([0.0, 1.5], [2.0, 3.5], [[0.25, 0.75], [1.0, 0.0]], [("bad", 1.25, 3.5, 1.0, 2.5)], [])
+DETAILS = VideoDetails([0.0, 1.5], [2.0, 3.5], [[0.25, 0.75], [1.0, 0.0]], [("bad", 1.25, 3.5, 1.0, 2.5)], [], [])
 
 
 def result(
@@ -41,6 +43,20 @@ def test_what_is_written_is_there_when_it_is_opened_again(tmp_path: Path) -> Non
         assert details is not None and details.probabilities == DETAILS.probabilities
         assert journal.details("") is None
     assert not list(tmp_path.glob("journal.sqlite-*"))
+
+
+def test_a_journal_of_an_earlier_version_keeps_its_frames(tmp_path: Path) -> None:
+    """It had a single frame with each peak, the same one for two classes."""
+    before = asdict(DETAILS) | {"peaks": [["bad", 1.0, 0.25, "frame"], ["safe", 1.0, 0.75, "frame"]]}
+    del before["loops"]
+    with closing(Journal(tmp_path, {})) as journal:
+        journal.write({"a": ""}, "1", *result())
+    with closing(sqlite3.connect(tmp_path / "journal.sqlite")) as database, database:
+        database.execute("UPDATE results SET details = ?", [json.dumps(before)])
+    with closing(Journal(tmp_path, {})) as journal:
+        details = journal.details("1")
+    assert details is not None
+    assert (details.peaks, details.loops) == ([("bad", 1.0, 0.25), ("safe", 1.0, 0.75)], [(1.0, ["frame"])])
 
 
 def test_paths_follow_the_content_of_their_files(tmp_path: Path) -> None:
@@ -150,7 +166,7 @@ def test_the_disk_is_full(tmp_path: Path) -> None:
         journal.write({"a": ""}, "1", *result())
         pages = journal._database.execute("PRAGMA page_count").fetchone()[0]
         journal._database.execute(f"PRAGMA max_page_count = {pages}")
-        long = VideoDetails([0.0] * 10000, [1.0] * 10000, [[0.5, 0.5]] * 10000, [], [])
+        long = VideoDetails([0.0] * 10000, [1.0] * 10000, [[0.5, 0.5]] * 10000, [], [], [])
         with pytest.raises(UserError) as error:
             journal.write({"b": ""}, "2", *result("allow", long))
         assert error.value.code == "output-full"

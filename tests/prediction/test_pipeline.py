@@ -189,7 +189,7 @@ def test_a_short_passage_of_a_long_video_surfaces_with_its_time(bright: Path, tm
     outside = ~timeline["start_seconds"].isin([30, 31, 32, 33, 79, 80, 81, 82, 83])
     assert (timeline["harmful"][inside] > 0.99).all() and (timeline["harmful"][outside] < 0.01).all()
     (details,) = details_of(tmp_path / "out").values()
-    peaks = [seconds for name, seconds, _, _ in details["peaks"] if name == "harmful"]
+    peaks = [seconds for name, seconds, _ in details["peaks"] if name == "harmful"]
     assert len(peaks) == 2 and 31 <= peaks[0] <= 34 and 80 <= peaks[1] <= 84
 
 
@@ -526,6 +526,7 @@ def test_two_at_once_in_one_folder_are_refused(bright: Path, tmp_path: Path) -> 
         ("predict.exit_threshold=0.9", "[predict.exit_threshold]"),
         ("data.decode.workers=0", "[data.decode.workers]"),
         ("report.max_videos=0", "[report.max_videos]"),
+        ("report.loops_megabytes=-1", "[report.loops_megabytes]"),
         ("accelerator=gpux", "[accelerator]"),
     ],
 )

@@ -1,4 +1,4 @@
-"""report.html: what predict.py found, in one file that needs no network, for the people who decide."""
+"""report.html: what predict.py found, in one file that needs no network, for people who decide, and do so in it."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from vidcls.prediction.journal import Journal, VideoDetails
 STATUSES = ("ok", "partial", *LOST)
 URGENCY = (BLOCK, REVIEW, ALLOW)
 MAX_COPIES = 5  # paths of one content that are named
+ROWS_AT_ONCE = 200  # of the table; more on request
 Row = dict[str, str]
 
 
@@ -29,12 +30,14 @@ def write_report(
     facts: Mapping[str, str],
     *,
     max_videos: int,
+    loops_megabytes: float | int,
     blur: bool,
 ) -> Path:
     """Writes report.html into the journal's folder, and returns its path.
 
-    Only the ``max_videos`` most urgent videos get a row. ``safe_class`` is not drawn over time, ``facts`` are shown
-    above everything else, and ``blur`` hides pictures until they are clicked.
+    Only the ``max_videos`` most urgent videos get a row, and the most urgent of these loops, as many as fit into
+    ``loops_megabytes``; others get single frames. ``safe_class`` is not drawn over time, ``facts`` are shown above
+    everything else, and ``blur`` makes pictures blurred and grey until a person lifts that.
     """
     shown, counts = most_urgent(journal.rows(), max_videos), journal.counts()
     paths = journal.copies({row["sha256"] for row in shown} - {""})
@@ -42,8 +45,11 @@ def write_report(
     for (status, decision), count in counts.items():
         decisions[decision] += count
         statuses[status] += count
-    contents = {row["sha256"]: journal.details(row["sha256"]) for row in shown}
-    details = {sha256: _details(one, classes) for sha256, one in contents.items() if one is not None}
+    details, room = dict[str, dict[str, Any]](), loops_megabytes * 1e6
+    for sha256 in dict.fromkeys(row["sha256"] for row in shown):
+        if (found := journal.details(sha256)) is not None:
+            room -= sum(len(jpeg) for _, loop in found.loops for jpeg in loop)
+            details[sha256] = _details(found, classes, with_loops=room >= 0)
     places = {sha256: place for place, sha256 in enumerate(details)}
     videos = [
         {
@@ -56,13 +62,18 @@ def write_report(
     ]
     page = {
         "classes": [visible(name) for name in classes],
+        "labels": list(classes),
         "plotted": [k for k, name in enumerate(classes) if name != safe_class],
         "total": decisions.total(),
+        "atOnce": ROWS_AT_ONCE,
+        "videos": [[row["path"], row["sha256"]] for row in shown],
+        **{name: shown[0][name] if shown else "" for name in ("model", "policy")},
     }
     content = render_page(
         Path(__file__).parent,
         "report",
         page=page,
+        num_contents=len(paths),
         classes=classes,
         facts=facts,
         blur=blur,
@@ -95,18 +106,19 @@ def _others(paths: Sequence[str], path: str) -> str:
     return ", ".join(named) + (f" and {more} more" if more else "")
 
 
-def _details(details: VideoDetails, classes: Sequence[str]) -> dict[str, Any]:
+def _details(details: VideoDetails, classes: Sequence[str], with_loops: bool) -> dict[str, Any]:
     """What the page's script draws of one content; classes as numbers, times in seconds."""
     middles = [(start + end) / 2 for start, end in zip(details.start_seconds, details.end_seconds, strict=True)]
     cuts = [(one + other) / 2 for one, other in itertools.pairwise(middles)]
     segments = [[classes.index(name), *map(_rounded, values)] for name, *values in details.segments]
-    peaks = [[classes.index(name), *map(_rounded, values), jpeg] for name, *values, jpeg in details.peaks]
+    peaks = [[classes.index(name), *map(_rounded, values)] for name, *values in details.peaks]
     return {
         # The windows' cells, as in `vidcls.moderation.timeline.segments`.
         "cuts": [_rounded(cut) for cut in (0.0, *cuts, details.end_seconds[-1])],
         "probabilities": [[_rounded(p) for p in column] for column in zip(*details.probabilities, strict=True)],
         "segments": sorted(segments, key=lambda one: one[1]),
         "peaks": sorted(peaks, key=lambda one: one[1]),
+        "loops": [[_rounded(at), loop if with_loops else [loop[len(loop) // 2]]] for at, loop in details.loops],
     }
 
 

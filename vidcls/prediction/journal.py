@@ -35,7 +35,8 @@ class VideoDetails:
     end_seconds: list[float]
     probabilities: list[list[float]]  # [W][K]
     segments: list[tuple[str, float, float, float, float]]  # class, and a `vidcls.moderation.timeline.Segment`
-    peaks: list[tuple[str, float, float, str]]  # class, middle of the window, probability, JPEG in base64
+    peaks: list[tuple[str, float, float]]  # class, middle of the window, probability
+    loops: list[tuple[float, list[str]]]  # of the windows with peaks: its middle, JPEGs in base64
 
 
 class Journal:
@@ -195,7 +196,12 @@ def _details(text: str | None) -> VideoDetails | None:
     if not text:
         return None
     values = json.loads(text)
-    return VideoDetails(**values | {name: [tuple(one) for one in values[name]] for name in ("segments", "peaks")})
+    if "loops" not in values:  # earlier versions have kept a single frame with each peak
+        values["loops"] = list({seconds: [jpeg] for _, seconds, _, jpeg in values["peaks"]}.items())
+        values["peaks"] = [peak[:3] for peak in values["peaks"]]
+    return VideoDetails(
+        **values | {name: [tuple(one) for one in values[name]] for name in ("segments", "peaks", "loops")}
+    )
 
 
 def check_output(folder: Path) -> None:

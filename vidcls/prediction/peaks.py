@@ -1,4 +1,4 @@
-"""The pictures at the peaks of a video's timeline."""
+"""The frames at the peaks of a video's timeline, as short loops."""
 
 from __future__ import annotations
 
@@ -13,19 +13,21 @@ from PIL import Image
 
 from vidcls.data.decoding.plan import Window
 
-MAX_PEAKS = 8  # pictures kept per class and video
+MAX_PEAKS = 8  # kept per class and video
+LOOP_FRAMES = 6  # of a peak
+LOOP_PIXELS = 160  # a side of them, at most
 
 
 class _Candidate(NamedTuple):
     probability: float
     seconds: float
-    picture: UInt8[np.ndarray, "R R 3"]
+    loop: UInt8[np.ndarray, "_ R R 3"]
 
 
 class Peaks:
     """Per class, the best window of each run of windows with p >= ``exit_threshold``; without one, the best of all.
 
-    Memory does not grow with the video: the pictures of the best `MAX_PEAKS` runs are kept, and that of the last one.
+    Memory does not grow with the video: the frames of the best `MAX_PEAKS` runs are kept, and that of the last one.
     """
 
     def __init__(self, classes: Sequence[str], exit_threshold: float) -> None:
@@ -37,9 +39,11 @@ class Peaks:
     def add(self, window: Window, probabilities: Float[np.ndarray, " K"]) -> None:
         """Takes the next window, which is one clip."""
         seconds = (window.start_seconds + window.end_seconds) / 2
-        picture = window.frames[len(window.frames) // 2].copy()  # a view would keep all frames of the window
+        count = len(window.frames)
+        evenly = (np.arange(min(LOOP_FRAMES, count)) + 0.5) * count / min(LOOP_FRAMES, count)
+        loop = window.frames[evenly.astype(int)]  # a copy: a view would keep all frames of the window
         for (name, runs), p in zip(self._runs.items(), probabilities.tolist(), strict=True):
-            candidate = _Candidate(p, seconds, picture)
+            candidate = _Candidate(p, seconds, loop)
             if name not in self._best or p > self._best[name].probability:
                 self._best[name] = candidate
             if not p >= self._exit_threshold:
@@ -50,12 +54,21 @@ class Peaks:
             elif p > runs[-1].probability:
                 runs[-1] = candidate
 
-    def pictures(self, skip: str | None) -> list[tuple[str, float, float, str]]:
-        """(class, middle of the window, probability, JPEG in base64), by class and time, without the class ``skip``."""
-        found = []
-        for name, runs in self._runs.items():
-            for peak in sorted(runs or [self._best[name]], key=lambda one: one.seconds) if name != skip else ():
-                jpeg = io.BytesIO()
-                Image.fromarray(peak.picture).save(jpeg, "JPEG", quality=85)
-                found.append((name, peak.seconds, peak.probability, base64.b64encode(jpeg.getvalue()).decode()))
-        return found
+    def found(self, skip: str | None) -> tuple[list[tuple[str, float, float]], list[tuple[float, list[str]]]]:
+        """The peaks by class and time, without the class ``skip``, and a loop for each window that holds any.
+
+        A peak is a class, the middle of its window, and the probability; a loop is the middle of a window, and JPEGs in
+        base64 of frames spread evenly over it.
+        """
+        kept = {name: runs or [self._best[name]] for name, runs in self._runs.items() if name != skip}
+        loops = {peak.seconds: peak.loop for runs in kept.values() for peak in runs}
+        peaks = sorted((name, peak.seconds, peak.probability) for name, runs in kept.items() for peak in runs)
+        return peaks, [(seconds, [encode_jpeg(frame) for frame in loops[seconds]]) for seconds in sorted(loops)]
+
+
+def encode_jpeg(frame: UInt8[np.ndarray, "R R 3"]) -> str:
+    """A frame, at most `LOOP_PIXELS` wide, as JPEG in base64."""
+    image, file = Image.fromarray(frame), io.BytesIO()
+    image.thumbnail((LOOP_PIXELS, LOOP_PIXELS))
+    image.save(file, "JPEG", quality=70)
+    return base64.b64encode(file.getvalue()).decode()

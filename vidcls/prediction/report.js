@@ -1,6 +1,8 @@
 "use strict";
 const table = document.querySelector(".videos"), filter = document.forms[0];
 const page = JSON.parse(document.getElementById("page").textContent);
+const further = document.getElementById("further"), rank = video => Number(video.id.slice(1));
+let fitting = [...table.tBodies], limit = page.atOnce; // what fits the filters, and how much of it is shown
 const plots = new ResizeObserver(entries => entries.forEach(entry => entry.target.draw()));
 
 const DRAWN = ["svg", "path", "line", "rect", "circle", "text"];
@@ -101,16 +103,18 @@ function list(segments) {
   return make("section", {}, make("h2", {}, "Segments"), make("table", { class: "found" }, ...parts));
 }
 
-function pictures(peaks) {
-  const buttons = peaks.map(([k, at, p, jpeg]) => {
-    const image = make("img", { src: `data:image/jpeg;base64,${jpeg}`, alt: "" });
-    const caption = `${page.classes[k]} ${share(p)} at ${clock(at)}`;
+function pictures({ peaks, loops }) {
+  const buttons = loops.map(([when, frames]) => {
+    const image = make("img", { src: `data:image/jpeg;base64,${frames[frames.length >> 1]}`, alt: "" });
+    const caption = `${namePeaks(peaks, when)} at ${clock(when)}`;
     const button = make("button", { type: "button", "aria-pressed": "false" }, make("span", {}, image), caption);
     button.onclick = () => button.setAttribute("aria-pressed", button.getAttribute("aria-pressed") === "false");
     return button;
   });
   return make("section", {}, make("h2", {}, "Frames at the peaks"), make("div", { class: "peaks" }, ...buttons));
 }
+const namePeaks = (peaks, when) => peaks.filter(peak => peak[1] === when)
+  .map(([k, , p]) => `${page.classes[k]} ${share(p)}`).join(", ");
 
 const isOpen = video => video.classList.contains("open");
 function open(video, wanted) {
@@ -122,7 +126,7 @@ function open(video, wanted) {
     const details = JSON.parse(document.getElementById(`details-${box.dataset.details}`).textContent);
     box.append(details.cuts.length > 2 ? plot(details) : bars(details));
     if (details.segments.length) box.append(list(details.segments));
-    if (details.peaks.length) box.append(pictures(details.peaks));
+    if (details.loops.length) box.append(pictures(details));
   }
 }
 
@@ -132,30 +136,33 @@ function sort(header) {
   for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
   header.setAttribute("aria-sort", descending ? "descending" : "ascending");
   const value = video => video.rows[0].cells[header.cellIndex].dataset.value;
-  const texts = new Intl.Collator(undefined, { numeric: true }), rank = video => Number(video.id.slice(1));
+  const texts = new Intl.Collator(undefined, { numeric: true });
   table.append(...[...table.tBodies].sort((one, other) => {
     const a = value(one), b = value(other), ties = rank(one) - rank(other);
     if (!a || !b) return !a - !b || ties; // what is unknown comes last, either way
     const order = numeric ? a - b : texts.compare(a, b);
     return (descending ? -order : order) || ties;
   }));
+  narrow();
 }
 
 function narrow() {
   const wanted = new FormData(filter), words = wanted.get("text").trim().toLowerCase();
-  let shown = 0;
-  for (const video of table.tBodies) {
-    const fits = ["decision", "status"].every(name => ["", video.dataset[name]].includes(wanted.get(name)));
+  fitting = [...table.tBodies].filter(video => {
     const texts = video.querySelectorAll(".name bdi, .name .reason");
-    video.hidden = !fits || ![...texts].some(text => text.textContent.toLowerCase().includes(words));
-    shown += !video.hidden;
-  }
-  document.getElementById("count").textContent = `Showing ${shown} of ${page.total}`;
+    return ["decision", "status", "mine"].every(name => ["", video.dataset[name]].includes(wanted.get(name)))
+      && [...texts].some(text => text.textContent.toLowerCase().includes(words));
+  });
+  const shown = new Set(fitting.slice(0, limit));
+  for (const video of table.tBodies) if (video.hidden === shown.has(video)) video.hidden = !video.hidden;
+  further.hidden = fitting.length <= limit;
+  document.getElementById("count").textContent = `Showing ${shown.size} of ${page.total}`;
 }
 
 function follow() { // a link to one video: report.html#v3
   const video = /^#v\d+$/.test(location.hash) && document.getElementById(location.hash.slice(1));
   if (video) {
+    video.hidden = false;
     open(video, true);
     video.scrollIntoView();
   }
@@ -173,10 +180,17 @@ document.getElementById("all").addEventListener("click", ({ target }) => {
   for (const video of table.tBodies) if (!video.hidden) open(video, wanted);
   target.textContent = wanted ? "Close all" : "Open all";
 });
-document.getElementById("blur").addEventListener("change", ({ target }) => {
-  document.documentElement.classList.toggle("blur", target.checked);
-  for (const picture of document.querySelectorAll(".peaks button")) picture.setAttribute("aria-pressed", "false");
+for (const name of ["blur", "grey"]) {
+  document.getElementById(name).addEventListener("change", ({ target }) => {
+    document.documentElement.classList.toggle(name, target.checked);
+    for (const picture of document.querySelectorAll(".peaks button")) picture.setAttribute("aria-pressed", "false");
+  });
+}
+further.addEventListener("click", () => {
+  limit += page.atOnce;
+  narrow();
 });
+further.hidden = fitting.length <= limit;
 filter.addEventListener("input", narrow);
 filter.addEventListener("submit", event => event.preventDefault());
 addEventListener("hashchange", follow);

@@ -62,8 +62,8 @@ def build_result(
             if policy is None or name != policy.safe_class
             for segment in segments(np.array(starts), ends[0] - starts[0], ends[-1], probabilities[:, k], *thresholds)
         ]
-        pictures = peaks.pictures(skip=policy.safe_class if policy else None)
-        details = VideoDetails(list(starts), list(ends), probabilities.tolist(), found, pictures)
+        highest = peaks.found(skip=policy.safe_class if policy else None)
+        details = VideoDetails(list(starts), list(ends), probabilities.tolist(), found, *highest)
     if policy is not None:
         decision = decide(policy, probabilities, decoded.status, decoded.reason, *aggregation)
     else:
