@@ -15,6 +15,7 @@ from vidcls.errors import UserError, check_choice, check_integer, check_number
 SPLITS = ("train", "val", "test")
 SAMPLERS = ("shuffle", "balanced")
 LEAKAGE = ("warn", "error", "drop")
+NEAR_DUPLICATES = ("ignore", "report", "group")
 ON_BAD = ("skip", "error")
 DISAGREEMENT = ("majority", "latest", "drop")
 # The other columns of the tables that predictions are written to.
@@ -111,6 +112,7 @@ class DataOptions:
     classes: Sequence[Any] | None = None  # becomes list[str]
     creator_pattern: str = r"(?P<creator>.+)_[^_]+"
     leakage: str = "warn"
+    near_duplicates: str = "report"
     on_bad: str = "skip"
     decisions: Any = ()  # a path or several; becomes tuple[str, ...]
     disagreement: str = "majority"
@@ -135,6 +137,7 @@ class DataOptions:
         check_number("data.device_cache", self.device_cache)
         choices = {"sampling": SAMPLINGS, "sampler": SAMPLERS, "leakage": LEAKAGE, "on_bad": ON_BAD}
         choices["disagreement"] = DISAGREEMENT
+        choices["near_duplicates"] = NEAR_DUPLICATES
         for name, values in choices.items():
             check_choice(f"data.{name}", getattr(self, name), values)
         self._check_clip_seconds()

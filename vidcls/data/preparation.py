@@ -8,6 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from rich.console import Console
 from rich.markup import escape
@@ -18,6 +19,7 @@ from vidcls.data.decisions import read_decisions
 from vidcls.data.decoding.result import USABLE
 from vidcls.data.hashing import HashCache
 from vidcls.data.ingest import IngestStats, ingest, known_hashes, read_manifest, report_bad
+from vidcls.data.near_duplicates import name_clusters
 from vidcls.data.options import SPLITS, DataOptions
 from vidcls.data.reviewed_labels import use_decisions
 from vidcls.data.sources import class_order, list_videos
@@ -61,6 +63,7 @@ def prepare_videos(options: DataOptions, console: Console, manifest_path: Path |
         return _resume(options, read_manifest(manifest_path), console)
     _draw_demo(options)
     manifest, stats = _ingest(_list(options, options.classes, console), options, console)
+    manifest["cluster"] = _clusters(manifest, options)
     labelled = manifest[manifest["label"] != ""]
     classes = class_order(list(labelled["label"]), options.classes)
     manifest.loc[labelled.index, "split"] = assign_splits(
@@ -98,7 +101,8 @@ def prepare_videos(options: DataOptions, console: Console, manifest_path: Path |
 
 def _groups(videos: pd.DataFrame, options: DataOptions) -> list[str]:
     creators = videos["creator"] if options.split.grouped else [""] * len(videos)
-    return group_videos(list(videos["path"]), list(creators), list(videos["sha256"]))
+    clusters = list(videos["cluster"]) if options.near_duplicates == "group" else None
+    return group_videos(list(videos["path"]), list(creators), list(videos["sha256"]), clusters)
 
 
 def _resume(options: DataOptions, manifest: pd.DataFrame, console: Console) -> PreparedVideos:
@@ -156,13 +160,16 @@ def prepare_external(options: DataOptions, split: str, trained_on: pd.DataFrame,
     manifest, stats = _ingest(listing, options, console)
     manifest = manifest.assign(split=split)
     seen = trained_on[trained_on["split"].isin(["train", "val"])].assign(split="trained on")
-    leaks = find_leaks(pd.concat([seen, manifest.assign(split="evaluated")], ignore_index=True))
+    both = pd.concat([manifest.assign(split="evaluated"), seen], ignore_index=True)
+    both["cluster"] = _clusters(both, options)
+    leaks = find_leaks(both)
     leaks = leaks[leaks["splits"].str.contains("evaluated")]
     if not leaks.empty:
         _report_leaks(leaks, options.leakage, console)
     if options.leakage == "drop":  # from what is evaluated: the network has been trained on the rest already
-        shared = [manifest[key].isin(set(seen[key]) - {""}) for key in ("sha256", "creator")]
-        manifest.loc[shared[0] | shared[1], ["status", "reason"]] = ["dropped", "the network was trained on it"]
+        mine, theirs = both[: len(manifest)], both[len(manifest) :]
+        shared = [mine[key].isin(set(theirs[key]) - {""}).to_numpy() for key in ("sha256", "cluster", "creator")]
+        manifest.loc[np.any(shared, axis=0), ["status", "reason"]] = ["dropped", "the network was trained on it"]
         console.print(f"Dropped {(manifest['status'] == 'dropped').sum()} leaking videos")
     if usable_rows(manifest, split).empty:
         remedy = "See the statuses and reasons above."
@@ -175,9 +182,9 @@ def pool_videos(
 ) -> tuple[pd.DataFrame, int]:
     """The usable videos of a source's ``splits``, decoded, and how many videos of other splits were left alone.
 
-    A source without splits is pooled as a whole. The columns are those of a manifest, and ``file``; ``label`` is ""
-    where ``options.decisions`` may give one. Where videos have been ``recorded`` before (path, label, sha256) those
-    videos must be there again, and new ones are not used.
+    A source without splits is pooled as a whole. The columns are those of a manifest, ``file`` and ``cluster`` (""
+    unless copies are to be kept together); ``label`` is "" where ``options.decisions`` may give one. Where videos have
+    been ``recorded`` before (path, label, sha256) those must be there again, and new ones are not used.
 
     Raises:
         UserError: none can be decoded, recorded ones have changed, or what ``data.on_bad`` forbids.
@@ -202,6 +209,7 @@ def pool_videos(
                 "Restore them, or start again in another folder.",
                 "changed-videos",
             )
+    usable["cluster"] = _clusters(usable, options) if options.near_duplicates == "group" else ""
     if usable.empty:
         raise UserError("videos that can be decoded", f"none of {len(manifest)}", "See above.", "nothing-to-evaluate")
     return usable, len(listing) - int(listing["split"].isin(["", *splits]).sum())
@@ -292,6 +300,11 @@ def _ingest(listing: pd.DataFrame, options: DataOptions, console: Console) -> tu
     return manifest, stats
 
 
+def _clusters(manifest: pd.DataFrame, options: DataOptions) -> list[str]:
+    ignored = options.near_duplicates == "ignore"
+    return [""] * len(manifest) if ignored else name_clusters(manifest, frame_store(options))
+
+
 def _report_leaks(leaks: pd.DataFrame, leakage: str, console: Console, limit: int = 20) -> None:
     table = Table(title=f"Leakage between splits (data.leakage={leakage})", title_justify="left")
     for column in leaks.columns:
@@ -303,7 +316,7 @@ def _report_leaks(leaks: pd.DataFrame, leakage: str, console: Console, limit: in
         console.print(f"... and {len(leaks) - limit} more")
     if leakage == "error":
         raise UserError(
-            "no video and no creator in two splits, for data.leakage=error",
+            "no video, copy or creator in two splits, for data.leakage=error",
             f"{len(leaks)} leaks, in the table above",
             "Fix the splits, or set data.leakage=drop or warn.",
             "leakage",

@@ -15,14 +15,16 @@ from vidcls.data.decoding.result import USABLE
 from vidcls.errors import UserError
 
 _ATTEMPTS = 100
-_BYTES, _LABELS, _CREATOR = "same bytes", "same bytes, different labels", "same creator"
+_BYTES, _LABELS, _NEAR, _CREATOR = "same bytes", "same bytes, different labels", "near-duplicate", "same creator"
 
 
-def group_videos(paths: Sequence[str], creators: Sequence[str], sha256s: Sequence[str]) -> list[str]:
-    """Names the groups of videos that must stay together: those that share a creator or have identical content.
+def group_videos(
+    paths: Sequence[str], creators: Sequence[str], sha256s: Sequence[str], clusters: Sequence[str] | None = None
+) -> list[str]:
+    """Names the groups of videos that must stay together: of one creator, one content or one cluster of copies.
 
-    Videos may be connected through others. An empty creator or hash is unknown and connects nothing. A group is named
-    by the creator of most of its videos, or by its hash: by nothing that changes when other groups come or go.
+    Videos may be connected through others. An empty creator, hash or cluster is unknown and connects nothing. A group
+    is named by the creator of most of its videos, or by its hash: by nothing that changes when other groups come or go.
 
     >>> group_videos(["1.mp4", "2.mp4", "3.mp4", "4.mp4"], ["ann", "bob", "", "ann"], ["a", "b", "b", "c"])
     ['creator ann', 'creator bob', 'creator bob', 'creator ann']
@@ -32,8 +34,9 @@ def group_videos(paths: Sequence[str], creators: Sequence[str], sha256s: Sequenc
 
     count = len(paths)
     names = [
-        [f"creator {creator}"] * bool(creator) + [f"sha256 {sha256}"] * bool(sha256) or [f"path {path}"]
-        for path, creator, sha256 in zip(paths, creators, sha256s, strict=True)
+        ([f"creator {creator}"] * bool(creator) + [f"sha256 {sha256}"] * bool(sha256) or [f"path {path}"])
+        + [f"cluster {cluster}"] * bool(cluster)
+        for path, creator, sha256, cluster in zip(paths, creators, sha256s, clusters or [""] * len(paths), strict=True)
     ]
     nodes: dict[str, int] = {}
     edges = [(video, nodes.setdefault(name, count + len(nodes))) for video, ties in enumerate(names) for name in ties]
@@ -180,16 +183,18 @@ def assign_folds(
 
 
 def find_leaks(manifest: pd.DataFrame) -> pd.DataFrame:
-    """What is in two splits and should not be: the table kind, key, splits, videos; one row per hash or creator.
+    """What is in two splits and should not be: the table kind, key, splits, videos; a row per hash, cluster or creator.
 
     Rows without a split, undecodable ones and those already dropped do not count. The kinds, in this order: "same
-    bytes" in two splits; "same bytes, different labels" in any; "same creator" in two splits.
+    bytes" in two splits; "same bytes, different labels" in any; "near-duplicate" in two splits, where ``manifest`` has
+    a column ``cluster``; "same creator" in two splits.
     """
     live = _live(manifest)
     leaks = []
     for kind, key, column in (
         (_BYTES, "sha256", "split"),
         (_LABELS, "sha256", "label"),
+        (_NEAR, "cluster", "split"),
         (_CREATOR, "creator", "split"),
     ):
         for name, rows in _several(live, key, column):
@@ -200,13 +205,13 @@ def find_leaks(manifest: pd.DataFrame) -> pd.DataFrame:
 def drop_leaks(manifest: pd.DataFrame) -> pd.DataFrame:
     """A copy of ``manifest`` where leaking videos have the status "dropped" and a reason; evaluation splits come first.
 
-    Drops val videos that share content or creator with test, then train videos that do so with test or the remaining
-    val. Of videos with the same bytes but different labels all copies in train go, since nobody knows which label is
-    right; in val and test they stay, and `find_leaks` still names them.
+    Drops val videos that share content, cluster or creator with test, then train videos that do so with test or the
+    remaining val. Of videos with the same bytes but different labels all copies in train go, since nobody knows which
+    label is right; in val and test they stay, and `find_leaks` still names them.
     """
     kept = manifest.copy()
     for split, others in (("val", ("test",)), ("train", ("val", "test"))):
-        for key, kind in (("sha256", _BYTES), ("creator", _CREATOR)):
+        for key, kind in (("sha256", _BYTES), ("cluster", _NEAR), ("creator", _CREATOR)):
             live = _live(kept)
             held = live[live["split"].isin(others) & (live[key] != "")].drop_duplicates(key).set_index(key)
             leaking = live.loc[(live["split"] == split) & live[key].isin(held.index), key]
@@ -218,7 +223,8 @@ def drop_leaks(manifest: pd.DataFrame) -> pd.DataFrame:
 
 
 def _live(manifest: pd.DataFrame) -> pd.DataFrame:
-    return manifest[(manifest["split"] != "") & manifest["status"].isin(USABLE)]
+    live = manifest[(manifest["split"] != "") & manifest["status"].isin(USABLE)]
+    return live if "cluster" in live else live.assign(cluster="")
 
 
 def _several(live: pd.DataFrame, key: str, column: str) -> list[tuple[str, pd.DataFrame]]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Int, Shaped, UInt8
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
@@ -118,13 +118,13 @@ class FrameStore(_Store):
 class FeatureStore(_Store):
     """Features of videos from one frozen encoder, with a checksum; its folder is of this encoder alone."""
 
-    def write(self, sha256: str, features: Float[np.ndarray, "*features"]) -> None:
+    def write(self, sha256: str, features: Shaped[np.ndarray, "*features"]) -> None:
         """Stores a video's features, atomically; raises `UserError` where the disk is full."""
         features = np.ascontiguousarray(features)
         content = save({"features": features}, {"checksum": str(zlib.crc32(features.data))})
         write_atomically(self.path(sha256), content)
 
-    def read(self, sha256: str) -> Float[np.ndarray, "*features"]:
+    def read(self, sha256: str) -> Shaped[np.ndarray, "*features"]:
         """The features of a stored video; raises `StoreEntryError` where they are missing, truncated or altered."""
         with self._open(sha256) as file:
             features, checksum = file.get_tensor("features"), int(file.metadata()["checksum"])

@@ -123,7 +123,7 @@ def write_folds(folder: Path, plan: Plan, options: DataOptions) -> None:
         remedy = "Give them as the environment variables or files that the storage's own tools read."
         raise UserError("a data.source without credentials in its URLs", "some", remedy, "url-credentials")
     creators = list(pooled["creator"] if grouped else [""] * len(pooled))
-    pooled["group"] = group_videos(list(pooled["path"]), creators, list(pooled["sha256"]))
+    pooled["group"] = group_videos(list(pooled["path"]), creators, list(pooled["sha256"]), list(pooled["cluster"]))
     # Videos without a label are never held out: train.py gives them that of data.decisions, if there is one.
     videos, unlabelled = pooled[pooled["label"] != ""], pooled[pooled["label"] == ""]
     labels, groups = list(videos["label"]), list(videos["group"])
