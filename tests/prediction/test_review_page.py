@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import random
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -162,6 +163,65 @@ def test_all_can_be_decided_and_the_last_decision_undone_after_a_reload(
     path = export(page, tmp_path / "ada.csv")
     assert ORDER[6] not in short(read_decisions([path]))
     assert "withdrawn" in path.read_text()  # so that a file exported before is corrected too
+
+
+def test_a_page_with_more_videos_of_the_same_model_has_what_was_decided(
+    predictions: Predictions, context: BrowserContext
+) -> None:
+    predictions.report()
+    page = opened(context, predictions.url, "Ada")
+    keys(page, "2")
+    key = page.evaluate("Object.keys(localStorage).find(key => key.includes(page.model))")
+    page.evaluate("key => { localStorage[key.replace(/[0-9a-f]{64}/, page.videos[1][1])] = '{\"verdict\": 1}'; }", key)
+    predictions.video("new.mp4", "block", 0.99)
+    predictions.report()
+    page.reload()
+    assert page.get_by_role("status").first.inner_text() == "A decision that this browser kept is damaged."
+    start(page)
+    assert title(page) == "new.mp4" and page.locator("#place").inner_text() == "Video 1 of 8 · 1 decided"
+    keys(page, "2", "3")  # not the one that is decided
+    assert page.locator("#place").inner_text() == "Video 4 of 8 · 3 decided"
+
+
+def test_a_long_session_is_exported_as_it_was(
+    predictions: Predictions, context: BrowserContext, tmp_path: Path
+) -> None:
+    """Random keys, with reloads, against what a person would expect of them."""
+    predictions.report()
+    page, draw = opened(context, predictions.url, "Ada"), random.Random(0)
+    at, mine, notes = 0, dict[str, tuple[str, str]](), dict[str, str]()
+    when, undoable = list[str](), list[tuple[str, tuple[str, str] | None]]()  # in the order of the decisions
+    verdicts = {str(k + 1): ("label", name) for k, name in enumerate(CLASSES)}
+    verdicts |= {"u": ("unsure", ""), "x": ("bad_file", "")}
+    for _ in range(300):
+        key, path = draw.choice(["ArrowLeft", "ArrowRight", "j", "z", "z", "note", "reload", *verdicts]), ORDER[at]
+        if key == "note":
+            keys(page, "n", *str(draw.randrange(10)), "Escape")
+            notes[path] = page.locator("#note").input_value()
+            when = [*(one for one in when if one != path), *([path] if path in mine else [])]
+        elif key == "reload":
+            page.reload()
+            start(page)
+            undoable, at = [], next((n for n, one in enumerate(ORDER) if one not in mine), 0)
+        else:
+            keys(page, key)
+        if key in verdicts:
+            undoable.append((path, mine.get(path)))
+            mine[path], when = verdicts[key], [*(one for one in when if one != path), path]
+            after = [*ORDER[at + 1 :], *ORDER[:at]]
+            at = next((ORDER.index(one) for one in after if one not in mine), at)
+        elif key == "z" and (undoable or when):
+            path, before = undoable.pop() if undoable else (when[-1], None)
+            when = [*(one for one in when if one != path), *([path] if before else [])]
+            mine.pop(path)
+            mine |= {path: before} if before else {}
+            at = ORDER.index(path)
+        elif key.startswith(("Arrow", "j")):
+            at = min(max(at + (-1 if key == "ArrowLeft" else 1), 0), len(ORDER) - 1)
+        assert title(page) == ORDER[at]
+        assert page.locator("#place").inner_text() == f"Video {at + 1} of 7 · {len(mine)} decided"
+    found = short(read_decisions([export(page, tmp_path / "ada.csv")]))
+    assert found == {path: (*mine[path], notes.get(path, "")) for path in mine}
 
 
 def test_a_second_opinion_without_the_first(predictions: Predictions, chromium: Browser, tmp_path: Path) -> None:

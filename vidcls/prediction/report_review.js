@@ -48,15 +48,19 @@ function takeEntry(key, text) {
   if (!key.startsWith(PREFIX) || !places.has(sha256)) return;
   try { take(sha256, name, check(JSON.parse(text), name)); } catch { say("A decision that this browser kept is damaged."); }
 }
-function keep(sha256, name, decision) {
+function update(sha256, name) { // another tab may have decided since
   const key = `${PREFIX}${sha256} ${name}`, known = attempt(store => store.getItem(key));
-  if (known) takeEntry(key, known); // another tab may have decided since
+  if (known) takeEntry(key, known);
+}
+function keep(sha256, name, decision) {
+  update(sha256, name);
   if (!take(sha256, name, decision)) return false;
-  unkept.set(key, JSON.stringify(decision));
+  unkept.set(`${PREFIX}${sha256} ${name}`, JSON.stringify(decision));
   attempt(store => unkept.forEach((text, one) => { store.setItem(one, text); unkept.delete(one); }));
   return true;
 }
 const now = sha256 => { // later than what it replaces, even where a clock was wrong
+  update(sha256, reviewer);
   const before = of(sha256, reviewer)?.time;
   return new Date(Math.max(Date.now(), before ? Date.parse(before) + 1 : 0)).toISOString();
 };
@@ -152,8 +156,8 @@ function undo() {
   const last = mine.sort((a, b) => of(a, reviewer).time < of(b, reviewer).time ? -1 : 1).at(-1);
   const [sha256, before] = undoable.pop() ?? [last];
   if (!sha256) return say("There is nothing to undo.");
-  const { note } = of(sha256, reviewer), none = { verdict: "withdrawn", label: "", seconds: 0, note };
-  keep(sha256, reviewer, { ...decided(before) ? before : none, time: now(sha256) });
+  const { note } = of(sha256, reviewer), none = { verdict: "withdrawn", label: "", seconds: 0 };
+  keep(sha256, reviewer, { ...decided(before) ? before : none, note, time: now(sha256) });
   if (!queue.includes(sha256)) queue.splice(at, 0, sha256);
   show(queue.indexOf(sha256));
   return say(`Undone. ${$("place").textContent}`);
@@ -186,7 +190,6 @@ function exportDecisions() {
   link.href = URL.createObjectURL(new Blob([writeCsv([COLUMNS, ...rows])], { type: "text/csv" }));
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 60000);
-  unkept.clear();
   return say(`Exported ${rows.length} rows to decisions.csv.`);
 }
 function check({ verdict, label, seconds, time, note, ...more }, name) { // an entry, or an Error that says what is wrong
@@ -268,11 +271,11 @@ table.addEventListener("click", event => {
 document.querySelectorAll(".export").forEach(button => button.addEventListener("click", exportDecisions));
 $("import").addEventListener("click", () => $("file").click());
 $("file").addEventListener("change", async ({ target }) => {
-  const [file] = target.files, before = unkept.size;
+  const [file] = target.files;
   target.value = ""; // the same file may be chosen again
   try {
     const count = importDecisions(new TextDecoder("utf-8", { fatal: true }).decode(await file.arrayBuffer()));
-    if (unkept.size === before) warn("");
+    if (!unkept.size) warn("");
     say(`Imported ${count} decisions of ${file.name} that were new.`);
     redraw();
   } catch (error) {
