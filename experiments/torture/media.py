@@ -146,7 +146,7 @@ def compare(file: Path, frames: np.ndarray, original: np.ndarray) -> tuple[str, 
     ffmpeg leaves out frames that it reports damage for, and lost ones without a word: a chosen frame may be one of the
     frames before its own by as many as are missing. Where it reports damage, the ``original`` video's frames count too.
     """
-    track, starts, _ = scan(file)
+    track, starts, *_ = scan(file)
     chosen = clip_indices(starts, track.end_seconds, SPEC)
     raw, errors = _ffmpeg([*_source(file), "-"])
     shown = np.frombuffer(raw, np.uint8).reshape(-1, SIDE, SIDE, 3)

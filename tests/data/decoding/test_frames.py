@@ -53,7 +53,7 @@ OPEN_GOP = {  # pictures that are stored behind a key frame and shown before it:
 def test_the_frames_asked_for_are_given_in_every_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(media, "FORMATS", media.FORMATS | OPEN_GOP)
     for path in media.write_originals(tmp_path):
-        expected, (track, starts, _) = by_ffmpeg(path), scan(path)
+        expected, (track, starts, *_) = by_ffmpeg(path), scan(path)
         frames, result = read(path, 6)
         assert (result.status, len(starts)) == ("ok", len(expected)), path.name
         chosen = clip_indices(starts, track.end_seconds, StoreSpec(6, SIDE))

@@ -38,7 +38,7 @@ def decode(path: Path, spec: StoreSpec, decoders: tuple[str, ...]) -> tuple[Fram
 
 def decode_scanned(path: Path, spec: StoreSpec, decoders: tuple[str, ...], found: Scan) -> tuple[Frames, DecodeResult]:
     """`decode` for a file that has been scanned."""
-    track, starts, errors = found
+    track, starts, _, errors = found
     indices = clip_indices(starts, track.end_seconds, spec)
     wanted, places = np.unique(indices, return_inverse=True)  # going back, a decoder would seek and decode again
     failures = []

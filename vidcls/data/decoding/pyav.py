@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import av
@@ -21,13 +22,22 @@ class ChosenFrames:
     If that frame cannot be decoded, the nearest one before it (or else after it) takes its place, marked as not intact.
     After damage every frame counts as damaged until the next intact key frame, since it may refer to damaged ones.
     ``times`` are frame times of `read_track`, ascending; ``decoded`` counts the frames that the decoder has returned.
+    With the times of all key frames in ``keys`` (see `Scan`), what lies between the last wanted frame of one group of
+    pictures and the key frame of the next group that holds one is not decoded.
     """
 
     def __init__(
-        self, path: Path, track: Track, times: Float[np.ndarray, " M"], resolution: int, threads: int = 1
+        self,
+        path: Path,
+        track: Track,
+        times: Float[np.ndarray, " M"],
+        resolution: int,
+        threads: int = 1,
+        keys: Float[np.ndarray, " G"] | None = None,
     ) -> None:
         self._path, self._clock, self._times, self._threads = path, track.frame_seconds, times, threads
         self._scale_and_rotate = _ScaleAndRotate(resolution)
+        self._keys = np.empty(0) if keys is None else keys
         self.decoded = 0
 
     def __iter__(self) -> Iterator[tuple[UInt8[np.ndarray, "R R 3"], bool]]:
@@ -56,7 +66,7 @@ class ChosenFrames:
             context.thread_count = self._threads
             skippable = context.name in ("h264", "hevc") and self._clock is None  # counting needs every frame
             whole: bool | None = None
-            for packet in demux(container, stream):
+            for packet in self._needed(demux(container, stream)):
                 if whole is None:
                     whole = packet.is_keyframe
                 if skippable:
@@ -76,6 +86,29 @@ class ChosenFrames:
                     self.decoded += 1
                     if seconds is not None:
                         yield seconds, frame, whole
+                if not packet.size:
+                    context.flush_buffers()
+                    whole = False  # until the next key frame
+
+    def _needed(self, packets: Iterable[av.Packet]) -> Iterator[av.Packet]:
+        """The packets to decode; where some are left out, an empty one, for which the decoder returns all it holds."""
+        groups = Counter((np.searchsorted(self._keys, self._times + TIE_SECONDS, side="right") - 1).tolist())
+        group, left, skipping = -1, 0, False  # left: frames that are wanted of the rest of this group of pictures
+        for packet in packets:
+            if len(self._keys) and packet.size:
+                if packet.is_keyframe:
+                    group += 1
+                    left = groups[group]
+                if not left and not (groups[group] and groups[group + 1]):
+                    if not skipping:
+                        empty = av.Packet()
+                        empty.stream, empty.time_base = packet.stream, packet.time_base
+                        yield empty
+                    skipping = True
+                    continue
+                skipping = False
+                left -= self._is_wanted(packet)
+            yield packet
 
     def _is_wanted(self, packet: av.Packet) -> bool:
         if not packet.size or packet.pts is None:

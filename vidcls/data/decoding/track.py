@@ -52,14 +52,14 @@ class Scan(NamedTuple):
 
     track: Track
     starts: Float[np.ndarray, " N"]  # when each frame appears, ascending, in seconds
+    keys: Float[np.ndarray, " G"]  # when each key frame does, if all later frames can be decoded from it; else empty
     ffmpeg_errors: str
 
 
 def scan(path: Path) -> Scan:
     """`read_track` with what FFmpeg reports on the way; raises `UndecodableError` where there is no video."""
     with decoding(path, "pyav") as ffmpeg_errors:
-        track, starts = read_track(path)
-        return Scan(track, starts, ffmpeg_errors())
+        return Scan(*read_track(path), ffmpeg_errors())
 
 
 def open_video(path: Path) -> tuple[av.container.InputContainer, av.VideoStream]:
@@ -100,14 +100,14 @@ def demux(container: av.container.InputContainer, *streams: av.stream.Stream) ->
             yield packet
 
 
-def read_track(path: Path) -> tuple[Track, Float[np.ndarray, " N"]]:
-    """The video track of a file and when each of its N frames appears, ascending; decodes nothing."""
+def read_track(path: Path) -> tuple[Track, Float[np.ndarray, " N"], Float[np.ndarray, " G"]]:
+    """The video track of a file, and when its frames and its key frames appear, as in `Scan`; decodes nothing."""
     container, stream = open_video(path)
     with container:
         counted = container.format.name == "avi"  # whose B-frames come with shuffled timestamps
         count = hidden = corrupt = keyless = repeats = 0
         key_found = leading = False
-        key_ticks: int | None = None
+        keys, avcc, idr = array("q"), stream.codec_context.extradata or b"", stream.codec_context.name == "h264"
         ticks, durations = array("q"), array("q")  # 16 bytes a frame: a long video has hundreds of thousands
         places, sizes = array("q"), array("q")  # of the packets of all tracks in the file
         others = [other for other in container.streams if other.index != stream.index]
@@ -129,8 +129,9 @@ def read_track(path: Path) -> tuple[Track, Float[np.ndarray, " N"]]:
             counted = counted or packet.pts is None
             if packet.pts is not None:
                 if packet.is_keyframe:
-                    key_ticks = packet.pts
-                leading = leading or (key_ticks is not None and packet.pts < key_ticks)
+                    keys.append(packet.pts)
+                    idr = idr and _starts_anew(bytes(packet), avcc)
+                leading = leading or (len(keys) > 0 and packet.pts < keys[-1])
                 ticks.append(packet.pts)
                 durations.append(packet.duration or 0)
         if not count:
@@ -159,10 +160,27 @@ def read_track(path: Path) -> tuple[Track, Float[np.ndarray, " N"]]:
     # Of frames with one timestamp all but the first would be missed, as would most of those that follow too fast.
     if counted or (np.diff(starts) <= 0).any() or starts[-1] - starts[0] < (count - 1) * SHORTEST_FRAME_SECONDS:
         step = min(max(step, SHORTEST_FRAME_SECONDS), 1.0)
-        return Track(0.0, count * step, step, reasons, count / declared, False), np.arange(count) * step
+        return Track(0.0, count * step, step, reasons, count / declared, False), np.arange(count) * step, np.empty(0)
     end = float(starts[-1]) + (float(durations[order[-1]] * base) or step)
     seekable = indexed and not leading
-    return Track(float(starts[0]), end, None, reasons, count / declared, seekable), starts
+    key_starts = np.array(keys if seekable and idr else (), np.float64) * base.numerator / base.denominator
+    return Track(float(starts[0]), end, None, reasons, count / declared, seekable), starts, key_starts
+
+
+def _starts_anew(key_frame: bytes, avcc: bytes) -> bool:
+    """Whether a key frame of H.264 with lengths before its units (ISO/IEC 14496-15) is an IDR picture.
+
+    Others are called key frames too, such as those at which a decoder may join a stream that is refreshed bit by bit.
+    """
+    if len(avcc) < 5 or avcc[0] != 1:
+        return False
+    prefix, place = (avcc[4] & 3) + 1, 0
+    while place + prefix < len(key_frame):
+        kind = key_frame[place + prefix] & 31
+        if 1 <= kind <= 5:  # a slice
+            return kind == 5
+        place += prefix + int.from_bytes(key_frame[place : place + prefix])
+    return False
 
 
 def _has_unread_part(container: av.container.InputContainer, path: Path, places: array[int], sizes: array[int]) -> bool:

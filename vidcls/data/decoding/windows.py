@@ -74,7 +74,9 @@ class _Windows(WindowStream):
     """A video of several windows. Of its N frames only the times of the requested ones are kept."""
 
     def __init__(self, path: Path, plan: WindowPlan, found: Scan, threads: int) -> None:
-        track, starts, self._errors = found
+        track, starts, keys, self._errors = found
+        # A damaged file is read as a whole, as damage may hide anywhere.
+        self._keys = np.empty(0) if track.reasons or self._errors else keys
         window_starts, total = plan.choose_windows(starts - track.start_seconds, track.seconds)
         if total is not None:
             unread = f"{len(window_starts)} of {total} windows are read (predict.max_windows)"
@@ -98,7 +100,7 @@ class _Windows(WindowStream):
     def __iter__(self) -> Iterator[Window]:
         self.result, self.frames_decoded = None, 0
         side = self._plan.spec.stored_resolution
-        chosen = ChosenFrames(self._path, self._track, self._times, side, self._threads)
+        chosen = ChosenFrames(self._path, self._track, self._times, side, self._threads, self._keys)
         frames = enumerate(chosen)
         kept: dict[int, tuple[UInt8[np.ndarray, "R R 3"], bool]] = {}  # what this window and later ones may use
         newest, intact = -1, 0
