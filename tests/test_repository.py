@@ -22,7 +22,7 @@ FLOORS = [
     {"data", "models"},
     {"training", "moderation"},
     {"prediction"},
-    {"evaluation", "exporters"},
+    {"evaluation", "exporters", "inspection"},
     {"sweeps"},
 ]
 """Files and folders of vidcls; each imports from itself and from those above it in this list."""

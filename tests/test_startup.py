@@ -71,6 +71,13 @@ EXPORT = {
     "run={run} accelerator=gpus": "accelerator",
 }
 REPORT = {"sweep=nowhere": "no-sweep"}
+INSPECT_DATA = {
+    "data=folder": "missing-option",
+    "data=folder data.source=nowhere": "missing-source",
+    "data.resolution=0": "data.resolution",
+    "seed=-1": "seed",
+    "output={video}": "output",
+}
 CROSS_VALIDATE = {
     "data=folder": "missing-option",
     "data=folder data.source=nowhere": "missing-source",
@@ -92,6 +99,7 @@ CASES = {
     "predict": PREDICT,
     "export": EXPORT,
     "report": REPORT,
+    "inspect_data": INSPECT_DATA,
 }
 
 

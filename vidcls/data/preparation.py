@@ -61,19 +61,9 @@ def prepare_videos(options: DataOptions, console: Console, manifest_path: Path |
         console.print(note, soft_wrap=True)
     if manifest_path is not None and manifest_path.exists():
         return _resume(options, read_manifest(manifest_path), console)
-    _draw_demo(options)
-    manifest, stats = _ingest(_list(options, options.classes, console), options, console)
-    manifest["cluster"] = _clusters(manifest, options)
-    labelled = manifest[manifest["label"] != ""]
-    classes = class_order(list(labelled["label"]), options.classes)
-    manifest.loc[labelled.index, "split"] = assign_splits(
-        list(labelled["label"]),
-        _groups(labelled, options),
-        list(labelled["split"]),
-        val_fraction=options.split.val_fraction,
-        test_fraction=options.split.test_fraction,
-        seed=options.seed,
-    )
+    manifest, stats = _read_source(options, console)
+    classes = class_order([label for label in manifest["label"] if label], options.classes)
+    _assign_splits(manifest, options)
     if options.decisions:
         decisions = read_decisions(options.decisions)
         groups = _groups(manifest, options)
@@ -97,6 +87,38 @@ def prepare_videos(options: DataOptions, console: Console, manifest_path: Path |
     if options.sampler == "balanced":
         count_training_videos(manifest, classes, "data.sampler")
     return PreparedVideos(manifest, classes, stats)
+
+
+def survey_videos(options: DataOptions, console: Console) -> tuple[pd.DataFrame, str]:
+    """All videos of a source, decoded, and split as for training, or why they cannot be.
+
+    The manifest has the columns ``file`` and ``cluster`` too (see `name_clusters`).
+    """
+    manifest, _ = _read_source(options, console)
+    try:
+        _assign_splits(manifest, options)
+    except UserError as error:
+        return manifest, str(error)
+    return manifest, ""
+
+
+def _read_source(options: DataOptions, console: Console) -> tuple[pd.DataFrame, IngestStats]:
+    _draw_demo(options)
+    manifest, stats = _ingest(_list(options, options.classes, console), options, console)
+    manifest["cluster"] = _clusters(manifest, options)
+    return manifest, stats
+
+
+def _assign_splits(manifest: pd.DataFrame, options: DataOptions) -> None:
+    labelled = manifest[manifest["label"] != ""]
+    manifest.loc[labelled.index, "split"] = assign_splits(
+        list(labelled["label"]),
+        _groups(labelled, options),
+        list(labelled["split"]),
+        val_fraction=options.split.val_fraction,
+        test_fraction=options.split.test_fraction,
+        seed=options.seed,
+    )
 
 
 def _groups(videos: pd.DataFrame, options: DataOptions) -> list[str]:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
-from PIL import Image
 
-from vidcls.data.store import FrameStore, StoreEntryError
+from vidcls.data.pictures import strip
+from vidcls.data.store import FrameStore
 from vidcls.files import csv_bytes, write_atomically
 from vidcls.metrics.label_issues import find_label_issues
 from vidcls.pages import render_page
@@ -45,7 +43,7 @@ def write_label_issues(
     write_atomically(folder / "label_issues.csv", csv_bytes(table))
     if store is not None:
         shown = table.head(MAX_SHOWN).to_dict("records")
-        pictures = [_strip(store, row["sha256"]) for row in shown]
+        pictures = [strip(store, row["sha256"], FRAMES, SIDE) for row in shown]
         joint = [
             (classes[i], classes[j], found.joint[i, j] * len(rows))
             for i, j in zip(*np.nonzero(found.joint), strict=True)
@@ -61,16 +59,3 @@ def write_label_issues(
         )
         write_atomically(folder / "label_issues.html", page)
     return len(suspects)
-
-
-def _strip(store: FrameStore, sha256: str) -> str:
-    """Some frames side by side, as JPEG in base64; "" where the store has lost them."""
-    places = np.linspace(0, store.spec.frames_per_video - 1, FRAMES).round().astype(np.int64)
-    try:
-        frames = store.read(sha256, np.unique(places))
-    except StoreEntryError:
-        return ""
-    scaled = [np.asarray(Image.fromarray(frame).resize((SIDE, SIDE))) for frame in frames]
-    jpeg = io.BytesIO()
-    Image.fromarray(np.concatenate(scaled, axis=1)).save(jpeg, "JPEG", quality=80)
-    return base64.b64encode(jpeg.getvalue()).decode()

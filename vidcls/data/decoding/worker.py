@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from multiprocessing.connection import Client
 from pathlib import Path
+from typing import NamedTuple
 
 from vidcls.data.decoding.plan import WindowPlan
 from vidcls.data.decoding.result import DecodeResult, UndecodableError, undecodable
@@ -11,6 +12,32 @@ from vidcls.data.hashing import FileState, HashResult
 from vidcls.data.store import FrameStore
 
 CHANGED = "the file has changed while being read"
+
+
+class VideoHeader(NamedTuple):
+    """What a file says of its video track."""
+
+    codec: str
+    width: int  # as stored; players turn the frames by `rotation`
+    height: int
+    frame_rate: float | None  # on average
+    rotation: int  # degrees counter-clockwise
+
+
+def read_header(file: Path) -> VideoHeader | None:
+    """The header of a video, and its first frame, which alone tells the rotation; None if there is no video."""
+    from vidcls.data.decoding.track import decoding, open_video
+
+    try:
+        with decoding(file, "pyav"):
+            container, stream = open_video(file)
+            with container:
+                context, rate = stream.codec_context, stream.average_rate
+                turned = next(container.decode(stream)).rotation % 360
+                frame_rate = float(rate) if rate else None
+                return VideoHeader(context.name, context.width, context.height, frame_rate, turned)
+    except UndecodableError:
+        return None
 
 
 def decode_to_store(file: Path, hashed: HashResult, store: FrameStore, decoders: tuple[str, ...]) -> DecodeResult:

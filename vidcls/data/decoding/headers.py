@@ -1,0 +1,41 @@
+"""What video files say of themselves, read in worker processes that can be killed. Imports no decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from rich.progress import track
+
+from vidcls.data.decoding.pool import create_pool
+from vidcls.data.decoding.receiver import WORKER_ERRORS
+from vidcls.data.decoding.worker import VideoHeader, read_header
+from vidcls.data.options import DecodeLimits
+from vidcls.data.urls import is_url
+
+
+def read_headers(locations: Sequence[str], limits: DecodeLimits) -> list[VideoHeader | None]:
+    """The header of each file; None of one behind a URL, and where no video can be read.
+
+    Costs the first frame of each: the rest of a file is not read again.
+    """
+    files = {place: Path(location) for place, location in enumerate(locations) if not is_url(location)}
+    headers: list[VideoHeader | None] = [None] * len(locations)
+    if files:
+        with create_pool(limits, len(files)) as pool:
+            found = pool.map(read_header, files.values(), timeout=limits.timeout_seconds).result()
+            shown = track(_each(found), "Headers", len(files), transient=True, disable=len(files) < 100)
+            for place, header in zip(files, shown, strict=True):
+                headers[place] = header
+    return headers
+
+
+def _each(results: Iterator[VideoHeader | None]) -> Iterator[VideoHeader | None]:
+    """None for each worker that was lost."""
+    while True:
+        try:
+            yield next(results)
+        except StopIteration:
+            return
+        except WORKER_ERRORS:
+            yield None

@@ -1,0 +1,30 @@
+"""Pictures of stored videos for pages and dashboards."""
+
+from __future__ import annotations
+
+import base64
+import io
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from vidcls.data.store import FrameStore, StoreEntryError
+
+
+def thumbnails(store: FrameStore, sha256: str, count: int, side: int) -> UInt8[np.ndarray, "N R R 3"]:
+    """Frames from the middles of ``count`` equal parts of a video, each once; raises `StoreEntryError`."""
+    places = ((np.arange(count) + 0.5) * store.spec.frames_per_video / count).astype(np.int64)
+    frames = store.read(sha256, np.unique(places))
+    return np.stack([np.asarray(Image.fromarray(frame).resize((side, side))) for frame in frames])
+
+
+def strip(store: FrameStore, sha256: str, count: int, side: int) -> str:
+    """`thumbnails` side by side, as JPEG in base64; "" where the store has lost them."""
+    try:
+        frames = thumbnails(store, sha256, count, side)
+    except StoreEntryError:
+        return ""
+    jpeg = io.BytesIO()
+    Image.fromarray(np.concatenate(list(frames), axis=1)).save(jpeg, "JPEG", quality=80)
+    return base64.b64encode(jpeg.getvalue()).decode()

@@ -1,0 +1,1 @@
+"""What a source holds, looked at before anything is trained on it."""
