@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -110,9 +111,14 @@ def _merge(
     return connected_components(graph, directed=False)[1][clusters]
 
 
+def kept_hashes(store: FrameStore) -> Path:
+    """The folder of the hashes of these frames."""
+    return store.folder.parents[1] / "near_duplicates" / f"{store.folder.name}_hash{HASH_VERSION}"
+
+
 def hash_videos(sha256s: Sequence[str], store: FrameStore) -> UInt8[np.ndarray, "N 129"]:
-    """The hashes of stored videos, kept beside their frames; of those that are not stored, ones that match nothing."""
-    kept = FeatureStore(store.folder / f"near_duplicates_{HASH_VERSION}")
+    """The hashes of stored videos, kept beside the store; of those that are not stored, ones that match nothing."""
+    kept = FeatureStore(kept_hashes(store))
     every = np.arange(store.spec.frames_per_video)
 
     def hashed(sha256: str) -> UInt8[np.ndarray, " 129"]:
