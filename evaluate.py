@@ -38,12 +38,12 @@ def main(cfg: DictConfig) -> None:
     run = load_run(folders_of(cfg.run), trusted_packages(cfg))
     videos = prepare_evaluation(run, plan, source, cfg.cache_dir, console)
     predictor = run.make_predictor(cfg.accelerator)
-    predictions = {split: predict_held_out(run, predictor, videos, split, source) for split in plan.splits}
-    policy = choose_policy(run, plan.policy, videos, predictions)
+    found = {split: predict_held_out(run, predictor, videos, split, source) for split in plan.splits}
+    policy = choose_policy(run, plan.policy, videos, {split: predictions for split, (predictions, _) in found.items()})
     results = {}
-    for split, predicted in predictions.items():
+    for split, (predictions, vectors) in found.items():
         folder = result_folder(run, source, split)
-        results[split] = evaluate_split(run, videos, split, predicted, policy, folder)
+        results[split] = evaluate_split(run, videos, split, predictions, vectors, policy, folder)
         write_split(run, videos, split, results[split], policy, source)
     print_evaluation(run, results, policy, console)
 

@@ -21,6 +21,7 @@ CONFIGS = {
     "cross_validate": (CONF, "cross_validate"),
     "evaluate": (CONF, "evaluate"),
     "predict": (CONF, "predict"),
+    "select_videos": (CONF, "select_videos"),
     "export": (CONF, "export"),
     "report": (CONF / "report", "report"),
 }

@@ -65,6 +65,12 @@ PREDICT = {
     "run={run} input={video} output=out predict.top_k=0": "predict.top_k",
     "run={run} input={video} output=out accelerator=gpus": "accelerator",
 }
+SELECT_VIDEOS = {
+    "run=nowhere input={video}": "run",
+    "run={run} input={video} count=0": "count",
+    "run={run} input={video} random_share=0.7": "random_share",
+    "run={run} input={video} decisions=nowhere": "bad-decisions",
+}
 EXPORT = {
     "run=nowhere": "run",
     "run={run} format=tflite": "format",
@@ -97,6 +103,7 @@ CASES = {
     "cross_validate": CROSS_VALIDATE,
     "evaluate": EVALUATE,
     "predict": PREDICT,
+    "select_videos": SELECT_VIDEOS,
     "export": EXPORT,
     "report": REPORT,
     "inspect_data": INSPECT_DATA,

@@ -27,7 +27,7 @@ from vidcls.errors import UserError, find_user_error
 Result = TypeVar("Result")
 
 NO_MEMORY = ("start new thread", "allocate memory", "not enough memory", "Resource temporarily")
-LISTS = ("run", "sweep", "data.decisions")  # options that name a path or several: run=[A,B]
+LISTS = ("run", "sweep", "data.decisions", "decisions")  # options that name a path or several: run=[A,B]
 QUOTES = ("'", '"')
 # How gloo and NCCL say that the process at the other end is gone.
 LOST_PROCESS = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")

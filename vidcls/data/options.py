@@ -141,7 +141,7 @@ class DataOptions:
         for name, values in choices.items():
             check_choice(f"data.{name}", getattr(self, name), values)
         self._check_clip_seconds()
-        object.__setattr__(self, "decisions", _paths("data.decisions", self.decisions))
+        object.__setattr__(self, "decisions", list_paths("data.decisions", self.decisions))
         if self.classes is not None and not isinstance(self.classes, str):  # YAML may read names as numbers
             object.__setattr__(self, "classes", [str(name) for name in self.classes])
         _check_classes(self.classes)
@@ -184,7 +184,7 @@ class DataOptions:
         return StoreSpec(frames, max(pixels, self.resolution), self.sampling, self.clip_seconds, self.num_clips)
 
 
-def _paths(option: str, value: Any) -> tuple[str, ...]:
+def list_paths(option: str, value: Any) -> tuple[str, ...]:
     """The paths that an option names: none, one, or a list of them."""
     paths = [value] if isinstance(value, str) else list(value or ())
     if not all(isinstance(path, str) for path in paths):

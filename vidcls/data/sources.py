@@ -269,7 +269,8 @@ def _check_found(
         raise UserError(expected, f"none of {_some(empty)}{also}", "Correct data.classes.", "data.classes")
     if len(found) < fewest:
         remedy = f"Check data.source; a folder's layout is {LAYOUT}."
-        got = f"the one class {found[0]!r} with {len(videos)} videos{also}"
+        what = f"the one class {found[0]!r}" if found else "no label at all,"
+        got = f"{what} with {len(videos)} videos{also}"
         raise UserError(f"two or more classes in {source}", got, remedy, "one-class")
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
 from rich.console import Console
 from torch.utils.tensorboard import SummaryWriter
 
@@ -19,7 +20,7 @@ from vidcls.data.preparation import prepare_external, redecode_missing, usable_r
 from vidcls.data.urls import absolute
 from vidcls.data.videos import Videos
 from vidcls.errors import UserError
-from vidcls.evaluation.notes import group_numbers, share_shift, split_notes, temperature_notes
+from vidcls.evaluation.notes import temperature_notes
 from vidcls.evaluation.options import EvaluationPlan, PolicyOptions
 from vidcls.files import csv_bytes, write_atomically
 from vidcls.metrics.bootstrap import bootstrap_intervals
@@ -29,6 +30,7 @@ from vidcls.metrics.predictions import Predictions
 from vidcls.moderation.policy import Policy, decide, fit_policy, load_policy, policy_report, save_policy
 from vidcls.plots.run_plots import confusion_figure, precision_recall_figure, reliability_figure, roc_figure
 from vidcls.plots.style import Figure, save_figures
+from vidcls.prediction.drift import compare_with_training, drift_notes, group_numbers
 from vidcls.prediction.loading import load_run
 from vidcls.prediction.predictor import BaseRun, Predictor
 from vidcls.training.records import log_picture, worst_errors_figure, write_predictions
@@ -80,11 +82,14 @@ def _check_unseen(run: BaseRun, rows: pd.DataFrame, own: bool) -> None:
             )
 
 
-def predict_held_out(run: BaseRun, predictor: Predictor, videos: Videos, split: str, source: str | None) -> Predictions:
-    """The predictions of a split; those of val out-of-fold where the network is fitted to it (refit=true)."""
+def predict_held_out(
+    run: BaseRun, predictor: Predictor, videos: Videos, split: str, source: str | None
+) -> tuple[Predictions, Float[np.ndarray, "N P"]]:
+    """Predictions and clip vectors of a split; of val out-of-fold where the network is fitted to it (refit=true)."""
     if source is None and split == "val" and run.refit:
-        return _out_of_fold(run, videos)[1].last(len(videos.rows("val")))
-    return predictor.predict_split(videos, split)
+        val = _out_of_fold(run, videos)[1].last(len(videos.rows("val")))
+        return val, np.empty((len(val.labels), 0))
+    return predictor.classify_split(videos, split)
 
 
 def _out_of_fold(run: BaseRun, videos: Videos) -> tuple[pd.DataFrame, Predictions]:
@@ -108,7 +113,7 @@ def evaluate_run(
         remedy = "Evaluate it with evaluate.py on new videos."
         raise UserError(f"videos in the run's {split} split", "none", remedy, "empty-split")
     videos = prepare_evaluation(run, EvaluationPlan(split, [split], None), None, None, console)
-    return predict_held_out(run, run.make_predictor(accelerator), videos, split, None).summary(run.classes)
+    return predict_held_out(run, run.make_predictor(accelerator), videos, split, None)[0].summary(run.classes)
 
 
 def choose_policy(
@@ -149,7 +154,13 @@ def fitted_on(run: BaseRun) -> str:
 
 
 def evaluate_split(
-    run: BaseRun, videos: Videos, split: str, predictions: Predictions, policy: Policy | None, folder: Path
+    run: BaseRun,
+    videos: Videos,
+    split: str,
+    predictions: Predictions,
+    vectors: Float[np.ndarray, "N P"],
+    policy: Policy | None,
+    folder: Path,
 ) -> SplitResult:
     """Measures a split, once, for everything that is then written, plotted and printed."""
     rows, classes, report, calibrated = videos.rows(split), run.classes, None, None
@@ -160,9 +171,10 @@ def evaluate_split(
     metrics = predictions.summary(classes)
     metrics["bootstrap_ci95"] = bootstrap_intervals(*given, predictions.losses, groups, classes, unit=unit)
     metrics["average_precision"] = {name: None if curve is None else curve.area for name, curve in curves.items()}
-    shift = share_shift(run, rows, predictions) if folder.name not in ("train", "val") else None
-    metrics["predicted_share"] = shift
-    metrics["notes"] = [*split_notes(split, shift), *(temperature_notes(policy, fitted_on(run)) if policy else ())]
+    compared = folder.name not in ("train", "val")
+    drift = compare_with_training(run, rows, given[0], vectors, predictions.labels) if compared else None
+    metrics["drift"] = drift
+    metrics["notes"] = [*drift_notes(split, drift), *(temperature_notes(policy, fitted_on(run)) if policy else ())]
     if policy is not None:
         calibrated = reliability(calibrate(predictions.probabilities, policy.temperature), predictions.labels)
         metrics["calibration_error_calibrated"] = calibrated.error

@@ -9,9 +9,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from vidcls.evaluation.notes import split_notes, temperature_notes
+from vidcls.evaluation.notes import temperature_notes
 from vidcls.evaluation.results import SplitResult, fitted_on
 from vidcls.moderation.policy import Policy
+from vidcls.prediction.drift import drift_notes
 from vidcls.prediction.predictor import BaseRun
 
 
@@ -24,7 +25,7 @@ def print_evaluation(run: BaseRun, results: dict[str, SplitResult], policy: Poli
     }
     console.print(_by_split(f"Metrics of {run.name}", columns))
     for split, result in results.items():
-        for note in split_notes(split, result.metrics["predicted_share"]):
+        for note in drift_notes(split, result.metrics["drift"]):
             console.print(note, markup=False, soft_wrap=True)
     if policy is None:
         advice = f"No policy. To fit one, name the class that needs no action, such as policy.safe_class={classes[-1]}"

@@ -46,9 +46,12 @@ class Classifier(nn.Module):
     def encode(self, frames: Float[Tensor, "B T 3 R R"]) -> Float[Tensor, "B *features"]:
         return self.encoder(frames)
 
+    def embed(self, features: Float[Tensor, "B *features"]) -> Float[Tensor, "B E"]:
+        """The clip vectors that the output layer sees."""
+        return self.standardise(self.head(features))
+
     def classify(self, features: Float[Tensor, "B *features"]) -> Float[Tensor, "B K"]:
-        clip = self.standardise(self.head(features))  # [B, E]
-        return self.output(self.dropout(clip))  # [B, K]
+        return self.output(self.dropout(self.embed(features)))
 
     def forward(self, frames: Float[Tensor, "B T 3 R R"]) -> Float[Tensor, "B K"]:
         return self.classify(self.encode(frames))

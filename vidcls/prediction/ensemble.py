@@ -115,13 +115,14 @@ class EnsemblePredictor(Predictor):
         self._predictors = [Predictor(member, accelerator) for member in run.runs]
         self.device = self._predictors[0].device
 
-    def __call__(self, stacks: Sequence[UInt8[np.ndarray, "_ H W 3"]]) -> Float[np.ndarray, "B K"]:
+    def outputs(self, stacks: Sequence[UInt8[np.ndarray, "_ H W 3"]]) -> Float[np.ndarray, "B K"]:
         return self._ensemble.average([predictor(stacks) for predictor in self._predictors])
 
-    def predict_split(self, videos: Videos, split: str) -> Predictions:
+    def classify_split(self, videos: Videos, split: str) -> tuple[Predictions, Float[np.ndarray, "N 0"]]:
         found = []
         for predictor in self._predictors:  # each takes its own number of frames from what is stored
             own = predictor.run.videos(videos.options.source, videos.options.cache_dir)
             own.load_manifest(videos.manifest)
             found.append(predictor.predict_split(own, split))
-        return _predictions(found, self._ensemble)
+        mean = _predictions(found, self._ensemble)
+        return mean, np.empty((len(mean.labels), 0), np.float32)

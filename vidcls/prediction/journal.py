@@ -12,7 +12,7 @@ import os
 import sqlite3
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,8 @@ class VideoDetails:
     segments: list[tuple[str, float, float, float, float]]  # class, and a `vidcls.moderation.timeline.Segment`
     peaks: list[tuple[str, float, float]]  # class, middle of the window, probability
     loops: list[tuple[float, list[str]]]  # of the windows with peaks: its middle, JPEGs in base64
+    # The mean of its windows' clip vectors, in the components of the run's reference.
+    vector: list[float] = field(default_factory=list)
 
 
 class Journal:
@@ -161,6 +163,21 @@ class Journal:
         """`rows`, and the details of each."""
         query = "SELECT path, sha256, cells, details FROM videos JOIN results ON result = id ORDER BY path"
         return ((_row(*found), _details(text)) for *found, text in self._database.execute(query))
+
+    def contents(self, paths: Collection[str] | None = None) -> Iterator[tuple[dict[str, str], list[float]]]:
+        """The row of each decoded content, of one of ``paths`` if given, and its clip vector.
+
+        By hash, so that the first are a random choice.
+        """
+        query = (
+            "SELECT path, sha256, cells, details ->> 'vector' FROM results JOIN videos ON result = id "
+            "WHERE details IS NOT NULL AND sha256 IS NOT NULL ORDER BY sha256, path"
+        )
+        before = ""
+        for path, sha256, cells, vector in self._database.execute(query):
+            if sha256 != before and (paths is None or readable(path) in paths):
+                before = sha256
+                yield _row(path, sha256, cells), json.loads(vector or "[]")
 
     def copies(self, sha256s: Collection[str]) -> dict[str, list[str]]:
         """The paths with each of these contents, sorted."""

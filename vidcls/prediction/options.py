@@ -43,6 +43,29 @@ class EngineOptions:
 
 
 @dataclass(frozen=True)
+class SelectOptions:
+    """The options of select_videos.py; see conf/select_videos.yaml.
+
+    Raises:
+        UserError: one is out of range.
+    """
+
+    count: int
+    random_share: float | int
+    diverse_share: float | int
+    seed: int
+
+    def __post_init__(self) -> None:
+        check_integer("count", self.count)
+        check_integer("seed", self.seed, minimum=0)
+        for name in ("random_share", "diverse_share"):
+            check_number(name, getattr(self, name), 0.0, 1.0)
+        if (total := self.random_share + self.diverse_share) > 1:
+            expected = "random_share + diverse_share to be at most 1"
+            raise UserError(expected, f"{total:g}", "Lower one of them.", "random_share")
+
+
+@dataclass(frozen=True)
 class PredictOptions:
     """The options ``predict.*``; see conf/predict.yaml for what they mean.
 

@@ -84,8 +84,8 @@ def predict_videos(
                 number += 1
                 yield content.file, content.state
 
-    def submit(windows: Sequence[np.ndarray]) -> Callable[[], Float[np.ndarray, "B K"]]:
-        return partial(np.asarray, predictor(windows))
+    def submit(windows: Sequence[np.ndarray]) -> Callable[[], Float[np.ndarray, "B Q"]]:
+        return partial(np.asarray, predictor.outputs(windows))
 
     pending, long = list(videos), list[str]()
     while pending or long:

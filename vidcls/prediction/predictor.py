@@ -31,6 +31,7 @@ from vidcls.moderation.aggregation import video_score
 from vidcls.prediction.options import PredictOptions
 from vidcls.training.checkpoint import compile_model, load_checkpoint, rebuild
 from vidcls.training.inference import average_clips, clip_logits, fixed_kernels, match_layout, pad_batch, video_losses
+from vidcls.training.reference import Reference, read_reference
 from vidcls.training.run_folder import (
     ACCELERATORS,
     best_checkpoint,
@@ -64,6 +65,7 @@ class BaseRun:
     manifest: pd.DataFrame  # its videos
     oof_predictions: Predictions | None  # out-of-fold, of the videos it was fitted to; None but for optim=logistic
     val_predictions: Predictions | None  # of these weights
+    reference: Reference | None = None  # to compare new videos with; of a single run
 
     @property
     def classes(self) -> list[str]:
@@ -162,7 +164,7 @@ def load_single(folder: Path | str, trust: Sequence[str] = ()) -> LoadedRun:
     """Reads one finished run, see `vidcls.prediction.loading.load_run`."""
     folder, config = read_finished(Path(folder))
     best = best_checkpoint(folder)
-    checkpoint = load_checkpoint(best)
+    checkpoint, identity = load_checkpoint(best), hash_file(best)[:12]
     model, preprocess = rebuild(checkpoint, trust)
     if config.compile:
         compile_model(model)  # as it was tested
@@ -170,11 +172,12 @@ def load_single(folder: Path | str, trust: Sequence[str] = ()) -> LoadedRun:
         folder=folder,
         config=config,
         spec=checkpoint.spec,
-        identity=hash_file(best)[:12],
+        identity=identity,
         step=checkpoint.step,
         manifest=read_run_manifest(folder, checkpoint.spec.classes),
         oof_predictions=checkpoint.oof_predictions,
         val_predictions=checkpoint.val_predictions,
+        reference=read_reference(folder, identity, model),
         model=model,
         preprocess=preprocess,
     )
@@ -204,45 +207,72 @@ class Predictor:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True, warn_only=trainer.deterministic == "warn")
         match_layout(self._model, self.device)
+        self._projection = None
+        if run.reference is not None:
+            pair = run.reference.mean, run.reference.components
+            self._projection = [torch.from_numpy(array).to(self.device) for array in pair]
         store, clip = run.spec.store, run.spec.clip
         self._indices = select_frames(store.stored_frames, clip.num_frames, clip.sampling)
 
-    def _network(self, frames: UInt8[Tensor, "B T H W 3"]) -> Float[Tensor, "B K"]:
+    def _network(self, frames: UInt8[Tensor, "B T H W 3"]) -> Float[Tensor, "B Q"]:
+        """Logits, and clip vectors in the P components of the run's reference (Q = K + P); P is 0 without one."""
         autocast = torch.autocast(
             self.device.type, self._autocast_dtype, enabled=self._autocast_dtype is not None, cache_enabled=False
         )
         with autocast, fixed_kernels():
-            return self._model(self._preprocess(frames.to(self.device, non_blocking=True)))
+            inputs = self._preprocess(frames.to(self.device, non_blocking=True))
+            if self._projection is None:
+                return self._model(inputs)
+            clips = self._model.embed(self._model.encode(inputs))
+            logits = self._model.output(clips)  # as `Classifier.forward`, whose dropout does nothing here
+        mean, components = self._projection
+        return torch.cat([logits.float(), (clips.float() - mean) @ components.T], dim=1)
 
-    @torch.inference_mode()
     def __call__(self, stacks: Sequence[UInt8[np.ndarray, "_ H W 3"]]) -> Float[np.ndarray, "B K"]:
         """Probabilities of stacks of frames, as `vidcls.data.decoding.frames.decode` gives them.
 
         A stack of F frames is a clip; those of the M clips in one of M F frames are averaged.
         """
+        return self.outputs(stacks)[:, : len(self.run.classes)]
+
+    @torch.inference_mode()
+    def outputs(self, stacks: Sequence[UInt8[np.ndarray, "_ H W 3"]]) -> Float[np.ndarray, "B Q"]:
+        """Probabilities, as by calling it, and the clip vectors in the P components of `BaseRun.reference`."""
         stored, batch_size = self.run.spec.store.stored_frames, self.run.spec.batch_size
         counts = [len(stack) // stored for stack in stacks]
         clips = [stack.reshape(-1, stored, *stack.shape[1:])[:, self._indices] for stack in stacks]
         batches = torch.from_numpy(np.concatenate(clips)).split(batch_size)
-        logits = [self._network(pad_batch(batch, batch_size))[: len(batch)].float() for batch in batches]
-        videos = torch.cat(logits).split(counts)
-        return np.concatenate([average_clips(video[None]).cpu().numpy() for video in videos])
+        found = [self._network(pad_batch(batch, batch_size))[: len(batch)].float() for batch in batches]
+        averaged = [_average_outputs(video[None], len(self.run.classes)) for video in torch.cat(found).split(counts)]
+        return np.concatenate([torch.cat(pair, dim=1).cpu().numpy() for pair in averaged])
 
-    @torch.inference_mode()
     def predict_split(self, videos: Videos, split: str) -> Predictions:
         """Predicts each video of a split once; raises `UserError` where the network returns NaN."""
-        spec = self.run.spec
+        return self.classify_split(videos, split)[0]
+
+    @torch.inference_mode()
+    def classify_split(self, videos: Videos, split: str) -> tuple[Predictions, Float[np.ndarray, "N P"]]:
+        """`predict_split`, and the clip vectors as in `outputs`."""
+        spec, count = self.run.spec, len(self.run.classes)
         parts: list[list[np.ndarray]] = []
         for batch in track(videos.loader(split), f"Predicting {split}", transient=True):
-            logits = clip_logits(self._network, batch.frames, spec.clip.num_clips, spec.batch_size)
-            losses = video_losses(logits, batch.label.to(self.device))
-            parts.append([tensor.cpu().numpy() for tensor in (batch.label, average_clips(logits), losses)])
-        found = Predictions(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+            outputs = clip_logits(self._network, batch.frames, spec.clip.num_clips, spec.batch_size)  # [B, M, K + P]
+            probabilities, vectors = _average_outputs(outputs, count)
+            losses = video_losses(outputs[..., :count].contiguous(), batch.label.to(self.device))
+            parts.append([tensor.cpu().numpy() for tensor in (batch.label, probabilities, losses, vectors)])
+        arrays = [np.concatenate(part) for part in zip(*parts, strict=True)]
+        found = Predictions(*arrays[:3])
         if lost := int((~np.isfinite(found.probabilities)).any(axis=1).sum()):
             remedy = "Its training has diverged: train again with a lower optim.lr."
             got = f"none for {lost} of {len(found.labels)} {split} videos"
             raise UserError("finite probabilities from the network", got, remedy, "diverged-network")
-        return found
+        return found, arrays[3]
+
+
+def _average_outputs(outputs: Float[Tensor, "B M Q"], count: int) -> tuple[Float[Tensor, "B K"], Float[Tensor, "B P"]]:
+    """Of the clips of each video, with ``count`` classes: probabilities and clip vectors."""
+    # Contiguous, as in training: a softmax along another stride may round otherwise.
+    return average_clips(outputs[..., :count].contiguous()), outputs[..., count:].mean(dim=1)
 
 
 def choose_device(accelerator: str) -> torch.device:

@@ -51,10 +51,10 @@ class Network:
     """The network on one device; made at its first call, so that it may be restarted without arguments."""
 
     def __init__(self) -> None:
-        self._predictor: Callable[[np.ndarray], np.ndarray] | None = None
+        self._predictor: Any = None  # a `Predictor`, which imports torch
 
-    def predict(self, windows: UInt8[np.ndarray, "B F H W 3"], reading: Reading) -> Float[np.ndarray, "B K"]:
-        """The probabilities of a batch of windows."""
+    def predict(self, windows: UInt8[np.ndarray, "B F H W 3"], reading: Reading) -> Float[np.ndarray, "B Q"]:
+        """The outputs of a batch of windows, see `vidcls.prediction.predictor.Predictor.outputs`."""
         if self._predictor is None:
             os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as predict.py does, before torch is loaded
             import torch
@@ -62,7 +62,7 @@ class Network:
             torch.set_num_threads(reading.threads)  # Ray allows one; sums may round otherwise with another number
             (reference,) = reading.make_predictor
             self._predictor = ray.cloudpickle.loads(ray.get(reference))()
-        return self._predictor(windows)
+        return self._predictor.outputs(windows)
 
 
 class Reader:

@@ -16,14 +16,14 @@ from vidcls.prediction.journal import VideoDetails
 from vidcls.prediction.options import PredictOptions
 from vidcls.prediction.peaks import Peaks
 
-TimedProbabilities = list[tuple[float, float, Float[np.ndarray, " K"]]]
-"""Of each window: when it starts and ends, in seconds, and the probabilities in it."""
+TimedOutputs = list[tuple[float, float, Float[np.ndarray, " Q"]]]
+"""Of each window: when it starts and ends, in seconds, the probabilities in it, and its clip vector."""
 NO_POLICY = "no policy: fit one with evaluate.py run=DIR policy.safe_class=CLASS"
 
 
 def build_result(
     decoded: DecodeResult,
-    windows: TimedProbabilities,
+    windows: TimedOutputs,
     peaks: Peaks | None,
     *,
     model: str,
@@ -47,7 +47,8 @@ def build_result(
     details, probabilities = None, np.full((1, len(classes)), np.nan, np.float32)
     if peaks is not None and windows and decoded.status in USABLE:  # which may have windows, none intact
         starts, ends, rows = zip(*windows, strict=True)
-        probabilities = np.stack(rows)  # [W, K]
+        outputs = np.stack(rows)  # [W, K + P]
+        probabilities = outputs[:, : len(classes)]
         scores = video_score(probabilities, *aggregation)
         cells |= {name: f"{p:.9g}" for name, p in zip(classes, scores.tolist(), strict=True)}
         best = int(scores.argmax())
@@ -63,7 +64,8 @@ def build_result(
             for segment in segments(np.array(starts), ends[0] - starts[0], ends[-1], probabilities[:, k], *thresholds)
         ]
         highest = peaks.found(skip=policy.safe_class if policy else None)
-        details = VideoDetails(list(starts), list(ends), probabilities.tolist(), found, *highest)
+        vector = [float(f"{value:.6g}") for value in outputs[:, len(classes) :].mean(axis=0)]
+        details = VideoDetails(list(starts), list(ends), probabilities.tolist(), found, *highest, vector)
     if policy is not None:
         decision = decide(policy, probabilities, decoded.status, decoded.reason, *aggregation)
     else:

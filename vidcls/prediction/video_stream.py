@@ -13,20 +13,20 @@ from vidcls.data.decoding.plan import Window, WindowPlan, middle_clip
 from vidcls.data.decoding.receiver import Event, VideoFinished, VideoStarted, WindowRead
 from vidcls.data.decoding.result import DecodeResult
 from vidcls.prediction.peaks import Peaks
-from vidcls.prediction.video_result import TimedProbabilities
+from vidcls.prediction.video_result import TimedOutputs
 
-Probabilities = Float[np.ndarray, "B K"]
-Submit = Callable[[Sequence[UInt8[np.ndarray, "_ H W 3"]]], Callable[[], Probabilities]]
-"""Gives a batch of windows to a network; what it returns waits for their probabilities."""
+Outputs = Float[np.ndarray, "B Q"]
+Submit = Callable[[Sequence[UInt8[np.ndarray, "_ H W 3"]]], Callable[[], Outputs]]
+"""Gives a batch of windows to a network; what it returns waits for their probabilities and clip vectors."""
 
 
 @dataclass(frozen=True)
 class WindowClassified:
-    """A window of the video ``number``, with the probabilities of the K classes in it."""
+    """A window of the video ``number``, with the probabilities of the K classes in it and its clip vector."""
 
     number: int
     window: Window
-    probabilities: Float[np.ndarray, " K"]
+    outputs: Float[np.ndarray, " Q"]
 
 
 ClassifiedEvent = VideoStarted | WindowClassified | VideoFinished
@@ -38,7 +38,7 @@ def classify(events: Iterable[Event], submit: Submit, batch_size: int, in_flight
     While the next batch is read, up to ``in_flight`` are with the network.
     """
     waiting: list[Event] = []
-    submitted: deque[tuple[list[Event], Callable[[], Iterable[Float[np.ndarray, " K"]]]]] = deque()
+    submitted: deque[tuple[list[Event], Callable[[], Iterable[Float[np.ndarray, " Q"]]]]] = deque()
 
     def send() -> None:
         windows = [event.window.frames for event in waiting if isinstance(event, WindowRead)]
@@ -67,15 +67,15 @@ def classify(events: Iterable[Event], submit: Submit, batch_size: int, in_flight
 
 def collect(
     events: Iterable[ClassifiedEvent], plan: WindowPlan, classes: Sequence[str], exit_threshold: float | int
-) -> Iterator[tuple[int, DecodeResult, TimedProbabilities, Peaks | None]]:
+) -> Iterator[tuple[int, DecodeResult, TimedOutputs, Peaks | None]]:
     """Yields the number, decode result, windows and peaks of each video once it has finished."""
-    open_videos: dict[int, tuple[TimedProbabilities, Peaks]] = {}
+    open_videos: dict[int, tuple[TimedOutputs, Peaks]] = {}
     for event in events:
         if isinstance(event, VideoStarted):
             open_videos[event.number] = [], Peaks(classes, exit_threshold)
         elif isinstance(event, WindowClassified):
             windows, peaks = open_videos[event.number]
-            windows.append((event.window.start_seconds, event.window.end_seconds, event.probabilities))
-            peaks.add(middle_clip(event.window, plan), event.probabilities)
+            windows.append((event.window.start_seconds, event.window.end_seconds, event.outputs))
+            peaks.add(middle_clip(event.window, plan), event.outputs[: len(classes)])
         else:
             yield event.number, event.result, *open_videos.pop(event.number, ([], None))

@@ -19,13 +19,18 @@ from vidcls.data.datamodule import VideoDataModule
 from vidcls.data.options import SPLITS
 from vidcls.files import write_atomically
 from vidcls.metrics.predictions import Predictions
+from vidcls.models.classifiers import Classifier
 from vidcls.plots.run_plots import confusion_figure, learning_curves_figure
 from vidcls.plots.style import save_figures
 from vidcls.training.callbacks import History, Timing, find_callback, tensorboard_loggers
+from vidcls.training.feature_cache import sample_vectors
 from vidcls.training.label_report import write_label_issues
 from vidcls.training.logistic import LogisticRegression
 from vidcls.training.module import VideoClassifier
 from vidcls.training.records import log_picture, worst_errors_figure, write_predictions
+from vidcls.training.reference import fit_reference, write_reference
+
+REFERENCE_VIDEOS = 2000
 
 
 @rank_zero_only
@@ -80,6 +85,8 @@ def write_results(
             figures[f"{split}_confusion"] = confusion_figure(metrics[split]["confusion"], classes, title)
             figures[f"{split}_worst"] = worst_errors_figure(datamodule, split, predictions[split])
     _log(trainer, cfg, metrics, save_figures(figures, folder / "figures"))
+    if not limited:
+        _keep_reference(cfg, trainer, datamodule)
     write_atomically(folder / "metrics.json", json.dumps(metrics, indent=2).encode())
     objective = metrics["val"][cfg.objective]
     if cfg.test:
@@ -87,6 +94,18 @@ def write_results(
     else:
         console.print(f"val {cfg.objective} {objective}: {folder}", highlight=False, soft_wrap=True)
     return math.nan if objective is None else float(objective)
+
+
+def _keep_reference(cfg: DictConfig, trainer: L.Trainer, datamodule: VideoDataModule) -> None:
+    # Of the videos that there are predictions of by networks that have not seen them: to an encoder that has trained,
+    # those that it was trained on look like no others.
+    module = trainer.lightning_module
+    assert isinstance(module, VideoClassifier)
+    if type(module.model) is not Classifier or (cfg.compile and not module.model.encoder.is_frozen):
+        return  # networks of one's own, and compiled ones, do not show what their last layer sees
+    splits = ("val",) if module.oof_predictions is None else module.fitted_splits
+    found = sample_vectors(trainer, module, datamodule, splits, REFERENCE_VIDEOS)
+    write_reference(Path(cfg.run_dir), fit_reference(*found))
 
 
 def hyperparameters(cfg: DictConfig) -> dict[str, bool | int | float | str]:

@@ -95,6 +95,32 @@ def clip_vectors(
     return np.concatenate(batches)
 
 
+@torch.inference_mode()
+def sample_vectors(
+    trainer: L.Trainer, module: VideoClassifier, videos: Videos, splits: Sequence[str], count: int
+) -> tuple[Float[np.ndarray, "N E"], list[str]]:
+    """What the output layer sees of up to ``count`` random videos of these splits, and their hashes."""
+    datasets = [videos.dataset(split) for split in splits]
+    places = [(dataset, row) for dataset in datasets for row in range(len(dataset))]
+    chosen = [places[place] for place in np.random.default_rng(0).permutation(len(places))[:count]]
+    module.to(trainer.strategy.root_device).eval()  # Lightning leaves it on the CPU after training
+    vectors, num_clips, size = [], module.spec.clip.num_clips, videos.options.batch_size
+    for start in range(0, len(chosen), size):
+        batch, clips = chosen[start : start + size], []
+        for clip in range(num_clips):
+            with trainer.precision_plugin.forward_context():
+                if videos.features is None:
+                    frames = torch.stack([torch.from_numpy(dataset.frames(row, clip)) for dataset, row in batch])
+                    features = module.encode(frames.to(module.device))
+                else:
+                    stored = [videos.features.read(dataset.sha256s[row]) for dataset, row in batch]
+                    stacked = np.stack([one[clip] for one in stored] if num_clips > 1 else stored)
+                    features = torch.from_numpy(stacked).to(module.device, module.features_dtype)
+                clips.append(module.model.embed(features).float().cpu().numpy())
+        vectors.append(np.mean(clips, axis=0))
+    return np.concatenate(vectors), [dataset.sha256s[row] for dataset, row in chosen]
+
+
 def _address(module: VideoClassifier, trainer: L.Trainer, frames: str) -> str:
     # Of the encoder's weights and of all that its features depend on beside the video.
     digest = hashlib.sha256()

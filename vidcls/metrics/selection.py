@@ -1,0 +1,71 @@
+"""Which videos are worth a label: some at random, some that a network is unsure of, some unlike all others. Pure."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+RANDOM, UNCERTAIN, DIVERSE = REASONS = ("random", "uncertain", "diverse")
+
+
+class Selected(NamedTuple):
+    """A chosen video."""
+
+    row: int
+    reason: str  # one of `REASONS`
+    score: float  # its uncertainty, or of a diverse one its squared distance times its uncertainty; of a random one 0
+
+
+def uncertainty(probabilities: Float[np.ndarray, "N K"]) -> Float[np.ndarray, " N"]:
+    """One less the margin between the two highest probabilities.
+
+    >>> uncertainty(np.array([[0.5, 0.5, 0.0], [0.9, 0.1, 0.0]])).round(3).tolist()
+    [1.0, 0.2]
+    """
+    second, first = np.sort(probabilities, axis=1)[:, -2:].T
+    margins: np.ndarray = 1 - (first - second)
+    return margins
+
+
+def select_rows(
+    probabilities: Float[np.ndarray, "N K"],
+    vectors: Float[np.ndarray, "N P"],
+    known: Float[np.ndarray, "M P"],
+    count: int,
+    *,
+    random_share: float | int,
+    diverse_share: float | int,
+    seed: int,
+) -> list[Selected]:
+    """Chooses ``count`` of N videos, first the random ones, then the most uncertain, then diverse ones.
+
+    Each video is among the random ones with the same probability, whatever the others are, so that these stay a fair
+    sample. Diverse ones are drawn as in k-means++ (Arthur & Vassilvitskii 2007): with a probability that grows with the
+    squared distance of the clip vector to the nearest of ``known`` and chosen ones, times the uncertainty. Without
+    clip vectors (P = 0) the most uncertain take their place.
+    """
+    generator, total = np.random.default_rng(seed), len(probabilities)
+    count = min(count, total)
+    num_random = round(count * random_share)
+    num_diverse = min(round(count * diverse_share), count - num_random) if vectors.shape[1] else 0
+    unsure = uncertainty(probabilities)
+    chosen = [Selected(int(row), RANDOM, 0.0) for row in generator.permutation(total)[:num_random]]
+    free = np.ones(total, bool)
+    free[[one.row for one in chosen]] = False
+    ranked = [row for row in np.argsort(-unsure, kind="stable") if free[row]]
+    for row in ranked[: count - num_random - num_diverse]:
+        chosen.append(Selected(int(row), UNCERTAIN, float(unsure[row])))
+        free[row] = False
+    distances = np.full(total, np.inf)
+    for vector in [*known, *vectors[~free]] if num_diverse else ():
+        distances = np.minimum(distances, np.square(vectors - vector).sum(axis=1))
+    for _ in range(num_diverse):
+        scores = np.where(free, np.where(np.isinf(distances), 1.0, distances) * unsure, 0.0)
+        weights = scores if scores.sum() > 0 else free.astype(np.float64)  # all are copies of what is known
+        row = int(generator.choice(total, p=weights / weights.sum()))
+        chosen.append(Selected(row, DIVERSE, float(scores[row])))
+        free[row] = False
+        distances = np.minimum(distances, np.square(vectors - vectors[row]).sum(axis=1))
+    return chosen

@@ -1,0 +1,156 @@
+"""How new videos compare with those of training, for evaluate.py and predict.py; in numbers and in words."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import PurePath
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float, Int
+
+from vidcls.data.decoding.result import USABLE
+from vidcls.data.preparation import usable_rows
+from vidcls.data.sources import creator_of
+from vidcls.data.splits import group_videos
+from vidcls.files import write_atomically
+from vidcls.metrics.comparison import energy_test, estimate_accuracy
+from vidcls.metrics.predictions import Predictions
+from vidcls.metrics.shares import compare_shares
+from vidcls.prediction.journal import Journal
+from vidcls.prediction.predictor import BaseRun
+
+ALPHA = 0.01  # of each test, as there are several
+MIN_VIDEOS = 20  # of fewer, nothing is said
+MAX_VIDEOS = 2000  # random ones that are compared
+
+
+def group_numbers(rows: pd.DataFrame) -> Int[np.ndarray, " N"]:
+    """The number of each video's group, see `vidcls.data.splits.group_videos`."""
+    names = group_videos(list(rows["path"]), list(rows["creator"]), list(rows["sha256"]))
+    numbers: np.ndarray = np.unique(names, return_inverse=True)[1]
+    return numbers
+
+
+def known_predictions(run: BaseRun) -> tuple[pd.DataFrame, Predictions, str] | None:
+    """Videos of a run with predictions by networks that have not seen them: out-of-fold, or else val; None without."""
+    known, what = run.val_predictions, "the predictions of val"
+    splits: tuple[str, ...] = ("val",)
+    if run.oof_predictions is not None:
+        known, splits, what = run.oof_predictions, run.fitted_splits, "the out-of-fold predictions of training"
+    rows = pd.concat([usable_rows(run.manifest, split) for split in splits], ignore_index=True)
+    if known is None or [run.classes[k] for k in known.labels] != list(rows["label"]):
+        return None
+    return rows, known, what
+
+
+def compare_with_training(
+    run: BaseRun,
+    rows: pd.DataFrame,
+    probabilities: Float[np.ndarray, "N K"],
+    vectors: Float[np.ndarray, "N P"],
+    labels: Int[np.ndarray, " N"] | None = None,
+) -> dict[str, Any] | None:
+    """Shares of classes, confidence and clip vectors beside those of known videos, and the accuracy without labels.
+
+    JSON-ready; None where there are no `known_predictions`. ``rows`` have path, creator and sha256. ``features`` is
+    None where there are no clip vectors to compare.
+    """
+    found = known_predictions(run)
+    if found is None or len(rows) == 0:
+        return None
+    known_rows, known, what = found
+    groups, known_groups = group_numbers(rows), group_numbers(known_rows)
+    shares = compare_shares(probabilities.argmax(axis=1), groups, known.predicted, known_groups, run.classes)
+    for k, name in enumerate(run.classes):
+        shares[name]["reference_true"] = float((known.labels == k).mean())
+        shares[name]["true"] = None if labels is None else float((labels == k).mean())
+    some, known_some = (np.random.default_rng(0).permutation(len(of))[:MAX_VIDEOS] for of in (groups, known_groups))
+    confidence, known_confidence = probabilities.max(axis=1), known.probabilities.max(axis=1)
+    one, other = confidence[some, None], known_confidence[known_some, None]
+    _, p = energy_test(one, groups[some], other, known_groups[known_some])
+    accuracy, interval = estimate_accuracy(
+        probabilities[some], groups[some], known.probabilities, known.labels, known_groups
+    )
+    features = None
+    if run.reference is not None and vectors.shape[1]:
+        number = dict(zip(known_rows["sha256"], known_groups, strict=True))
+        of_reference = np.array([number.get(sha256, -1) for sha256 in run.reference.sha256s])
+        distance, chance = energy_test(vectors[some], groups[some], run.reference.vectors, of_reference)
+        features = {"distance": distance, "p": chance}
+    return {
+        "reference": what,
+        "videos": len(rows),
+        "per_class": shares,
+        "confidence": {"mean": float(confidence.mean()), "reference": float(known_confidence.mean()), "p": p},
+        "features": features,
+        "estimated_accuracy": {"value": accuracy, "ci95": interval},
+    }
+
+
+def drift_notes(name: str, found: dict[str, Any] | None) -> Iterator[str]:
+    """A sentence or two about each difference beyond chance of the videos ``name`` from `compare_with_training`."""
+    if found is None:
+        return
+    reference, classes = found["reference"], found["per_class"]
+    differing = {label: one for label, one in classes.items() if one["differs"]}
+    for label, one in list(differing.items())[: 1 if len(classes) == 2 else None]:
+        low, high = one["ci95"]
+        true = "" if one["true"] is None else f"{one['true']:.0%} of {name} and "
+        yield (
+            f"Note: {one['share']:.0%} of {name} are predicted as {label}, against {one['reference']:.0%} of "
+            f"{reference}: more than chance explains (95 % interval of the difference {low:+.2f} to {high:+.2f}). "
+            f"Truly {label} are {true}{one['reference_true']:.0%} of those. Where the true "
+            "shares are alike, the threshold has shifted: choose it on videos like these."
+        )
+    confidence, features = found["confidence"], found["features"]
+    if confidence["p"] <= ALPHA:
+        yield (
+            f"Note: the network is not as sure of {name} as of {reference}: its confidence is {confidence['mean']:.2f} "
+            f"against {confidence['reference']:.2f} on average, and chance explains the difference in "
+            f"{confidence['p']:.1%} of cases."
+        )
+    if features is None:
+        yield f"The run keeps no clip vectors, so it is not compared what {name} look like to the network."
+    elif features["p"] <= ALPHA:
+        yield (
+            f"Note: {name} look unlike the videos of {reference} to the network (energy distance of clip vectors "
+            f"{features['distance']:.3g}; chance explains it in {features['p']:.1%} of cases): other cameras, "
+            "encodings or content. What is measured on those may not hold here."
+        )
+
+
+def accuracy_note(found: dict[str, Any]) -> str:
+    """The estimated accuracy, and what it assumes."""
+    value, (low, high) = found["estimated_accuracy"]["value"], found["estimated_accuracy"]["ci95"]
+    return (
+        f"Estimated accuracy on these {found['videos']} videos, without their labels: {value:.2f} ({low:.2f} to "
+        f"{high:.2f}), if a probability means here what it meant for {found['reference']}. Of videos unlike those it "
+        "need not: label some at random to know."
+    )
+
+
+def predicted_drift(run: BaseRun, journal: Journal) -> tuple[dict[str, Any] | None, list[str]]:
+    """`compare_with_training` for what predict.py has classified whole, written to drift.json, and its sentences.
+
+    Copies count once. Long videos are left out: their scores and vectors come from many windows.
+    """
+    whole = (pair for pair in journal.contents() if pair[0]["windows"] == "1" and pair[0]["status"] in USABLE)
+    chosen = list(islice(whole, MAX_VIDEOS))
+    if len(chosen) < MIN_VIDEOS:
+        return None, []
+    pattern = re.compile(str(run.config.data.creator_pattern))
+    table = pd.DataFrame([row for row, _ in chosen])
+    table["creator"] = [creator_of(PurePath(path).stem, pattern) for path in table["path"]]
+    kept = [vector for _, vector in chosen]
+    complete = run.reference is not None and {len(one) for one in kept} == {len(run.reference.components)}
+    vectors = np.array(kept if complete else np.empty((len(kept), 0)), np.float64)
+    found = compare_with_training(run, table, table[run.classes].to_numpy(np.float64), vectors)
+    if found is None:
+        return None, ["The run has no predictions that new videos could be compared with."]
+    write_atomically(journal.folder / "drift.json", json.dumps(found, indent=2, allow_nan=False).encode())
+    return found, [*drift_notes("these videos", found), accuracy_note(found)]
