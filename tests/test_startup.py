@@ -83,6 +83,8 @@ INSPECT_DATA = {
     "data.resolution=0": "data.resolution",
     "seed=-1": "seed",
     "output={video}": "output",
+    "run=nowhere": "run",
+    "run={run} data.resolution=32": "run-overrides",
 }
 CROSS_VALIDATE = {
     "data=folder": "missing-option",

@@ -24,7 +24,7 @@ def main(cache: Path) -> None:
     """The features of inspect_data.py without a run, and those of experiment=strong."""
     options, data = DataOptions(str(needed_clips()), str(cache)), real_vectors()
     clips, _ = pool_videos(options, ("train", "val"), Console())
-    videos = map_videos(clips, frame_store(options), 0)
+    videos = map_videos(clips, frame_store(options), 0, None, None)
     creators, labels = (videos.rows[key].to_numpy(object) for key in ("creator", "label"))
     maps = {
         "color and motion": (videos.vectors, creators, labels),

@@ -1,4 +1,4 @@
-"""Where each video lies among the others: by what it looks like."""
+"""Where each video lies among the others: by what it looks like, or by what a network sees in it."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from vidcls.data.pictures import thumbnails
 from vidcls.data.store import FrameStore
 from vidcls.errors import UserError
 from vidcls.pages import visible
+from vidcls.prediction.predictor import BaseRun
 
 MAX_MAPPED = 2000  # videos; a random choice of more
 COMPONENTS = 32
@@ -36,16 +37,26 @@ class VideoMap:
     features: str  # what the vectors are of, in words
 
 
-def map_videos(manifest: pd.DataFrame, store: FrameStore, seed: int) -> VideoMap:
-    """Maps the videos that have frames, each content once; raises `UserError` where there are none."""
+def map_videos(
+    manifest: pd.DataFrame, store: FrameStore, seed: int, run: BaseRun | None, accelerator: str | None
+) -> VideoMap:
+    """Maps the videos that have frames, each content once, by the clip vectors of ``run``, or without any weights.
+
+    Raises `UserError` where no video has frames. ``run`` must have a `vidcls.training.reference`.
+    """
     usable = manifest[manifest["status"].isin(USABLE) & (manifest["label"] != "")].drop_duplicates("sha256")
     if usable.empty:
         remedy = "See the statuses and reasons above."
         raise UserError("videos that can be decoded", f"none of {len(manifest)}", remedy, "nothing-to-show")
     rows = usable.sample(min(len(usable), MAX_MAPPED), random_state=seed).sort_index().reset_index(drop=True)
-    vectors = np.stack([frame_features(store, sha256) for sha256 in rows["sha256"]])
-    vectors = (vectors - vectors.mean(axis=0)) / np.maximum(vectors.std(axis=0), 1e-6)
-    return VideoMap(rows, *principal_components(vectors), "color and motion")
+    if run is None:
+        vectors = np.stack([frame_features(store, sha256) for sha256 in rows["sha256"]])
+        vectors = (vectors - vectors.mean(axis=0)) / np.maximum(vectors.std(axis=0), 1e-6)
+        return VideoMap(rows, *principal_components(vectors), "color and motion")
+    videos = run.videos()
+    videos.load_manifest(rows.assign(split="test"))
+    vectors = run.make_predictor(accelerator).classify_split(videos, "test")[1]
+    return VideoMap(rows, *principal_components(vectors), f"features ({run.name})")
 
 
 def frame_features(store: FrameStore, sha256: str) -> Float[np.ndarray, " D"]:
