@@ -79,12 +79,12 @@ def write_page(
     return path
 
 
-def _counts(usable: pd.DataFrame) -> pd.DataFrame:
+def _counts(usable: pd.DataFrame) -> dict[str, Any]:
     """Videos of each class (rows) and split (columns), with their sums."""
     splits = [split for split in (*SPLITS, "") if (usable["split"] == split).any()]
     table = pd.crosstab(usable["label"], usable["split"]).reindex(columns=splits, fill_value=0)
-    table.loc["all"] = table.sum()
-    return table.assign(all=table.sum(axis=1))
+    rows = [(label, [*row, row.sum()]) for label, row in table.iterrows()]
+    return {"splits": splits, "rows": [*rows, ("all", [*table.sum(), table.to_numpy().sum()])]}
 
 
 def _creators(usable: pd.DataFrame) -> list[tuple[str, int, str]]:
