@@ -22,6 +22,7 @@ SHOWN = {
     "3_read_a_sweep": ([r"8 jobs, 8 done, 0 failed", r"#1 leads #4", r"best of 8 equally good jobs"], 3),
     "1_look_at_a_dataset": ([r"same bytes", r"undecodable", r"by creator: 0 leaks"], 2),
     "2_from_the_keras_notebook": ([r"2,207,235 trainable", r"test +accuracy \d\.\d\d, 95 % interval"], 2),
+    "5_review": ([r"60 decisions of 2 reviewers", r"train +decisions +ok", r"difference [+-]\d\.\d\d, 95 %"], 0),
     "4_error_analysis": ([r"at least 59 val videos", r"harmful allowed", r"95 % by creators"], 3),
 }
 
