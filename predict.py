@@ -43,6 +43,7 @@ def main(cfg: DictConfig) -> None:
     from rich.console import Console
 
     from vidcls.prediction import summary
+    from vidcls.prediction.coarse_search import CoarseSearch
     from vidcls.prediction.html_report import write_report
     from vidcls.prediction.loading import load_run
     from vidcls.prediction.result_files import prediction_columns, write_result_files
@@ -54,6 +55,7 @@ def main(cfg: DictConfig) -> None:
     policy = summary.find_policy(run, console)
     facts = summary.report_facts(run, options, policy)
     costs = {"timeout_seconds": limits.timeout_seconds, "memory_gigabytes": limits.memory_gigabytes}
+    CoarseSearch(options, policy)  # refuses one without a policy
     journal = Journal(output, summary.result_settings(run, options, policy), costs)
     videos: dict[str, str] = {}
     try:

@@ -24,7 +24,7 @@ import numpy as np
 
 from vidcls.data.decoding.plan import WindowPlan
 from vidcls.data.decoding.pool import decode_into_store, read_windows
-from vidcls.data.decoding.receiver import VideoFinished
+from vidcls.data.decoding.receiver import Source, VideoFinished
 from vidcls.data.decoding.result import DecodeResult
 from vidcls.data.decoding.track import scan
 from vidcls.data.hashing import hash_files
@@ -128,7 +128,7 @@ def decode_both_ways(
     whole = dict(decode_into_store(zip(files, hashes, strict=True), len(files), store, limits))
     plan = WindowPlan(SPEC, 0.5, 0.25, 0.0, max_windows=50)
     windows: dict[int, DecodeResult] = {}
-    videos = [(file, hashed.state) for file, hashed in zip(files, hashes, strict=True)]
+    videos = [Source(file, hashed.state) for file, hashed in zip(files, hashes, strict=True)]
     for event in read_windows(videos, len(videos), plan, limits):
         if isinstance(event, VideoFinished):
             windows[event.number] = event.result

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+import sqlite3
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +59,13 @@ def csv_source(demo_folder: Path, path: Path, keep: Callable[[str, str], bool]) 
             if keep(split, label):
                 writer.writerow([video, label, split])
     return path
+
+
+def details_of(output: Path) -> dict[str, dict]:
+    """The details in the journal by SHA-256, in the order in which they were written."""
+    with closing(sqlite3.connect(output / "journal.sqlite")) as database:
+        rows = database.execute("SELECT sha256, details FROM results ORDER BY id").fetchall()
+    return {sha256: json.loads(details) for sha256, details in rows if details is not None}
 
 
 def refused(result: Result, *words: str) -> None:

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 import resource
 import shutil
 import signal
 import sqlite3
 from contextlib import closing
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-import torch
+from helpers.bright import lit, plain_policy
 from helpers.commands import call, once, start
-from helpers.runs import CLASSES, predict, refused, rows_of, table, wait_until
+from helpers.runs import CLASSES, details_of, predict, refused, rows_of, table, wait_until
 from helpers.videos import ffmpeg, write_video
 
 from vidcls.data.decoding.worker import CHANGED
@@ -28,68 +27,14 @@ from vidcls.files import hash_file
 from vidcls.moderation.policy import Policy, save_policy
 from vidcls.prediction import pipeline
 from vidcls.prediction.loading import load_run
-from vidcls.training.checkpoint import build_model, load_checkpoint
 
 STATUSES = {"ok", "partial", "undecodable"}
-
-
-def plain_policy(run: Path) -> Policy:
-    policy = Policy(
-        model=load_run(run).identity,
-        classes=tuple(CLASSES),
-        safe_class="safe",
-        temperature=1.0,
-        review={"adult": 0.4, "harmful": 0.4},
-        block={"adult": 0.8, "harmful": 0.8},
-        targets={},
-        support=dict.fromkeys(CLASSES, 1),
-        calibration_error={"before": 0.0, "after": 0.0},
-    )
-    save_policy(policy, run / "policy.json")
-    return policy
 
 
 @pytest.fixture(scope="session")
 def predicted(shared: Path, finished: Path, demo_folder: Path) -> Path:
     """The output of a finished run, without a policy, over all demo videos."""
     return once(shared, "predicted", lambda folder: predict(finished, demo_folder, folder))
-
-
-@pytest.fixture(scope="session")
-def bright(shared: Path, finished: Path) -> Path:
-    """A run with a policy whose network calls what is bright harmful and what is dark safe: it was not trained."""
-
-    def make(folder: Path) -> None:
-        shutil.copytree(finished, folder)
-        checkpoint = load_checkpoint(folder / "checkpoints" / "best.ckpt")
-        mean = {"_target_": "vidcls.models.classifiers.cnn_mean", "encoder": {"channels": [1]}, "dropout": 0.0}
-        spec = replace(checkpoint.spec, model=mean)
-        model = build_model(spec)
-        weights = {name: torch.zeros_like(value) for name, value in model.state_dict().items()}
-        weights["encoder.layers.0.weight"][0, :, 1, 1] = 1 / 3
-        weights["output.weight"][CLASSES.index("harmful")] = 16 / weights["output.weight"].shape[1]
-        weights["output.bias"][:] = torch.tensor([-50.0, -8.0, 0.0])  # adult never; harmful from a mean of 0.5
-        state_dict = {f"model.{name}": value for name, value in weights.items()}
-        torch.save(
-            checkpoint.raw | {"vidcls": spec.to_dict(), "state_dict": state_dict}, folder / "checkpoints" / "best.ckpt"
-        )
-        plain_policy(folder)
-
-    return once(shared, "bright", make)
-
-
-def details_of(output: Path) -> dict[str, dict]:
-    """The details in the journal by SHA-256, in the order in which they were written."""
-    with closing(sqlite3.connect(output / "journal.sqlite")) as database:
-        rows = database.execute("SELECT sha256, details FROM results ORDER BY id").fetchall()
-    return {sha256: json.loads(details) for sha256, details in rows if details is not None}
-
-
-def lit(seconds: float, *passages: tuple[float, float], fps: int = 25) -> np.ndarray:
-    """Dark frames, bright in the passages (start, end)."""
-    times = np.arange(round(seconds * fps)) / fps
-    on = np.any([(times >= start) & (times < end) for start, end in passages], axis=0) if passages else times < 0
-    return np.broadcast_to(np.where(on, 230, 20).astype(np.uint8)[:, None, None, None], (len(times), 32, 32, 3))
 
 
 # ---- as in the test of the run
@@ -168,66 +113,6 @@ def test_paths_are_given_as_they_are(bright: Path, tmp_path: Path, name: str) ->
     run = shutil.copytree(bright, tmp_path / f"run {name}")
     predict(run, tmp_path / name, tmp_path / f"out {name}")
     assert rows_of(tmp_path / f"out {name}").loc["a.mp4", "decision"] == "allow"
-
-
-# ---- long videos
-
-
-def test_a_short_passage_of_a_long_video_surfaces_with_its_time(bright: Path, tmp_path: Path) -> None:
-    video = write_video(tmp_path / "long.mp4", lit(120, (31, 34), (80, 83.5)))
-    options = ["predict.window_seconds=2", "predict.stride_seconds=1", "predict.max_whole_seconds=5"]
-    predict(bright, video, tmp_path / "out", *options)
-    row = rows_of(tmp_path / "out").loc["long.mp4"]
-    assert (row["decision"], row["predicted"], row["windows"], row["status"]) == ("block", "harmful", "119", "ok")
-    found = table(tmp_path / "out" / "segments.csv")
-    assert found["class"].tolist() == ["harmful", "harmful"]
-    np.testing.assert_allclose(found["start_seconds"], [31, 80], atol=1)
-    np.testing.assert_allclose(found["end_seconds"], [34, 83.5], atol=1)
-    timeline = pd.read_parquet(tmp_path / "out" / "timelines.parquet")
-    assert timeline["start_seconds"].tolist() == list(range(119)) and timeline["end_seconds"].iloc[-1] == 120
-    inside = timeline["start_seconds"].isin([31, 32, 80, 81])  # windows [s, s + 2) that are bright from end to end
-    outside = ~timeline["start_seconds"].isin([30, 31, 32, 33, 79, 80, 81, 82, 83])
-    assert (timeline["harmful"][inside] > 0.99).all() and (timeline["harmful"][outside] < 0.01).all()
-    (details,) = details_of(tmp_path / "out").values()
-    peaks = [seconds for name, seconds, _ in details["peaks"] if name == "harmful"]
-    assert len(peaks) == 2 and 31 <= peaks[0] <= 34 and 80 <= peaks[1] <= 84
-
-
-def test_a_video_of_more_windows_than_allowed_is_partial_and_reviewed(bright: Path, tmp_path: Path) -> None:
-    """It is bright while no window looks; windows without a picture of their own are not read at all."""
-    write_video(tmp_path / "in" / "long.mp4", lit(60, (30, 33)))
-    times = [*range(0, 2000, 40), 11_000_000]  # two seconds, and a last picture after three hours
-    write_video(tmp_path / "in" / "sparse.mp4", lit(2.04), pts=times)
-    options = ["predict.window_seconds=2", "predict.stride_seconds=1", "predict.max_whole_seconds=5"]
-    predict(bright, tmp_path / "in", tmp_path / "out", *options, "predict.max_windows=4")
-    row = rows_of(tmp_path / "out").loc["long.mp4"]
-    assert (row["status"], row["decision"], row["windows"]) == ("partial", "review", "4")
-    assert "predict.max_windows" in row["reason"] and float(row["coverage"]) < 0.2
-    assert int(rows_of(tmp_path / "out").loc["sparse.mp4", "windows"]) <= 4
-    predict(bright, tmp_path / "in", tmp_path / "all", *options)
-    rows = rows_of(tmp_path / "all")
-    assert rows.loc["long.mp4", "decision"] == "block" and int(rows.loc["sparse.mp4", "windows"]) < 10
-
-
-@pytest.mark.parametrize(("aggregation", "decision"), [("max", "block"), ("mean", "allow"), ("top_k_mean", "review")])
-def test_the_video_score_decides(bright: Path, tmp_path: Path, aggregation: str, decision: str) -> None:
-    video = write_video(tmp_path / "long.mp4", lit(40, (8, 16)))  # two of ten windows
-    options = ["predict.window_seconds=4", "predict.stride_seconds=4", "predict.max_whole_seconds=5", "predict.top_k=4"]
-    predict(bright, video, tmp_path / "out", *options, f"predict.aggregation={aggregation}")
-    row = rows_of(tmp_path / "out").loc["long.mp4"]
-    assert (row["decision"], row["windows"]) == (decision, "10")
-
-
-def test_windows_default_to_what_training_saw(bright: Path, tmp_path: Path) -> None:
-    video = write_video(tmp_path / "long.mp4", lit(30))
-    predict(bright, video, tmp_path / "out")
-    manifest = table(bright / "manifest.csv")
-    plan = json.loads((tmp_path / "out" / "predict.json").read_text())
-    assert plan["window_seconds"] == pytest.approx(manifest.query("split == 'train'")["seconds"].median(), abs=1e-3)
-    assert plan["stride_seconds"] == plan["window_seconds"] / 2
-    assert manifest["seconds"].max() < plan["max_whole_seconds"] < manifest["seconds"].max() + 2
-    assert rows_of(tmp_path / "out").loc["long.mp4", "decision"] == "allow"
-    assert (tmp_path / "out" / "segments.csv").read_text().count("\n") == 1
 
 
 # ---- awkward files

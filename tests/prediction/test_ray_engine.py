@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.bright import lit
 from helpers.commands import call, once
 from helpers.runs import predict, refused, rows_of
 from helpers.videos import write_video
@@ -85,6 +86,17 @@ def test_results_are_those_of_the_local_engine(
     monkeypatch.setattr(ray_engine._Driver, "_read", None)
     predict(finished, tmp_path / "in", tmp_path / "out", *OPTIONS, "engine=ray")
     assert (tmp_path / "out" / FILES[0]).read_bytes() == (local / FILES[0]).read_bytes()
+
+
+def test_a_coarse_search_finds_the_same(bright: Path, tmp_path: Path) -> None:
+    write_video(tmp_path / "in" / "hit.mp4", lit(40, (18, 21)))
+    write_video(tmp_path / "in" / "dark.mp4", lit(40))
+    options = ["predict.max_whole_seconds=3", "predict.window_seconds=1", "predict.search=coarse"]
+    for name, engine in (("local", []), ("ray", ["engine=ray"])):
+        predict(bright, tmp_path / "in", tmp_path / name, *options, "predict.coarse_stride_seconds=2", *engine)
+    for file in FILES:
+        assert (tmp_path / "ray" / file).read_bytes() == (tmp_path / "local" / file).read_bytes(), file
+    assert rows_of(tmp_path / "ray")["decision"].to_dict() == {"dark.mp4": "allow", "hit.mp4": "block"}
 
 
 def test_what_dies_is_replaced_and_what_kills_is_given_up(

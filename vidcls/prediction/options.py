@@ -20,6 +20,8 @@ FAR_LONGER = 2.0  # than nine in ten of a run's videos: such a video does not se
 
 
 ENGINES = ("local", "ray")
+SEARCHES = ("full", "coarse")
+COARSE_WINDOWS = 10  # lengths of a window, between the starts of two that are read first
 
 
 @dataclass(frozen=True)
@@ -82,14 +84,20 @@ class PredictOptions:
     enter_threshold: float | int = 0.5
     exit_threshold: float | int = 0.4
     min_seconds: float | int = 0.0
+    search: str = "full"
+    coarse_stride_seconds: float | int | None = None
+    coarse_threshold: float | int = 0.2
 
     def __post_init__(self) -> None:
-        for name in ("max_whole_seconds", "window_seconds", "stride_seconds", "min_seconds"):
+        durations = ("max_whole_seconds", "window_seconds", "stride_seconds", "min_seconds", "coarse_stride_seconds")
+        for name in durations:
             if getattr(self, name) is not None:
                 check_number(f"predict.{name}", getattr(self, name))
         if self.window_seconds is not None:
             window_starts(0.0, float(self.window_seconds), self._stride(self.window_seconds))
         check_choice("predict.aggregation", self.aggregation, AGGREGATIONS)
+        check_choice("predict.search", self.search, SEARCHES)
+        check_number("predict.coarse_threshold", self.coarse_threshold, maximum=1.0)
         check_integer("predict.top_k", self.top_k)
         check_integer("predict.max_windows", self.max_windows)
         check_number("predict.enter_threshold", self.enter_threshold, maximum=1.0)
@@ -129,10 +137,15 @@ class PredictOptions:
             window_seconds=float(window),
             stride_seconds=self._stride(window),
             max_whole_seconds=float(max_whole),
+            coarse_stride_seconds=float(
+                window * COARSE_WINDOWS if self.coarse_stride_seconds is None else self.coarse_stride_seconds
+            ),
         )
 
     def plan(self, store: StoreSpec) -> WindowPlan:
         """How videos are cut into windows and decoded, from complete options."""
         assert self.window_seconds is not None and self.stride_seconds is not None
         assert self.max_whole_seconds is not None
-        return WindowPlan(store, self.window_seconds, self.stride_seconds, self.max_whole_seconds, self.max_windows)
+        lengths = self.window_seconds, self.stride_seconds, self.max_whole_seconds
+        coarse = self.coarse_stride_seconds if self.search == "coarse" else None
+        return WindowPlan(store, *lengths, self.max_windows, coarse)

@@ -5,8 +5,10 @@ Short videos are classified whole, as in training; longer ones in windows, see `
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
@@ -26,11 +28,12 @@ from vidcls.data.remote import FetchedFile, FetchSpace, UnfetchableError, fetchi
 from vidcls.data.urls import is_url
 from vidcls.moderation.policy import Policy
 from vidcls.prediction.catalogue import LONG_WINDOWS, Catalogue, Content
+from vidcls.prediction.coarse_search import CoarseSearch
 from vidcls.prediction.journal import Journal
 from vidcls.prediction.options import PredictOptions
 from vidcls.prediction.predictor import Predictor
 from vidcls.prediction.video_result import build_result
-from vidcls.prediction.video_stream import ClassifiedEvent, WindowClassified, classify, collect
+from vidcls.prediction.video_stream import ClassifiedEvent, VideoFound, WindowClassified, classify, collect
 
 Obtained = tuple[str, HashResult | FetchedFile | UnfetchableError]
 """The name of a video and what is there of it: a local file, a copy of a remote one, or why there is none."""
@@ -56,7 +59,10 @@ def predict_videos(
     describe = partial(build_result, model=run.identity, classes=run.classes, policy=policy, options=options)
     catalogue, batch_size = Catalogue(videos, journal, describe), run.spec.batch_size
     folder = journal.folder / "fetched"
-    contents: dict[int, tuple[Content, FetchedFile | None]] = {}  # being read, by number
+    search = CoarseSearch(options, policy)
+    # What is being read, by number, with what a first look has found; and what is to be looked at again.
+    contents: dict[int, tuple[Content, FetchedFile | None, VideoFound | None]] = {}
+    again: deque[tuple[Source, tuple[Content, FetchedFile | None, VideoFound]]] = deque()
 
     def obtain(name: str, space: FetchSpace) -> Obtained:
         location = videos[name]
@@ -65,8 +71,15 @@ def predict_videos(
         return name, hash_video(Path(location))
 
     def take(found: Iterable[Obtained | None]) -> Iterator[Source | None]:
-        number = 0
+        numbers = itertools.count()
+
+        def repeated() -> Iterator[Source]:
+            while again:
+                source, contents[next(numbers)] = again.popleft()
+                yield source
+
         for one in found:
+            yield from repeated()
             if one is None:
                 yield None
                 continue
@@ -80,9 +93,11 @@ def predict_videos(
             if fetched and not new:
                 fetched.remove()
             for content in new:
-                contents[number] = content, fetched
-                number += 1
-                yield content.file, content.state
+                contents[next(numbers)] = content, fetched, None
+                yield Source(content.file, content.state)
+        while contents or again:  # which may have to be looked at again
+            yield from repeated()
+            yield None
 
     def submit(windows: Sequence[np.ndarray]) -> Callable[[], Float[np.ndarray, "B Q"]]:
         return partial(np.asarray, predictor.outputs(windows))
@@ -98,14 +113,18 @@ def predict_videos(
             with closing(read) as events:
                 classified = classify(events, submit, batch_size)
                 shown = show_progress(classified, len(videos), lambda: catalogue.num_done, console)
-                for place, decoded, windows, peaks in collect(shown, plan, run.classes, options.exit_threshold):
-                    content, fetched = contents.pop(place)
-                    if decoded is DEFERRED:
+                for place, seen in collect(shown, plan, run.classes, options.exit_threshold):
+                    content, fetched, first = contents[place]
+                    spans = search.spans(seen) if first is None and not content.changed else None
+                    if spans:
+                        again.append((Source(content.file, content.state, spans), (content, fetched, seen)))
+                    elif seen[0] is DEFERRED:
                         long += catalogue.postpone(content)
                     else:
-                        result = None if content.changed else describe(decoded, windows, peaks)
-                        pending += catalogue.finish(content, result)
-                    if fetched:
+                        both = search.join(first, seen) if first else seen
+                        pending += catalogue.finish(content, None if content.changed else describe(*both))
+                    del contents[place]  # only now: nothing more is taken when this is empty
+                    if fetched and not spans:
                         fetched.remove()
 
 

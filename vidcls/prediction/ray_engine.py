@@ -31,6 +31,7 @@ from vidcls.data.urls import is_url
 from vidcls.errors import UserError
 from vidcls.moderation.policy import Policy
 from vidcls.prediction.catalogue import LONG_WINDOWS, Catalogue, Content
+from vidcls.prediction.coarse_search import CoarseSearch
 from vidcls.prediction.journal import Journal
 from vidcls.prediction.options import EngineOptions, PredictOptions
 from vidcls.prediction.predictor import BaseRun
@@ -101,6 +102,7 @@ def predict_on_ray(
         run.classes,
         options.exit_threshold,
         describe,
+        CoarseSearch(options, policy),
         [make_predictor],
         torch.get_num_threads(),
     )

@@ -20,14 +20,15 @@ import ray
 from jaxtyping import Float, UInt8
 from ray.exceptions import RayActorError, RayTaskError
 
-from vidcls.data.decoding.plan import WindowPlan
+from vidcls.data.decoding.plan import Spans, WindowPlan
 from vidcls.data.decoding.pool import create_pool, read_windows
-from vidcls.data.decoding.receiver import DEFERRED
+from vidcls.data.decoding.receiver import DEFERRED, Source
 from vidcls.data.hashing import HashResult, hash_files
 from vidcls.data.options import DecodeLimits
 from vidcls.errors import UserError
 from vidcls.prediction.catalogue import Content, Result
-from vidcls.prediction.video_stream import classify, collect
+from vidcls.prediction.coarse_search import CoarseSearch
+from vidcls.prediction.video_stream import VideoFound, classify, collect
 
 LONG = "long"
 IN_FLIGHT = 1  # batches of a reader that are with a network while it decodes the next
@@ -43,6 +44,7 @@ class Reading:
     classes: list[str]
     exit_threshold: float | int
     describe: Callable[..., Result]
+    search: CoarseSearch
     make_predictor: list[Any]  # a reference to a pickled function
     threads: int  # of a network that runs on CPUs
 
@@ -84,17 +86,25 @@ class Reader:
 
         That is None where its file has changed, and `LONG` where it has more than ``max_windows``.
         """
-        one, videos = self._reading, [(content.file, content.state) for content in contents]
+        one, first = self._reading, dict[int, VideoFound]()
+        again: dict[int, Spans] = {}  # places of what is to be looked at again
+
+        def describe(place: int, found: VideoFound) -> Result | str | None:
+            if found[0] is DEFERRED:
+                return LONG
+            both = one.search.join(first[place], found) if place in first else found
+            return None if contents[place].changed else one.describe(*both)
+
         try:
-            with closing(
-                read_windows(videos, len(videos), one.plan, one.limits, one.batch_size, self._pool, max_windows)
-            ) as events:
-                classified = classify(events, self._submit, one.batch_size, IN_FLIGHT)
-                for place, decoded, *found in collect(classified, one.plan, one.classes, one.exit_threshold):
-                    if decoded is DEFERRED:
-                        yield place, LONG
-                    else:
-                        yield place, None if contents[place].changed else one.describe(decoded, *found)
+            for place, found in self._classified([Source(c.file, c.state) for c in contents], max_windows):
+                if spans := one.search.spans(found):
+                    first[place], again[place] = found, spans
+                else:
+                    yield place, describe(place, found)
+            sources = [Source(contents[place].file, contents[place].state, spans) for place, spans in again.items()]
+            for number, found in self._classified(sources, max_windows):
+                place = list(again)[number]
+                yield place, describe(place, found)
         except RayTaskError as error:
             raise error.cause from None
         except RayActorError as error:
@@ -102,6 +112,14 @@ class Reader:
             raise UserError(expected, f"one that died again and again ({error})", remedy, "network-lost") from None
         except (BrokenExecutor, RuntimeError):  # no process to decode can be started: another reader may have room
             os._exit(1)
+
+    def _classified(self, sources: Sequence[Source], max_windows: float | int) -> Iterator[tuple[int, VideoFound]]:
+        one = self._reading
+        with closing(
+            read_windows(sources, len(sources), one.plan, one.limits, one.batch_size, self._pool, max_windows)
+        ) as events:
+            classified = classify(events, self._submit, one.batch_size, IN_FLIGHT)
+            yield from collect(classified, one.plan, one.classes, one.exit_threshold)
 
     def _submit(self, windows: Sequence[np.ndarray]) -> Callable[[], np.ndarray]:
         reference = next(self._networks).predict.remote(np.stack(windows), self._reading)

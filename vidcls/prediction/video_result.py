@@ -21,6 +21,16 @@ TimedOutputs = list[tuple[float, float, Float[np.ndarray, " Q"]]]
 NO_POLICY = "no policy: fit one with evaluate.py run=DIR policy.safe_class=CLASS"
 
 
+def seen_fraction(windows: TimedOutputs) -> float:
+    """How much of the time from the first window to the last one they cover, 0..1; they are in order of time."""
+    end, unseen = windows[0][1], 0.0
+    for start, own_end, _ in windows:
+        unseen += max(start - end, 0)
+        end = max(end, own_end)
+    length = end - windows[0][0]
+    return 1 - unseen / length if length > 0 else 1.0
+
+
 def build_result(
     decoded: DecodeResult,
     windows: TimedOutputs,
@@ -70,4 +80,7 @@ def build_result(
         decision = decide(policy, probabilities, decoded.status, decoded.reason, *aggregation)
     else:
         decision = Decision(REVIEW, f"{decoded.status}: {decoded.reason}" if decoded.status != "ok" else NO_POLICY)
-    return cells | {"decision": decision.decision, "reason": decision.reason}, details
+    reason = decision.reason
+    if options.search == "coarse" and windows and (seen := seen_fraction(windows)) < 1:
+        reason += f"; coarse search: {seen:.1%} of it was looked at"
+    return cells | {"decision": decision.decision, "reason": reason}, details

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from vidcls.data.decoding.plan import Window, WindowPlan, middle_clip
-from vidcls.data.decoding.receiver import Event, VideoFinished, VideoStarted, WindowRead
+from vidcls.data.decoding.receiver import Event, Idle, VideoFinished, VideoStarted, WindowRead
 from vidcls.data.decoding.result import DecodeResult
 from vidcls.prediction.peaks import Peaks
 from vidcls.prediction.video_result import TimedOutputs
@@ -30,12 +30,14 @@ class WindowClassified:
 
 
 ClassifiedEvent = VideoStarted | WindowClassified | VideoFinished
+VideoFound = tuple[DecodeResult, TimedOutputs, Peaks | None]
+"""What is known of a video once it has finished."""
 
 
 def classify(events: Iterable[Event], submit: Submit, batch_size: int, in_flight: int = 0) -> Iterator[ClassifiedEvent]:
     """Classifies the windows among ``events``, a batch at a time; the order of events stays.
 
-    While the next batch is read, up to ``in_flight`` are with the network.
+    A batch is not waited for while no video is read. While the next one is, up to ``in_flight`` are with the network.
     """
     waiting: list[Event] = []
     submitted: deque[tuple[list[Event], Callable[[], Iterable[Float[np.ndarray, " Q"]]]]] = deque()
@@ -51,14 +53,16 @@ def classify(events: Iterable[Event], submit: Submit, batch_size: int, in_flight
         for event in batch:
             if isinstance(event, WindowRead):
                 yield WindowClassified(event.number, event.window, next(found))
-            else:
+            elif not isinstance(event, Idle):
                 yield event
 
     for event in events:
-        waiting.append(event)
-        if sum(isinstance(one, WindowRead) for one in waiting) in (0, batch_size):
+        idle = isinstance(event, Idle)
+        if not idle:
+            waiting.append(event)
+        if idle or sum(isinstance(one, WindowRead) for one in waiting) in (0, batch_size):
             send()
-        while len(submitted) > in_flight:
+        while len(submitted) > (0 if idle else in_flight):
             yield from receive()
     send()
     while submitted:
@@ -67,8 +71,8 @@ def classify(events: Iterable[Event], submit: Submit, batch_size: int, in_flight
 
 def collect(
     events: Iterable[ClassifiedEvent], plan: WindowPlan, classes: Sequence[str], exit_threshold: float | int
-) -> Iterator[tuple[int, DecodeResult, TimedOutputs, Peaks | None]]:
-    """Yields the number, decode result, windows and peaks of each video once it has finished."""
+) -> Iterator[tuple[int, VideoFound]]:
+    """Yields the number of each video, and its decode result, windows and peaks, once it has finished."""
     open_videos: dict[int, tuple[TimedOutputs, Peaks]] = {}
     for event in events:
         if isinstance(event, VideoStarted):
@@ -78,4 +82,4 @@ def collect(
             windows.append((event.window.start_seconds, event.window.end_seconds, event.outputs))
             peaks.add(middle_clip(event.window, plan), event.outputs[: len(classes)])
         else:
-            yield event.number, event.result, *open_videos.pop(event.number, ([], None))
+            yield event.number, (event.result, *open_videos.pop(event.number, ([], None)))

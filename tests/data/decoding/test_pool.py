@@ -20,7 +20,7 @@ import vidcls
 from vidcls.data.decoding.frames import decode
 from vidcls.data.decoding.plan import Window, WindowPlan
 from vidcls.data.decoding.pool import decode_into_store, read_windows
-from vidcls.data.decoding.receiver import Event, VideoFinished, VideoStarted, WindowRead
+from vidcls.data.decoding.receiver import Event, Source, VideoFinished, VideoStarted, WindowRead
 from vidcls.data.decoding.result import DECODERS, DecodeResult, undecodable
 from vidcls.data.decoding.windows import stream_windows
 from vidcls.data.decoding.worker import CHANGED
@@ -67,7 +67,7 @@ def start(
     ahead: int = 8,
     plan: WindowPlan = PLAN,
 ) -> Generator[Event, None, None]:
-    return read_windows([(file, FileState.of(file)) for file in files], len(files), plan, limits, ahead)
+    return read_windows([Source(file, FileState.of(file)) for file in files], len(files), plan, limits, ahead)
 
 
 def store_all(
@@ -298,7 +298,7 @@ def test_the_next_decoder_gets_its_chance(folder: Path, tmp_path: Path) -> None:
     os.mkfifo(pipe)
     late.symlink_to(pipe)
     states = [FileState.of(folder / "b.mp4")]
-    events = read_windows([(late, states[0])], 1, PLAN, DecodeLimits(workers=1, timeout_seconds=3.0))
+    events = read_windows([Source(late, states[0])], 1, PLAN, DecodeLimits(workers=1, timeout_seconds=3.0))
 
     def replace_when_read() -> None:
         deadline = time.monotonic() + 60
@@ -354,7 +354,9 @@ def test_a_file_that_changes_between_hash_and_decode_is_undecodable(folder: Path
     store = FrameStore(tmp_path / "store", SPEC)
     assert store_all(files, hashes, store, TWO) == [undecodable(CHANGED)] * 3
     assert not list(store.folder.rglob("*.safetensors"))
-    found = results(read_windows([(f, h.state) for f, h in zip(files, hashes, strict=True)], len(files), PLAN, TWO))
+    found = results(
+        read_windows([Source(f, h.state) for f, h in zip(files, hashes, strict=True)], len(files), PLAN, TWO)
+    )
     assert list(found.values()) == [undecodable(CHANGED)] * 3
 
 
@@ -428,6 +430,7 @@ if __name__ == "__main__":  # the processes import this file again
     from pathlib import Path
     from vidcls.data.decoding.plan import WindowPlan
     from vidcls.data.decoding.pool import read_windows
+    from vidcls.data.decoding.receiver import Source
     from vidcls.data.hashing import FileState
     from vidcls.data.options import DecodeLimits
     from vidcls.data.sampling import StoreSpec
@@ -435,7 +438,7 @@ if __name__ == "__main__":  # the processes import this file again
     files = [Path(name) for name in sys.argv[1:]]
     plan = WindowPlan(StoreSpec(8, 64), 1.0, 0.5, 2.0)
     states = [FileState.of(file) for file in files]
-    for event in read_windows(zip(files, states), len(files), plan, DecodeLimits(workers=len(files))):
+    for event in read_windows(map(Source, files, states), len(files), plan, DecodeLimits(workers=len(files))):
         print(type(event).__name__, flush=True)
 """
 

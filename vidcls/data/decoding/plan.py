@@ -10,6 +10,9 @@ from jaxtyping import Float, UInt8
 from vidcls.data.sampling import ROUNDING_SECONDS, StoreSpec, clip_starts, window_starts
 from vidcls.errors import check_integer, check_number
 
+Spans = tuple[tuple[float, float], ...]
+"""Half-open ranges of time, [start, end)."""
+
 
 @dataclass(frozen=True)
 class WindowPlan:
@@ -20,6 +23,8 @@ class WindowPlan:
     stride_seconds: float
     max_whole_seconds: float  # a video up to this long is one window, as is one no longer than window_seconds
     max_windows: int = 10_000  # of one video
+    coarse_stride_seconds: float | None = None  # between the starts of the windows that are read, if not all are
+    spans: Spans | None = None  # only windows that overlap these are read, in seconds from the first frame on
 
     def __post_init__(self) -> None:
         window_starts(0.0, self.window_seconds, self.stride_seconds)  # checks both
@@ -32,8 +37,9 @@ class WindowPlan:
         """When the windows to read start, and of how many if those that are read leave time unseen, else None.
 
         Of the windows of `window_starts` these are the ones in which a picture appears, and the first one that starts
-        with it on the screen: all others would show that picture again. Of more than ``max_windows``, that many are
-        spread evenly. ``appearances`` are when the N frames appear, ascending, in seconds after the first.
+        with it on the screen: all others would show that picture again. Of these, one each ``coarse_stride_seconds``
+        and the last, or those that overlap ``spans``. Of more than ``max_windows``, that many are spread evenly.
+        ``appearances`` are when the N frames appear, ascending, in seconds after the first.
         """
         window, stride = self.window_seconds, self.stride_seconds
         if seconds <= window:
@@ -46,11 +52,20 @@ class WindowPlan:
         counts = np.maximum(final - first + 1, 0)  # of the windows that no earlier picture has brought
         ends = np.cumsum(counts)
         total = int(ends[-1])
-        chosen = np.linspace(0, total - 1, min(total, self.max_windows)).round().astype(np.int64)
+        sparse = None if self.spans is not None else self.coarse_stride_seconds
+        step = max(int((sparse or 0) / stride), 1)
+        chosen = np.append(np.arange(0, total - 1, step), total - 1)
+        if len(chosen) > self.max_windows:
+            chosen = np.linspace(0, total - 1, self.max_windows).round().astype(np.int64)
         picture = np.searchsorted(ends, chosen, side="right")
         windows = first[picture] + chosen - (ends - counts)[picture]
-        unseen = np.diff(chosen, append=total).max() * stride > window + ROUNDING_SECONDS
-        return np.where(windows < before, windows * float(stride), last), total if unseen else None
+        unseen = np.diff(chosen, append=total).max() * stride > max(window, sparse or 0) + ROUNDING_SECONDS
+        starts = np.where(windows < before, windows * float(stride), last)
+        if self.spans is not None:
+            starts = starts[
+                [any(start < end and start + window > begin for begin, end in self.spans) for start in starts]
+            ]
+        return starts, total if unseen else None
 
 
 @dataclass(frozen=True)

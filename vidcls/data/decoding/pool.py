@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -87,8 +88,9 @@ def read_windows(
 ) -> Generator[Event, None, None]:
     """Reads videos window by window, in several processes at once.
 
-    ``videos`` are at most ``num_videos`` files and their states; they are taken, in a thread, as processes become free.
-    None among them says that the next one may take a while. Their numbers are those of their order.
+    ``videos`` are taken, in a thread, as processes become free; None among them says that the next one may take a
+    while, which yields `Idle` once the others are finished. Their numbers are those of their order; ``num_videos``, the
+    most that may come, limits the processes.
     Each video yields one `VideoStarted` (not if it is undecodable), its windows in order of time and, whatever happens,
     one `VideoFinished`. Those of different videos are interleaved. If the caller is slower than the decoders, they
     wait, with up to ``ahead`` events ready. Closing the generator ends all processes; but for those of a ``pool`` of
@@ -106,7 +108,9 @@ def read_windows(
         receiver = Receiver(videos, 2 * num_workers, server, limits, ahead, max_windows)
 
         def schedule(number: int, video: Source, decoders: tuple[str, ...]) -> ProcessFuture:
-            return workers.schedule(send_windows, [f"{folder}/socket", number, *video, plan, decoders, threads])
+            file, state, spans = video
+            own = replace(plan, spans=spans)
+            return workers.schedule(send_windows, [f"{folder}/socket", number, file, state, own, decoders, threads])
 
         thread = threading.Thread(target=receiver.run, args=[schedule], daemon=True)
         try:

@@ -16,11 +16,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pebble import ProcessExpired, ProcessFuture
 
-from vidcls.data.decoding.plan import Window
+from vidcls.data.decoding.plan import Spans, Window
 from vidcls.data.decoding.result import DECODERS, DecodeResult, summarise, undecodable
 from vidcls.data.decoding.worker import CHANGED
 from vidcls.data.hashing import FileState
@@ -57,9 +57,20 @@ class VideoFinished:
     result: DecodeResult
 
 
-Source = tuple[Path, FileState | None]
-"""The file of a video, and its state when it was hashed."""
-Event = VideoStarted | WindowRead | VideoFinished
+@dataclass(frozen=True)
+class Idle:
+    """All videos that have come are finished, and the next one takes a while."""
+
+
+class Source(NamedTuple):
+    """The file of a video, its state when it was hashed, and which part of it is read if not all of it."""
+
+    file: Path
+    state: FileState | None
+    spans: Spans | None = None
+
+
+Event = VideoStarted | WindowRead | VideoFinished | Idle
 
 
 def describe_failure(error: BaseException, limits: DecodeLimits) -> str:
@@ -125,8 +136,10 @@ class Receiver:
             more = True
             while not self.stopped.is_set():
                 more = more and self._start_videos()
-                if not more and not self._videos:
-                    break
+                if not self._videos:
+                    if not more:
+                        break
+                    self._put(Idle())
                 self._receive()
                 self._check_workers()
             self._put(None)

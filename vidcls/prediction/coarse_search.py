@@ -1,0 +1,59 @@
+"""search=coarse: windows of a long video that are far apart first, then all around those that look harmful."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from vidcls.data.decoding.plan import Spans
+from vidcls.data.decoding.result import LOST, USABLE
+from vidcls.errors import UserError
+from vidcls.metrics.calibration import calibrate
+from vidcls.moderation.policy import Policy
+from vidcls.prediction.options import PredictOptions
+from vidcls.prediction.video_result import TimedOutputs, seen_fraction
+from vidcls.prediction.video_stream import VideoFound
+
+
+@dataclass(frozen=True)
+class CoarseSearch:
+    """Where to look again, and what comes of both looks; with ``predict.search=full`` nowhere.
+
+    Raises:
+        UserError: it is to be coarse, and there is no policy that says which classes are harmful.
+    """
+
+    options: PredictOptions
+    policy: Policy | None
+
+    def __post_init__(self) -> None:
+        if self.options.search == "coarse" and self.policy is None:
+            remedy = "Fit one with evaluate.py run=DIR policy.safe_class=CLASS, or give predict.search=full."
+            raise UserError("a policy, for predict.search=coarse", "none", remedy, "search-without-policy")
+
+    def spans(self, found: VideoFound) -> Spans | None:
+        """Where to look closely: as far as the next sparse windows around each that looks harmful; None: nowhere."""
+        decoded, windows, _ = found
+        sparse = self.options.search == "coarse" and len(windows) > 1 and seen_fraction(windows) < 1
+        if self.policy is None or not sparse or decoded.status not in USABLE:
+            return None
+        harmful = [k for k, name in enumerate(self.policy.classes) if name != self.policy.safe_class]
+        rows = np.stack([outputs[: len(self.policy.classes)] for *_, outputs in windows])
+        highest = calibrate(rows, self.policy.temperature)[:, harmful].max(axis=1)
+        reach = float(self.options.coarse_stride_seconds or 0)
+        likely = (highest >= self.options.coarse_threshold).tolist()
+        return (
+            tuple((start - reach, end + reach) for (start, end, _), hit in zip(windows, likely, strict=True) if hit)
+            or None
+        )
+
+    @staticmethod
+    def join(first: VideoFound, second: VideoFound) -> VideoFound:
+        """The windows of both looks, each once; a video is as damaged as the worse of them found."""
+        decoded, windows, peaks = second
+        if decoded.status in LOST:  # what the first look has found stays
+            return replace(first[0], status="partial", reason=decoded.reason), first[1], first[2]
+        by_start: dict[float, tuple[float, float, np.ndarray]] = {one[0]: one for one in (*first[1], *windows)}
+        joined: TimedOutputs = [by_start[start] for start in sorted(by_start)]
+        return first[0] if first[0].status != "ok" else decoded, joined, peaks
