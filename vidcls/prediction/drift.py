@@ -139,7 +139,7 @@ def predicted_drift(run: BaseRun, journal: Journal) -> tuple[dict[str, Any] | No
 
     Copies count once. Long videos are left out: their scores and vectors come from many windows.
     """
-    whole = (pair for pair in journal.contents() if pair[0]["windows"] == "1" and pair[0]["status"] in USABLE)
+    whole = (pair for pair in journal.contents(single_window=True) if pair[0]["status"] in USABLE)
     chosen = list(islice(whole, MAX_VIDEOS))
     if len(chosen) < MIN_VIDEOS:
         return None, []

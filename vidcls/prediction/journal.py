@@ -164,17 +164,21 @@ class Journal:
         query = "SELECT path, sha256, cells, details FROM videos JOIN results ON result = id ORDER BY path"
         return ((_row(*found), _details(text)) for *found, text in self._database.execute(query))
 
-    def contents(self, paths: Collection[str] | None = None) -> Iterator[tuple[dict[str, str], list[float]]]:
+    def contents(
+        self, paths: Collection[str] | None = None, single_window: bool = False
+    ) -> Iterator[tuple[dict[str, str], list[float]]]:
         """The row of each decoded content, of one of ``paths`` if given, and its clip vector.
 
         By hash, so that the first are a random choice.
         """
+        # A cross join keeps SQLite to this order of tables: first rows come at once, and no details are sorted.
         query = (
-            "SELECT path, sha256, cells, details ->> 'vector' FROM results JOIN videos ON result = id "
-            "WHERE details IS NOT NULL AND sha256 IS NOT NULL ORDER BY sha256, path"
+            "SELECT path, sha256, cells, details ->> 'vector' FROM results CROSS JOIN videos ON result = id "
+            "WHERE details IS NOT NULL AND sha256 IS NOT NULL AND (NOT ? OR cells ->> 'windows' = '1') "
+            "ORDER BY sha256, path"
         )
         before = ""
-        for path, sha256, cells, vector in self._database.execute(query):
+        for path, sha256, cells, vector in self._database.execute(query, [single_window]):
             if sha256 != before and (paths is None or readable(path) in paths):
                 before = sha256
                 yield _row(path, sha256, cells), json.loads(vector or "[]")
