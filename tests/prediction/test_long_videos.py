@@ -93,6 +93,7 @@ def test_all_windows_around_a_hit_are_classified_and_few_elsewhere(bright: Path,
     write_video(folder / "missed.mp4", lit(120, (31, 33)))
     predict(bright, folder, tmp_path / "all", *FULL)
     predict(bright, folder, tmp_path / "out", *COARSE)
+    assert "at first every 20 s" in (tmp_path / "out" / "report.html").read_text()
     rows, full = rows_of(tmp_path / "out"), rows_of(tmp_path / "all")
     assert full.loc["missed.mp4", "decision"] == "block"  # two seconds, none of which a coarse search looks at
     assert rows["decision"].to_dict() == {

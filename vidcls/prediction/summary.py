@@ -47,6 +47,8 @@ def report_facts(run: BaseRun, options: PredictOptions, policy: Policy | None) -
         several = f"the mean of {clip.num_clips} clips of" if clip.num_clips > 1 else "their middle"
         clips = f", by {several} {clip.clip_seconds:g} s"
     windows = f"windows of {options.window_seconds:g} s every {options.stride_seconds:g} s"
+    if options.search == "coarse":
+        windows += f", at first every {options.coarse_stride_seconds:g} s"
     aggregation = f"mean of the top {options.top_k}" if options.aggregation == "top_k_mean" else options.aggregation
     return {
         "Run": run.name,
