@@ -23,7 +23,7 @@ from vidcls.prediction.coarse_search import CoarseSearch
 from vidcls.prediction.loading import load_run
 from vidcls.prediction.options import PredictOptions
 
-VIDEOS, PASSAGES, SECONDS, WINDOW, STRIDE = 6, 4, 480.0, 2.0, 1.0
+VIDEOS, PASSAGES, SECONDS, WINDOW, STRIDE = 6, 4, 240.0, 2.0, 1.0
 WINDOWS = [f"predict.window_seconds={WINDOW:g}", f"predict.stride_seconds={STRIDE:g}", "predict.max_whole_seconds=5"]
 FOUND = 0.5  # the probability that finds a passage, where at least a second of it is in the window
 STRIDES, THRESHOLDS = (5, 10, 20), (0.05, 0.1, 0.2, 0.4)
