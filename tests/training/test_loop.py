@@ -38,7 +38,7 @@ def test_a_run_folder_holds_what_the_contract_says(finished: Path) -> None:
     files = {path.relative_to(finished).as_posix() for path in finished.rglob("*") if path.is_file()}
     expected = {"config.yaml", "manifest.csv", "metrics.json", "environment.json"}
     expected |= {"predictions_val.csv", "predictions_test.csv", "checkpoints/best.ckpt", "checkpoints/last.ckpt"}
-    expected.add("checkpoints/previous.ckpt")
+    expected |= {"checkpoints/previous.ckpt", "reference.safetensors"}
     assert expected <= files
     top = {path.name for path in finished.iterdir()}
     assert top == {"history.csv"} | {name.partition("/")[0] for name in expected} | {"tensorboard", "figures"}

@@ -8,7 +8,7 @@ from pathlib import Path
 from experiments.torture import media
 from vidcls.data.options import DecodeLimits
 
-COUNT = 260
+COUNT = 130
 
 
 def test_damaged_files_have_an_honest_status_and_a_reason(tmp_path: Path) -> None:
@@ -19,5 +19,5 @@ def test_damaged_files_have_an_honest_status_and_a_reason(tmp_path: Path) -> Non
     counts = Counter(counted for counted, _ in found)
     for way in ("whole", "windows"):
         statuses = {status: counts[f"{way}: {status}"] for status in ("ok", "partial", "undecodable")}
-        assert sum(statuses.values()) == COUNT and min(statuses.values()) > 20, statuses
+        assert sum(statuses.values()) == COUNT and min(statuses.values()) > 10, statuses
     assert not [problem for _, problem in found if problem]
