@@ -100,7 +100,8 @@ def test_variants_train_and_evaluate(changes: list[str], options: list[str], tmp
 
 def test_waiting_for_data_is_measured_by_the_gpu(options: list[str], tmp_path: Path) -> None:
     waits = []
-    for workers in ("data.device_cache=4", "data.device_cache=0"):
-        folder = run(tmp_path / workers[-1], *options, *GPU, "trainer.max_epochs=3", "data.num_workers=0", workers)
+    for gigabytes in ("4", "0"):
+        cache = f"data.device_cache={gigabytes}"
+        folder = run(tmp_path / gigabytes, *options, *GPU, "trainer.max_epochs=3", "data.num_workers=0", cache)
         waits.append(metrics_of(folder)["timing"]["data_wait_fraction"])
     assert 0 < waits[0] < 1 and 0 < waits[1] < 1

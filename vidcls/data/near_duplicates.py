@@ -19,6 +19,7 @@ from jaxtyping import Float, Int, UInt8
 from rich.progress import track
 
 from vidcls.data.decoding.result import USABLE
+from vidcls.data.splits import number_components
 from vidcls.data.store import FeatureStore, FrameStore, StoreEntryError
 
 HASH_VERSION = 1  # raised whenever the hash of the same frames changes
@@ -75,7 +76,9 @@ def find_clusters(hashes: UInt8[np.ndarray, "N 129"]) -> Int[np.ndarray, " N"]:
     for place, first in enumerate(blocks):
         for second in blocks[place:]:
             for one, other in _near(hashes[first], hashes[second]):
-                clusters = _merge(clusters, clusters[first[one]], clusters[second[other]])
+                ends = clusters[first[one]], clusters[second[other]]
+                if (ends[0] != ends[1]).any():
+                    clusters = number_components(*ends, count=len(clusters))[clusters]
     return clusters
 
 
@@ -97,18 +100,6 @@ def _near(
 def _signs(hashes: UInt8[np.ndarray, "A 32"]) -> Float[np.ndarray, "A 256"]:
     """Bits as -1 and 1: the product of two hashes is then 256 less twice their distance."""
     return np.unpackbits(hashes, axis=1) * np.float32(2) - np.float32(1)
-
-
-def _merge(
-    clusters: Int[np.ndarray, " N"], one: Int[np.ndarray, " P"], other: Int[np.ndarray, " P"]
-) -> Int[np.ndarray, " N"]:
-    from scipy.sparse import coo_array  # only here: it takes a while
-    from scipy.sparse.csgraph import connected_components
-
-    if (one == other).all():
-        return clusters
-    graph = coo_array((np.ones(len(one)), (one, other)), shape=(len(clusters), len(clusters)))
-    return connected_components(graph, directed=False)[1][clusters]
 
 
 def kept_hashes(store: FrameStore) -> Path:

@@ -1,4 +1,4 @@
-"""Pictures of stored videos for pages and dashboards."""
+"""Pictures of videos for pages and dashboards."""
 
 from __future__ import annotations
 
@@ -25,6 +25,11 @@ def strip(store: FrameStore, sha256: str, count: int, side: int) -> str:
         frames = thumbnails(store, sha256, count, side)
     except StoreEntryError:
         return ""
-    jpeg = io.BytesIO()
-    Image.fromarray(np.concatenate(list(frames), axis=1)).save(jpeg, "JPEG", quality=80)
-    return base64.b64encode(jpeg.getvalue()).decode()
+    return jpeg_base64(Image.fromarray(np.concatenate(list(frames), axis=1)), quality=80)
+
+
+def jpeg_base64(image: Image.Image, quality: int) -> str:
+    """The picture as JPEG, in base64 as pages hold it."""
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=quality)
+    return base64.b64encode(file.getvalue()).decode()

@@ -29,9 +29,6 @@ def group_videos(
     >>> group_videos(["1.mp4", "2.mp4", "3.mp4", "4.mp4"], ["ann", "bob", "", "ann"], ["a", "b", "b", "c"])
     ['creator ann', 'creator bob', 'creator bob', 'creator ann']
     """
-    from scipy.sparse import coo_array  # only here: it takes a while
-    from scipy.sparse.csgraph import connected_components
-
     count = len(paths)
     names = [
         ([f"creator {creator}"] * bool(creator) + [f"sha256 {sha256}"] * bool(sha256) or [f"path {path}"])
@@ -41,9 +38,7 @@ def group_videos(
     nodes: dict[str, int] = {}
     edges = [(video, nodes.setdefault(name, count + len(nodes))) for video, ties in enumerate(names) for name in ties]
     ends = np.array(edges, dtype=np.int64).reshape(-1, 2).T
-    size = count + len(nodes)
-    graph = coo_array((np.ones(len(edges)), (ends[0], ends[1])), shape=(size, size))
-    components = connected_components(graph, directed=False)[1][:count].tolist()
+    components = number_components(*ends, count=count + len(nodes))[:count].tolist()
     votes: dict[int, Counter[str]] = defaultdict(Counter)
     for component, ties in zip(components, names, strict=True):
         votes[component][ties[0]] += 1
@@ -52,6 +47,16 @@ def group_videos(
         for component, counts in votes.items()
     }
     return [chosen[component] for component in components]
+
+
+def number_components(one: Int[np.ndarray, " P"], other: Int[np.ndarray, " P"], *, count: int) -> Int[np.ndarray, " _"]:
+    """The number of the connected component of each of ``count`` nodes, of which P pairs are connected."""
+    from scipy.sparse import coo_array  # only here: it takes a while
+    from scipy.sparse.csgraph import connected_components
+
+    graph = coo_array((np.ones(len(one)), (one, other)), shape=(count, count))
+    components: np.ndarray = connected_components(graph, directed=False)[1]
+    return components
 
 
 def assign_splits(

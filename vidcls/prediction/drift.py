@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import PurePath
 from typing import Any
@@ -134,6 +134,12 @@ def accuracy_note(found: dict[str, Any]) -> str:
     )
 
 
+def stack_vectors(run: BaseRun, vectors: Sequence[Sequence[float]]) -> Float[np.ndarray, "N P"]:
+    """The clip vectors of N videos of a journal; P is 0 unless all are in the components of the run's reference."""
+    complete = run.reference is not None and {len(one) for one in vectors} == {len(run.reference.components)}
+    return np.array(vectors if complete else np.empty((len(vectors), 0)), np.float64)
+
+
 def predicted_drift(run: BaseRun, journal: Journal) -> tuple[dict[str, Any] | None, list[str]]:
     """`compare_with_training` for what predict.py has classified whole, written to drift.json, and its sentences.
 
@@ -146,9 +152,7 @@ def predicted_drift(run: BaseRun, journal: Journal) -> tuple[dict[str, Any] | No
     pattern = re.compile(str(run.config.data.creator_pattern))
     table = pd.DataFrame([row for row, _ in chosen])
     table["creator"] = [creator_of(PurePath(path).stem, pattern) for path in table["path"]]
-    kept = [vector for _, vector in chosen]
-    complete = run.reference is not None and {len(one) for one in kept} == {len(run.reference.components)}
-    vectors = np.array(kept if complete else np.empty((len(kept), 0)), np.float64)
+    vectors = stack_vectors(run, [vector for _, vector in chosen])
     found = compare_with_training(run, table, table[run.classes].to_numpy(np.float64), vectors)
     if found is None:
         return None, ["The run has no predictions that new videos could be compared with."]

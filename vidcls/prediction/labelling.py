@@ -18,6 +18,7 @@ from vidcls.data.urls import redact
 from vidcls.errors import UserError
 from vidcls.files import csv_bytes, readable, write_atomically
 from vidcls.metrics.selection import RANDOM, select_rows
+from vidcls.prediction.drift import stack_vectors
 from vidcls.prediction.inputs import Inputs
 from vidcls.prediction.journal import Journal
 from vidcls.prediction.options import SelectOptions
@@ -55,12 +56,13 @@ def write_selection(
         got = ", ".join(f"{count} {kind}" for kind, count in skipped.items()) or "none that could be decoded"
         raise UserError("videos without a label in input=", got, "Give others.", "nothing-to-select")
     table = pd.DataFrame(rows, columns=["path", "sha256", *run.classes])
-    complete = run.reference is not None and {len(one) for one in vectors} == {len(run.reference.components)}
+    stacked = stack_vectors(run, vectors)
+    complete = stacked.shape[1] > 0
     if not complete and options.diverse_share:
         console.print("The run keeps no clip vectors: the most uncertain videos take the place of diverse ones.")
     chosen = select_rows(
         table[run.classes].to_numpy(np.float64),
-        np.array(vectors) if complete else np.empty((len(rows), 0)),
+        stacked,
         run.reference.vectors.astype(np.float64) if complete and run.reference else np.empty((0, 0)),
         options.count,
         random_share=options.random_share,

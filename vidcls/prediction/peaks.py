@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -12,6 +10,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from vidcls.data.decoding.plan import Window
+from vidcls.data.pictures import jpeg_base64
 
 MAX_PEAKS = 8  # kept per class and video
 LOOP_FRAMES = 6  # of a peak
@@ -68,7 +67,6 @@ class Peaks:
 
 def encode_jpeg(frame: UInt8[np.ndarray, "R R 3"]) -> str:
     """A frame, at most `LOOP_PIXELS` wide, as JPEG in base64."""
-    image, file = Image.fromarray(frame), io.BytesIO()
+    image = Image.fromarray(frame)
     image.thumbnail((LOOP_PIXELS, LOOP_PIXELS))
-    image.save(file, "JPEG", quality=70)
-    return base64.b64encode(file.getvalue()).decode()
+    return jpeg_base64(image, quality=70)

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from vidcls.data.decoding.plan import Window, WindowPlan, middle_clip
-from vidcls.data.decoding.receiver import Event, Idle, VideoFinished, VideoStarted, WindowRead
+from vidcls.data.decoding.receiver import Event, Idle, VideoEvent, VideoFinished, VideoStarted, WindowRead
 from vidcls.data.decoding.result import DecodeResult
 from vidcls.prediction.peaks import Peaks
 from vidcls.prediction.video_result import TimedOutputs
@@ -39,8 +39,8 @@ def classify(events: Iterable[Event], submit: Submit, batch_size: int, in_flight
 
     A batch is not waited for while no video is read. While the next one is, up to ``in_flight`` are with the network.
     """
-    waiting: list[Event] = []
-    submitted: deque[tuple[list[Event], Callable[[], Iterable[Float[np.ndarray, " Q"]]]]] = deque()
+    waiting: list[VideoEvent] = []
+    submitted: deque[tuple[list[VideoEvent], Callable[[], Iterable[Float[np.ndarray, " Q"]]]]] = deque()
 
     def send() -> None:
         windows = [event.window.frames for event in waiting if isinstance(event, WindowRead)]
@@ -53,16 +53,17 @@ def classify(events: Iterable[Event], submit: Submit, batch_size: int, in_flight
         for event in batch:
             if isinstance(event, WindowRead):
                 yield WindowClassified(event.number, event.window, next(found))
-            elif not isinstance(event, Idle):
+            else:
                 yield event
 
     for event in events:
-        idle = isinstance(event, Idle)
-        if not idle:
-            waiting.append(event)
-        if idle or sum(isinstance(one, WindowRead) for one in waiting) in (0, batch_size):
+        if isinstance(event, Idle):
             send()
-        while len(submitted) > (0 if idle else in_flight):
+        else:
+            waiting.append(event)
+            if sum(isinstance(one, WindowRead) for one in waiting) in (0, batch_size):
+                send()
+        while len(submitted) > (0 if isinstance(event, Idle) else in_flight):
             yield from receive()
     send()
     while submitted:

@@ -70,7 +70,8 @@ class Source(NamedTuple):
     spans: Spans | None = None
 
 
-Event = VideoStarted | WindowRead | VideoFinished | Idle
+VideoEvent = VideoStarted | WindowRead | VideoFinished
+Event = VideoEvent | Idle
 
 
 def describe_failure(error: BaseException, limits: DecodeLimits) -> str:

@@ -130,7 +130,7 @@ def read_track(path: Path) -> tuple[Track, Float[np.ndarray, " N"], Float[np.nda
             if packet.pts is not None:
                 if packet.is_keyframe:
                     keys.append(packet.pts)
-                    idr = idr and _starts_anew(bytes(packet), avcc)
+                    idr = idr and _starts_anew(memoryview(packet), avcc)
                 leading = leading or (len(keys) > 0 and packet.pts < keys[-1])
                 ticks.append(packet.pts)
                 durations.append(packet.duration or 0)
@@ -167,7 +167,7 @@ def read_track(path: Path) -> tuple[Track, Float[np.ndarray, " N"], Float[np.nda
     return Track(float(starts[0]), end, None, reasons, count / declared, seekable), starts, key_starts
 
 
-def _starts_anew(key_frame: bytes, avcc: bytes) -> bool:
+def _starts_anew(key_frame: memoryview, avcc: bytes) -> bool:
     """Whether a key frame of H.264 with lengths before its units (ISO/IEC 14496-15) is an IDR picture.
 
     Others are called key frames too, such as those at which a decoder may join a stream that is refreshed bit by bit.
