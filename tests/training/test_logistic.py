@@ -6,8 +6,10 @@ import json
 import shutil
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from helpers.commands import call, once, train
@@ -23,7 +25,7 @@ from vidcls.metrics.calibration import fit_temperature
 from vidcls.prediction.loading import load_run
 from vidcls.prediction.predictor import Predictor
 from vidcls.training.checkpoint import load_checkpoint
-from vidcls.training.logistic import fit_layers, inner_folds
+from vidcls.training.logistic import Fold, fit_layers, inner_folds
 
 Overrides = list[str]
 
@@ -165,6 +167,28 @@ def test_out_of_fold_predictions_are_those_of_models_that_have_not_seen_the_crea
         logits = layer.logits(scaler.transform(vectors[theirs]))
         given = np.log(written.loc[theirs, CLASSES].to_numpy())
         np.testing.assert_allclose(given - given[:, :1], logits - logits[:, :1], atol=1e-3)
+
+
+def test_inner_folds_keep_copies_together(solved: Overrides, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def name_clusters(manifest: pd.DataFrame, _: object) -> list[str]:
+        return [f"cluster {number // 2}" for number in manifest.groupby("label").cumcount()]
+
+    monkeypatch.setattr("vidcls.data.preparation.name_clusters", name_clusters)
+    drawn: list[list[Fold]] = []
+
+    def record(*arguments: Any) -> list[Fold]:
+        drawn.append(inner_folds(*arguments))
+        return drawn[-1]
+
+    monkeypatch.setattr("vidcls.training.logistic.inner_folds", record)
+    of_its_own = "data.creator_pattern='(?P<creator>.+)'"
+    assert train(*solved, of_its_own, f"run_dir={tmp_path / 'run'}").code == 0
+    rows = load_run(tmp_path / "run").videos().rows("train")
+    assert rows["creator"].is_unique and set(rows["cluster"]) == {"cluster 0", "cluster 1"}
+    assert {tuple(sorted(set(rows["cluster"].iloc[held_out]))) for _, held_out in drawn[0]} == {
+        ("cluster 0",),
+        ("cluster 1",),
+    }
 
 
 def test_suspect_labels_are_named(run: Path) -> None:

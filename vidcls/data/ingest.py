@@ -29,7 +29,8 @@ from vidcls.errors import UserError
 from vidcls.files import locked
 
 INGESTED = ["sha256", "status", "reason", "decoder", "seconds", "coverage"]
-MANIFEST_COLUMNS = ["path", "label", "split", "creator", *INGESTED, "label_source"]
+MANIFEST_COLUMNS = ["path", "label", "split", "creator", *INGESTED, "label_source", "cluster"]
+LATER_COLUMNS = {"label_source": "folder", "cluster": ""}  # which manifests of earlier versions lack
 MANIFEST_PATTERNS = {
     "split": "train|val|test|",
     "sha256": "[0-9a-f]{64}|",  # empty: of a file that could not be read
@@ -74,7 +75,7 @@ def ingest(
                 job.decode(limits)
     rows = [{"sha256": sha256, **asdict(result)} for sha256, result in job.rows()]
     ingested = pd.DataFrame(rows, range(len(videos)), INGESTED)
-    manifest = pd.concat([videos.reset_index(drop=True), ingested], axis=1).assign(label_source="folder")
+    manifest = pd.concat([videos.reset_index(drop=True), ingested], axis=1).assign(label_source="folder", cluster="")
     return manifest[[*MANIFEST_COLUMNS, "file"]], IngestStats(time.monotonic() - started, job.decoded)
 
 
@@ -211,8 +212,7 @@ def read_manifest(path: Path) -> pd.DataFrame:
     texts = dict.fromkeys(set(MANIFEST_COLUMNS) - {"seconds", "coverage"}, str)
     try:
         manifest = pd.read_csv(path, keep_default_na=False, dtype=texts)
-        if "label_source" not in manifest:  # of an earlier version
-            manifest["label_source"] = "folder"
+        manifest = manifest.assign(**{name: text for name, text in LATER_COLUMNS.items() if name not in manifest})
         if not set(MANIFEST_COLUMNS) <= set(manifest.columns) or not path.read_bytes().endswith(b"\n"):
             raise ValueError("it has other columns, or an end that is missing")
         for name, pattern in MANIFEST_PATTERNS.items():
