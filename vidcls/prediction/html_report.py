@@ -51,22 +51,16 @@ def write_report(
             room -= sum(len(jpeg) for _, loop in found.loops for jpeg in loop)
             details[sha256] = _details(found, classes, with_loops=room >= 0)
     places = {sha256: place for place, sha256 in enumerate(details)}
-    videos = [
-        {
-            "row": row,
-            "num_segments": len(details[row["sha256"]]["segments"]) if row["sha256"] in details else 0,
-            "details": places.get(row["sha256"]),  # which copies share
-            "copies": _others(paths[row["sha256"]], row["path"]) if row["sha256"] else "",
-        }
-        for row in shown
-    ]
     page = {
         "classes": [visible(name) for name in classes],
         "labels": list(classes),
         "plotted": [k for k, name in enumerate(classes) if name != safe_class],
         "total": decisions.total(),
         "atOnce": ROWS_AT_ONCE,
-        "videos": [[row["path"], row["sha256"]] for row in shown],
+        "videos": [
+            [row["path"], row["sha256"], places.get(row["sha256"]), _facts(row, paths)]  # copies share their details
+            for row in shown
+        ],
         **{name: shown[0][name] if shown else "" for name in ("model", "policy")},
     }
     content = render_page(
@@ -80,7 +74,8 @@ def write_report(
         total=decisions.total(),
         decisions=decisions,
         statuses=statuses,
-        videos=videos,
+        videos=shown,
+        num_segments={sha256: len(found["segments"]) for sha256, found in details.items()},
         scored=any(number(row["score"]) is not None for row in shown),
         details=list(details.values()),
     )
@@ -97,6 +92,13 @@ def most_urgent(rows: Iterable[Row], count: int) -> list[Row]:
         return URGENCY.index(row["decision"]), row["status"] == "ok", -math.inf if score is None else -score
 
     return heapq.nsmallest(count, rows, key=key)
+
+
+def _facts(row: Row, paths: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """What the page shows of a video that is opened."""
+    copies = _others(paths[row["sha256"]], row["path"]) if row["sha256"] else ""
+    facts = {"Same content": copies, "Coverage": row["coverage"], "Decoder": row["decoder"], "SHA-256": row["sha256"]}
+    return {name: visible(value) for name, value in facts.items() if value}
 
 
 def _others(paths: Sequence[str], path: str) -> str:

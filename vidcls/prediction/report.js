@@ -116,18 +116,31 @@ function pictures({ peaks, loops }) {
 const namePeaks = (peaks, when) => peaks.filter(peak => peak[1] === when)
   .map(([k, , p]) => `${page.classes[k]} ${share(p)}`).join(", ");
 
+function more(video) { // the row below a video's own, made when it is first opened: thousands would make the page slow
+  const [, sha256, place, facts] = page.videos[rank(video) - 1], box = make("div");
+  const row = make("tr", { class: "more", id: `more-${video.id}` },
+    make("td", { colspan: table.tHead.rows[0].cells.length }, box));
+  if (place === null) box.append(make("p", {}, "This video could not be decoded."));
+  else {
+    const details = detailsOf(place), drawn = box.appendChild(make("div", { class: "drawn" }));
+    drawn.append(details.cuts.length > 2 ? plot(details) : bars(details));
+    if (details.segments.length) drawn.append(list(details.segments));
+    if (details.loops.length) drawn.append(pictures(details));
+  }
+  box.append(make("p", {}, sha256 ? make("button", { type: "button", class: "pick" }, "Review this video")
+    : "It cannot be reviewed here, as its content is unknown."));
+  box.append(make("dl", { class: "facts" }, ...Object.entries(facts).map(([name, value]) =>
+    make("div", {}, make("dt", {}, name), make("dd", {}, value)))));
+  video.querySelector("[aria-expanded]").setAttribute("aria-controls", row.id);
+  return video.appendChild(row);
+}
+const detailsOf = place => JSON.parse(document.getElementById(`details-${place}`).textContent);
 const isOpen = video => video.classList.contains("open");
 function open(video, wanted) {
-  const [summary, more] = video.rows, box = more.querySelector(".drawn");
-  summary.querySelector("[aria-expanded]").setAttribute("aria-expanded", wanted);
+  video.querySelector("[aria-expanded]").setAttribute("aria-expanded", wanted);
   video.classList.toggle("open", wanted);
-  more.hidden = !wanted;
-  if (wanted && box && !box.hasChildNodes()) {
-    const details = JSON.parse(document.getElementById(`details-${box.dataset.details}`).textContent);
-    box.append(details.cuts.length > 2 ? plot(details) : bars(details));
-    if (details.segments.length) box.append(list(details.segments));
-    if (details.loops.length) box.append(pictures(details));
-  }
+  const row = video.rows[1] ?? (wanted && more(video));
+  if (row) row.hidden = !wanted;
 }
 
 function sort(header) {

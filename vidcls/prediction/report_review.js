@@ -107,8 +107,7 @@ function show(place) { // of the queue
   at = place;
   say("");
   const sha256 = queue[at], [row] = places.get(sha256), summary = $(`v${row + 1}`).rows[0];
-  const drawn = $(`v${row + 1}`).querySelector(".drawn");
-  const details = drawn && JSON.parse($(`details-${drawn.dataset.details}`).textContent);
+  const drawn = page.videos[row][2], details = drawn === null ? null : detailsOf(drawn);
   $("title").replaceChildren(summary.querySelector("bdi").cloneNode(true));
   const facts = [".badge", ".reason", ".brief"].map(name => summary.querySelector(name).cloneNode(true));
   $("verdict").replaceChildren(...facts);
