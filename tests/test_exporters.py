@@ -162,6 +162,7 @@ def test_the_documented_snippet_agrees_with_predict_on_awkward_files(exported: P
     noise = np.random.default_rng(0).integers(0, 256, (40, 48, 64, 3), dtype=np.uint8)
     noise[20:] //= 4  # frame 19 stays on screen for long in vfr.mp4
     videos = [write_video(tmp_path / f"turned_{turn}.mp4", noise, rotation=turn) for turn in (90, 180, 270)]
+    videos += [write_video(tmp_path / f"mirrored_{turn}.mp4", noise, rotation=turn, mirrored=True) for turn in (0, 90)]
     times = [40 * n if n < 20 else 1300 + 10 * n for n in range(40)]
     videos += [write_video(tmp_path / "vfr.mp4", noise, pts=times), write_video(tmp_path / "one_frame.mp4", noise[:1])]
     run = load_run(exported / "lstm")

@@ -155,8 +155,7 @@ def compare(file: Path, frames: np.ndarray, original: np.ndarray) -> tuple[str, 
     for index, frame in zip(chosen, frames, strict=True):
         known = shown[max(index - max(lost, 0), 0) : index + 1]
         known = np.concatenate([known, original]) if errors else known
-        # Mirrored, or turned by other than right angles, a video is shown as it is stored.
-        upright = [np.rot90(known, turns, axes=(1, 2)) for turns in range(4)]
+        upright = [np.rot90(side, turns, axes=(1, 2)) for turns in range(4) for side in (known, known[:, :, ::-1])]
         worst = max(worst, min(_differences(view, frame).min(initial=255) for view in upright))
     wrong = f"frames differ by {worst:.1f} of 255 {errors}" if worst > MEAN_DIFFERENCE else ""
     return "ffmpeg reports damage of other frames" if errors else "ffmpeg agrees", wrong

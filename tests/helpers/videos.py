@@ -31,6 +31,7 @@ def write_video(
     options: dict[str, str] | None = None,
     pts: Sequence[int] | None = None,
     rotation: int = 0,
+    mirrored: bool = False,
 ) -> Path:
     """Encodes ``frames`` to ``path``; the suffix (.mp4, .mkv, .mov, .avi, .webm) names the container.
 
@@ -43,9 +44,10 @@ def write_video(
         options: of the encoder; by default lossless (crf 0, no more loss than ``pix_fmt``) for libx264.
         pts: the time of each frame in milliseconds, ascending: a variable frame rate.
         rotation: degrees counter-clockwise that players must turn the frames (metadata; the pixels stay).
+        mirrored: whether players must mirror them left and right after that.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    target = path.with_name(f"unrotated_{path.name}") if rotation else path
+    target = path.with_name(f"unrotated_{path.name}") if rotation or mirrored else path
     if options is None:
         options = {"crf": "0", "preset": "veryfast"} if codec.startswith("libx264") else {}
     rate = Fraction(fps).limit_denominator(1001)
@@ -61,7 +63,7 @@ def write_video(
             frame.pts, frame.time_base = time, time_base
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
-    if rotation:
-        ffmpeg("-display_rotation", str(rotation), "-i", target, "-c", "copy", path)
+    if target != path:
+        ffmpeg("-display_rotation", str(rotation), *["-display_hflip"] * mirrored, "-i", target, "-c", "copy", path)
         target.unlink()
     return path

@@ -40,7 +40,8 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number, label in enumerate(CLASSES):
         for creator in range(6):
             path = root / label / f"creator{creator}_{number}.mp4"
-            write_video(path, moving(10 * number + creator), fps=10, rotation=90 if creator == 5 else 0)
+            turned = {"rotation": 90, "mirrored": label == CLASSES[1]} if creator == 5 else {}
+            write_video(path, moving(10 * number + creator), fps=10, **turned)
         for place, name in enumerate(HOSTILE[2 * number :][:2]):
             write_video(root / label / name, moving(100 + 10 * number + place), fps=20)
     copied = root / CLASSES[0] / "creator0_0.mp4"
@@ -99,7 +100,11 @@ def test_it_counts_what_is_there(page: Page) -> None:
     assert table(page, "Picture")[1:] == [["128 x 96", "", "8", "9", "17"]]
     assert table(page, "Frames per second")[1:] == [["10", "", "6", "7", "13"], ["20", "", "2", "2", "4"]]
     assert table(page, "Codec")[1:] == [["h264", "", "8", "9", "17"]]
-    assert table(page, "Rotation (degrees)")[1:] == [["0", "", "7", "8", "15"], ["90", "", "1", "1", "2"]]
+    assert table(page, "Rotation (degrees)")[1:] == [
+        ["0", "", "7", "8", "15"],
+        ["270, mirrored", "", "0", "1", "1"],
+        ["90", "", "1", "0", "1"],
+    ]
     assert table(page, "Duration (s)")[1:] == [["2", "", "6", "7", "13"], ["1", "", "2", "2", "4"]]
     (damaged,) = table(page, "Damaged files")[1:]
     assert damaged[0] == "undecodable" and damaged[1].endswith("broken_8.mp4") and damaged[2]

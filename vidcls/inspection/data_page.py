@@ -109,7 +109,7 @@ def _properties(manifest: pd.DataFrame, headers: Sequence[VideoHeader | None]) -
         "Picture": lambda header: f"{header.width} x {header.height}",
         "Frames per second": lambda header: f"{header.frame_rate:.4g}" if header.frame_rate else "unknown",
         "Codec": lambda header: header.codec,
-        "Rotation (degrees)": lambda header: str(header.rotation),
+        "Rotation (degrees)": lambda header: f"{header.rotation}{', mirrored' * header.mirrored}",
     }
     for name, text in texts.items():
         yield _values(name, known["label"], known["header"].map(text))

@@ -122,9 +122,9 @@ def test_every_window_equals_what_a_full_decode_shows_then(
             assert video.frames_decoded < 0.9 * count
 
 
-@pytest.mark.parametrize("degrees", [0, 90, 270])
-def test_rotated_videos_come_upright(tmp_path: Path, degrees: int) -> None:
-    path = write_video(tmp_path / "turned.mp4", moving(20), fps=10, rotation=degrees)
+@pytest.mark.parametrize("degrees, mirrored", [(0, False), (90, False), (270, False), (0, True), (90, True)])
+def test_rotated_and_mirrored_videos_come_upright(tmp_path: Path, degrees: int, mirrored: bool) -> None:
+    path = write_video(tmp_path / "turned.mp4", moving(20), fps=10, rotation=degrees, mirrored=mirrored)
     expected, _ = decode(path, StoreSpec(20, SIDE, "first"), ("pyav",))
     windows = list(stream(path, 5, 1.0, 0.5))
     assert np.array_equal(windows[1].frames, expected[[6, 8, 10, 12, 14]])

@@ -46,12 +46,12 @@ def decode_scanned(path: Path, spec: StoreSpec, decoders: tuple[str, ...], found
         try:
             if decoder == "pyav":
                 return _decode_pyav(path, spec, track, starts[wanted], places, errors)
-            if track.seekable and not track.reasons and not errors:
+            if track.decord and not track.reasons and not errors:
                 frames = decode_decord(path, spec.stored_resolution, starts, wanted)
                 return frames[places], summarise([], "decord", track.seconds, 1.0)
         except UndecodableError as error:
             failures.append(str(error))
-    raise UndecodableError("; ".join(failures) or "decord is given H.264 in mp4 and Matroska alone")
+    raise UndecodableError("; ".join(failures) or "decord is given upright H.264 in mp4 and Matroska alone")
 
 
 def decode_decord(path: Path, side: int, starts: Float[np.ndarray, " N"], wanted: Int[np.ndarray, " W"]) -> Frames:

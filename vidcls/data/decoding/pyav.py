@@ -12,6 +12,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 from jaxtyping import Float, UInt8
 
+from vidcls.data.decoding.orientation import orientation
 from vidcls.data.decoding.track import Track, demux, open_video
 from vidcls.data.sampling import TIE_SECONDS
 
@@ -36,19 +37,19 @@ class ChosenFrames:
         keys: Float[np.ndarray, " G"] | None = None,
     ) -> None:
         self._path, self._clock, self._times, self._threads = path, track.frame_seconds, times, threads
-        self._scale_and_rotate = _ScaleAndRotate(resolution)
+        self._upright = _Upright(resolution)
         self._keys = np.empty(0) if keys is None else keys
         self.decoded = 0
 
     def __iter__(self) -> Iterator[tuple[UInt8[np.ndarray, "R R 3"], bool]]:
-        times, scale_and_rotate = self._times, self._scale_and_rotate
+        times, upright = self._times, self._upright
         place, previous = 0, None
         for seconds, frame, whole in self._frames():
             while place < len(times) and times[place] < seconds - TIE_SECONDS:  # its own frame is missing
-                yield scale_and_rotate(frame if previous is None else previous), False
+                yield upright(frame if previous is None else previous), False
                 place += 1
             while place < len(times) and times[place] <= seconds + TIE_SECONDS:
-                yield scale_and_rotate(frame), whole
+                yield upright(frame), whole
                 place += 1
             previous = frame
             if place == len(times):
@@ -56,7 +57,7 @@ class ChosenFrames:
         if previous is None:
             raise ValueError("not one frame could be decoded")
         for _ in times[place:]:
-            yield scale_and_rotate(previous), False
+            yield upright(previous), False
 
     def _frames(self) -> Iterator[tuple[float, av.VideoFrame, bool]]:
         container, stream = open_video(self._path)
@@ -118,19 +119,15 @@ class ChosenFrames:
         return bool(nearest < len(self._times) and self._times[nearest] <= seconds + TIE_SECONDS)
 
 
-# The filters that ffmpeg puts before its scaler, by quarter turns anticlockwise; after it, colours would differ.
-_TURNS = {1: (("transpose", "cclock"),), 2: (("hflip", None), ("vflip", None)), 3: (("transpose", "clock"),)}
-
-
-class _ScaleAndRotate:
-    """Resizes frames to R x R and rotates them by the file's rotation metadata, with one scaler for all."""
+class _Upright:
+    """Resizes frames to R x R, turned and mirrored as players do, with one scaler for all."""
 
     def __init__(self, resolution: int) -> None:
         self._side, self._scaler = resolution, VideoReformatter()
 
     def __call__(self, frame: av.VideoFrame) -> UInt8[np.ndarray, "R R 3"]:
-        side, turns = self._side, round(frame.rotation / 90) % 4
-        if turns == 0:
+        side, turns = self._side, orientation(frame).filters
+        if not turns:
             scaled = self._scaler.reformat(frame, side, side, "rgb24", interpolation="BILINEAR", threads=1)
             return scaled.to_ndarray()
         graph = av.filter.Graph()
@@ -138,7 +135,7 @@ class _ScaleAndRotate:
             width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base
         )
         scale = graph.add("scale", f"{side}:{side}:flags=bilinear")
-        filters = [graph.add(name, argument) for name, argument in _TURNS[turns]]
+        filters = [graph.add(name, argument) for name, argument in turns]  # before the scaler, as ffmpeg does
         graph.link_nodes(source, *filters, scale, graph.add("format", "rgb24"), graph.add("buffersink")).configure()
         graph.push(frame)
         return graph.pull().to_ndarray()

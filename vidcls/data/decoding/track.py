@@ -1,6 +1,6 @@
 """What a video file holds, and whether a player could show something that we do not look at.
 
-Found by reading all packets, decoding none; for both decoders this decides which track is the video, and when its
+Found by reading all packets, decoding one frame at most; for both decoders this decides which track is the video, and when its
 frames are shown.
 """
 
@@ -21,6 +21,7 @@ import av
 import numpy as np
 from jaxtyping import Float
 
+from vidcls.data.decoding.orientation import Orientation, first_orientation
 from vidcls.data.decoding.result import UndecodableError
 
 # Formats that hold their own frames. Others name further files (HLS, DASH, SDP, ffconcat, image sequences), which
@@ -40,7 +41,7 @@ class Track:
     frame_seconds: float | None  # the frame interval, if timestamps are missing or wrong and frames are counted
     reasons: tuple[str, ...]  # why a player may show something that is not among the frames
     coverage: float  # the fraction of its frames, as far as it is known, that are there and shown, 0..1
-    seekable: bool  # whether decord finds each frame of it
+    decord: bool  # whether decord finds each of its frames, and turns them as players do
 
     @property
     def seconds(self) -> float:
@@ -101,7 +102,7 @@ def demux(container: av.container.InputContainer, *streams: av.stream.Stream) ->
 
 
 def read_track(path: Path) -> tuple[Track, Float[np.ndarray, " N"], Float[np.ndarray, " G"]]:
-    """The video track of a file, and when its frames and its key frames appear, as in `Scan`; decodes nothing."""
+    """The video track of a file, and when its frames and its key frames appear, as in `Scan`."""
     container, stream = open_video(path)
     with container:
         counted = container.format.name == "avi"  # whose B-frames come with shuffled timestamps
@@ -110,6 +111,11 @@ def read_track(path: Path) -> tuple[Track, Float[np.ndarray, " N"], Float[np.nda
         keys, avcc, idr = array("q"), stream.codec_context.extradata or b"", stream.codec_context.name == "h264"
         ticks, durations = array("q"), array("q")  # 16 bytes a frame: a long video has hundreds of thousands
         places, sizes = array("q"), array("q")  # of the packets of all tracks in the file
+        # decord jumps to key frames and counts from there. It lands elsewhere without an index, miscounts where frames
+        # before a key frame are stored behind it (open GOP), and reports no damage of other codecs.
+        mp4 = container.format.name.startswith("mov")
+        indexed = (mp4 or container.format.name.startswith("matroska")) and stream.codec_context.name == "h264"
+        shown: Orientation | None = None
         others = [other for other in container.streams if other.index != stream.index]
         for packet in demux(container, stream, *others):
             if packet.pos is not None and packet.size:
@@ -118,6 +124,8 @@ def read_track(path: Path) -> tuple[Track, Float[np.ndarray, " N"], Float[np.nda
             if packet.stream_index != stream.index or not packet.size:  # the demuxer ends with empty packets
                 continue
             corrupt += packet.is_corrupt
+            if indexed and not key_found and packet.is_keyframe:
+                shown = first_orientation(packet)
             key_found = key_found or packet.is_keyframe
             if packet.is_discard:  # cut off by an edit list: decoded, not shown
                 hidden += 1
@@ -150,9 +158,6 @@ def read_track(path: Path) -> tuple[Track, Float[np.ndarray, " N"], Float[np.nda
             "several movies in one file, of which one is read": _count_movies(path) > 1,
             "a part of the file belongs to no track that is read": _has_unread_part(container, path, places, sizes),
         }
-        # decord jumps to key frames and counts from there. It lands elsewhere without an index, miscounts where frames
-        # before a key frame are stored behind it (open GOP), and reports no damage of other codecs.
-        indexed = container.format.name.startswith(("mov", "matroska")) and stream.codec_context.name == "h264"
     reasons = tuple(reason for reason, holds in found.items() if holds)
     base = stream.time_base or Fraction(1)
     order = np.argsort(ticks, kind="stable")
@@ -164,7 +169,9 @@ def read_track(path: Path) -> tuple[Track, Float[np.ndarray, " N"], Float[np.nda
     end = float(starts[-1]) + (float(durations[order[-1]] * base) or step)
     seekable = indexed and not leading
     key_starts = np.array(keys if seekable and idr else (), np.float64) * base.numerator / base.denominator
-    return Track(float(starts[0]), end, None, reasons, count / declared, seekable), starts, key_starts
+    # decord mirrors nothing, and turns what is in an mp4 alone.
+    upright = shown is not None and not shown.mirrored and (mp4 or not shown.degrees)
+    return Track(float(starts[0]), end, None, reasons, count / declared, seekable and upright), starts, key_starts
 
 
 def _starts_anew(key_frame: memoryview, avcc: bytes) -> bool:

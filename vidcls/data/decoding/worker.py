@@ -18,14 +18,16 @@ class VideoHeader(NamedTuple):
     """What a file says of its video track."""
 
     codec: str
-    width: int  # as stored; players turn the frames by `rotation`
+    width: int  # as stored; players mirror and turn the frames
     height: int
     frame_rate: float | None  # on average
     rotation: int  # degrees counter-clockwise
+    mirrored: bool  # left and right, before they are turned
 
 
 def read_header(file: Path) -> VideoHeader | None:
     """The header of a video, and its first frame, which alone tells the rotation; None if there is no video."""
+    from vidcls.data.decoding.orientation import orientation
     from vidcls.data.decoding.track import decoding, open_video
 
     try:
@@ -33,9 +35,9 @@ def read_header(file: Path) -> VideoHeader | None:
             container, stream = open_video(file)
             with container:
                 context, rate = stream.codec_context, stream.average_rate
-                turned = next(container.decode(stream)).rotation % 360
+                degrees, mirrored, _ = orientation(next(container.decode(stream)))
                 frame_rate = float(rate) if rate else None
-                return VideoHeader(context.name, context.width, context.height, frame_rate, turned)
+                return VideoHeader(context.name, context.width, context.height, frame_rate, degrees, mirrored)
     except UndecodableError:
         return None
 
