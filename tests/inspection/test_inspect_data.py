@@ -152,7 +152,7 @@ def test_headers_are_read_without_the_decoders_of_this_process(source: Path, tmp
     turned = source / CLASSES[0] / "creator5_0.mp4"
     files = [turned, tmp_path / "list.mp4", tmp_path / "missing.mp4", "https://nowhere/a.mp4", turned]
     headers = read_headers(list(map(str, files)), DecodeLimits(workers=1))
-    assert headers == [("h264", 128, 96, 10.0, 90), None, None, None, ("h264", 128, 96, 10.0, 90)]
+    assert headers == [("h264", 128, 96, 10.0, 90, False), None, None, None, ("h264", 128, 96, 10.0, 90, False)]
 
 
 def test_neighbours_are_counted() -> None:

@@ -188,9 +188,7 @@ def test_rotated_videos_come_upright(tmp_path: Path, decoder: str, degrees: int)
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv"])
 @pytest.mark.parametrize("degrees, mirrored", [(0, True), (90, True), (180, True), (270, True), (90, False)])
-def test_frames_are_turned_and_mirrored_as_by_ffmpeg(
-    tmp_path: Path, suffix: str, degrees: int, mirrored: bool
-) -> None:
+def test_frames_are_turned_and_mirrored_as_by_ffmpeg(tmp_path: Path, suffix: str, degrees: int, mirrored: bool) -> None:
     path = write_video(tmp_path / f"a.{suffix}", moving(50), rotation=degrees, mirrored=mirrored)
     frames, result = read(path, 50)
     assert (result.status, result.decoder) == ("ok", "decord" if suffix == "mp4" and not mirrored else "pyav")

@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 import av
-from av.sidedata.sidedata import Type
+from av.sidedata.sidedata import SideData
 
 
 class Orientation(NamedTuple):
@@ -33,8 +33,8 @@ _ORIENTATIONS = {
 
 def orientation(frame: av.VideoFrame) -> Orientation:
     """How players show a decoded frame; one that they turn by other than right angles counts as it is stored."""
-    matrix = frame.side_data.get(Type.DISPLAYMATRIX)
-    if matrix is None:
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if not isinstance(matrix, SideData):
         return AS_STORED
     a, b, _, c, d, *_ = struct.unpack("=9i", bytes(matrix))
     unit = max(map(abs, (a, b, c, d))) or 1

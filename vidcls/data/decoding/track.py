@@ -1,7 +1,7 @@
 """What a video file holds, and whether a player could show something that we do not look at.
 
-Found by reading all packets, decoding one frame at most; for both decoders this decides which track is the video, and when its
-frames are shown.
+Found by reading all packets, decoding one frame at most; for both decoders this decides which track is the video, and
+when its frames are shown.
 """
 
 from __future__ import annotations
