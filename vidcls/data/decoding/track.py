@@ -23,6 +23,7 @@ from jaxtyping import Float
 
 from vidcls.data.decoding.orientation import Orientation, first_orientation
 from vidcls.data.decoding.result import UndecodableError
+from vidcls.data.decoding.transport_stream import count_gaps
 
 # Formats that hold their own frames. Others name further files (HLS, DASH, SDP, ffconcat, image sequences), which
 # FFmpeg would open, or hold a still picture.
@@ -148,6 +149,7 @@ def read_track(path: Path) -> tuple[Track, Float[np.ndarray, " N"], Float[np.nda
         declared = max(stream.frames - repeats, count + hidden)
         visible = [other for other in others if other.type == "video"]
         covers = sum(bool(other.disposition & av.stream.Disposition.attached_pic) for other in visible)
+        gaps = count_gaps(path, stream.id) if container.format.name == "mpegts" else 0
         found = {
             f"the file ends early: {count} of {declared} frames are there": count < declared and not hidden,
             f"an edit list hides {declared - count} of {declared} frames": hidden,
@@ -156,6 +158,7 @@ def read_track(path: Path) -> tuple[Track, Float[np.ndarray, " N"], Float[np.nda
             f"{len(visible) - covers + 1} video tracks, of which one is read": len(visible) > covers,
             "the attached picture is not read": covers,
             "several movies in one file, of which one is read": _count_movies(path) > 1,
+            f"{gaps} gap{'s' * (gaps > 1)} in the transport stream, where packets are lost or files are joined": gaps,
             "a part of the file belongs to no track that is read": _has_unread_part(container, path, places, sizes),
         }
     reasons = tuple(reason for reason, holds in found.items() if holds)
