@@ -1,14 +1,17 @@
-"""Disturbs train.py, predict.py and a sweep in the middle, gives the same command again, and compares the results.
+"""Disturbs train.py, predict.py, inspect_data.py and a sweep in the middle, gives the same command again, and compares.
 
 python experiments/torture/torture.py faults --count 60     one file operation fails, or its process is killed there
-python experiments/torture/torture.py kills --count 40      all processes are killed at a random time
+python experiments/torture/torture.py kills --count 100     the command is killed at a random time
 
+Kills are of commands that are forked from a process with all imports done, so that they hit the work and not the
+imports. A killed command leaves its decoding processes behind, beside which it is given again.
 Exit code 1 where a result differs from that of an undisturbed command, or a command does not recover.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import random
 import shutil
@@ -24,11 +27,16 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
 
 ROOT = Path(__file__).parents[2]
+sys.path.append(str(ROOT / "tests"))
+
+from helpers.warm_python import start_server, warm_python  # type: ignore[import-not-found] # noqa: E402
+
 FAULTS = ("ENOSPC", "EIO", "EACCES", "SIGKILL")
 TINY = [
     "data.num_frames=4",
@@ -76,6 +84,18 @@ def sweep_again(work: Path) -> list[str]:
     return [*sweep_arguments(work)[:-1], f"sweep.resume={work}/out"]
 
 
+def ingest_arguments(work: Path) -> list[str]:
+    """The demo videos drawn and decoded, and a page about them: all of an ingest and no training."""
+    videos = [*TINY[:5], f"data.source={work}/demo", f"cache_dir={work}/cache"]
+    return ["inspect_data.py", *videos, f"output={work}/out"]
+
+
+def ingest_again(work: Path) -> list[str]:
+    """The page wants a new folder."""
+    shutil.rmtree(work / "out", ignore_errors=True)
+    return ingest_arguments(work)
+
+
 def predict_arguments(work: Path) -> list[str]:
     """A prediction of the videos of a finished run, in windows."""
     windows = ["predict.max_whole_seconds=1", "predict.window_seconds=1", "predict.stride_seconds=0.5"]
@@ -85,6 +105,7 @@ def predict_arguments(work: Path) -> list[str]:
 COMMANDS = {
     command.name: command
     for command in (
+        Command("ingest", ingest_arguments, ingest_again),
         Command("train", train_arguments, train_again),
         Command("predict", predict_arguments, predict_arguments),
         Command("sweep", sweep_arguments, sweep_again),
@@ -99,7 +120,7 @@ def run(arguments: list[str], work: Path, torture: str = "", kill_after: float |
         environment["VIDCLS_TORTURE"] = torture
     with (work / "stderr").open("w") as stderr:
         process = subprocess.Popen(
-            [sys.executable, str(ROOT / arguments[0]), *arguments[1:]],
+            [sys.executable if torture else warm_python(), str(ROOT / arguments[0]), *arguments[1:]],
             cwd=work,
             env=environment,
             stdout=subprocess.DEVNULL,
@@ -125,6 +146,12 @@ def results(name: str, out: Path) -> dict[str, object]:
         place = str(out.parent)  # paths may begin with it
         return {"predictions": predictions.to_csv().replace(place, ""), "timelines": frame.to_csv().replace(place, "")}
     found: dict[str, object] = {}
+    if name == "ingest":
+        place, stored = str(out.parent), out.parent / "cache" / "store"
+        found["page"] = (out / "data.html").read_text().replace(place, "")
+        frames = [path for path in stored.rglob("*") if path.is_file() and not path.name.startswith(".")]
+        found |= {str(path.relative_to(stored)): path.read_bytes() for path in frames}
+        return found
     for metrics in sorted(out.rglob("metrics.json")):
         folder, job = metrics.parent, str(metrics.parent.relative_to(out))
         for table in ("predictions_val.csv", "predictions_test.csv", "history.csv"):
@@ -148,7 +175,8 @@ def outcome(code: int, stderr: str) -> str:
 
 def disturb(command: Command, template: Path, expected: dict[str, object], torture: tuple[int, str] | float) -> str:
     """Disturbs one command in a copy of ``template`` and repeats it; describes both."""
-    with tempfile.TemporaryDirectory(prefix="torture") as folder:
+    # Of a killed command, decoding processes may still write.
+    with tempfile.TemporaryDirectory(prefix="torture", ignore_cleanup_errors=True) as folder:
         work = Path(folder) / "work"
         shutil.copytree(template, work, symlinks=True)
         if isinstance(torture, float):
@@ -174,7 +202,7 @@ def compared(command: Command, work: Path, expected: dict[str, object]) -> str:
     return "the same result" if found == expected else f"DIFFERENT {sorted(set(found) ^ set(expected)) or 'VALUES'}"
 
 
-def prepare(command: Command, template: Path) -> tuple[dict[str, object], int, float]:
+def prepare(command: Command, template: Path, part: str) -> tuple[dict[str, object], int, float]:
     """The state before the command, its undisturbed results, the number of its file operations and its seconds."""
     template.mkdir(parents=True)
     if command.name == "predict":
@@ -185,10 +213,11 @@ def prepare(command: Command, template: Path) -> tuple[dict[str, object], int, f
         work = Path(folder) / "work"
         shutil.copytree(template, work)
         started = time.perf_counter()
-        code, stderr = run(command.arguments(work), work, f"{work}:{folder}/counter:0:EIO")
+        counter = Path(folder) / "counter"
+        code, stderr = run(command.arguments(work), work, f"{work}:{counter}:0:EIO" if part == "faults" else "")
         assert code == 0, stderr
         seconds = time.perf_counter() - started
-        return results(command.name, work / "out"), (Path(folder) / "counter").stat().st_size, seconds
+        return results(command.name, work / "out"), counter.stat().st_size if counter.exists() else 0, seconds
 
 
 def main() -> int:
@@ -199,12 +228,17 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=60, help="disturbances of each command")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--output", type=Path, help="a .json file of the counts; default: beside this file")
     options = parser.parse_args()
+    if options.part == "kills":
+        start_server()
+    path = options.output or Path(__file__).with_name(f"{options.part}.json")
+    record: dict[str, Any] = {"seed": options.seed, "commands": {}}
     generator, failed = random.Random(options.seed), False
     for name in options.commands:
         with tempfile.TemporaryDirectory(prefix="torture") as folder:
             template = Path(folder) / "template"
-            expected, operations, seconds = prepare(COMMANDS[name], template)
+            expected, operations, seconds = prepare(COMMANDS[name], template, options.part)
             plans: list[tuple[int, str] | float]
             if options.part == "faults":
                 numbers = sorted(generator.sample(range(1, operations + 1), min(options.count, operations)))
@@ -213,10 +247,13 @@ def main() -> int:
                 plans = [generator.uniform(0.0, seconds) for _ in range(options.count)]
             with ThreadPoolExecutor(options.workers) as pool:
                 found = Counter(pool.map(partial(disturb, COMMANDS[name], template, expected), plans))
-        print(f"{options.part} of {name}: {operations} file operations, {len(plans)} disturbed, seed {options.seed}")
-        for text, times in found.most_common():
-            print(f"  {times:4}  {text}", flush=True)
-            failed |= text != text.lower() or "traceback" in text or "hung" in text
+        counts = dict(found.most_common())
+        record["commands"][name] = {"disturbed": len(plans), "seconds": round(seconds, 1), "outcomes": counts}
+        if operations:
+            record["commands"][name]["file_operations"] = operations
+        path.write_text(json.dumps(record, indent=2) + "\n")
+        print(f"{options.part} of {name}: {counts}", flush=True)
+        failed |= any(text != text.lower() or "traceback" in text or "hung" in text for text in counts)
     return int(failed)
 
 
