@@ -68,8 +68,7 @@ def main(cfg: DictConfig) -> None:
         else:
             from vidcls.prediction.pipeline import predict_videos
 
-            predictor = run.make_predictor(cfg.accelerator)
-            predict_videos(videos, predictor, options, policy, journal, limits, fetch_limits, console)
+            predict_videos(videos, run, cfg.accelerator, options, policy, journal, limits, fetch_limits, console)
         summary.print_drift(run, journal, console)
     finally:  # also after Ctrl-C: what is done can be used
         write_result_files(journal, run.classes)

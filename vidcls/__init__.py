@@ -14,7 +14,8 @@ from typing import Any
 _MODULES = {
     # Use a trained run: its model, its predictions.
     "vidcls.prediction.loading": ("load_run",),
-    "vidcls.prediction.predictor": ("LoadedRun", "Predictor"),
+    "vidcls.prediction.predictor": ("Predictor",),
+    "vidcls.prediction.run": ("LoadedRun",),
     # Videos: a source becomes splits, stored frames and loaders.
     "vidcls.data.datamodule": ("VideoDataModule",),
     "vidcls.data.options": ("DataOptions",),

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from vidcls.data.store import StoreEntryError
 from vidcls.errors import UserError
 from vidcls.files import hash_file
-from vidcls.prediction.predictor import LoadedRun
+from vidcls.prediction.run import LoadedRun
 from vidcls.training.run_folder import best_checkpoint
 from vidcls.training.spec import RunSpec
 from vidcls.training.transforms import Preprocess

@@ -62,16 +62,23 @@ def predict_seconds(video: Path, window_seconds: float) -> float:
     from vidcls.prediction.loading import load_run
     from vidcls.prediction.options import PredictOptions
     from vidcls.prediction.pipeline import predict_videos
-    from vidcls.prediction.predictor import Predictor
 
-    predictor = Predictor(load_run(SCRATCH / "demo"), "cpu")
+    run = load_run(SCRATCH / "demo")
     options = PredictOptions(window_seconds=window_seconds, max_whole_seconds=4.0)
-    options = options.complete(None, predictor.run.manifest)
+    options = options.complete(None, run.manifest)
     with tempfile.TemporaryDirectory() as name:
         journal = Journal(Path(name, "output"), {})
         started = time.perf_counter()
         predict_videos(
-            {"video": str(video)}, predictor, options, None, journal, DecodeLimits(), FetchLimits(), Console(quiet=True)
+            {"video": str(video)},
+            run,
+            "cpu",
+            options,
+            None,
+            journal,
+            DecodeLimits(),
+            FetchLimits(),
+            Console(quiet=True),
         )
         seconds = time.perf_counter() - started
         journal.close()

@@ -31,7 +31,6 @@ from vidcls.prediction.journal import Journal
 from vidcls.prediction.loading import load_run
 from vidcls.prediction.options import PredictOptions
 from vidcls.prediction.peaks import Peaks
-from vidcls.prediction.predictor import Predictor
 from vidcls.prediction.result_files import write_result_files
 from vidcls.prediction.video_result import build_result
 
@@ -49,7 +48,7 @@ def main() -> None:
     torch.set_num_threads(1)
     run, files = load_run(arguments.run, ()), sorted(needed_clips().rglob("*.mp4"))[: arguments.videos]
     options = PredictOptions().complete(run.spec.clip.clip_seconds, run.manifest)
-    plan, predictor, batch_size = options.plan(run.spec.store), Predictor(run, "cpu"), run.spec.batch_size
+    plan, predictor, batch_size = options.plan(run.spec.store), run.make_predictor("cpu"), run.spec.batch_size
     seconds: dict[str, float] = {}
 
     @contextmanager

@@ -19,7 +19,7 @@ import torch
 
 from experiments.tools import ROOT
 from vidcls.prediction.loading import load_run
-from vidcls.prediction.predictor import LoadedRun, Predictor
+from vidcls.prediction.run import LoadedRun
 
 
 class Network:
@@ -27,7 +27,7 @@ class Network:
 
     def __init__(self, run: LoadedRun, threads: int) -> None:
         torch.set_num_threads(threads)
-        self.predictor = Predictor(run)
+        self.predictor = run.make_predictor()
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         return {"path": batch["path"], "probabilities": self.predictor(list(batch["clip"]))}

@@ -24,7 +24,7 @@ from vidcls.data.store import StoreEntryError
 from vidcls.errors import UserError
 from vidcls.moderation.policy import load_policy
 from vidcls.prediction.loading import load_run
-from vidcls.prediction.predictor import LoadedRun, Predictor
+from vidcls.prediction.run import LoadedRun
 from vidcls.training.checkpoint import load_last
 from vidcls.training.options import check_train_options
 from vidcls.training.run_config import check_trusted, read_config
@@ -63,7 +63,7 @@ def results(folder: Path, policy: dict[str, Any]) -> dict[str, object]:
 def predictions(run: LoadedRun) -> dict[str, bytes]:
     """By the content of each validation video: its class and its probabilities."""
     videos = run.videos()
-    predicted = Predictor(run).predict_split(videos, "val")
+    predicted = run.make_predictor().predict_split(videos, "val")
     rows = zip(videos.rows("val")["sha256"], predicted.labels, predicted.probabilities, strict=True)
     return {sha256: label.tobytes() + probabilities.tobytes() for sha256, label, probabilities in rows}
 

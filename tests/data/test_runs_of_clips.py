@@ -22,7 +22,7 @@ from vidcls.data.decoding.frames import decode
 from vidcls.data.decoding.result import DECODERS
 from vidcls.data.sampling import StoreSpec
 from vidcls.prediction.loading import load_run
-from vidcls.prediction.predictor import LoadedRun, Predictor
+from vidcls.prediction.run import LoadedRun
 
 # ---- end to end
 
@@ -49,7 +49,7 @@ def test_the_checkpoint_says_which_clips(trained: LoadedRun) -> None:
 
 
 def test_metrics_are_of_averaged_probabilities(clipped: Path, trained: LoadedRun, demo_folder: Path) -> None:
-    predictor = Predictor(trained, None)
+    predictor = trained.make_predictor()
     predictions = table(clipped / "predictions_test.csv").set_index("path")
     spread = 0.0
     for path, row in predictions.iterrows():
@@ -69,7 +69,7 @@ def test_the_loss_is_that_of_the_averaged_probability(trained: LoadedRun) -> Non
         trained.model.output.weight *= 400
     data = trained.videos()
     data.load_manifest(trained.manifest)
-    found = Predictor(trained).predict_split(data, "train")
+    found = trained.make_predictor().predict_split(data, "train")
     assert len(found.labels) == 6
     frames = torch.stack([data.dataset("train")[SampleIndex(row, seed=0)].frames for row in range(6)])
     with torch.inference_mode():
@@ -112,7 +112,7 @@ def test_prediction_repeats_the_figures_to_the_last_digit(
     assert timeline["start_seconds"].tolist() == [0.0, 1.25, 2.5, 3.75, 5.0]
     assert (timeline["end_seconds"] - timeline["start_seconds"]).tolist() == [2.5] * 5
     frames, _ = decode(long, StoreSpec(8, 16, "uniform", 2.5, 5), ("pyav",))
-    expected = Predictor(trained, None)(np.split(frames, 5))
+    expected = trained.make_predictor()(np.split(frames, 5))
     assert np.array_equal(timeline[CLASSES].to_numpy(np.float32), expected)
 
 

@@ -17,7 +17,7 @@ from vidcls.errors import UserError
 from vidcls.metrics.predictions import Predictions
 from vidcls.prediction.drift import MIN_VIDEOS, accuracy_note, compare_with_training, drift_notes
 from vidcls.prediction.loading import load_run
-from vidcls.prediction.predictor import LoadedRun
+from vidcls.prediction.run import LoadedRun
 from vidcls.training.reference import fit_reference, read_reference, reference_path, write_reference
 
 

@@ -12,7 +12,8 @@ from helpers.runs import CLASSES, table
 
 from vidcls.errors import UserError
 from vidcls.prediction.loading import load_run
-from vidcls.prediction.predictor import PRECISIONS, LoadedRun, Predictor, choose_device
+from vidcls.prediction.predictor import PRECISIONS, choose_device
+from vidcls.prediction.run import LoadedRun
 
 
 @pytest.fixture
@@ -44,7 +45,7 @@ def test_a_folder_that_is_no_run(missing: str, tmp_path: Path) -> None:
 
 
 def test_probabilities_do_not_depend_on_the_batch(run: LoadedRun) -> None:
-    predictor, videos = Predictor(run, "cpu"), stacks(run, 10)
+    predictor, videos = run.make_predictor("cpu"), stacks(run, 10)
     together = predictor(videos)
     assert together.shape == (10, 3)
     np.testing.assert_allclose(together.sum(axis=1), 1, atol=1e-6)
@@ -56,7 +57,7 @@ def test_probabilities_do_not_depend_on_the_batch(run: LoadedRun) -> None:
 def test_a_split_repeats_the_runs_own_test(run: LoadedRun, finished: Path, split: str) -> None:
     videos = run.videos()
     videos.load_manifest(run.manifest)
-    found = Predictor(run, "cpu").predict_split(videos, split)
+    found = run.make_predictor("cpu").predict_split(videos, split)
     expected = table(finished / f"predictions_{split}.csv")
     assert np.array_equal(found.probabilities, expected[CLASSES].to_numpy(np.float32))
     assert [CLASSES[label] for label in found.labels] == expected["label"].tolist()
@@ -68,10 +69,10 @@ def test_a_split_repeats_the_runs_own_test(run: LoadedRun, finished: Path, split
 @pytest.mark.parametrize("precision", list(PRECISIONS))
 def test_each_precision_of_lightnings(run: LoadedRun, precision: str) -> None:
     videos = stacks(run, 3)
-    expected = Predictor(run, "cpu")(videos)
+    expected = run.make_predictor("cpu")(videos)
     run.config.trainer.precision = precision
     run.model.float()
-    np.testing.assert_allclose(Predictor(run, "cpu")(videos), expected, atol=1e-7 if "32" in precision else 0.02)
+    np.testing.assert_allclose(run.make_predictor("cpu")(videos), expected, atol=1e-7 if "32" in precision else 0.02)
 
 
 def test_devices() -> None:

@@ -23,7 +23,6 @@ from vidcls.data.store import FeatureStore
 from vidcls.errors import UserError
 from vidcls.metrics.calibration import fit_temperature
 from vidcls.prediction.loading import load_run
-from vidcls.prediction.predictor import Predictor
 from vidcls.training.checkpoint import load_checkpoint
 from vidcls.training.logistic import Fold, fit_layers, inner_folds
 
@@ -258,7 +257,7 @@ def test_refit_is_fitted_to_val_too_and_does_not_hide_it(run: Path, solved: Over
     assert oof.tail(len(val)).to_numpy().tolist() == val.to_numpy().tolist()
     assert metrics["refit"] is True and metrics["val"]["accuracy"] == (val["label"] == val["predicted"]).mean()
     assert table(refit / "history.csv")["val/loss"][0] == pytest.approx(metrics["val"]["loss"])
-    seen = Predictor(load_run(refit)).predict_split(load_run(refit).videos(), "val")
+    seen = load_run(refit).make_predictor().predict_split(load_run(refit).videos(), "val")
     assert seen.losses.mean() < 0.5 * metrics["val"]["loss"]
     assert "val (out-of-fold)" in evaluate(refit, "split=val", "policy.safe_class=safe")
     evaluated = results(refit / "evaluations" / "val")

@@ -32,7 +32,8 @@ from vidcls.plots.run_plots import confusion_figure, precision_recall_figure, re
 from vidcls.plots.style import Figure, save_figures
 from vidcls.prediction.drift import compare_with_training, drift_notes, group_numbers
 from vidcls.prediction.loading import load_run
-from vidcls.prediction.predictor import BaseRun, Predictor
+from vidcls.prediction.predictor import Predictor
+from vidcls.prediction.run import BaseRun
 from vidcls.training.records import log_picture, worst_errors_figure, write_predictions
 
 

@@ -13,7 +13,7 @@ from vidcls.evaluation.notes import temperature_notes
 from vidcls.evaluation.results import SplitResult, fitted_on
 from vidcls.moderation.policy import Policy
 from vidcls.prediction.drift import drift_notes
-from vidcls.prediction.predictor import BaseRun
+from vidcls.prediction.run import BaseRun
 
 
 def print_evaluation(run: BaseRun, results: dict[str, SplitResult], policy: Policy | None, console: Console) -> None:

@@ -18,7 +18,7 @@ from vidcls.data.pictures import thumbnails
 from vidcls.data.store import FrameStore
 from vidcls.errors import UserError
 from vidcls.pages import visible
-from vidcls.prediction.predictor import BaseRun
+from vidcls.prediction.run import BaseRun
 
 MAX_MAPPED = 2000  # videos; a random choice of more
 COMPONENTS = 32

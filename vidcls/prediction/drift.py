@@ -22,7 +22,7 @@ from vidcls.metrics.comparison import energy_test, estimate_accuracy
 from vidcls.metrics.predictions import Predictions
 from vidcls.metrics.shares import compare_shares
 from vidcls.prediction.journal import Journal
-from vidcls.prediction.predictor import BaseRun
+from vidcls.prediction.run import BaseRun
 
 ALPHA = 0.01  # of each test, as there are several
 MIN_VIDEOS = 20  # of fewer, nothing is said

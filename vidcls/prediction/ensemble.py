@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -17,8 +16,9 @@ from vidcls.data.videos import Videos
 from vidcls.errors import UserError
 from vidcls.metrics.calibration import calibrate, safe_log
 from vidcls.metrics.predictions import Predictions
-from vidcls.prediction.members import ensemble_identity, read_members, results_folder
-from vidcls.prediction.predictor import BaseRun, LoadedRun, Predictor, load_single
+from vidcls.prediction.members import Member, ensemble_identity, results_folder
+from vidcls.prediction.predictor import Predictor
+from vidcls.prediction.run import BaseRun, LoadedRun
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,14 +52,8 @@ class Ensemble(BaseRun):
         return mean.astype(np.float32)
 
 
-def load_ensemble(folders: Sequence[Path | str], trust: Sequence[str] = ()) -> Ensemble:
-    """Reads several finished runs.
-
-    Raises:
-        UserError: they have other classes or other stored frames, or one of them cannot be loaded.
-    """
-    members = read_members([Path(folder) for folder in folders])
-    runs = tuple(load_single(member.folder, trust) for member in members)
+def join_runs(members: Sequence[Member], runs: Sequence[LoadedRun]) -> Ensemble:
+    """The ensemble of ``members``, whose networks are those of ``runs``; raises `UserError` for other stored frames."""
     first = runs[0]
     for run in runs[1:]:
         if run.spec.store != first.spec.store:
@@ -82,7 +76,7 @@ def load_ensemble(folders: Sequence[Path | str], trust: Sequence[str] = ()) -> E
         manifest=first.manifest,
         oof_predictions=None,
         val_predictions=None,
-        runs=runs,
+        runs=tuple(runs),
         temperatures=tuple(member.temperature for member in members),
     )
     oof = _average([(run.oof_predictions, run.fitted_splits) for run in runs], ensemble)
@@ -111,8 +105,8 @@ class EnsemblePredictor(Predictor):
     """The networks of an ensemble over new videos; see `Predictor`."""
 
     def __init__(self, run: Ensemble, accelerator: str | None = None) -> None:
-        self.run = self._ensemble = run
-        self._predictors = [Predictor(member, accelerator) for member in run.runs]
+        self._ensemble, self.spec = run, run.spec
+        self._predictors = [member.make_predictor(accelerator) for member in run.runs]
         self.device = self._predictors[0].device
 
     def outputs(self, stacks: Sequence[UInt8[np.ndarray, "_ H W 3"]]) -> Float[np.ndarray, "B K"]:
@@ -120,8 +114,9 @@ class EnsemblePredictor(Predictor):
 
     def classify_split(self, videos: Videos, split: str) -> tuple[Predictions, Float[np.ndarray, "N 0"]]:
         found = []
-        for predictor in self._predictors:  # each takes its own number of frames from what is stored
-            own = predictor.run.videos(videos.options.source, videos.options.cache_dir)
+        for run, predictor in zip(self._ensemble.runs, self._predictors, strict=True):
+            # Each takes its own number of frames from what is stored.
+            own = run.videos(videos.options.source, videos.options.cache_dir)
             own.load_manifest(videos.manifest)
             found.append(predictor.predict_split(own, split))
         mean = _predictions(found, self._ensemble)

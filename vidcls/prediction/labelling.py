@@ -22,7 +22,7 @@ from vidcls.prediction.drift import stack_vectors
 from vidcls.prediction.inputs import Inputs
 from vidcls.prediction.journal import Journal
 from vidcls.prediction.options import SelectOptions
-from vidcls.prediction.predictor import BaseRun
+from vidcls.prediction.run import BaseRun
 
 
 def write_selection(

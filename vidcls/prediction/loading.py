@@ -1,4 +1,4 @@
-"""Finished runs by their folders: one, or several as an ensemble."""
+"""Finished runs by their folders: one, or several as an ensemble. Runs no code of a folder's."""
 
 from __future__ import annotations
 
@@ -6,8 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import overload
 
-from vidcls.prediction.ensemble import load_ensemble
-from vidcls.prediction.predictor import BaseRun, LoadedRun, load_single
+from vidcls.errors import UserError
+from vidcls.files import hash_file
+from vidcls.prediction.ensemble import join_runs
+from vidcls.prediction.members import read_members
+from vidcls.prediction.run import BaseRun, LoadedRun
+from vidcls.training.checkpoint import load_checkpoint, rebuild
+from vidcls.training.reference import read_reference
+from vidcls.training.run_folder import best_checkpoint, manifest_path, read_finished
 
 
 @overload
@@ -23,6 +29,31 @@ def load_run(folder: Path | str | Sequence[Path | str], trust: Sequence[str] = (
         UserError: it is not the folder of a finished run, its model is not of a trusted package, or runs do not fit
             together, see `vidcls.prediction.ensemble`.
     """
-    if isinstance(folder, (str, Path)):
-        return load_single(folder, trust)
-    return load_single(folder[0], trust) if len(folder) == 1 else load_ensemble(folder, trust)
+    folders = [Path(folder)] if isinstance(folder, (str, Path)) else [Path(one) for one in folder]
+    members = read_members(folders) if len(folders) > 1 else []
+    runs = [_load_single(folder, trust) for folder in [member.folder for member in members] or folders]
+    return join_runs(members, runs) if members else runs[0]
+
+
+def _load_single(folder: Path, trust: Sequence[str]) -> LoadedRun:
+    folder, config, manifest = read_finished(folder)
+    best = best_checkpoint(folder)
+    identity = hash_file(best)[:12]
+    checkpoint = load_checkpoint(best)
+    if others := sorted(set(manifest["label"]) - set(checkpoint.spec.classes)):
+        got = f"{manifest_path(folder)}: the run knows no class {others[0]}"
+        raise UserError("a run's manifest.csv", got, "Check the path.", "bad-manifest")
+    model, preprocess = rebuild(checkpoint, trust, compiled=config.compile)  # as it was tested
+    return LoadedRun(
+        folder=folder,
+        config=config,
+        spec=checkpoint.spec,
+        identity=identity,
+        step=checkpoint.step,
+        manifest=manifest,
+        oof_predictions=checkpoint.oof_predictions,
+        val_predictions=checkpoint.val_predictions,
+        reference=read_reference(folder, identity, model),
+        model=model,
+        preprocess=preprocess,
+    )

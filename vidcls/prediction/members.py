@@ -15,7 +15,7 @@ from vidcls.data.sources import class_order
 from vidcls.errors import UserError
 from vidcls.files import hash_file
 from vidcls.moderation.policy import load_policy
-from vidcls.training.run_folder import best_checkpoint, policy_path, read_finished, read_run_manifest
+from vidcls.training.run_folder import best_checkpoint, policy_path, read_finished
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ def read_members(folders: Sequence[Path]) -> list[Member]:
 
 
 def _read_member(folder: Path, calibrated: bool) -> Member:
-    folder, config = read_finished(folder)
-    manifest, identity = read_run_manifest(folder), hash_file(best_checkpoint(folder))[:12]
+    folder, config, manifest = read_finished(folder)
+    identity = hash_file(best_checkpoint(folder))[:12]
     classes, policy = class_order(list(manifest["label"]), config.data.classes), policy_path(folder)
     temperature = load_policy(policy, classes, identity).temperature if calibrated and policy.exists() else None
     return Member(folder, identity, classes, manifest, bool(config.get("refit")), temperature)

@@ -31,7 +31,7 @@ from vidcls.prediction.catalogue import LONG_WINDOWS, Catalogue, Content
 from vidcls.prediction.coarse_search import CoarseSearch
 from vidcls.prediction.journal import Journal
 from vidcls.prediction.options import PredictOptions
-from vidcls.prediction.predictor import Predictor
+from vidcls.prediction.run import BaseRun
 from vidcls.prediction.video_result import build_result
 from vidcls.prediction.video_stream import ClassifiedEvent, VideoFound, WindowClassified, classify, collect
 
@@ -41,7 +41,8 @@ Obtained = tuple[str, HashResult | FetchedFile | UnfetchableError]
 
 def predict_videos(
     videos: Mapping[str, str],
-    predictor: Predictor,
+    run: BaseRun,
+    accelerator: str | None,
     options: PredictOptions,
     policy: Policy | None,
     journal: Journal,
@@ -55,7 +56,7 @@ def predict_videos(
     behind URLs are fetched, a few ahead, and removed after use. A file that has changed since it was hashed is read
     again; if it keeps changing, it is for review.
     """
-    run, plan = predictor.run, options.plan(predictor.run.spec.store)
+    predictor, plan = run.make_predictor(accelerator), options.plan(run.spec.store)
     describe = partial(build_result, model=run.identity, classes=run.classes, policy=policy, options=options)
     catalogue, batch_size = Catalogue(videos, journal, describe), run.spec.batch_size
     folder = journal.folder / "fetched"

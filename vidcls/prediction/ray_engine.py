@@ -34,8 +34,8 @@ from vidcls.prediction.catalogue import LONG_WINDOWS, Catalogue, Content
 from vidcls.prediction.coarse_search import CoarseSearch
 from vidcls.prediction.journal import Journal
 from vidcls.prediction.options import EngineOptions, PredictOptions
-from vidcls.prediction.predictor import BaseRun
 from vidcls.prediction.ray_workers import LONG, Network, Reader, Reading
+from vidcls.prediction.run import BaseRun
 from vidcls.prediction.video_result import build_result
 
 MAX_DEATHS = 2  # of readers that read one video alone, until it is not tried again

@@ -16,7 +16,7 @@ from vidcls.prediction.drift import predicted_drift
 from vidcls.prediction.html_report import STATUSES
 from vidcls.prediction.journal import Journal
 from vidcls.prediction.options import PredictOptions
-from vidcls.prediction.predictor import BaseRun
+from vidcls.prediction.run import BaseRun
 from vidcls.prediction.video_result import NO_POLICY
 
 

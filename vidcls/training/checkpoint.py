@@ -96,28 +96,23 @@ def load_last(folder: Path, classes: Sequence[str]) -> tuple[Path, Checkpoint] |
         return previous, checkpoint
 
 
-def build_model(spec: RunSpec, trust: Sequence[str] = ()) -> Classifier:
+def build_model(spec: RunSpec, trust: Sequence[str] = (), *, compiled: bool = False) -> Classifier:
     """The network that a run describes, with random weights; see `vidcls.models.classifiers.build_classifier`."""
     options = {name: value for name, value in spec.model.items() if not name.startswith("_")}
-    return build_classifier(
+    model = build_classifier(
         str(spec.model["_target_"]), options, len(spec.classes), spec.clip.resolution, spec.clip.num_frames, trust
     )
+    # Features of frozen encoders may be cached, by parts of the network: those round as the whole only uncompiled.
+    if compiled and not model.encoder.is_frozen:
+        model.compile(dynamic=False)  # for the shapes that it gets: full batches and the last of an epoch
+    return model
 
 
-def compile_model(model: Classifier) -> None:
-    """Compiles a network whose encoder trains, for the shapes that it gets: full batches and the last of an epoch.
-
-    Features of frozen encoders may be cached, by parts of the network: those round as the whole does only uncompiled.
-    """
-    if not model.encoder.is_frozen:
-        model.compile(dynamic=False)
-
-
-def rebuild(checkpoint: Checkpoint, trust: Sequence[str] = ()) -> tuple[Classifier, Preprocess]:
+def rebuild(checkpoint: Checkpoint, trust: Sequence[str], *, compiled: bool) -> tuple[Classifier, Preprocess]:
     """The network of a checkpoint with its weights, and what prepares its input, in eval mode; raises `UserError`."""
     try:
         preprocess = build_preprocess(checkpoint.spec)
-        model = build_model(checkpoint.spec, trust)
+        model = build_model(checkpoint.spec, trust, compiled=compiled)
         model.load_state_dict(checkpoint.model_weights)
     except (RuntimeError, TypeError, ValueError) as error:
         why = " ".join(str(error).split())[:200]

@@ -22,7 +22,7 @@ from vidcls.data.options import SPLITS
 from vidcls.data.preparation import PreparedVideos
 from vidcls.errors import UserError
 from vidcls.metrics.predictions import Predictions
-from vidcls.training.checkpoint import build_model, build_preprocess, compile_model, load_checkpoint, load_last
+from vidcls.training.checkpoint import build_model, build_preprocess, load_checkpoint, load_last
 from vidcls.training.checkpoint_writer import AtomicCheckpoints
 from vidcls.training.feature_cache import compute_features
 from vidcls.training.logistic_options import is_logistic
@@ -64,15 +64,13 @@ def build_module(cfg: DictConfig, datamodule: VideoDataModule) -> VideoClassifie
         batch_size=datamodule.options.batch_size,
     )
     # Of any package: `check_trusted` has been over the configuration of a run folder, any other is the user's own.
-    model = build_model(spec, trust=[str(cfg.model["_target_"]).partition(".")[0]])
+    model = build_model(spec, [str(cfg.model["_target_"]).partition(".")[0]], compiled=cfg.compile)
     last = load_last(folder, classes)
     if last is None:
         model.encoder.load_weights()
     trained_with = model.encoder.normalisation or {"mean": [0.0] * 3, "std": [1.0] * 3}
     mean, std = (tuple(cfg.normalise[name] or trained_with[name]) for name in ("mean", "std"))
     spec = replace(spec, normalisation=Normalisation(mean, std))
-    if cfg.compile:
-        compile_model(model)
     optim: Any = OmegaConf.to_container(cfg.optim, resolve=True)
     module = VideoClassifier(
         model,

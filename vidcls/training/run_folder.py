@@ -8,7 +8,6 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
@@ -77,21 +76,12 @@ def check_finished(folder: Path) -> Path:
     return folder
 
 
-def read_finished(folder: Path) -> tuple[Path, DictConfig]:
-    """The absolute path of a finished run's folder, and its configuration; raises `UserError`."""
-    folder = check_finished(folder)
-    return folder, read_config(folder)
-
-
-def read_run_manifest(folder: Path, classes: Sequence[str] | None = None) -> pd.DataFrame:
-    """The manifest.csv of a run; raises `UserError` where it is damaged, or names other classes than ``classes``."""
+def read_finished(folder: Path) -> tuple[Path, DictConfig, pd.DataFrame]:
+    """The absolute path of a finished run's folder, its configuration and its manifest; raises `UserError`."""
     from vidcls.data.ingest import read_manifest  # with pandas, which nothing else here needs
 
-    manifest = read_manifest(manifest_path(folder))
-    if classes is not None and (others := sorted(set(manifest["label"]) - set(classes))):
-        got = f"{manifest_path(folder)}: the run knows no class {others[0]}"
-        raise UserError("a run's manifest.csv", got, "Check the path.", "bad-manifest")
-    return manifest
+    folder = check_finished(folder)
+    return folder, read_config(folder), read_manifest(manifest_path(folder))
 
 
 def is_rank_zero() -> bool:

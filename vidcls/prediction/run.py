@@ -1,0 +1,136 @@
+"""A trained run as it was read from its folder: what is known of it, and what it can do with videos."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from omegaconf import DictConfig, OmegaConf
+
+from vidcls.data.decoding.result import DECODERS, UndecodableError
+from vidcls.data.options import DataOptions
+from vidcls.data.videos import Videos
+from vidcls.errors import UserError
+from vidcls.metrics.predictions import Predictions
+from vidcls.models.classifiers import Classifier
+from vidcls.moderation.aggregation import video_score
+from vidcls.prediction.options import PredictOptions
+from vidcls.prediction.predictor import Predictor
+from vidcls.training.reference import Reference
+from vidcls.training.run_folder import policy_path
+from vidcls.training.spec import RunSpec, fitted_splits
+from vidcls.training.transforms import Preprocess
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseRun:
+    """What a finished run and an ensemble of several have in common."""
+
+    folder: Path  # for results
+    config: DictConfig  # with paths into the folder as it lies now
+    spec: RunSpec  # what the network is built from
+    identity: str  # 12 hex digits that change with anything that the probabilities depend on
+    step: int  # how many optimiser steps these weights have seen
+    manifest: pd.DataFrame  # its videos
+    oof_predictions: Predictions | None  # out-of-fold, of the videos it was fitted to; None but for optim=logistic
+    val_predictions: Predictions | None  # of these weights
+    reference: Reference | None = None  # to compare new videos with; of a single run
+
+    @property
+    def classes(self) -> list[str]:
+        """The K names, in the order of the probabilities."""
+        return list(self.spec.classes)
+
+    @property
+    def name(self) -> str:
+        """What it is called in reports."""
+        return self.folder.name
+
+    @property
+    def refit(self) -> bool:
+        """Whether it was fitted to val too."""
+        return bool(self.config.get("refit"))
+
+    @property
+    def fitted_splits(self) -> tuple[str, ...]:
+        """The splits that it has been trained on, in the order of ``oof_predictions``."""
+        return fitted_splits(self.refit)
+
+    @property
+    def policy_path(self) -> Path:
+        """Where its policy is, or would be."""
+        return policy_path(self.folder)
+
+    @cached_property
+    def predictor(self) -> Predictor:
+        """The network on the device of training."""
+        return self.make_predictor()
+
+    def make_predictor(self, accelerator: str | None = None) -> Predictor:
+        """The network on a device, see `Predictor`."""
+        raise NotImplementedError
+
+    @property
+    def members(self) -> tuple[LoadedRun, ...]:
+        """The runs whose probabilities are averaged: of a single one, itself."""
+        raise NotImplementedError
+
+    def predict(self, video: Path | str) -> dict[str, float]:
+        """The probability of each class for one video, the same as predict.py's with its default options.
+
+        A video of which not all could be decoded is a warning.
+
+        Raises:
+            UserError: the video cannot be decoded.
+        """
+        from vidcls.data.decoding.windows import stream_windows  # late, as it imports the decoders
+
+        options = PredictOptions().complete(self.spec.clip.clip_seconds, self.manifest)
+        try:
+            stream = stream_windows(Path(video), options.plan(self.spec.store), DECODERS)
+            windows, parts = iter(stream), []
+            while batch := [window.frames for window in islice(windows, self.spec.batch_size)]:
+                parts.append(self.predictor(batch))
+        except (UndecodableError, OSError) as error:
+            got = f"{video}: {error}"
+            raise UserError("a decodable video", got, "Check the file.", "undecodable-video") from error
+        if stream.result is not None and stream.result.status != "ok":
+            warnings.warn(f"{video} is {stream.result.status}: {stream.result.reason}", stacklevel=2)
+        scores = video_score(np.concatenate(parts), options.aggregation, options.top_k)
+        return dict(zip(self.classes, scores.tolist(), strict=True))
+
+    def videos(self, source: str | None = None, cache_dir: str | None = None) -> Videos:
+        """The run's own videos, or those of ``source`` with the run's decode options and classes."""
+        plain: Any = OmegaConf.to_container(self.config.data, resolve=True)
+        options = {name: value for name, value in plain.items() if not name.startswith("_")}
+        store = {"num_frames": self.spec.store.stored_frames, "resolution": self.spec.store.stored_resolution}
+        options |= vars(self.spec.clip) | {"batch_size": self.spec.batch_size, "store": store}
+        options |= {"classes": self.classes, "cache_dir": cache_dir or options["cache_dir"]}
+        if source is not None:
+            options |= {"source": source, "demo": None, "decisions": []}
+        videos = Videos(DataOptions(**options))
+        if source is None:
+            videos.load_manifest(self.manifest)
+        return videos
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedRun(BaseRun):
+    """A finished run; its identity is the first 12 hex digits of the SHA-256 of best.ckpt."""
+
+    model: Classifier  # with the weights of best.ckpt, in eval mode
+    preprocess: Preprocess  # from stored frames to the network's input
+
+    @property
+    def members(self) -> tuple[LoadedRun, ...]:
+        return (self,)
+
+    def make_predictor(self, accelerator: str | None = None) -> Predictor:
+        parts = self.model, self.preprocess, self.spec, self.reference
+        return Predictor(*parts, self.config.trainer, accelerator)
