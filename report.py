@@ -41,7 +41,7 @@ def main(cfg: DictConfig) -> None:
         from vidcls.evaluation.results import evaluate_run
 
         job = sweep.folder / str(winner["job"])
-        record_test(sweep, winner, evaluate_run(job, "test", cfg.accelerator, trusted_packages(cfg), console))
+        record_test(sweep, winner, evaluate_run(job, cfg.accelerator, trusted_packages(cfg), console))
     write_report(sweep, console)
 
 

@@ -21,7 +21,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from experiments.features.folds import splits
 from experiments.features.vectors import STUDY, Vectors
 from experiments.review.clips import HERE, predict
-from vidcls.data.preparation import frame_store, usable_rows
+from vidcls.data.manifest import usable_rows
+from vidcls.data.preparation import frame_store
 from vidcls.metrics.comparison import energy_test, estimate_accuracy
 from vidcls.metrics.shares import compare_shares
 from vidcls.prediction.drift import ALPHA

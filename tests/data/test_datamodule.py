@@ -12,7 +12,7 @@ import torch
 from helpers.datasets import LAYOUT, draw, module, numbers, prepare
 
 from vidcls.data.datamodule import VideoDataModule
-from vidcls.data.ingest import MANIFEST_COLUMNS
+from vidcls.data.manifest import MANIFEST_COLUMNS
 from vidcls.errors import UserError
 
 

@@ -20,7 +20,8 @@ from rich.console import Console
 
 import vidcls
 from vidcls.data.decoding.frames import decode
-from vidcls.data.ingest import MANIFEST_COLUMNS, ingest, report_bad
+from vidcls.data.ingest import ingest
+from vidcls.data.manifest import MANIFEST_COLUMNS, report_bad
 from vidcls.data.options import DecodeLimits
 from vidcls.data.sampling import StoreSpec
 from vidcls.data.store import FrameStore

@@ -12,7 +12,7 @@ from helpers.datasets import draw, module
 from rich.console import Console
 
 from vidcls.data.datamodule import VideoDataModule
-from vidcls.data.ingest import read_manifest
+from vidcls.data.manifest import read_manifest
 from vidcls.data.options import DataOptions
 from vidcls.data.preparation import prepare_videos, redecode_missing
 from vidcls.errors import UserError

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from vidcls.data.datamodule import VideoDataModule
 from vidcls.data.decisions import read_decisions
-from vidcls.data.ingest import read_manifest
+from vidcls.data.manifest import read_manifest
 from vidcls.data.reviewed_labels import UNSETTLED, agreement, apply_decisions, settle
 from vidcls.errors import UserError
 from vidcls.files import hash_file

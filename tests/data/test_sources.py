@@ -16,8 +16,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vidcls.data.options import DataOptions
-from vidcls.data.sources import Listing, class_order, list_videos, place_videos
+from vidcls.data.archive import unpack
+from vidcls.data.options import DataOptions, class_order
+from vidcls.data.sources import Listing, list_videos, place_videos
 from vidcls.errors import UserError
 
 PATTERN = r"(?P<creator>.+)_[^_]+"
@@ -41,7 +42,7 @@ def zip_of(folder: Path, archive: Path, wrapper: str = "") -> Path:
 
 def listed(source: Path, classes: Sequence[str] | None = None, pattern: str = PATTERN, cache: str = "cache") -> Listing:
     options = DataOptions(str(source), str(source.parent / cache), classes=classes, creator_pattern=pattern)
-    return list_videos(options, classes)
+    return list_videos(options, classes, unpacked=unpack(options))
 
 
 def rows(listing: Listing, *columns: str) -> list[Any]:

@@ -18,7 +18,7 @@ from torchvision.models import get_model
 
 from vidcls.cli import compose_config
 from vidcls.data.datamodule import VideoDataModule
-from vidcls.data.ingest import read_manifest
+from vidcls.data.manifest import read_manifest
 from vidcls.data.store import FeatureStore, FrameStore
 from vidcls.prediction.loading import load_run
 from vidcls.training.feature_cache import compute_features

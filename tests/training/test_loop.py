@@ -22,7 +22,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from vidcls.data.datamodule import VideoDataModule
-from vidcls.data.ingest import MANIFEST_COLUMNS
+from vidcls.data.manifest import MANIFEST_COLUMNS
 from vidcls.data.sampling import select_frames
 from vidcls.data.store import FrameStore
 from vidcls.errors import UserError

@@ -24,6 +24,8 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+from vidcls.data.options import DataOptions
+from vidcls.data.urls import extension, local_path
 from vidcls.errors import FULL_DISK, UserError
 from vidcls.files import write_atomically
 
@@ -32,6 +34,20 @@ _DAMAGE = (zipfile.BadZipFile, zlib.error, LZMAError, EOFError, NotImplementedEr
 _COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
 _UNPACK_BY_HAND = "Unpack it with a tool you trust and point data.source to the folder."
 _NEW_COPY = "Make or download the zip again, or point data.source to a folder."
+
+
+def is_archive(source: str) -> bool:
+    """Whether a source is a .zip, which must be extracted before it can be listed."""
+    return extension(source) == "zip" and os.path.isfile(local_path(source))
+
+
+def unpack(options: DataOptions) -> Path | None:
+    """The folder of the files of ``options.source`` where that is a .zip, see `extract`; None where it is none."""
+    if not is_archive(options.source):
+        return None
+    return extract(
+        Path(local_path(options.source)), Path(options.cache_dir), options.zip.max_gigabytes, options.zip.max_ratio
+    )
 
 
 def extract(archive: Path, cache_dir: Path, max_gigabytes: float | int, max_ratio: float | int) -> Path:

@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader
 
 from vidcls.data.dataset import FeatureBatch, FeatureDataset, VideoBatch, VideoDataset
 from vidcls.data.device_cache import DeviceDataset, DeviceLoader, fits_on_device, stack_videos
-from vidcls.data.ingest import MANIFEST_COLUMNS, IngestStats, read_manifest
+from vidcls.data.ingest import IngestStats
+from vidcls.data.manifest import MANIFEST_COLUMNS, read_manifest
 from vidcls.data.options import DataOptions
 from vidcls.data.preparation import PreparedVideos, prepare_videos
 from vidcls.data.videos import Videos

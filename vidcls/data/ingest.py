@@ -13,32 +13,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pandas as pd
-from rich.console import Console
 from rich.progress import track
-from rich.text import Text
 
 from vidcls.data.decoding.pool import decode_into_store
 from vidcls.data.decoding.receiver import largest_first
-from vidcls.data.decoding.result import LOST, USABLE, DecodeResult, undecodable, unfetchable
+from vidcls.data.decoding.result import USABLE, DecodeResult, undecodable, unfetchable
+from vidcls.data.fetching import FetchSpace, fetching
 from vidcls.data.hashing import HashCache, HashResult, hash_files
+from vidcls.data.manifest import INGESTED, MANIFEST_COLUMNS
 from vidcls.data.options import DecodeLimits, FetchLimits
-from vidcls.data.remote import FetchedFile, FetchSpace, UnfetchableError, fetching, remote_version, try_fetch
+from vidcls.data.remote import FetchedFile, UnfetchableError, remote_version, try_fetch
 from vidcls.data.store import FrameStore
 from vidcls.data.urls import is_url
 from vidcls.errors import UserError
 from vidcls.files import locked
-
-INGESTED = ["sha256", "status", "reason", "decoder", "seconds", "coverage"]
-MANIFEST_COLUMNS = ["path", "label", "split", "creator", *INGESTED, "label_source", "cluster"]
-LATER_COLUMNS = {"label_source": "folder", "cluster": ""}  # which manifests of earlier versions lack
-MANIFEST_PATTERNS = {
-    "split": "train|val|test|",
-    "sha256": "[0-9a-f]{64}|",  # empty: of a file that could not be read
-    "status": "ok|partial|undecodable|unfetchable|dropped",
-    "seconds": r"\d+(\.\d+)?(e[+-]?\d+)?",
-    "coverage": r"[01](\.\d+)?|\d\.\d+e-\d+",
-    "label_source": "folder|decisions",
-}
 
 
 @dataclass(frozen=True)
@@ -205,31 +193,3 @@ def _locked(store: FrameStore) -> Iterator[None]:
             "Check its permissions, or set another cache_dir.",
             "cache-unwritable",
         ) from error
-
-
-def read_manifest(path: Path) -> pd.DataFrame:
-    """A manifest.csv as it was written: a creator called 007 stays a text; raises `UserError` where it is damaged."""
-    texts = dict.fromkeys(set(MANIFEST_COLUMNS) - {"seconds", "coverage"}, str)
-    try:
-        manifest = pd.read_csv(path, keep_default_na=False, dtype=texts)
-        manifest = manifest.assign(**{name: text for name, text in LATER_COLUMNS.items() if name not in manifest})
-        if not set(MANIFEST_COLUMNS) <= set(manifest.columns) or not path.read_bytes().endswith(b"\n"):
-            raise ValueError("it has other columns, or an end that is missing")
-        for name, pattern in MANIFEST_PATTERNS.items():
-            if not (fits := manifest[name].astype(str).str.fullmatch(pattern)).all():
-                raise ValueError(f"{name} is {manifest[name][~fits].iloc[0]!r}")
-        if manifest["path"].duplicated().any():
-            raise ValueError("a path is in it twice")
-    except (OSError, ValueError) as error:
-        got = f"{path}: {' '.join(str(error).split())[:200]}"
-        raise UserError("the manifest.csv of a run", got, "Restore it, or start a new run.", "bad-manifest") from error
-    return manifest
-
-
-def report_bad(manifest: pd.DataFrame, console: Console, limit: int = 20) -> None:
-    """Prints the videos that are partial or undecodable, with their reasons."""
-    bad = manifest[manifest["status"].isin(["partial", *LOST])]
-    for row in bad.head(limit).itertuples():
-        console.print(Text(row.status, "yellow") + Text(f" {row.path}: {row.reason}"), highlight=False, soft_wrap=True)
-    if len(bad) > limit:
-        console.print(f"... and {len(bad) - limit} more: see the column status of manifest.csv")

@@ -221,3 +221,12 @@ def _check_creator_pattern(pattern: str) -> None:
     if fault:
         expected = "a regular expression with a group (?P<creator>...) in data.creator_pattern"
         raise UserError(expected, f"{pattern!r} {fault}", "Correct data.creator_pattern.", "data.creator_pattern")
+
+
+def class_order(labels: Sequence[str], classes: Sequence[str] | None) -> list[str]:
+    """The one order of classes of a run: as the user gave them, else by name, over all splits together.
+
+    >>> class_order(["safe", "adult", "safe"], None), class_order(["safe", "adult"], ["safe", "adult"])
+    (['adult', 'safe'], ['safe', 'adult'])
+    """
+    return list(classes) if classes is not None else sorted(set(labels))

@@ -15,14 +15,16 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from vidcls.data.archive import unpack
 from vidcls.data.decisions import read_decisions
 from vidcls.data.decoding.result import USABLE
 from vidcls.data.hashing import HashCache
-from vidcls.data.ingest import IngestStats, ingest, known_hashes, read_manifest, report_bad
+from vidcls.data.ingest import IngestStats, ingest, known_hashes
+from vidcls.data.manifest import count_training_videos, print_splits, read_manifest, report_bad, usable_rows
 from vidcls.data.near_duplicates import name_clusters
-from vidcls.data.options import SPLITS, DataOptions
+from vidcls.data.options import SPLITS, DataOptions, class_order
 from vidcls.data.reviewed_labels import use_decisions
-from vidcls.data.sources import class_order, list_videos
+from vidcls.data.sources import list_videos
 from vidcls.data.splits import assign_splits, drop_leaks, find_leaks, group_videos
 from vidcls.data.store import FrameStore
 from vidcls.errors import UserError
@@ -30,7 +32,7 @@ from vidcls.errors import UserError
 
 @dataclass(frozen=True)
 class PreparedVideos:
-    """A manifest (see `vidcls.data.ingest`), its K classes in the order of the probabilities, and what it has cost."""
+    """A manifest, its K classes in the order of the probabilities, and what it has cost."""
 
     manifest: pd.DataFrame
     classes: list[str]
@@ -40,12 +42,6 @@ class PreparedVideos:
 def frame_store(options: DataOptions) -> FrameStore:
     """The store of decoded frames that these options use."""
     return FrameStore(Path(options.cache_dir, "store"), options.store)
-
-
-def usable_rows(manifest: pd.DataFrame, split: str) -> pd.DataFrame:
-    """The rows of a split that have frames, in the manifest's order, numbered from 0."""
-    usable = manifest["status"].isin(USABLE) & (manifest["split"] == split)
-    return manifest[usable].reset_index(drop=True)
 
 
 def prepare_videos(options: DataOptions, console: Console, manifest_path: Path | None = None) -> PreparedVideos:
@@ -75,7 +71,7 @@ def prepare_videos(options: DataOptions, console: Console, manifest_path: Path |
         if options.leakage == "drop":
             manifest = drop_leaks(manifest)
             console.print(f"Dropped {(manifest['status'] == 'dropped').sum()} leaking videos")
-    _print_splits(manifest, classes, console)
+    print_splits(manifest, classes, console)
     for name in ("train", "val"):
         if usable_rows(manifest, name).empty:
             raise UserError(
@@ -251,7 +247,8 @@ def redecode_missing(
     if lost.empty:
         return IngestStats()
     console.print(f"{len(lost)} of {len(rows)} videos are not in {store.folder}: decoding them again")
-    listing = _list(options, class_order(list(manifest["label"]), options.classes), console)
+    classes = class_order(list(manifest["label"]), options.classes)
+    listing = _list(options, classes, console)
     found, stats = ingest(
         listing[listing["path"].isin(lost["path"])], store, options.decode, _hash_cache(options), options.fetch
     )
@@ -269,24 +266,6 @@ def redecode_missing(
     return stats
 
 
-def count_training_videos(manifest: pd.DataFrame, classes: Sequence[str], option: str) -> list[int]:
-    """How many training videos each class has.
-
-    Raises:
-        UserError: a class has none, for an option that balances classes.
-    """
-    labels = usable_rows(manifest, "train")["label"]
-    counts = [int((labels == name).sum()) for name in classes]
-    if 0 in counts:
-        raise UserError(
-            f"training videos of every class, for {option}=balanced",
-            f"none of {classes[counts.index(0)]}",
-            f"Add some, or change {option}.",
-            "class-without-training-videos",
-        )
-    return counts
-
-
 def _draw_demo(options: DataOptions) -> None:
     if options.demo is not None:
         from vidcls.data.demo import draw_demo  # encodes videos, which nothing else here needs
@@ -301,7 +280,7 @@ def _hash_cache(options: DataOptions) -> Path:
 def _list(
     options: DataOptions, classes: Sequence[str] | None, console: Console, refuse_others: bool = False
 ) -> pd.DataFrame:
-    listing = list_videos(options, classes, refuse_others)
+    listing = list_videos(options, classes, refuse_others, unpack(options))
     ignored = ", ".join(f"{count} {kind}" for kind, count in sorted(listing.ignored.items()))
     found = f"Found {len(listing.videos)} videos in {options.source}"
     console.print(f"{found} (ignored {ignored})" if ignored else found, markup=False, soft_wrap=True)
@@ -345,17 +324,3 @@ def _report_leaks(leaks: pd.DataFrame, leakage: str, console: Console, limit: in
         )
     if leakage == "warn":
         warnings.warn("Held-out metrics will be optimistic: see the leakage table above.", stacklevel=2)
-
-
-def _print_splits(manifest: pd.DataFrame, classes: Sequence[str], console: Console) -> None:
-    table = Table(title="Videos", title_justify="left")
-    table.add_column("class")
-    labels = {split: usable_rows(manifest, split)["label"] for split in SPLITS}
-    for split in SPLITS:
-        table.add_column(split, justify="right")
-    for name in classes:
-        table.add_row(Text(name), *(str((labels[split] == name).sum()) for split in SPLITS))
-    console.print(table)
-    for status, what in {"undecodable": "decoded", "unfetchable": "fetched"}.items():
-        if lost := (manifest["status"] == status).sum():
-            console.print(f"[yellow]{lost} videos could not be {what} and are left out[/yellow]")

@@ -1,4 +1,4 @@
-"""Videos behind URLs, fetched to a local file that is removed after use; all of fsspec.
+"""A video behind a URL, fetched to a local file that is removed after use; all of fsspec.
 
 Decoding opens local files only, in processes without a network, so fetching is a step of its own. Credentials are those
 of fsspec's file systems (environment, profiles, fsspec's configuration); no text that leaves this file holds any.
@@ -16,23 +16,20 @@ import secrets
 import shutil
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
-from itertools import count, islice
+from collections.abc import Callable
+from concurrent.futures import wait
 from pathlib import Path
 from typing import Any, TypeVar
 
+from vidcls.data.fetching import CancelledError, FetchSpace
 from vidcls.data.hashing import FileState, HashResult
 from vidcls.data.options import FetchLimits
 from vidcls.data.urls import path_of, redact
 from vidcls.errors import FULL_DISK, UserError
 
-Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 BACKOFF_SECONDS = 1.0  # before the second attempt; each further one waits twice as long
-POLL_SECONDS = 0.01
 # What tells two states of a file apart, by the names that file systems give it.
 _VERSIONS = ("ETag", "etag", "md5Hash", "blob_id", "Last-Modified", "LastModified", "mtime", "created")
 _S3 = ("s3", "s3a")
@@ -43,10 +40,6 @@ _NOT_MD5: set[str] = set()  # buckets whose ETags have been seen to be no MD5, a
 
 class UnfetchableError(Exception):
     """A video that could not be fetched; the message, which holds no credentials, says why."""
-
-
-class _Cancelled(Exception):
-    pass
 
 
 class FetchedFile:
@@ -73,30 +66,6 @@ class FetchedFile:
         self.remove()
 
 
-class FetchSpace:
-    """The room for all files that are fetched and not removed yet; who needs more waits."""
-
-    def __init__(self, gigabytes: float | int) -> None:
-        self._free, self._changed, self.cancelled = float(gigabytes) * 1e9, threading.Condition(), threading.Event()
-
-    def take(self, size: float) -> None:
-        with self._changed:
-            self._changed.wait_for(lambda: self._free >= size or self.cancelled.is_set())
-            if self.cancelled.is_set():
-                raise _Cancelled
-            self._free -= size
-
-    def give(self, size: float) -> None:
-        with self._changed:
-            self._free += size
-            self._changed.notify_all()
-
-    def cancel(self) -> None:
-        """Ends all downloads, and the waiting for room."""
-        self.cancelled.set()
-        self.give(0.0)
-
-
 def fetch(url: str, folder: Path, limits: FetchLimits, space: FetchSpace | None = None) -> FetchedFile:
     """Downloads a video into ``folder``, checked by its size and by its ETag where that is an MD5.
 
@@ -111,10 +80,10 @@ def fetch(url: str, folder: Path, limits: FetchLimits, space: FetchSpace | None 
     earlier: set[str] = set()  # what attempts with a wrong MD5 have got
     for attempt in range(limits.attempts):
         if space.cancelled.is_set():
-            raise _Cancelled
+            raise CancelledError
         try:
             return _Download(url, folder, limits, space).run(earlier)
-        except (UserError, UnfetchableError, _Cancelled):
+        except (UserError, UnfetchableError, CancelledError):
             raise
         except Exception as error:
             if isinstance(error, OSError) and error.errno in FULL_DISK:
@@ -195,7 +164,7 @@ class _Download:
         def check(received: int) -> None:
             self.received += received
             if self.space.cancelled.is_set():
-                raise _Cancelled
+                raise CancelledError
             if self.received > self.most:
                 raise UnfetchableError("not fetched: larger than data.fetch.max_gigabytes")
 
@@ -255,54 +224,6 @@ def with_retries(call: Callable[[], Result], attempts: int = 4) -> Result:
     return call()
 
 
-def map_unordered(
-    function: Callable[[Item], Result], items: Iterable[Item], workers: int
-) -> Generator[Result | None, None, None]:
-    """The results of ``function``, as they come, from ``workers`` threads; few items are taken ahead.
-
-    None whenever none is ready, so that the caller can settle what holds the others up.
-    """
-    remaining, pool = iter(items), ThreadPoolExecutor(workers)
-    waiting: dict[Future[Result], int] = {}
-    order = count()
-
-    def submit(most: int) -> None:
-        for item in islice(remaining, most):
-            waiting[pool.submit(function, item)] = next(order)
-
-    try:
-        submit(2 * workers)
-        while waiting:
-            done, _ = wait(waiting, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
-            if not done:
-                yield None
-            for future in sorted(done, key=lambda one: waiting[one]):
-                del waiting[future]
-                yield future.result()
-                submit(1)
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-@contextmanager
-def fetching(
-    function: Callable[[Item, FetchSpace], Result], items: Iterable[Item], folder: Path, limits: FetchLimits
-) -> Iterator[Iterator[Result | None]]:
-    """`map_unordered` with a function that fetches into ``folder``, within the space that it is given.
-
-    The folder is for this alone: what an interrupted call has left there is removed at the start, and all at the end.
-    """
-    space = FetchSpace(limits.space_gigabytes)
-    shutil.rmtree(folder, ignore_errors=True)
-    found = map_unordered(lambda item: function(item, space), items, limits.workers)
-    try:
-        yield found
-    finally:
-        space.cancel()
-        found.close()
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 def describe(error: BaseException, limits: FetchLimits) -> str:
     """Why something failed, in one line without credentials."""
     cause = _cause(error)
@@ -341,7 +262,7 @@ def _call(
     while not wait([future], timeout=0.5).done:
         if cancelled.is_set():
             future.cancel()
-            raise _Cancelled
+            raise CancelledError
     return future.result()
 
 

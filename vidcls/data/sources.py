@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from vidcls.data.archive import extract
 from vidcls.data.listing import LIST_EXTENSIONS, VIDEO_EXTENSIONS, read_list, walk_folder
 from vidcls.data.options import DataOptions, check_class_names
 from vidcls.data.urls import extension, is_url, join, local_path, path_of, redact
@@ -53,7 +52,9 @@ class _Video(NamedTuple):
     version: str = ""
 
 
-def list_videos(options: DataOptions, classes: Sequence[str] | None, refuse_others: bool = False) -> Listing:
+def list_videos(
+    options: DataOptions, classes: Sequence[str] | None, refuse_others: bool = False, unpacked: Path | None = None
+) -> Listing:
     """Lists the labelled videos of ``options.source``.
 
     Folders and zips: a folder named train, val or test (or training, valid, validation, testing; in any case) is a
@@ -63,17 +64,18 @@ def list_videos(options: DataOptions, classes: Sequence[str] | None, refuse_othe
     ``options.decisions`` may give a label, that of a .csv or .parquet may be "".
 
     Args:
-        options: of which the source, the pattern of creators and the limits of a zip matter.
+        options: of which the source and the pattern of creators matter.
         classes: the classes to keep, None for all there are.
         refuse_others: for data that a trained network is evaluated on: videos of other classes than ``classes`` are an
             error rather than ignored, and not every class must have videos.
+        unpacked: of a .zip, the folder of its files, see `vidcls.data.archive.unpack`.
 
     Raises:
         UserError: the source cannot be read, or classes lack videos that must have some.
     """
     source, ignored = local_path(options.source), Counter[str]()
     try:
-        videos = _list_source(source, options, classes, ignored)
+        videos = _list_source(str(unpacked or source), options, classes, ignored)
     except OSError as error:
         got = f"{error.strerror}: {error.filename or source}"
         raise UserError("a data.source that can be read", got, "Check its permissions.", "unreadable-source") from error
@@ -105,8 +107,6 @@ def _list_source(
         return _list_rows(source, options, classes, pattern, ignored)
     if remote:
         return _list_folder(source, classes, pattern, ignored)
-    if is_archive(source):
-        source = str(extract(Path(source), Path(options.cache_dir), options.zip.max_gigabytes, options.zip.max_ratio))
     if os.path.isdir(source):
         return _list_folder(os.path.abspath(source), classes, pattern, ignored)
     expected = "a folder, .zip, .csv, .parquet or .txt in data.source, or a URL"
@@ -114,20 +114,6 @@ def _list_source(
         remedy = "Give the folder of the videos."
         raise UserError(expected, f"a file of another type: {source}", remedy, "source-type")
     raise UserError(expected, f"nothing at {source}", "Check data.source.", "missing-source")
-
-
-def is_archive(source: str) -> bool:
-    """Whether a source is a .zip, which must be extracted before it can be listed."""
-    return extension(source) == "zip" and os.path.isfile(local_path(source))
-
-
-def class_order(labels: Sequence[str], classes: Sequence[str] | None) -> list[str]:
-    """The one order of classes of a run: as the user gave them, else by name, over all splits together.
-
-    >>> class_order(["safe", "adult", "safe"], None), class_order(["safe", "adult"], ["safe", "adult"])
-    (['adult', 'safe'], ['safe', 'adult'])
-    """
-    return list(classes) if classes is not None else sorted(set(labels))
 
 
 def creator_of(stem: str, pattern: re.Pattern[str]) -> str:

@@ -49,6 +49,13 @@ def group_videos(
     return [chosen[component] for component in components]
 
 
+def group_numbers(rows: pd.DataFrame) -> Int[np.ndarray, " N"]:
+    """The number of each video's group, see `group_videos`."""
+    names = group_videos(list(rows["path"]), list(rows["creator"]), list(rows["sha256"]))
+    numbers: np.ndarray = np.unique(names, return_inverse=True)[1]
+    return numbers
+
+
 def number_components(one: Int[np.ndarray, " P"], other: Int[np.ndarray, " P"], *, count: int) -> Int[np.ndarray, " _"]:
     """The number of the connected component of each of ``count`` nodes, of which P pairs are connected."""
     from scipy.sparse import coo_array  # only here: it takes a while

@@ -7,10 +7,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from vidcls.data.dataset import FeatureBatch, FeatureDataset, VideoBatch, VideoDataset, VideoSampler
-from vidcls.data.ingest import MANIFEST_COLUMNS
-from vidcls.data.options import DataOptions
-from vidcls.data.preparation import count_training_videos, frame_store, usable_rows
-from vidcls.data.sources import class_order
+from vidcls.data.manifest import MANIFEST_COLUMNS, count_training_videos, usable_rows
+from vidcls.data.options import DataOptions, class_order
+from vidcls.data.preparation import frame_store
 from vidcls.data.store import FeatureStore
 
 
@@ -18,7 +17,7 @@ class Videos:
     """Serves stored videos.
 
     Attributes:
-        manifest: one row per video, see `vidcls.data.ingest`; empty until `load_manifest`.
+        manifest: one row per video, see `vidcls.data.manifest`; empty until `load_manifest`.
         classes: the K names, in the order of the probabilities.
         features: of a frozen encoder, which loaders then serve instead of frames.
     """

@@ -9,9 +9,10 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from vidcls.cli import key_name
+from vidcls.data.archive import is_archive
 from vidcls.data.decoding.result import USABLE
 from vidcls.data.options import SPLITS, DataOptions, check_class_names
-from vidcls.data.sources import is_archive, list_videos
+from vidcls.data.sources import list_videos
 from vidcls.data.urls import refuse_credentials
 from vidcls.errors import UserError, check_choice
 from vidcls.moderation.targets import check_open_share, check_targets

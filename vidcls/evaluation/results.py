@@ -16,7 +16,8 @@ from rich.console import Console
 from torch.utils.tensorboard import SummaryWriter
 
 from vidcls.data.decoding.result import USABLE
-from vidcls.data.preparation import prepare_external, redecode_missing, usable_rows
+from vidcls.data.preparation import prepare_external, redecode_missing
+from vidcls.data.splits import group_numbers
 from vidcls.data.urls import absolute
 from vidcls.data.videos import Videos
 from vidcls.errors import UserError
@@ -30,7 +31,7 @@ from vidcls.metrics.predictions import Predictions
 from vidcls.moderation.policy import Policy, decide, fit_policy, load_policy, policy_report, save_policy
 from vidcls.plots.run_plots import confusion_figure, precision_recall_figure, reliability_figure, roc_figure
 from vidcls.plots.style import Figure, save_figures
-from vidcls.prediction.drift import compare_with_training, drift_notes, group_numbers
+from vidcls.prediction.drift import compare_with_training, drift_notes
 from vidcls.prediction.loading import load_run
 from vidcls.prediction.predictor import Predictor
 from vidcls.prediction.run import BaseRun
@@ -101,20 +102,19 @@ def _out_of_fold(run: BaseRun, videos: Videos) -> tuple[pd.DataFrame, Prediction
     return rows, found
 
 
-def evaluate_run(
-    folder: Path, split: str, accelerator: str | None, trust: Sequence[str], console: Console
-) -> dict[str, Any]:
-    """The metrics of the run in ``folder`` on a split of its own videos; writes nothing into it.
+def evaluate_run(folder: Path, accelerator: str | None, trust: Sequence[str], console: Console) -> dict[str, Any]:
+    """The metrics of the run in ``folder`` on the test split of its own videos; writes nothing into it.
 
     Raises:
         UserError: it is not the folder of a finished run, or the split is empty.
     """
     run = load_run(folder, trust)
-    if usable_rows(run.manifest, split).empty:
+    videos = run.videos()
+    if videos.rows("test").empty:
         remedy = "Evaluate it with evaluate.py on new videos."
-        raise UserError(f"videos in the run's {split} split", "none", remedy, "empty-split")
-    videos = prepare_evaluation(run, EvaluationPlan(split, [split], None), None, None, console)
-    return predict_held_out(run, run.make_predictor(accelerator), videos, split, None)[0].summary(run.classes)
+        raise UserError("videos in the run's test split", "none", remedy, "empty-split")
+    redecode_missing(videos.options, run.manifest, ["test"], console)
+    return run.make_predictor(accelerator).predict_split(videos, "test").summary(run.classes)
 
 
 def choose_policy(

@@ -14,9 +14,9 @@ import pandas as pd
 from jaxtyping import Float, Int
 
 from vidcls.data.decoding.result import USABLE
-from vidcls.data.preparation import usable_rows
+from vidcls.data.manifest import usable_rows
 from vidcls.data.sources import creator_of
-from vidcls.data.splits import group_videos
+from vidcls.data.splits import group_numbers
 from vidcls.files import write_atomically
 from vidcls.metrics.comparison import energy_test, estimate_accuracy
 from vidcls.metrics.predictions import Predictions
@@ -27,13 +27,6 @@ from vidcls.prediction.run import BaseRun
 ALPHA = 0.01  # of each test, as there are several
 MIN_VIDEOS = 20  # of fewer, nothing is said
 MAX_VIDEOS = 2000  # random ones that are compared
-
-
-def group_numbers(rows: pd.DataFrame) -> Int[np.ndarray, " N"]:
-    """The number of each video's group, see `vidcls.data.splits.group_videos`."""
-    names = group_videos(list(rows["path"]), list(rows["creator"]), list(rows["sha256"]))
-    numbers: np.ndarray = np.unique(names, return_inverse=True)[1]
-    return numbers
 
 
 def known_predictions(run: BaseRun) -> tuple[pd.DataFrame, Predictions, str] | None:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from vidcls.data.preparation import usable_rows
-from vidcls.data.sources import class_order
+from vidcls.data.manifest import usable_rows
+from vidcls.data.options import class_order
 from vidcls.errors import UserError
 from vidcls.files import hash_file
 from vidcls.moderation.policy import load_policy

@@ -22,9 +22,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from vidcls.data.decoding.pool import read_windows
 from vidcls.data.decoding.receiver import DEFERRED, Source, VideoStarted
 from vidcls.data.decoding.result import unfetchable
+from vidcls.data.fetching import FetchSpace, fetching
 from vidcls.data.hashing import HashResult, hash_video
 from vidcls.data.options import DecodeLimits, FetchLimits
-from vidcls.data.remote import FetchedFile, FetchSpace, UnfetchableError, fetching, try_fetch
+from vidcls.data.remote import FetchedFile, UnfetchableError, try_fetch
 from vidcls.data.urls import is_url
 from vidcls.moderation.policy import Policy
 from vidcls.prediction.catalogue import LONG_WINDOWS, Catalogue, Content

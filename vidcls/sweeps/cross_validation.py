@@ -14,8 +14,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from vidcls.cli import check_missing
-from vidcls.data.options import DataOptions
-from vidcls.data.sources import class_order
+from vidcls.data.options import DataOptions, class_order
 from vidcls.data.urls import redact
 from vidcls.errors import UserError
 from vidcls.files import csv_bytes, hash_file, write_atomically

@@ -15,7 +15,7 @@ import pandas as pd
 from rich.console import Console
 from rich.text import Text
 
-from vidcls.data.ingest import read_manifest
+from vidcls.data.manifest import read_manifest
 from vidcls.data.store import FrameStore
 from vidcls.errors import UserError
 from vidcls.files import csv_bytes, write_atomically

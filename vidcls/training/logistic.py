@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from jaxtyping import Float, Int
 
-from vidcls.data.preparation import count_training_videos
+from vidcls.data.manifest import count_training_videos
 from vidcls.data.splits import assign_folds, group_videos
 from vidcls.errors import UserError
 from vidcls.metrics.predictions import Predictions

@@ -305,7 +305,8 @@ def _check_downloads(model: dict[str, Any]) -> None:
 
 
 def _check_source(data: DataOptions) -> None:
-    from vidcls.data.sources import is_archive, list_videos
+    from vidcls.data.archive import is_archive
+    from vidcls.data.sources import list_videos
 
     if data.demo is None and not is_archive(data.source):  # which are to be drawn or extracted first
         list_videos(data, data.classes)

@@ -30,7 +30,7 @@ ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 
 
 def manifest_path(folder: Path) -> Path:
-    """The videos, see `vidcls.data.ingest`."""
+    """The videos, see `vidcls.data.manifest`."""
     return folder / "manifest.csv"
 
 
@@ -78,7 +78,7 @@ def check_finished(folder: Path) -> Path:
 
 def read_finished(folder: Path) -> tuple[Path, DictConfig, pd.DataFrame]:
     """The absolute path of a finished run's folder, its configuration and its manifest; raises `UserError`."""
-    from vidcls.data.ingest import read_manifest  # with pandas, which nothing else here needs
+    from vidcls.data.manifest import read_manifest  # with pandas, which nothing else here needs
 
     folder = check_finished(folder)
     return folder, read_config(folder), read_manifest(manifest_path(folder))

@@ -1,0 +1,95 @@
+"""Many files fetched at once, by threads that share the room for them."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from itertools import count, islice
+from pathlib import Path
+from typing import TypeVar
+
+from vidcls.data.options import FetchLimits
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+POLL_SECONDS = 0.01
+
+
+class CancelledError(Exception):
+    """All downloads have been ended."""
+
+
+class FetchSpace:
+    """The room for all files that are fetched and not removed yet; who needs more waits."""
+
+    def __init__(self, gigabytes: float | int) -> None:
+        self._free, self._changed, self.cancelled = float(gigabytes) * 1e9, threading.Condition(), threading.Event()
+
+    def take(self, size: float) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._free >= size or self.cancelled.is_set())
+            if self.cancelled.is_set():
+                raise CancelledError
+            self._free -= size
+
+    def give(self, size: float) -> None:
+        with self._changed:
+            self._free += size
+            self._changed.notify_all()
+
+    def cancel(self) -> None:
+        """Ends all downloads, and the waiting for room."""
+        self.cancelled.set()
+        self.give(0.0)
+
+
+def map_unordered(
+    function: Callable[[Item], Result], items: Iterable[Item], workers: int
+) -> Generator[Result | None, None, None]:
+    """The results of ``function``, as they come, from ``workers`` threads; few items are taken ahead.
+
+    None whenever none is ready, so that the caller can settle what holds the others up.
+    """
+    remaining, pool = iter(items), ThreadPoolExecutor(workers)
+    waiting: dict[Future[Result], int] = {}
+    order = count()
+
+    def submit(most: int) -> None:
+        for item in islice(remaining, most):
+            waiting[pool.submit(function, item)] = next(order)
+
+    try:
+        submit(2 * workers)
+        while waiting:
+            done, _ = wait(waiting, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
+            if not done:
+                yield None
+            for future in sorted(done, key=lambda one: waiting[one]):
+                del waiting[future]
+                yield future.result()
+                submit(1)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def fetching(
+    function: Callable[[Item, FetchSpace], Result], items: Iterable[Item], folder: Path, limits: FetchLimits
+) -> Iterator[Iterator[Result | None]]:
+    """`map_unordered` with a function that fetches into ``folder``, within the space that it is given.
+
+    The folder is for this alone: what an interrupted call has left there is removed at the start, and all at the end.
+    """
+    space = FetchSpace(limits.space_gigabytes)
+    shutil.rmtree(folder, ignore_errors=True)
+    found = map_unordered(lambda item: function(item, space), items, limits.workers)
+    try:
+        yield found
+    finally:
+        space.cancel()
+        found.close()
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,94 @@
+"""The table of a run's videos, manifest.csv: its columns, how it is read, and what it says of the splits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from vidcls.data.decoding.result import LOST, USABLE
+from vidcls.data.options import SPLITS
+from vidcls.errors import UserError
+
+INGESTED = ["sha256", "status", "reason", "decoder", "seconds", "coverage"]
+MANIFEST_COLUMNS = ["path", "label", "split", "creator", *INGESTED, "label_source", "cluster"]
+LATER_COLUMNS = {"label_source": "folder", "cluster": ""}  # which manifests of earlier versions lack
+MANIFEST_PATTERNS = {
+    "split": "train|val|test|",
+    "sha256": "[0-9a-f]{64}|",  # empty: of a file that could not be read
+    "status": "ok|partial|undecodable|unfetchable|dropped",
+    "seconds": r"\d+(\.\d+)?(e[+-]?\d+)?",
+    "coverage": r"[01](\.\d+)?|\d\.\d+e-\d+",
+    "label_source": "folder|decisions",
+}
+
+
+def read_manifest(path: Path) -> pd.DataFrame:
+    """A manifest.csv as it was written: a creator called 007 stays a text; raises `UserError` where it is damaged."""
+    texts = dict.fromkeys(set(MANIFEST_COLUMNS) - {"seconds", "coverage"}, str)
+    try:
+        manifest = pd.read_csv(path, keep_default_na=False, dtype=texts)
+        manifest = manifest.assign(**{name: text for name, text in LATER_COLUMNS.items() if name not in manifest})
+        if not set(MANIFEST_COLUMNS) <= set(manifest.columns) or not path.read_bytes().endswith(b"\n"):
+            raise ValueError("it has other columns, or an end that is missing")
+        for name, pattern in MANIFEST_PATTERNS.items():
+            if not (fits := manifest[name].astype(str).str.fullmatch(pattern)).all():
+                raise ValueError(f"{name} is {manifest[name][~fits].iloc[0]!r}")
+        if manifest["path"].duplicated().any():
+            raise ValueError("a path is in it twice")
+    except (OSError, ValueError) as error:
+        got = f"{path}: {' '.join(str(error).split())[:200]}"
+        raise UserError("the manifest.csv of a run", got, "Restore it, or start a new run.", "bad-manifest") from error
+    return manifest
+
+
+def usable_rows(manifest: pd.DataFrame, split: str) -> pd.DataFrame:
+    """The rows of a split that have frames, in the manifest's order, numbered from 0."""
+    usable = manifest["status"].isin(USABLE) & (manifest["split"] == split)
+    return manifest[usable].reset_index(drop=True)
+
+
+def count_training_videos(manifest: pd.DataFrame, classes: Sequence[str], option: str) -> list[int]:
+    """How many training videos each class has.
+
+    Raises:
+        UserError: a class has none, for an option that balances classes.
+    """
+    labels = usable_rows(manifest, "train")["label"]
+    counts = [int((labels == name).sum()) for name in classes]
+    if 0 in counts:
+        raise UserError(
+            f"training videos of every class, for {option}=balanced",
+            f"none of {classes[counts.index(0)]}",
+            f"Add some, or change {option}.",
+            "class-without-training-videos",
+        )
+    return counts
+
+
+def report_bad(manifest: pd.DataFrame, console: Console, limit: int = 20) -> None:
+    """Prints the videos that are partial or undecodable, with their reasons."""
+    bad = manifest[manifest["status"].isin(["partial", *LOST])]
+    for row in bad.head(limit).itertuples():
+        console.print(Text(row.status, "yellow") + Text(f" {row.path}: {row.reason}"), highlight=False, soft_wrap=True)
+    if len(bad) > limit:
+        console.print(f"... and {len(bad) - limit} more: see the column status of manifest.csv")
+
+
+def print_splits(manifest: pd.DataFrame, classes: Sequence[str], console: Console) -> None:
+    """Prints how many usable videos of each class each split has, and how many are lost."""
+    table = Table(title="Videos", title_justify="left")
+    table.add_column("class")
+    labels = {split: usable_rows(manifest, split)["label"] for split in SPLITS}
+    for split in SPLITS:
+        table.add_column(split, justify="right")
+    for name in classes:
+        table.add_row(Text(name), *(str((labels[split] == name).sum()) for split in SPLITS))
+    console.print(table)
+    for status, what in {"undecodable": "decoded", "unfetchable": "fetched"}.items():
+        if lost := (manifest["status"] == status).sum():
+            console.print(f"[yellow]{lost} videos could not be {what} and are left out[/yellow]")
