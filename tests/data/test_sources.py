@@ -329,7 +329,6 @@ def test_unreadable_folder() -> None:
     script = """
 import os, sys
 from vidcls.data.options import DataOptions
-from vidcls.data.options import DataOptions
 from vidcls.data.sources import list_videos
 from vidcls.errors import UserError
 if os.geteuid() == 0:
