@@ -6,47 +6,19 @@ import subprocess
 import sys
 import tempfile
 import time
-import zipfile
-from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
+from helpers.sources import listed, make, rows, zip_of
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vidcls.data.archive import unpack
 from vidcls.data.options import DataOptions, class_order
-from vidcls.data.sources import Listing, list_videos, place_videos
+from vidcls.data.sources import list_videos, place_videos
 from vidcls.errors import UserError
 
-PATTERN = r"(?P<creator>.+)_[^_]+"
 REAL = os.environ.get("VIDCLS_REAL_DATA")
-
-
-def make(root: Path, *paths: str) -> Path:
-    """Small files at ``paths``; a listing opens none of them."""
-    for path in paths:
-        (root / path).parent.mkdir(parents=True, exist_ok=True)
-        (root / path).write_bytes(path.encode("utf-8", "surrogateescape"))
-    return root
-
-
-def zip_of(folder: Path, archive: Path, wrapper: str = "") -> Path:
-    with zipfile.ZipFile(archive, "w") as zipped:
-        for file in sorted(folder.rglob("*")):
-            zipped.write(file, Path(wrapper) / file.relative_to(folder))
-    return archive
-
-
-def listed(source: Path, classes: Sequence[str] | None = None, pattern: str = PATTERN, cache: str = "cache") -> Listing:
-    options = DataOptions(str(source), str(source.parent / cache), classes=classes, creator_pattern=pattern)
-    return list_videos(options, classes, unpacked=unpack(options))
-
-
-def rows(listing: Listing, *columns: str) -> list[Any]:
-    return [tuple(row) for row in listing.videos[list(columns or ("path", "label", "split"))].itertuples(index=False)]
 
 
 # ---- layouts
@@ -346,79 +318,6 @@ except UserError as error:
         output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         (source / "adult").chmod(0o755)
     assert f"expected a data.source that can be read; got Permission denied: {folder}/adult" in output
-
-
-# ---- csv
-
-
-def write_csv(tmp_path: Path, text: str, encoding: str = "utf-8") -> Path:
-    make(tmp_path / "lists", "clips/ann_1.mp4", "clips/bob_2.mp4", "clips/ü, 3.mp4")
-    (tmp_path / "lists" / "videos.csv").write_bytes(text.encode(encoding))
-    return tmp_path / "lists" / "videos.csv"
-
-
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
-@pytest.mark.parametrize("newline", ["\n", "\r\n"])
-def test_csv(tmp_path: Path, encoding: str, newline: str) -> None:
-    absolute = make(tmp_path / "other", "cat_4.mp4") / "cat_4.mp4"
-    text = (
-        f'path,label\nclips/bob_2.mp4,safe\n\n"clips/ü, 3.mp4",adult\n{absolute},ödd\n../lists/clips/ann_1.mp4,safe\n'
-    )
-    listing = listed(write_csv(tmp_path, text.replace("\n", newline), encoding))
-    assert rows(listing, "path", "label", "split", "creator") == [
-        ("../lists/clips/ann_1.mp4", "safe", "", "ann"),
-        (str(absolute), "ödd", "", "cat"),
-        ("clips/bob_2.mp4", "safe", "", "bob"),
-        ("clips/ü, 3.mp4", "adult", "", ""),
-    ]
-    assert all(os.path.isfile(file) and os.path.isabs(file) for file in listing.videos["file"])
-
-
-def test_csv_with_splits_and_creators(tmp_path: Path) -> None:
-    text = "Creator, split, label, path\nzoe, Validation, safe, clips/bob_2.mp4\n,train,adult,clips/ann_1.mp4\n"
-    listing = listed(write_csv(tmp_path, text))
-    assert rows(listing, "path", "label", "split", "creator") == [
-        ("clips/ann_1.mp4", "adult", "train", ""),
-        ("clips/bob_2.mp4", "safe", "val", "zoe"),
-    ]
-
-
-def test_csv_rows_given_twice_and_classes_left_out(tmp_path: Path) -> None:
-    text = 'path,label\nclips/ann_1.mp4,a\nclips/bob_2.mp4,b\nclips/./ann_1.mp4,a\n"clips/ü, 3.mp4",c\n'
-    listing = listed(write_csv(tmp_path, text), ["b", "a"])
-    assert rows(listing, "path") == [("clips/ann_1.mp4",), ("clips/bob_2.mp4",)]
-    assert listing.ignored == {"rows given twice": 1, "videos of class 'c', which is not in data.classes": 1}
-
-
-@pytest.mark.parametrize(
-    ("text", "code", "detail"),
-    [
-        ("", "csv-columns", "path"),
-        ("path;label\nclips/ann_1.mp4;a\n", "csv-columns", "path;label"),
-        ("path,class\nclips/ann_1.mp4,a\n", "csv-columns", "path,class"),
-        ("path,label\nclips/ann_1.mp4,a\nclips/no.mp4,b\n,b\n", "bad-csv", "line 3: clips/no.mp4,b"),
-        ("path,label\nclips,a\n", "bad-csv", "line 2: clips,a"),
-        ("path,label\nclips/ann_1.mp4,\n\n,b\n", "bad-csv", "line 2: clips/ann_1.mp4,; line 4: ,b"),
-        ("path,label,split\nclips/ann_1.mp4,a,dev\n", "bad-csv", "ann_1.mp4,a,dev"),
-        ("path,label\nclips/ann_1.mp4,a\nclips/../clips/ann_1.mp4,b\n", "bad-csv", "line 3"),
-        ("path,label,split\nclips/ann_1.mp4,a,val\nclips/ann_1.mp4,a,test\n", "bad-csv", "line 3"),
-        ("path,label\nclips/ann_1.mp4,a,train\n", "bad-csv", "3 in line 2"),
-        ('path,label\n"clips/ann_1.mp4,a\n', "bad-csv", ""),
-        ("path,label\n", "empty-source", ""),
-        ("path,label\nclips/ann_1.mp4,a\n", "one-class", ""),
-        ("path,label\n" + "".join(f"{n}.mp4,a\n" for n in range(99)), "bad-csv", "line 6: 4.mp4,a; and 94 more"),
-    ],
-)
-def test_bad_csv(tmp_path: Path, text: str, code: str, detail: str) -> None:
-    with pytest.raises(UserError) as error:
-        listed(write_csv(tmp_path, text))
-    assert error.value.code == code and detail in str(error.value)
-
-
-def test_csv_in_another_encoding(tmp_path: Path) -> None:
-    with pytest.raises(UserError) as error:
-        listed(write_csv(tmp_path, "path,label\nclips/ü.mp4,a\n", "latin-1"))
-    assert error.value.code == "bad-csv"
 
 
 # ---- at scale, and for real

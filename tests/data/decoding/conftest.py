@@ -3,13 +3,56 @@
 from __future__ import annotations
 
 import multiprocessing
+import threading
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from unittest.mock import patch
 
+import numpy as np
 import pytest
+from helpers import pools
+from helpers.frames import moving
+from helpers.videos import ffmpeg, write_video
 
 
 @pytest.fixture(scope="session", autouse=True)
 def decode_workers_start_at_once() -> Iterator[None]:
     with patch("vidcls.data.decoding.pool.get_context", multiprocessing.get_context):
         yield
+
+
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """60 frames in 6 s, a key frame each 15, its index before its data: cut short it can still be opened."""
+    folder = tmp_path_factory.mktemp("clip")
+    write_video(folder / "written.mp4", moving(60), fps=10, options={"crf": "20", "preset": "veryfast", "g": "15"})
+    ffmpeg("-i", folder / "written.mp4", "-c", "copy", "-movflags", "+faststart", folder / "clip.mp4")
+    return folder / "clip.mp4"
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two short videos, one of 6 s and one of 40 s, their index before their data: cut short they can be opened."""
+    folder = tmp_path_factory.mktemp("videos")
+    options = {"crf": "20", "preset": "ultrafast", "g": "10"}
+    for name, count, shade in (("a", 10, 0), ("b", 20, 9), ("six", 60, 0)):
+        written = write_video(folder / "written.mp4", pools.moving(count, shade), fps=10, options=options)
+        ffmpeg("-i", written, "-c", "copy", "-movflags", "+faststart", folder / f"{name}.mp4")
+    (folder / "written.mp4").unlink()
+    noise = np.random.default_rng(0).integers(0, 256, (400, 64, 64, 1), np.uint8).repeat(3, axis=-1)
+    written = write_video(folder / "noise.mkv", noise, fps=10, options=options)  # 1 MB, so that reading takes a while
+    ffmpeg("-i", written, "-c", "copy", "-movflags", "+faststart", folder / "long.mp4")
+    written.unlink()
+    return folder
+
+
+@pytest.fixture
+def nothing_is_left_behind() -> Iterator[None]:
+    threads = threading.active_count()
+    yield
+    assert pools.processes() == []
+    deadline = time.monotonic() + 10
+    while threading.active_count() > threads and time.monotonic() < deadline:  # timers that were just cancelled
+        time.sleep(0.01)
+    assert threading.active_count() == threads

@@ -1,27 +1,36 @@
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
-import signal
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
-from helpers.videos import ffmpeg, write_video
+from helpers.pools import (
+    FRAMES,
+    LONG_WINDOWS,
+    ONE,
+    PLAN,
+    SPEC,
+    TWO,
+    processes,
+    results,
+    same,
+    sort,
+    start,
+    store_all,
+)
+from helpers.videos import ffmpeg
 
-import vidcls
 from vidcls.data.decoding.frames import decode
-from vidcls.data.decoding.plan import Window, WindowPlan
-from vidcls.data.decoding.pool import decode_into_store, read_windows
+from vidcls.data.decoding.plan import WindowPlan
+from vidcls.data.decoding.pool import read_windows
 from vidcls.data.decoding.receiver import Event, Source, VideoFinished, VideoStarted, WindowRead
-from vidcls.data.decoding.result import DECODERS, DecodeResult, undecodable
+from vidcls.data.decoding.result import DECODERS, undecodable
 from vidcls.data.decoding.windows import stream_windows
 from vidcls.data.decoding.worker import CHANGED
 from vidcls.data.hashing import FileState, HashResult, hash_files
@@ -30,104 +39,7 @@ from vidcls.data.sampling import StoreSpec
 from vidcls.data.store import FrameStore
 from vidcls.errors import UserError
 
-FRAMES, SIDE = 8, 64
-SPEC = StoreSpec(FRAMES, SIDE)
-PLAN = WindowPlan(SPEC, window_seconds=1.0, stride_seconds=0.5, max_whole_seconds=2.0)
-LONG_WINDOWS = 79  # of 40 s
-TWO = DecodeLimits(workers=2)
-ONE = DecodeLimits(workers=1)
-
-
-def moving(count: int, shade: int = 0) -> np.ndarray:
-    """A soft pattern in grey that moves: each frame differs from each other."""
-    y, x = np.mgrid[:96, :128]
-    values = [128 + 50 * np.sin((x + 3 * t) / 17) + 40 * np.cos((y - 2 * t) / 11) + shade for t in range(count)]
-    return np.repeat(np.clip(values, 0, 255).astype(np.uint8)[..., None], 3, axis=-1)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two short videos, one of 6 s and one of 40 s, their index before their data: cut short they can be opened."""
-    folder = tmp_path_factory.mktemp("videos")
-    options = {"crf": "20", "preset": "ultrafast", "g": "10"}
-    for name, count, shade in (("a", 10, 0), ("b", 20, 9), ("six", 60, 0)):
-        written = write_video(folder / "written.mp4", moving(count, shade), fps=10, options=options)
-        ffmpeg("-i", written, "-c", "copy", "-movflags", "+faststart", folder / f"{name}.mp4")
-    (folder / "written.mp4").unlink()
-    noise = np.random.default_rng(0).integers(0, 256, (400, 64, 64, 1), np.uint8).repeat(3, axis=-1)
-    written = write_video(folder / "noise.mkv", noise, fps=10, options=options)  # 1 MB, so that reading takes a while
-    ffmpeg("-i", written, "-c", "copy", "-movflags", "+faststart", folder / "long.mp4")
-    written.unlink()
-    return folder
-
-
-def start(
-    *files: Path,
-    limits: DecodeLimits = TWO,
-    ahead: int = 8,
-    plan: WindowPlan = PLAN,
-) -> Generator[Event, None, None]:
-    return read_windows([Source(file, FileState.of(file)) for file in files], len(files), plan, limits, ahead)
-
-
-def store_all(
-    files: list[Path], hashes: list[HashResult], store: FrameStore, limits: DecodeLimits
-) -> list[DecodeResult]:
-    """What becomes of each file."""
-    found = dict(decode_into_store(iter(zip(files, hashes, strict=True)), len(files), store, limits))
-    return [found[number] for number in range(len(files))]
-
-
-def sort(events: Iterator[Event]) -> dict[int, tuple[VideoStarted | None, list[Window], VideoFinished]]:
-    """Each video's events, which must come in order."""
-    started: dict[int, VideoStarted] = {}
-    windows: dict[int, list[Window]] = {}
-    finished: dict[int, VideoFinished] = {}
-    for event in events:
-        assert event.number not in finished
-        if isinstance(event, VideoStarted):
-            assert event.number not in started
-            started[event.number] = event
-        elif isinstance(event, WindowRead):
-            windows.setdefault(event.number, []).append(event.window)
-            assert len(windows[event.number]) <= started[event.number].num_windows
-        else:
-            finished[event.number] = event
-    assert set(started) | set(windows) <= set(finished)
-    return {number: (started.get(number), windows.get(number, []), end) for number, end in finished.items()}
-
-
-def results(events: Iterator[Event]) -> dict[int, DecodeResult]:
-    return {number: end.result for number, (_, _, end) in sort(events).items()}
-
-
-def same(one: list[Window], other: list[Window]) -> bool:
-    return len(one) == len(other) and all(
-        (a.start_seconds, a.end_seconds, a.coverage) == (b.start_seconds, b.end_seconds, b.coverage)
-        and np.array_equal(a.frames, b.frames)
-        for a, b in zip(one, other, strict=True)
-    )
-
-
-def processes(parent: int | None = None) -> list[psutil.Process]:
-    """The decoding processes below a process, by default this one."""
-    found = []
-    for child in psutil.Process(parent).children(recursive=True):
-        with contextlib.suppress(psutil.Error):  # gone meanwhile
-            if "spawn_main" in " ".join(child.cmdline()) and child.status() != psutil.STATUS_ZOMBIE:
-                found.append(child)
-    return found
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_left_behind() -> Iterator[None]:
-    threads = threading.active_count()
-    yield
-    assert processes() == []
-    deadline = time.monotonic() + 10
-    while threading.active_count() > threads and time.monotonic() < deadline:  # timers that were just cancelled
-        time.sleep(0.01)
-    assert threading.active_count() == threads
+pytestmark = pytest.mark.usefixtures("nothing_is_left_behind")
 
 
 # ---- videos that are well
@@ -358,110 +270,3 @@ def test_a_file_that_changes_between_hash_and_decode_is_undecodable(folder: Path
         read_windows([Source(f, h.state) for f, h in zip(files, hashes, strict=True)], len(files), PLAN, TWO)
     )
     assert list(found.values()) == [undecodable(CHANGED)] * 3
-
-
-# ---- back-pressure and ends
-
-
-def test_a_slow_caller_makes_the_decoder_wait(folder: Path) -> None:
-    path = folder / "long.mp4"
-    events = start(path, limits=ONE, ahead=2)
-    begin = next(events)
-    (process,) = processes()
-
-    def position() -> int:
-        return max([file.position for file in process.open_files() if file.path == str(path)], default=0)
-
-    deadline = time.monotonic() + 20
-    before, now = -1, position()
-    while before != now or now == 0:  # read further within the last half second
-        assert time.monotonic() < deadline
-        time.sleep(0.5)
-        before, now = now, position()
-    assert now < 0.5 * path.stat().st_size
-    assert isinstance(begin, VideoStarted)
-    windows = [event for event in events if isinstance(event, WindowRead)]
-    assert len(windows) == LONG_WINDOWS
-
-
-def test_workers_that_are_done_before_anyone_listens_lose_nothing(folder: Path) -> None:
-    """A short video fits into the socket: its worker has ended long before a slow caller asks for the next event."""
-    found: dict[int, DecodeResult] = {}
-    for event in start(*[folder / "a.mp4", folder / "b.mp4"] * 3, ahead=1):
-        time.sleep(0.2)
-        if isinstance(event, VideoFinished):
-            found[event.number] = event.result
-    assert {(result.status, result.decoder) for result in found.values()} == {("ok", "decord")}
-    assert sorted(found) == list(range(6))
-
-
-def test_a_slow_caller_is_no_hanging_decoder(folder: Path) -> None:
-    limits = DecodeLimits(workers=2, timeout_seconds=1.0)
-    events = start(folder / "long.mp4", folder / "six.mp4", limits=limits, ahead=1)
-    found = []
-    for event in events:
-        found.append(event)
-        if len(found) == 4:
-            time.sleep(2.5)
-    assert {number: result.status for number, result in results(iter(found)).items()} == {0: "ok", 1: "ok"}
-
-
-@pytest.mark.parametrize("taken", [0, 3])
-def test_closing_ends_everything(folder: Path, tmp_path: Path, taken: int) -> None:
-    waiting = tmp_path / "waiting.mp4"
-    os.mkfifo(waiting)
-    open_files = len(os.listdir("/proc/self/fd"))
-    for _ in range(2):
-        events = start(folder / "long.mp4", waiting, ahead=2)
-        for _ in range(taken):
-            next(events)
-        assert bool(processes()) == (taken > 0)
-        started = time.monotonic()
-        events.close()
-        assert time.monotonic() - started < 30  # and not the 60 that a window may take
-        assert processes() == []
-    assert len(os.listdir("/proc/self/fd")) <= open_files + 1  # the resource tracker's pipe, once
-
-
-# argv: the videos
-READ = """
-if __name__ == "__main__":  # the processes import this file again
-    import sys
-    from pathlib import Path
-    from vidcls.data.decoding.plan import WindowPlan
-    from vidcls.data.decoding.pool import read_windows
-    from vidcls.data.decoding.receiver import Source
-    from vidcls.data.hashing import FileState
-    from vidcls.data.options import DecodeLimits
-    from vidcls.data.sampling import StoreSpec
-
-    files = [Path(name) for name in sys.argv[1:]]
-    plan = WindowPlan(StoreSpec(8, 64), 1.0, 0.5, 2.0)
-    states = [FileState.of(file) for file in files]
-    for event in read_windows(map(Source, files, states), len(files), plan, DecodeLimits(workers=len(files))):
-        print(type(event).__name__, flush=True)
-"""
-
-
-def test_an_interrupted_caller_takes_its_processes_along(folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "script.py").write_text(READ)
-    os.mkfifo(tmp_path / "waiting.mp4")
-    environment = os.environ | {"PYTHONPATH": str(Path(vidcls.__file__).parents[1])}
-    command = [sys.executable, tmp_path / "script.py", folder / "a.mp4", tmp_path / "waiting.mp4"]
-    programs = {
-        how: subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for how in (signal.SIGINT, signal.SIGKILL)
-    }
-    for how, program in programs.items():
-        assert program.stdout is not None
-        assert [program.stdout.readline().strip() for _ in range(3)] == ["VideoStarted", "WindowRead", "VideoFinished"]
-        children = processes(program.pid)
-        assert len(children) >= 1  # one waits for ever
-        program.send_signal(how)
-        _, complaint = program.communicate(timeout=120)
-        assert program.returncode == -how, complaint
-        assert ("KeyboardInterrupt" in complaint) == (how == signal.SIGINT)
-        _, left = psutil.wait_procs(children, timeout=120)
-        for process in left:
-            process.kill()
-        assert left == []
