@@ -218,4 +218,4 @@ def test_cancelling_ends_downloads_and_the_waiting_for_space(s3: S3, tmp_path: P
     space.cancel()
     for thread in threads:
         thread.join(timeout=20)
-    assert [type(error).__name__ for error in errors] == ["_Cancelled"] * 2 and not list(tmp_path.iterdir())
+    assert [type(error).__name__ for error in errors] == ["CancelledError"] * 2 and not list(tmp_path.iterdir())
