@@ -37,7 +37,6 @@ CHANGES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {  # of frames [B, 
     "blurred (sigma 3 of 224 pixels)": lambda frames: gaussian_blur(frames.permute(0, 1, 4, 2, 3), 13, 3.0).permute(
         0, 1, 3, 4, 2
     ),
-    "a third of the frame rate": lambda frames: frames[:, torch.arange(frames.shape[1]) // 3 * 3],
 }
 
 

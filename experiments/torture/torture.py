@@ -232,6 +232,7 @@ def main() -> int:
     options = parser.parse_args()
     if options.part == "kills":
         start_server()
+        subprocess.run([warm_python(), "-c", ""], check=True)  # returns when it has imported all
     path = options.output or Path(__file__).with_name(f"{options.part}.json")
     record: dict[str, Any] = {"seed": options.seed, "commands": {}}
     generator, failed = random.Random(options.seed), False
