@@ -3,6 +3,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from helpers.sources import listed, make, rows
 
@@ -13,6 +15,25 @@ def write_csv(tmp_path: Path, text: str, encoding: str = "utf-8") -> Path:
     make(tmp_path / "lists", "clips/ann_1.mp4", "clips/bob_2.mp4", "clips/ü, 3.mp4")
     (tmp_path / "lists" / "videos.csv").write_bytes(text.encode(encoding))
     return tmp_path / "lists" / "videos.csv"
+
+
+@pytest.mark.parametrize("header", ["path,label,label", "path,label,Label ", "url,url,label"])
+def test_a_column_that_is_there_twice_is_refused(tmp_path: Path, header: str) -> None:
+    with pytest.raises(UserError) as error:
+        listed(write_csv(tmp_path, f"{header}\nclips/ann_1.mp4,safe,adult\nclips/bob_2.mp4,adult,safe\n"))
+    assert error.value.code == "csv-columns"
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_string(), pa.dictionary(pa.int8(), pa.string())])
+def test_texts_of_a_parquet_are_read_whatever_their_type(tmp_path: Path, kind: pa.DataType) -> None:
+    columns = {"path": ["clips/ann_1.mp4", "clips/bob_2.mp4"], "label": ["säfe", "adult"]}
+    source = write_csv(tmp_path, "").with_suffix(".parquet")
+    pq.write_table(pa.table({name: pa.array(texts).cast(kind) for name, texts in columns.items()}), source)
+    assert rows(listed(source), "path", "label") == list(zip(*columns.values(), strict=True))
+    twice = pa.table([pa.array(["clips/ann_1.mp4"]), pa.array(["a"]), pa.array(["b"])], ["path", "label", "Label"])
+    pq.write_table(twice, source)
+    with pytest.raises(UserError, match="csv-columns"):
+        listed(source)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])

@@ -282,6 +282,17 @@ def test_balanced_sampling_needs_every_class(source: Path, cache: Path, tmp_path
     prepare(module(copy, cache))
 
 
+def test_it_says_which_classes_a_split_lacks(
+    source: Path, cache: Path, tmp_path: Path, prepared: tuple[VideoDataModule, str]
+) -> None:
+    assert "No val video of harmful: " in prepared[1] and "No train video" not in prepared[1]
+    copy = Path(shutil.copytree(source, tmp_path / "copy"))
+    train = copy / "rtp" / "train"
+    (train / "safe").rename(train / "saefe")
+    written = prepare(module(copy, cache))
+    assert "No train video of safe: " in written and "No test video of saefe: " in written
+
+
 # ---- names
 
 

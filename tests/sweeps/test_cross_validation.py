@@ -207,6 +207,14 @@ def test_a_folder_of_another_command_is_refused(validated: Path, command: list[s
     refused(call("cross_validate.py", *command, "protocol=random", f"output={copied}"), "another-sweep")
 
 
+def test_a_command_that_could_not_start_leaves_its_folder_to_the_corrected_one(
+    command: list[str], tmp_path: Path
+) -> None:
+    folder = f"output={tmp_path / 'cv'}"
+    refused(call("cross_validate.py", *command, "folds=4", folder), "too-few-groups")
+    assert not (tmp_path / "cv" / "sweep.json").exists()
+
+
 @pytest.mark.parametrize("fault", ["no metrics", "other videos", "trained on the fold", "no predictions"])
 def test_a_run_that_does_not_fit_its_fold_is_refused(validated: Path, tmp_path: Path, fault: str) -> None:
     copied = Path(shutil.copytree(validated, tmp_path / "cv"))

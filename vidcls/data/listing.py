@@ -185,16 +185,15 @@ def _read_parquet(file: Path, shown: str, columns: tuple[str, ...]) -> Iterator[
     try:
         with pq.ParquetFile(file) as table:
             header = _check_header([name.lower() for name in table.schema_arrow.names], shown, columns)
-            optional = {"split", "creator"} if "label" in columns else set()
-            wanted = {name for name in header if name in {*columns, *optional}}
+            wanted = set(header) & set(_used(columns))
             originals = [table.schema_arrow.names[header.index(name)] for name in sorted(wanted)]
             number = 0
             for batch in table.iter_batches(_PARQUET_ROWS, columns=originals):
-                cells = zip(*(batch.column(name).to_pylist() for name in originals), strict=True)
+                texts = (batch.column(name).cast(pa.string()).to_pylist() for name in originals)
+                cells = zip(*texts, strict=True)
                 for number, row in enumerate(cells, number + 1):  # noqa: B020
                     if any(value is not None for value in row):
-                        texts = ("" if value is None else str(value) for value in row)
-                        yield number, dict(zip(sorted(wanted), texts, strict=True))
+                        yield number, dict(zip(sorted(wanted), (value or "" for value in row), strict=True))
     except pa.ArrowException as error:
         got = " ".join(str(error).split())[:200]
         raise UserError(f"a .parquet in {shown}", got, "Write it again.", "bad-parquet") from error
@@ -208,4 +207,12 @@ def _check_header(header: list[str], shown: str, columns: tuple[str, ...]) -> li
         wanted = "path,label[,split,creator]" if "label" in columns else "path or url"
         expected, remedy = f"the columns {wanted} in {shown}", "Name them in its first line."
         raise UserError(expected, f"the columns {','.join(header)}", remedy, "csv-columns")
+    if repeated := sorted(name for name in _used(columns) if header.count(name) > 1):
+        expected, remedy = f"each column once in {shown}", "Remove or rename all but one."
+        raise UserError(expected, f"{', '.join(repeated)} more than once", remedy, "csv-columns")
     return header
+
+
+def _used(columns: tuple[str, ...]) -> tuple[str, ...]:
+    """The columns that are read: those of labelled videos may have two more."""
+    return (*columns, "split", "creator") if "label" in columns else columns

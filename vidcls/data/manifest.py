@@ -89,6 +89,11 @@ def print_splits(manifest: pd.DataFrame, classes: Sequence[str], console: Consol
     for name in classes:
         table.add_row(Text(name), *(str((labels[split] == name).sum()) for split in SPLITS))
     console.print(table)
+    for split in [split for split in SPLITS if len(labels[split])]:
+        if missing := [name for name in classes if not (labels[split] == name).any()]:
+            means = "the network cannot learn to name them" if split == "train" else "its metrics do not speak of them"
+            text = f"No {split} video of {', '.join(missing)}: {means}"
+            console.print(Text(text, "yellow"), soft_wrap=True)
     for status, what in {"undecodable": "decoded", "unfetchable": "fetched"}.items():
         if lost := (manifest["status"] == status).sum():
             console.print(f"[yellow]{lost} videos could not be {what} and are left out[/yellow]")

@@ -108,7 +108,7 @@ def drift_notes(name: str, found: dict[str, Any] | None) -> Iterator[str]:
             f"{confidence['p']:.1%} of cases."
         )
     if features is None:
-        yield f"The run keeps no clip vectors, so it is not compared what {name} look like to the network."
+        yield f"The run keeps no clip vectors, so what {name} look like to the network is not compared."
     elif features["p"] <= ALPHA:
         yield (
             f"Note: {name} look unlike the videos of {reference} to the network (energy distance of clip vectors "

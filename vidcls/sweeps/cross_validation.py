@@ -79,7 +79,8 @@ def prepare_cross_validation(config: DictConfig) -> None:
         expected = "data.split.val_fraction > 0, as each fold needs a val split of its own to choose the epoch on"
         raise UserError(expected, "0", "Leave it out.", "data.split.val_fraction")
     folder = Path(cfg.run_dir)
-    if (folder / "sweep.json").is_file():
+    record = folder / "sweep.json"
+    if started := record.is_file():
         with open_dict(config):
             config.sweep.resume = str(folder)
     config.hydra.overrides.task += [
@@ -92,7 +93,12 @@ def prepare_cross_validation(config: DictConfig) -> None:
     grouped = str(plan.protocol == "grouped").lower()
     config.hydra.overrides.task += ["test=true", f"data.source='{source}'", "data.demo=null"]
     config.hydra.overrides.task += [f"data.split.grouped={grouped}"]
-    write_folds(folder, plan, options)
+    try:
+        write_folds(folder, plan, options)
+    except UserError:
+        if not started:  # the corrected command may have the folder
+            record.unlink()
+        raise
 
 
 def write_folds(folder: Path, plan: Plan, options: DataOptions) -> None:
