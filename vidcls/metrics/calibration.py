@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy.special import log_softmax, softmax
+from scipy.special import softmax
 
 CALIBRATION_BINS = 15  # as in Guo et al. 2017
 TEMPERATURES = (0.05, 20.0)
@@ -67,11 +67,16 @@ def fit_temperature(probabilities: Float[np.ndarray, "N K"], labels: Int[np.ndar
         raise ValueError(f"expected finite probabilities of at least one video; got {probabilities}")
     logs, rows = safe_log(probabilities), np.arange(len(labels))
 
-    def loss(log_temperature: float) -> float:
-        return float(-log_softmax(logs / math.exp(log_temperature), axis=1)[rows, labels].mean())
-
-    if (logs[rows, labels] == logs.max(axis=1)).all():
+    logs -= logs.max(axis=1, keepdims=True)
+    of_labels = logs[rows, labels]
+    if (of_labels == 0).all():
         return 1.0
+
+    def loss(log_temperature: float) -> float:
+        # -log_softmax(logs / T) of the labels; written out, as it takes a tenth of the time of scipy's.
+        scaled = math.exp(-log_temperature)
+        return float((np.log(np.exp(logs * scaled).sum(axis=1)) - of_labels * scaled).mean())
+
     low, high = map(math.log, TEMPERATURES)
     from scipy.optimize import minimize_scalar  # only here, as its import takes a second
 

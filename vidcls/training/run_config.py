@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
+from functools import lru_cache
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -47,11 +49,7 @@ def read_config(folder: Path) -> DictConfig:
     path = config_path(folder)
     try:
         text = path.read_text(encoding="utf-8")
-        _check_size(text)
-        values: Any = OmegaConf.to_container(OmegaConf.create(text))
-        for key, value in _leaves(values, ""):
-            if isinstance(value, str) and "${" in value:
-                raise ValueError(f"{key} is an interpolation: {value}")
+        values = deepcopy(_parse(text))
         moved = _rebase(upgrade(values), PurePath(values["run_dir"]), folder)
         check_run_values(moved)
     except Exception as error:  # of what is in the file anything may be wrong
@@ -60,6 +58,17 @@ def read_config(folder: Path) -> DictConfig:
     cfg = OmegaConf.create(moved)
     assert isinstance(cfg, DictConfig)
     return cfg
+
+
+@lru_cache(maxsize=16)  # a command reads it several times, which takes a fifth of a second each time
+def _parse(text: str) -> Any:
+    """The values of a config.yaml, which callers copy before they change them."""
+    _check_size(text)
+    values: Any = OmegaConf.to_container(OmegaConf.create(text))
+    for key, value in _leaves(values, ""):
+        if isinstance(value, str) and "${" in value:
+            raise ValueError(f"{key} is an interpolation: {value}")
+    return values
 
 
 def _check_size(text: str) -> None:
