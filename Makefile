@@ -41,13 +41,16 @@ setup: .venv/.installed ## create .venv from the hash-locked requirements
 train: setup ## train the CNN-LSTM on the demo videos; ARGS are Hydra overrides
 	$(BIN)/python train.py model=cnn_lstm $(ARGS)
 
+# The tests start many processes: bytecode is kept, also where an image says otherwise, so that each file is compiled once.
+PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 --dist worksteal
+
 .PHONY: test
 test: setup ## run the whole test suite; ARGS go to pytest
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+	$(PYTEST) $(ARGS)
 
 .PHONY: test-fast
 test-fast: setup ## run the part of the test suite that takes a minute
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" $(ARGS)
+	$(PYTEST) -m "not slow" $(ARGS)
 
 .PHONY: lint
 lint: setup ## ruff (lint, format) and mypy

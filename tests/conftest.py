@@ -2,62 +2,46 @@
 
 from __future__ import annotations
 
-import inspect
 import multiprocessing
 import os
 import signal
 from collections.abc import Iterator
+from copy import deepcopy
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import pytest
 import torch
-from helpers.commands import TINY, once, train_once
+from helpers.commands import CONF, TINY, once, train_once
 from helpers.warm_python import start_server
+from hydra._internal.config_repository import ConfigRepository
 from hypothesis import settings
 from matplotlib.figure import Figure
 
 # Several workers run side by side; more threads than cores would only slow each other down.
 torch.set_num_threads(1)
-# For the same reason a single example may take long.
-settings.register_profile("shared machine", deadline=None)
+# For the same reason a single example may take long; each run draws other examples, so that few are enough.
+settings.register_profile("shared machine", deadline=None, max_examples=40)
 settings.load_profile("shared machine")
 # A shell that starts the tests in the background has them ignore Ctrl-C, and what they start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-# Left out by `make test-fast`: files whose tests decode, start processes or train for long, and, wherever they are,
-# tests that train for themselves.
-SLOW_FOLDERS = {"decoding", "evaluation", "plots", "sweeps"}
+# Left out by `make test-fast`: tests that use one of these, directly or through another fixture, and what decodes,
+# starts processes or trains for itself.
+SLOW_FIXTURES = {"chromium", "demo_folder"}
+SLOW_FOLDERS = {"decoding", "models", "plots", "sweeps"}
 SLOW_FILES = {
-    "test_architectures.py",
-    "test_backbones.py",
-    "test_bootstrap.py",
-    "test_runs_of_clips.py",
     "test_configs.py",
-    "test_datamodule.py",
-    "test_ddp.py",
     "test_demo.py",
-    "test_ensemble.py",
     "test_exported_networks.py",
-    "test_exporters.py",
-    "test_feature_cache.py",
     "test_html_report.py",
     "test_ingest.py",
-    "test_mutated_runs.py",
+    "test_ingest_remote.py",
     "test_notebooks.py",
     "test_old_runs.py",
-    "test_own_model.py",
-    "test_pipeline.py",
-    "test_predictor.py",
     "test_recipe.py",
-    "test_resumed_data.py",
-    "test_resume.py",
-    "test_review_page.py",
-    "test_startup.py",
-    "test_temporal_shift.py",
-    "test_video_nets.py",
-    "test_weights.py",
 }
 
 
@@ -67,11 +51,18 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks what is slow."""
+    """Marks what is slow, and puts it first in each half of the list: of two workers each begins with one of them."""
+    slow, fast = list[pytest.Item](), list[pytest.Item]()
     for item in items:
-        trains = isinstance(item, pytest.Function) and "tiny" in inspect.signature(item.function).parameters
-        if trains or item.path.parent.name in SLOW_FOLDERS or item.path.name in SLOW_FILES:
+        uses = isinstance(item, pytest.Function) and not SLOW_FIXTURES.isdisjoint(item.fixturenames)
+        if uses or item.path.parent.name in SLOW_FOLDERS or item.path.name in SLOW_FILES:
             item.add_marker(pytest.mark.slow)
+            slow.append(item)
+        else:
+            fast.append(item)
+    half = len(slow) // 2
+    rest = max(0, len(items) // 2 - half)
+    items[:] = slow[:half] + fast[:rest] + slow[half:] + fast[rest:]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -80,6 +71,24 @@ def decode_workers_start_at_once() -> Iterator[None]:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["hydra.main", "vidcls.cli", "vidcls.sweeps.jobs", "vidcls.data.decoding.windows"])
     with patch("vidcls.data.decoding.pool.get_context", lambda _: context):
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def files_of_conf_are_parsed_once() -> Iterator[None]:
+    """Hydra parses 25 of them for each command, which takes a third of the time of composing."""
+    load, kept = ConfigRepository.load_config, dict[tuple[str, ...], Any]()
+
+    def load_once(self: ConfigRepository, config_path: str) -> Any:
+        places = [source.path for source in self.get_sources()]
+        if str(CONF) not in places:  # one that a test has written
+            return load(self, config_path)
+        key = (config_path, *places)
+        if key not in kept:
+            kept[key] = load(self, config_path)
+        return deepcopy(kept[key])
+
+    with patch.object(ConfigRepository, "load_config", load_once):
         yield
 
 

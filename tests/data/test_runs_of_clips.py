@@ -8,7 +8,6 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import pandas as pd
 import pytest
 import torch
@@ -21,6 +20,7 @@ from vidcls.data.dataset import SampleIndex
 from vidcls.data.decoding.frames import decode
 from vidcls.data.decoding.result import DECODERS
 from vidcls.data.sampling import StoreSpec
+from vidcls.exporters import METADATA_FILE
 from vidcls.prediction.loading import load_run
 from vidcls.prediction.run import LoadedRun
 
@@ -124,16 +124,17 @@ def test_the_terminal_says_how_videos_are_classified(clipped: Path, demo_folder:
 
 def test_an_export_takes_one_clip(clipped: Path, trained: LoadedRun, demo_folder: Path, tmp_path: Path) -> None:
     """Its user averages, as the metadata say."""
-    file = tmp_path / "model.onnx"
-    result = call("export.py", f"run={clipped}", f"output={file}")
+    file = tmp_path / "model.pt2"
+    result = call("export.py", f"run={clipped}", f"output={file}", "format=torch_export")
     assert result.code == 0, result.stderr
-    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-    about = session.get_modelmeta().custom_metadata_map
+    metadata = {METADATA_FILE: ""}
+    program = torch.export.load(file, extra_files=metadata).module()
+    about = json.loads(metadata[METADATA_FILE])
     assert (about["clip_seconds"], about["num_clips"]) == ("2.5", "3")
     row = table(clipped / "predictions_test.csv").iloc[0]
     frames, _ = decode(demo_folder / row["path"], SPEC, DECODERS)
     clips = frames.reshape(3, 8, 16, 16, 3)[:, [1, 3, 5, 7]]  # the later of each two
-    found = session.run(None, {"frames": clips})[0].mean(axis=0)
+    found = program(torch.from_numpy(np.ascontiguousarray(clips))).detach().numpy().mean(axis=0)
     np.testing.assert_allclose(found, row[CLASSES].to_numpy(float), rtol=0, atol=1e-5)
 
 

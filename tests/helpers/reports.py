@@ -97,6 +97,16 @@ class Predictions:
         loops_megabytes: float | int = 24,
         blur: bool = False,
     ) -> Page:
+        return Page(self.write_report(safe_class, max_videos, loops_megabytes, blur).read_text(encoding="utf-8"))
+
+    def write_report(
+        self,
+        safe_class: str | None = "safe",
+        max_videos: int = 500,
+        loops_megabytes: float | int = 24,
+        blur: bool = False,
+    ) -> Path:
+        """The page as a file, for a browser; parsing 5,000 videos takes as long as writing them."""
         path = write_report(
             self.journal,
             self.classes,
@@ -107,7 +117,7 @@ class Predictions:
             blur=blur,
         )
         assert path == self.path / "report.html"
-        return Page(path.read_text(encoding="utf-8"))
+        return path
 
     @property
     def url(self) -> str:

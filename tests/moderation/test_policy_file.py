@@ -118,7 +118,7 @@ json_values = st.recursive(
 )
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=120)
 @given(st.sampled_from(sorted(asdict(policy()))), json_values)
 def test_any_value_in_a_policy_file_is_valid_or_refused_in_one_line(
     tmp_path_factory: pytest.TempPathFactory, key: str, value: Any

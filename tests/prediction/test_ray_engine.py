@@ -92,6 +92,7 @@ def test_a_coarse_search_finds_the_same(bright: Path, tmp_path: Path) -> None:
     write_video(tmp_path / "in" / "hit.mp4", lit(40, (18, 21)))
     write_video(tmp_path / "in" / "dark.mp4", lit(40))
     options = ["predict.max_whole_seconds=3", "predict.window_seconds=1", "predict.search=coarse"]
+    options.append("data.decode.workers=1")
     for name, engine in (("local", []), ("ray", ["engine=ray"])):
         predict(bright, tmp_path / "in", tmp_path / name, *options, "predict.coarse_stride_seconds=2", *engine)
     for file in FILES:
@@ -123,7 +124,7 @@ def test_what_dies_is_replaced_and_what_kills_is_given_up(
 
     monkeypatch.setattr(ray_engine, "Network", MortalNetwork)
     monkeypatch.setattr(ray_engine, "Reader", MortalReader)
-    predict(finished, mixed, tmp_path / "out", *OPTIONS, "engine=ray")
+    predict(finished, mixed, tmp_path / "out", *OPTIONS[:-1], "data.decode.workers=1", "engine=ray")
     assert (tmp_path / "network").exists() and (tmp_path / "reader").exists()
     found, expected = rows_of(tmp_path / "out"), rows_of(local)
     assert found.loc["poison.mp4", "status"] == "undecodable"

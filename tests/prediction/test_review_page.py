@@ -106,7 +106,7 @@ def short(table: pd.DataFrame) -> dict[str, tuple[str, str, str]]:
 
 
 def test_a_session_by_keyboard_alone(predictions: Predictions, context: BrowserContext, tmp_path: Path) -> None:
-    predictions.report(blur=True)
+    predictions.write_report(blur=True)
     page = opened(context, predictions.url, "Ada")
     picture = "getComputedStyle(document.querySelector('.loop img')).filter"
     assert title(page) == ORDER[0] and page.evaluate(picture) == "blur(24px) grayscale(1)"
@@ -152,7 +152,7 @@ def test_a_session_by_keyboard_alone(predictions: Predictions, context: BrowserC
 def test_all_can_be_decided_and_the_last_decision_undone_after_a_reload(
     predictions: Predictions, context: BrowserContext, tmp_path: Path
 ) -> None:
-    predictions.report()
+    predictions.write_report()
     page = opened(context, predictions.url, "Ada")
     keys(page, "2", "2", "2", "2", "2", "2", "3")
     assert said(page) == "safe. All videos of this queue are decided. Export decisions.csv."
@@ -168,13 +168,13 @@ def test_all_can_be_decided_and_the_last_decision_undone_after_a_reload(
 def test_a_page_with_more_videos_of_the_same_model_has_what_was_decided(
     predictions: Predictions, context: BrowserContext
 ) -> None:
-    predictions.report()
+    predictions.write_report()
     page = opened(context, predictions.url, "Ada")
     keys(page, "2")
     key = page.evaluate("Object.keys(localStorage).find(key => key.includes(page.model))")
     page.evaluate("key => { localStorage[key.replace(/[0-9a-f]{64}/, page.videos[1][1])] = '{\"verdict\": 1}'; }", key)
     predictions.video("new.mp4", "block", 0.99)
-    predictions.report()
+    predictions.write_report()
     page.reload()
     assert page.get_by_role("status").first.inner_text() == "A decision that this browser kept is damaged."
     start(page)
@@ -187,7 +187,7 @@ def test_a_long_session_is_exported_as_it_was(
     predictions: Predictions, context: BrowserContext, tmp_path: Path
 ) -> None:
     """Random keys, with reloads, against what a person would expect of them."""
-    predictions.report()
+    predictions.write_report()
     page, draw = opened(context, predictions.url, "Ada"), random.Random(0)
     at, mine, notes = 0, dict[str, tuple[str, str]](), dict[str, str]()
     when, undoable = list[str](), list[tuple[str, tuple[str, str] | None]]()  # in the order of the decisions
@@ -225,7 +225,7 @@ def test_a_long_session_is_exported_as_it_was(
 
 
 def test_a_second_opinion_without_the_first(predictions: Predictions, chromium: Browser, tmp_path: Path) -> None:
-    predictions.report()
+    predictions.write_report()
     first, second = chromium.new_context(), chromium.new_context()
     page = opened(first, predictions.url, "Ada")
     keys(page, "2", "u")
@@ -276,7 +276,7 @@ def rewrite(file: Path, source: Path, **changes: str) -> Path:
 def test_what_does_not_match_is_refused_in_words(
     predictions: Predictions, context: BrowserContext, tmp_path: Path
 ) -> None:
-    predictions.report()
+    predictions.write_report()
     page = opened(context, predictions.url, "Ada")
     keys(page, "2", "u")
     good = export(page, tmp_path / "good.csv")
@@ -309,7 +309,7 @@ def test_what_does_not_match_is_refused_in_words(
 
 
 def test_two_tabs_lose_nothing_of_each_other(predictions: Predictions, context: BrowserContext, tmp_path: Path) -> None:
-    predictions.report()
+    predictions.write_report()
     one, two = opened(context, predictions.url, "Ada"), opened(context, predictions.url)
     start(two)
     keys(one, "2")
@@ -327,7 +327,7 @@ def test_two_tabs_lose_nothing_of_each_other(predictions: Predictions, context: 
 def test_storage_that_keeps_nothing_is_said(
     predictions: Predictions, context: BrowserContext, tmp_path: Path, storage: str
 ) -> None:
-    predictions.report()
+    predictions.write_report()
     if storage == "blocked":
         context.add_init_script(
             "Object.defineProperty(window, 'localStorage', {get() { throw new DOMException('', 'SecurityError'); }})"
@@ -353,7 +353,7 @@ def test_hostile_names_come_back_from_decisions(chromium: Browser, tmp_path: Pat
     predictions, context = Predictions(tmp_path, classes), chromium.new_context()
     for name in names:
         predictions.video(name, "review", 0.5)
-    predictions.report(safe_class=None)
+    predictions.write_report(safe_class=None)
     predictions.journal.close()
     page = opened(context, predictions.url, "=<i>\u202eAda</i>")
     keys(page, "n")
@@ -396,7 +396,7 @@ def test_any_text_comes_back(csv_page: Page, rows: list[list[str]]) -> None:
 
 @pytest.fixture
 def csv_page(predictions: Predictions, context: BrowserContext) -> Page:
-    predictions.report()
+    predictions.write_report()
     page = opened(context, predictions.url)
     assert page.evaluate("COLUMNS") == list(COLUMNS)
     return page
@@ -404,7 +404,7 @@ def csv_page(predictions: Predictions, context: BrowserContext) -> Page:
 
 def test_loops_play_until_they_are_paused(predictions: Predictions, chromium: Browser) -> None:
     predictions.video("loop.mp4", "block", 0.99, loop=[jpeg(str(number)) for number in range(6)])
-    predictions.report()
+    predictions.write_report()
     shown = "[...document.querySelectorAll('.loop img')].findIndex(image => !image.hidden)"
     for moves in (True, False):
         context = chromium.new_context(reduced_motion="no-preference" if moves else "reduce")
@@ -431,7 +431,7 @@ def test_loops_take_no_more_room_than_they_may(predictions: Predictions) -> None
 
 
 def test_it_is_named_for_screen_readers_and_fits_a_phone(predictions: Predictions, chromium: Browser) -> None:
-    predictions.report(blur=True)
+    predictions.write_report(blur=True)
     context = chromium.new_context(viewport={"width": 380, "height": 700}, has_touch=True, is_mobile=True)
     page = opened(context, predictions.url)
     assert page.evaluate("document.documentElement.scrollWidth") == 380
@@ -456,7 +456,7 @@ def test_it_is_named_for_screen_readers_and_fits_a_phone(predictions: Prediction
 def test_single_keys_can_be_turned_off_and_a_key_that_is_held_decides_once(
     predictions: Predictions, context: BrowserContext
 ) -> None:
-    predictions.report()
+    predictions.write_report()
     page = opened(context, predictions.url, "Ada")
     page.keyboard.down("2")
     page.keyboard.down("2")  # repeats
@@ -488,7 +488,7 @@ def test_a_page_of_5000_videos_opens_and_steps_fast(chromium: Browser, tmp_path:
     loop = [encode_jpeg(np.kron(frame, np.ones((5, 5, 1), np.uint8))) for frame in shades]
     for number in range(5000):
         predictions.video(f"folder/{number:04}.mp4", "review", number / 5000, loop=loop)
-    predictions.report(max_videos=5000)
+    predictions.write_report(max_videos=5000)
     predictions.journal.close()
     openings = []
     for _ in range(3):  # the machine may be busy

@@ -24,7 +24,7 @@ VALID = [(0.0, 1.0), (0.1, 0.9), (0.6, 0.4), (1.0, 0.0)]
 INVALID = [(math.nan, math.nan), (0.0, math.inf), (0.0, 0.0)]
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=150)
 @given(
     st.sampled_from(["ok", "partial", "undecodable", "died", ""]),
     st.sampled_from([0.0, 0.5, 0.999, 1.0]),

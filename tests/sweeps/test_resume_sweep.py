@@ -133,7 +133,7 @@ def test_the_folder_of_another_sweep_is_not_taken(sweep: Path, command: list[str
 
 # ---- stopped
 
-LONG = ["seed=0,1", "model.lstm.hidden_size=4", "trainer.max_epochs=8", "data.num_frames=4"]
+LONG = ["seed=0,1", "model.lstm.hidden_size=4", "trainer.max_epochs=5", "data.num_frames=4"]
 
 
 @pytest.fixture(scope="session")

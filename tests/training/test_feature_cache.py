@@ -9,6 +9,7 @@ from pathlib import Path
 import lightning as L
 import numpy as np
 import pytest
+import timm
 import torch
 from helpers.commands import once, start_train, train
 from helpers.runs import CLASSES, evaluate, metrics_of, results, same_weights, table, weights
@@ -50,17 +51,18 @@ def gone(path: Path) -> None:
 def random_weights(folder: Path, model: str, seed: int) -> Path:
     torch.manual_seed(seed)
     folder.mkdir(exist_ok=True)
-    torch.save(get_model(model).state_dict(), folder / f"{model}_{seed}.pth")
+    net = timm.create_model(model) if model == "test_resnet" else get_model(model)
+    torch.save(net.state_dict(), folder / f"{model}_{seed}.pth")
     return folder / f"{model}_{seed}.pth"
 
 
 @pytest.fixture(scope="session")
 def frozen(shared: Path, demo_folder: Path) -> Overrides:
     """The overrides of a short run with a frozen ResNet, but for its cache and its folder."""
-    folder = once(shared, "weights_0", lambda folder: random_weights(folder, "resnet18", seed=0))
+    folder = once(shared, "weights_0", lambda folder: random_weights(folder, "test_resnet", seed=0))
     data = ["data=folder", f"data.source={demo_folder}", "data.num_frames=4", "data.resolution=32"]
-    model = ["model=encoder_head", "model.encoder.name=torchvision/resnet18", "model.encoder.trainable_from=none"]
-    model += [f"model.encoder.weights={folder / 'resnet18_0.pth'}", "model/head=pool"]
+    model = ["model=encoder_head", "model.encoder.name=timm/test_resnet", "model.encoder.trainable_from=none"]
+    model += [f"model.encoder.weights={folder / 'test_resnet_0.pth'}", "model/head=pool"]
     return [*data, *model, "data.decode.workers=1", "trainer.accelerator=cpu", "trainer.max_epochs=2"]
 
 
@@ -119,7 +121,7 @@ def test_features_are_those_of_the_network(cached: Path) -> None:
     with torch.inference_mode():
         frames = torch.from_numpy(np.stack([videos.frames(row) for row in range(len(videos))]))
         said = trained.model.encode(trained.preprocess(pad_batch(frames, data.options.batch_size)))[: len(frames)]
-    assert said.shape == (3, 4, 512)
+    assert said.shape == (3, 4, 96)
     for sha256, features in zip(videos.sha256s, said, strict=True):
         np.testing.assert_array_equal(FeatureStore(folder).read(sha256), features.numpy())
 
@@ -128,7 +130,7 @@ def test_the_encoder_stays_what_its_file_says(cached: Path, frozen: Overrides) -
     (path,) = (text.partition("=")[2] for text in frozen if text.startswith("model.encoder.weights="))
     file, state = torch.load(path, weights_only=True), weights(cached / "run")
     held = {name.removeprefix("model.encoder.net."): value for name, value in state.items() if ".net." in name}
-    assert len(held) > 100 and all(torch.equal(value, file[name]) for name, value in held.items())
+    assert len(held) > 50 and all(torch.equal(value, file[name]) for name, value in held.items())
 
 
 def test_metrics_are_those_of_the_whole_network_to_the_last_digit(copied: Path) -> None:
@@ -143,7 +145,8 @@ def test_metrics_are_those_of_the_whole_network_to_the_last_digit(copied: Path) 
 
 
 def test_in_half_precision_too(copied: Path, frozen: Overrides) -> None:
-    half = [*frozen, "trainer.precision=bf16-mixed", "trainer.max_epochs=1"]
+    half = [*frozen, "trainer.precision=bf16-mixed", "trainer.max_epochs=1", "data.num_frames=2"]
+    half.append("data.store.num_frames=4")
     run = start(copied, *half, name="bf16")
     assert len(entries(copied)) == 24  # features of their own
     again = start(copied, *half, name="again")  # from the cache alone
@@ -194,7 +197,7 @@ def test_a_damaged_file_is_written_again(copied: Path, frozen: Overrides, damage
         ["model.motion=difference"],
         ["data.batch_size=5"],  # whose products may round otherwise
         ["data.num_frames=2", "data.store.num_frames=4"],
-        ["normalise.mean=[0.5,0.5,0.5]"],
+        ["normalise.mean=[0.4,0.4,0.4]"],
         ["model.encoder.temporal_shift=true"],
     ],
     ids=lambda other: other[0],
@@ -224,7 +227,7 @@ def test_features_belong_to_weights_not_to_their_file(copied: Path, frozen: Over
     same = shutil.copy(path, tmp_path / "same.pth")
     compute(copied, copied, *frozen, f"model.encoder.weights={same}")
     assert entries(copied) == before
-    other = random_weights(tmp_path, "resnet18", seed=1)
+    other = random_weights(tmp_path, "test_resnet", seed=1)
     compute(copied, copied, *frozen, f"model.encoder.weights={other}")
     after = entries(copied)
     assert len(after) == 12 + 9 and {name: after[name] for name in before} == before
@@ -274,7 +277,7 @@ def test_of_several_clips_training_draws_one_and_evaluation_averages_all(tmp_pat
     clips = ["data.clip_seconds=0.5", "data.num_clips=2", "trainer.max_epochs=1"]
     run, without = start(tmp_path, *frozen, *clips), start(tmp_path, *frozen, *clips, "~callbacks.features", name="no")
     (folder,) = (tmp_path / "cache" / "features").iterdir()
-    assert {FeatureStore(folder).read(Path(name).stem).shape for name in entries(tmp_path)} == {(2, 4, 512)}
+    assert {FeatureStore(folder).read(Path(name).stem).shape for name in entries(tmp_path)} == {(2, 4, 96)}
     one, two = (table(r / "predictions_val.csv")[CLASSES].to_numpy() for r in (run, without))
     np.testing.assert_allclose(one, two, atol=1e-5)
     assert metrics_of(without)["train"]["loss"] == pytest.approx(metrics_of(run)["train"]["loss"], rel=1e-4)

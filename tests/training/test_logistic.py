@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import timm
 import torch
 from helpers.commands import call, once, train
 from helpers.runs import CLASSES, assert_same_result, evaluate, metrics_of, refused, results, table, weights
 from scipy.optimize import minimize
 from scipy.special import logsumexp
 from sklearn.preprocessing import StandardScaler
-from torchvision.models import get_model
 
 from vidcls.data.store import FeatureStore
 from vidcls.errors import UserError
@@ -95,7 +95,7 @@ def test_fewer_folds_where_there_are_few_groups_and_none_where_a_class_has_one()
 def random_weights(folder: Path) -> None:
     torch.manual_seed(0)
     folder.mkdir(exist_ok=True)
-    torch.save(get_model("resnet18").state_dict(), folder / "resnet18.pth")
+    torch.save(timm.create_model("test_resnet").state_dict(), folder / "test_resnet.pth")
 
 
 @pytest.fixture(scope="session")
@@ -103,8 +103,8 @@ def solved(shared: Path, demo_folder: Path) -> Overrides:
     """The overrides of such a run, but for its folder."""
     folder = once(shared, "logistic_weights", random_weights)
     data = ["data=folder", f"data.source={demo_folder}", "data.num_frames=6", "data.resolution=32"]
-    model = ["experiment=strong", "refit=false", "model.encoder.name=torchvision/resnet18"]
-    model.append(f"model.encoder.weights={folder / 'resnet18.pth'}")
+    model = ["experiment=strong", "refit=false", "model.encoder.name=timm/test_resnet"]
+    model.append(f"model.encoder.weights={folder / 'test_resnet.pth'}")
     return [*model, *data, "data.decode.workers=1", "trainer.accelerator=cpu", f"cache_dir={shared / 'logistic_cache'}"]
 
 

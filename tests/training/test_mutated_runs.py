@@ -14,7 +14,7 @@ from vidcls.errors import UserError
 from vidcls.prediction.loading import load_run
 
 OLD_POLICY = Path(__file__).parents[1] / "fixtures" / "old_run" / "policy.json"
-PER_FILE = 15
+PER_FILE = 10
 
 
 @pytest.fixture(scope="module")

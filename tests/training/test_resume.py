@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 
 # All that is random in training is on: what resumes here resumes anywhere.
 RANDOM = [
-    "trainer.max_epochs=15",
+    "trainer.max_epochs=8",
     "augment=strong",
     "augment.cutmix=1.0",
     "data.sampler=balanced",
