@@ -44,6 +44,7 @@ def main(cfg: DictConfig) -> None:
 
     from vidcls.prediction import summary
     from vidcls.prediction.coarse_search import CoarseSearch
+    from vidcls.prediction.drift import predicted_drift
     from vidcls.prediction.html_report import write_report
     from vidcls.prediction.loading import load_run
     from vidcls.prediction.result_files import prediction_columns, write_result_files
@@ -69,7 +70,8 @@ def main(cfg: DictConfig) -> None:
             from vidcls.prediction.pipeline import predict_videos
 
             predict_videos(videos, run, cfg.accelerator, options, policy, journal, limits, fetch_limits, console)
-        summary.print_drift(run, journal, console)
+        for note in predicted_drift(run, journal):
+            console.print(note, markup=False, highlight=False, soft_wrap=True)
     finally:  # also after Ctrl-C: what is done can be used
         write_result_files(journal, run.classes)
         safe_class = policy.safe_class if policy else None

@@ -22,7 +22,7 @@ from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from vidcls.errors import UserError, find_user_error
+from vidcls.errors import UserError, find_user_error, one_line
 
 Result = TypeVar("Result")
 
@@ -187,7 +187,7 @@ def end_with_others() -> None:
 
 def _explain(error: Exception) -> UserError | None:
     """What a user can do about an error of Hydra's or of the system's; None for bugs."""
-    why, limit = " ".join(str(error).split())[:300], resource.getrlimit(resource.RLIMIT_AS)[0]
+    why, limit = one_line(error, 300), resource.getrlimit(resource.RLIMIT_AS)[0]
     if isinstance(error, InstantiationException):
         remedy = "Change the options beside that _target_; debug=true shows the traceback."
         return UserError("options that each _target_ takes", why, remedy, "instantiation")

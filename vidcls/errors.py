@@ -53,6 +53,11 @@ def find_user_error(error: BaseException | None) -> UserError | None:
     return None
 
 
+def one_line(error: object, limit: int = 200) -> str:
+    """What an error says, on one line of at most so many characters."""
+    return " ".join(str(error).split())[:limit]
+
+
 def check_integer(option: str, value: Any, minimum: int = 1) -> int:
     """``value`` if it is an integer >= ``minimum``; otherwise raises a `UserError` that names the ``option``."""
     if isinstance(value, bool) or not isinstance(value, int) or value < minimum:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import json
 import os
 import secrets
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from io import BufferedReader, BufferedWriter, FileIO, TextIOWrapper
@@ -53,6 +55,11 @@ def write_atomically(path: Path, content: bytes) -> None:
         file.write(content)
 
 
+def write_json(path: Path, content: object) -> None:
+    """Writes JSON as `replacing` does; raises ValueError for NaN, which is none."""
+    write_atomically(path, json.dumps(content, indent=2, allow_nan=False).encode())
+
+
 def csv_bytes(table: pd.DataFrame) -> bytes:
     """A table as CSV that is read back as it was: Python 3.11 does not quote a carriage return, as names may hold."""
     text: str = table.to_csv(index=False)
@@ -89,6 +96,15 @@ def claim_file(path: Path, text: str) -> bool:
     finally:
         part.unlink(missing_ok=True)
     return True
+
+
+def wait_for_file(path: Path, seconds: float, what: str, remedy: str, code: str) -> None:
+    """Waits until another process has written a file; raises `UserError`, of ``what``, where that takes too long."""
+    deadline = time.monotonic() + seconds
+    while not path.exists():
+        if time.monotonic() > deadline:
+            raise UserError(f"{what} within {seconds:g} s", f"no {path}", remedy, code)
+        time.sleep(0.1)
 
 
 @contextmanager

@@ -22,7 +22,7 @@ def shares(
 ) -> list[list[SampleIndex]]:
     """What each device is asked to read in one epoch."""
     samplers = [
-        VideoSampler(length, shuffle=shuffle, seed=seed, rank=r, world_size=world_size, balance=balance)
+        VideoSampler(length=length, shuffle=shuffle, seed=seed, rank=r, world_size=world_size, balance=balance)
         for r in range(world_size)
     ]
     for sampler in samplers:
@@ -81,12 +81,12 @@ def test_another_epoch_or_seed_is_another_order() -> None:
 
 
 def test_going_on_after_a_resume_gives_the_order_of_that_epoch() -> None:
-    straight = VideoSampler(20, shuffle=True, seed=3, rank=0, world_size=1)
+    straight = VideoSampler(length=20, shuffle=True, seed=3, rank=0, world_size=1)
     for epoch in range(3):
         straight.set_epoch(epoch)
         list(straight)
     straight.set_epoch(3)
-    resumed = VideoSampler(20, shuffle=True, seed=3, rank=0, world_size=1)
+    resumed = VideoSampler(length=20, shuffle=True, seed=3, rank=0, world_size=1)
     resumed.set_epoch(3)
     assert list(straight) == list(resumed)
 
@@ -249,7 +249,7 @@ def test_an_entry_that_vanishes_ends_with_one_line(store: FrameStore, num_worker
 
 
 def epoch_of(store: FrameStore, epoch: int, num_workers: int) -> list[VideoBatch]:
-    sampler = VideoSampler(VIDEOS, shuffle=True, seed=0, rank=0, world_size=1)
+    sampler = VideoSampler(length=VIDEOS, shuffle=True, seed=0, rank=0, world_size=1)
     sampler.set_epoch(epoch)
     return list(DataLoader(dataset(store, jitter=True), batch_size=3, sampler=sampler, num_workers=num_workers))
 

@@ -32,7 +32,7 @@ def videos(folder: Path, clips: int, jitter: bool, all_clips: bool, side: int) -
 def assert_same_batches(dataset: VideoDataset | FeatureDataset, balance: bool = False, rank: int = 0) -> None:
     def sampler() -> VideoSampler:
         return VideoSampler(
-            len(dataset), shuffle=True, seed=3, rank=rank, world_size=2, balance=LABELS if balance else None
+            length=len(dataset), shuffle=True, seed=3, rank=rank, world_size=2, balance=LABELS if balance else None
         )
 
     expected: DataLoader[object] = DataLoader(dataset, batch_size=3, sampler=sampler())

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from vidcls.evaluation.notes import temperature_notes
+from vidcls.evaluation.results import temperature_notes
 from vidcls.metrics.calibration import TEMPERATURES
 from vidcls.moderation.policy import fit_policy
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,7 @@ from vidcls.data.manifest import MANIFEST_COLUMNS, read_manifest
 from vidcls.data.options import DataOptions
 from vidcls.data.preparation import PreparedVideos, prepare_videos
 from vidcls.data.videos import Videos
-from vidcls.errors import UserError
-from vidcls.files import csv_bytes, write_atomically
+from vidcls.files import csv_bytes, wait_for_file, write_atomically
 
 Loader = DataLoader[VideoBatch | FeatureBatch]
 
@@ -81,16 +79,9 @@ class VideoDataModule(Videos, L.LightningDataModule):
         if self.classes:
             return
         assert self.manifest_path is not None, "prepare_data comes first"
-        deadline = time.monotonic() + self.wait_seconds
-        while not self.manifest_path.exists():
-            if time.monotonic() > deadline:
-                raise UserError(
-                    f"the first process to write {self.manifest_path} within {self.wait_seconds:g} s",
-                    "no such file",
-                    "See what the first process prints: it lists and decodes the videos, or has failed.",
-                    "manifest-timeout",
-                )
-            time.sleep(0.2)
+        remedy = "See what the first process prints: it lists and decodes the videos, or has failed."
+        what = "the first process to write its manifest"
+        wait_for_file(self.manifest_path, self.wait_seconds, what, remedy, "manifest-timeout")
         self.load_manifest(read_manifest(self.manifest_path))
 
     def rank_and_world_size(self) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -43,32 +44,16 @@ def random_clip(generator: np.random.Generator, count: int) -> int:
     return int(generator.integers(count)) if count > 1 else 0
 
 
+@dataclass(eq=False)
 class VideoDataset(Dataset[VideoBatch]):
-    """The videos of one split.
+    """The videos of one split."""
 
-    Args:
-        store: where the frames are, by the videos' ``sha256s``.
-        labels: the videos' classes, as places in the class order.
-        num_frames: T, frames used out of the F stored.
-        temporal_jitter: choose each frame at random from its run of F / T stored ones instead of the middle one.
-        all_clips: return all of a video's M > 1 clips, for evaluation, instead of a random one.
-    """
-
-    def __init__(
-        self,
-        store: FrameStore,
-        sha256s: list[str],
-        labels: list[int],
-        num_frames: int,
-        temporal_jitter: bool,
-        all_clips: bool = False,
-    ) -> None:
-        self.store = store
-        self.sha256s = sha256s
-        self.labels = labels
-        self.num_frames = num_frames
-        self.temporal_jitter = temporal_jitter
-        self.all_clips = all_clips
+    store: FrameStore  # where the frames are, by the videos' ``sha256s``
+    sha256s: list[str]
+    labels: list[int]  # the videos' classes, as places in the class order
+    num_frames: int  # T, frames used out of the F stored
+    temporal_jitter: bool  # choose each frame at random from its run of F / T stored ones instead of the middle one
+    all_clips: bool = False  # return all of a video's M > 1 clips, for evaluation, instead of a random one
 
     def __len__(self) -> int:
         return len(self.sha256s)
@@ -110,12 +95,12 @@ class VideoDataset(Dataset[VideoBatch]):
         return clip * spec.stored_frames + select_frames(spec.stored_frames, self.num_frames, spec.sampling, jitter)
 
 
+@dataclass(eq=False)
 class FeatureDataset(Dataset[FeatureBatch]):
     """The videos of one split by their cached features; of M > 1 clips ``store`` holds those of all, [M, *features]."""
 
-    def __init__(self, videos: VideoDataset, store: FeatureStore) -> None:
-        self.videos = videos
-        self.store = store
+    videos: VideoDataset
+    store: FeatureStore
 
     def __len__(self) -> int:
         return len(self.videos)
@@ -147,6 +132,7 @@ class FeatureDataset(Dataset[FeatureBatch]):
         return features if self.videos.store.spec.num_clips > 1 else features[None]
 
 
+@dataclass(eq=False, kw_only=True)
 class VideoSampler(Sampler[SampleIndex]):
     """The order of one epoch, a pure function of seed and epoch; over several devices, this device's share of it.
 
@@ -157,27 +143,17 @@ class VideoSampler(Sampler[SampleIndex]):
     With the videos' classes in ``balance``, each class has an equal share of an epoch's N draws, up to one: videos of
     a small class come several times, those of a large one take turns over the epochs.
 
-    >>> [sample.index for sample in VideoSampler(5, shuffle=False, seed=0, rank=1, world_size=2)]
+    >>> [sample.index for sample in VideoSampler(length=5, shuffle=False, seed=0, rank=1, world_size=2)]
     [1, 3]
     """
 
-    def __init__(
-        self,
-        length: int,
-        *,
-        shuffle: bool,
-        seed: int,
-        rank: int,
-        world_size: int,
-        balance: Sequence[int] | None = None,
-    ) -> None:
-        self.length = length
-        self.balance = balance
-        self.shuffle = shuffle
-        self.seed = seed
-        self.rank = rank
-        self.world_size = world_size
-        self.epoch = 0
+    length: int
+    shuffle: bool
+    seed: int
+    rank: int
+    world_size: int
+    balance: Sequence[int] | None = None
+    epoch: int = 0
 
     def set_epoch(self, epoch: int) -> None:
         """Called by Lightning before each epoch, also after a resume."""

@@ -13,7 +13,7 @@ from typing import Any
 from vidcls.data.options import FetchLimits
 from vidcls.data.remote import UnfetchableError, describe, fetch, open_filesystem, version_of, with_retries
 from vidcls.data.urls import extension, is_url, redact
-from vidcls.errors import UserError
+from vidcls.errors import UserError, one_line
 
 VIDEO_EXTENSIONS = frozenset(("mp4", "mov", "m4v", "mkv", "webm", "avi", "mpg", "mpeg", "ts", "3gp", "flv", "wmv"))
 LIST_EXTENSIONS = ("txt", "csv", "parquet")
@@ -195,8 +195,7 @@ def _read_parquet(file: Path, shown: str, columns: tuple[str, ...]) -> Iterator[
                     if any(value is not None for value in row):
                         yield number, dict(zip(sorted(wanted), (value or "" for value in row), strict=True))
     except pa.ArrowException as error:
-        got = " ".join(str(error).split())[:200]
-        raise UserError(f"a .parquet in {shown}", got, "Write it again.", "bad-parquet") from error
+        raise UserError(f"a .parquet in {shown}", one_line(error), "Write it again.", "bad-parquet") from error
 
 
 def _check_header(header: list[str], shown: str, columns: tuple[str, ...]) -> list[str]:

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from vidcls.data.decoding.result import LOST, USABLE
 from vidcls.data.options import SPLITS
-from vidcls.errors import UserError
+from vidcls.errors import UserError, one_line
 
 INGESTED = ["sha256", "status", "reason", "decoder", "seconds", "coverage"]
 MANIFEST_COLUMNS = ["path", "label", "split", "creator", *INGESTED, "label_source", "cluster"]
@@ -41,7 +41,7 @@ def read_manifest(path: Path) -> pd.DataFrame:
         if manifest["path"].duplicated().any():
             raise ValueError("a path is in it twice")
     except (OSError, ValueError) as error:
-        got = f"{path}: {' '.join(str(error).split())[:200]}"
+        got = f"{path}: {one_line(error)}"
         raise UserError("the manifest.csv of a run", got, "Restore it, or start a new run.", "bad-manifest") from error
     return manifest
 

@@ -13,11 +13,14 @@ from vidcls.data.urls import refuse_credentials
 from vidcls.errors import UserError, check_choice, check_integer, check_number
 
 SPLITS = ("train", "val", "test")
-SAMPLERS = ("shuffle", "balanced")
-LEAKAGE = ("warn", "error", "drop")
-NEAR_DUPLICATES = ("ignore", "report", "group")
-ON_BAD = ("skip", "error")
-DISAGREEMENT = ("majority", "latest", "drop")
+CHOICES = {
+    "sampling": SAMPLINGS,
+    "sampler": ("shuffle", "balanced"),
+    "leakage": ("warn", "error", "drop"),
+    "on_bad": ("skip", "error"),
+    "disagreement": ("majority", "latest", "drop"),
+    "near_duplicates": ("ignore", "report", "group"),
+}
 # The other columns of the tables that predictions are written to.
 RESERVED_CLASS_NAMES = {"path", "label", "predicted", "sha256", "decision", "score", "coverage", "status", "reason"}
 RESERVED_CLASS_NAMES |= {"decoder", "seconds", "windows", "model", "policy"}
@@ -135,10 +138,7 @@ class DataOptions:
             check_integer(f"data.{name}", getattr(self, name))
         check_integer("data.num_workers", self.num_workers, minimum=0)
         check_number("data.device_cache", self.device_cache)
-        choices = {"sampling": SAMPLINGS, "sampler": SAMPLERS, "leakage": LEAKAGE, "on_bad": ON_BAD}
-        choices["disagreement"] = DISAGREEMENT
-        choices["near_duplicates"] = NEAR_DUPLICATES
-        for name, values in choices.items():
+        for name, values in CHOICES.items():
             check_choice(f"data.{name}", getattr(self, name), values)
         self._check_clip_seconds()
         object.__setattr__(self, "decisions", list_paths("data.decisions", self.decisions))
@@ -151,12 +151,9 @@ class DataOptions:
             object.__setattr__(self, name, group(**(getattr(self, name) or {})))
         object.__setattr__(self, "store", self._choose_store(**(self.store or {})))
         if self.temporal_jitter and self.store.stored_frames == self.num_frames:
-            expected, got = (
-                "data.store.num_frames > data.num_frames, for data.temporal_jitter",
-                f"{self.num_frames} for both",
-            )
+            expected = "data.store.num_frames > data.num_frames, for data.temporal_jitter"
             remedy = f"Give data.store.num_frames={2 * self.num_frames} or another multiple."
-            raise UserError(expected, got, remedy, "data.temporal_jitter")
+            raise UserError(expected, f"{self.num_frames} for both", remedy, "data.temporal_jitter")
 
     @property
     def clip(self) -> ClipSpec:

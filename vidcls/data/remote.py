@@ -57,7 +57,7 @@ class FetchedFile:
         """Removes the file; a second time does nothing."""
         shutil.rmtree(self.path.parent, ignore_errors=True)
         self._release()
-        self._release = _nothing
+        self._release = lambda: None
 
     def __enter__(self) -> FetchedFile:
         return self
@@ -271,7 +271,3 @@ def _md5_of(info: dict[str, Any], path: str) -> str:
     etag = str(info.get("ETag", "")).strip('"').lower()
     known = "VersionId" in info and path.partition("/")[0] not in _NOT_MD5  # as S3 describes files, but not web servers
     return etag if known and re.fullmatch("[0-9a-f]{32}", etag) else ""
-
-
-def _nothing() -> None:
-    pass

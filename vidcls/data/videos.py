@@ -56,7 +56,7 @@ class Videos:
             videos if self.features is None else FeatureDataset(videos, self.features),
             batch_size=options.batch_size,
             sampler=VideoSampler(
-                len(videos),
+                length=len(videos),
                 shuffle=train,
                 seed=options.seed,
                 rank=rank,

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,11 +20,10 @@ from vidcls.data.splits import group_numbers
 from vidcls.data.urls import absolute
 from vidcls.data.videos import Videos
 from vidcls.errors import UserError
-from vidcls.evaluation.notes import temperature_notes
 from vidcls.evaluation.options import EvaluationPlan, PolicyOptions
-from vidcls.files import csv_bytes, write_atomically
+from vidcls.files import csv_bytes, write_atomically, write_json
 from vidcls.metrics.bootstrap import bootstrap_intervals
-from vidcls.metrics.calibration import calibrate, reliability
+from vidcls.metrics.calibration import TEMPERATURES, calibrate, reliability
 from vidcls.metrics.curves import precision_recall_curves, roc_curves
 from vidcls.metrics.predictions import Predictions
 from vidcls.moderation.policy import Policy, decide, fit_policy, load_policy, policy_report, save_policy
@@ -191,6 +189,21 @@ def evaluate_split(
     return SplitResult(folder, predictions, metrics, figures, report)
 
 
+def temperature_notes(policy: Policy, fitted_on: str) -> Iterator[str]:
+    """What a temperature at a bound means."""
+    if policy.temperature > 0.99 * TEMPERATURES[1]:
+        yield (
+            f"Note: the {fitted_on} predictions are no better than guessing, so the network's scores say nothing: do "
+            "not use this policy."
+        )
+    if policy.temperature < 1.01 * TEMPERATURES[0]:
+        yield (
+            f"Note: the temperature is at its lower bound of {TEMPERATURES[0]:g}: on the {fitted_on} predictions the "
+            "network is far less sure than it is right, as after too little training. Calibrated, nearly every score "
+            "is 0 or 1: train longer before you use this policy."
+        )
+
+
 def result_folder(run: BaseRun, source: str | None, split: str) -> Path:
     """evaluations/<split> of the run folder, or evaluations/<name>_<hash>_<split> for other data."""
     if source is None:
@@ -208,13 +221,13 @@ def write_split(
     _write_errors(folder / "errors.csv", rows, result.predictions, run.classes)
     _log(run, folder.name, result.predictions, save_figures(result.figures, folder / "figures"))
     if policy is not None:
-        _write_json(folder / "policy_report.json", {"policy": policy.identity, split: result.policy_report})
+        write_json(folder / "policy_report.json", {"policy": policy.identity, split: result.policy_report})
     about: dict[str, Any] = {"model": run.identity, "source": None if source is None else absolute(source)}
     if source is None and split == "val" and run.refit:
         about["predictions"] = "out-of-fold"  # the network itself is fitted to these videos
     if len(run.members) > 1:
         about["members"] = [{"run": str(member.folder), "model": member.identity} for member in run.members]
-    _write_json(folder / "metrics.json", {split: result.metrics, "about": about})
+    write_json(folder / "metrics.json", {split: result.metrics, "about": about})
 
 
 def _write_errors(path: Path, rows: pd.DataFrame, predictions: Predictions, classes: list[str]) -> None:
@@ -245,7 +258,3 @@ def _log(run: BaseRun, name: str, predictions: Predictions, pictures: dict[str, 
         for k, label in enumerate(run.classes):
             scores = predictions.probabilities[:, k]
             writer.add_pr_curve(f"evaluate_{name}/{label}", predictions.labels == k, scores, run.step)
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    write_atomically(path, json.dumps(content, indent=2, allow_nan=False).encode())

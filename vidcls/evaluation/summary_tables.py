@@ -9,8 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from vidcls.evaluation.notes import temperature_notes
-from vidcls.evaluation.results import SplitResult, fitted_on
+from vidcls.evaluation.results import SplitResult, fitted_on, temperature_notes
 from vidcls.moderation.policy import Policy
 from vidcls.prediction.drift import drift_notes
 from vidcls.prediction.run import BaseRun

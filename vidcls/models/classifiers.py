@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from vidcls.errors import UserError
+from vidcls.errors import UserError, one_line
 from vidcls.models.encoders import ConvEncoder, Encoder
 from vidcls.models.heads import LSTMHead, PoolHead, Standardise, build_head
 from vidcls.models.motion import build_motion
@@ -178,7 +178,7 @@ def build_classifier(
     except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
         if build.__module__ != __name__:  # a mistake in somebody else's model needs its traceback
             raise
-        why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        why = f"{type(error).__name__}: {one_line(error)}"
         remedy = "Change model.*, data.num_frames or data.resolution."
         raise UserError(f"options that {target} takes", why, remedy, "model-options") from error
     if not isinstance(model, nn.Module):

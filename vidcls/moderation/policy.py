@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from vidcls.errors import UserError
+from vidcls.errors import UserError, one_line
 from vidcls.files import write_atomically
 from vidcls.metrics.calibration import TEMPERATURES, calibrate, fit_temperature, reliability
 from vidcls.metrics.classification import check_predictions
@@ -223,7 +223,7 @@ def load_policy(path: Path, classes: Sequence[str], model: str) -> Policy:
         got = str(error) or type(error).__name__
     if got:
         remedy = "Fit it again: python evaluate.py run=DIR policy.safe_class=CLASS."
-        raise UserError(expected, f"{path}: {' '.join(got.split())[:200]}", remedy, "policy-file")
+        raise UserError(expected, f"{path}: {one_line(got)}", remedy, "policy-file")
     return policy
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -17,7 +16,7 @@ from vidcls.data.decoding.result import USABLE
 from vidcls.data.manifest import usable_rows
 from vidcls.data.sources import creator_of
 from vidcls.data.splits import group_numbers
-from vidcls.files import write_atomically
+from vidcls.files import write_json
 from vidcls.metrics.comparison import energy_test, estimate_accuracy
 from vidcls.metrics.predictions import Predictions
 from vidcls.metrics.shares import compare_shares
@@ -133,21 +132,21 @@ def stack_vectors(run: BaseRun, vectors: Sequence[Sequence[float]]) -> Float[np.
     return np.array(vectors if complete else np.empty((len(vectors), 0)), np.float64)
 
 
-def predicted_drift(run: BaseRun, journal: Journal) -> tuple[dict[str, Any] | None, list[str]]:
-    """`compare_with_training` for what predict.py has classified whole, written to drift.json, and its sentences.
+def predicted_drift(run: BaseRun, journal: Journal) -> list[str]:
+    """The sentences of `compare_with_training` for what predict.py has classified whole, which drift.json then holds.
 
     Copies count once. Long videos are left out: their scores and vectors come from many windows.
     """
     whole = (pair for pair in journal.contents(single_window=True) if pair[0]["status"] in USABLE)
     chosen = list(islice(whole, MAX_VIDEOS))
     if len(chosen) < MIN_VIDEOS:
-        return None, []
+        return []
     pattern = re.compile(str(run.config.data.creator_pattern))
     table = pd.DataFrame([row for row, _ in chosen])
     table["creator"] = [creator_of(PurePath(path).stem, pattern) for path in table["path"]]
     vectors = stack_vectors(run, [vector for _, vector in chosen])
     found = compare_with_training(run, table, table[run.classes].to_numpy(np.float64), vectors)
     if found is None:
-        return None, ["The run has no predictions that new videos could be compared with."]
-    write_atomically(journal.folder / "drift.json", json.dumps(found, indent=2, allow_nan=False).encode())
-    return found, [*drift_notes("these videos", found), accuracy_note(found)]
+        return ["The run has no predictions that new videos could be compared with."]
+    write_json(journal.folder / "drift.json", found)
+    return [*drift_notes("these videos", found), accuracy_note(found)]

@@ -16,7 +16,7 @@ from rich.console import Console
 from vidcls.data.options import FetchLimits
 from vidcls.data.urls import redact
 from vidcls.errors import UserError
-from vidcls.files import csv_bytes, readable, write_atomically
+from vidcls.files import csv_bytes, readable, write_atomically, write_json
 from vidcls.metrics.selection import RANDOM, select_rows
 from vidcls.prediction.drift import stack_vectors
 from vidcls.prediction.inputs import Inputs
@@ -79,7 +79,7 @@ def write_selection(
     listed = pd.DataFrame({"path": [redact(locations[path]) for path in selected["path"]], "label": ""})
     write_atomically(output / "to_label.csv", csv_bytes(listed))
     about: dict[str, Any] = vars(options) | {"model": run.identity, "videos": len(table), "left_out": dict(skipped)}
-    write_atomically(output / "selection.json", json.dumps(about, indent=2).encode())
+    write_json(output / "selection.json", about)
     parts = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
     left_out = "".join(f"; left out: {count} {kind}" for kind, count in skipped.items())
     console.print(f"{len(selected)} of {len(table)} videos selected: {parts}{left_out}", highlight=False)

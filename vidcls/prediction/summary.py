@@ -12,9 +12,7 @@ from rich.console import Console
 
 from vidcls.data.store import decoding_versions
 from vidcls.moderation.policy import DECISIONS, Policy, load_policy
-from vidcls.prediction.drift import predicted_drift
 from vidcls.prediction.html_report import STATUSES
-from vidcls.prediction.journal import Journal
 from vidcls.prediction.options import PredictOptions
 from vidcls.prediction.run import BaseRun
 from vidcls.prediction.video_result import NO_POLICY
@@ -69,12 +67,6 @@ def print_plan(
     console.print(f"{num_listed} videos{done}{f' (ignored {others})' if others else ''}", markup=False, soft_wrap=True)
     for name in ("Classified whole", "Longer videos"):
         console.print(f"{name}: {facts[name]}", soft_wrap=True)
-
-
-def print_drift(run: BaseRun, journal: Journal, console: Console) -> None:
-    """Compares what was predicted with the videos of training; see `vidcls.prediction.drift.predicted_drift`."""
-    for note in predicted_drift(run, journal)[1]:
-        console.print(note, markup=False, highlight=False, soft_wrap=True)
 
 
 def print_summary(counts: Mapping[tuple[str, str], int], num_missing: int, folder: Path, console: Console) -> None:

@@ -17,7 +17,7 @@ from vidcls.cli import check_missing
 from vidcls.data.options import DataOptions, class_order
 from vidcls.data.urls import redact
 from vidcls.errors import UserError
-from vidcls.files import csv_bytes, hash_file, write_atomically
+from vidcls.files import csv_bytes, hash_file, write_atomically, write_json
 from vidcls.sweeps.fold_plan import RECORD, RESERVED, Plan, folds_path
 from vidcls.sweeps.jobs import SweepCallback, callback_errors_exit, parse_overrides, prepare_sweep
 from vidcls.training.options import check_address_space, check_train_options
@@ -156,7 +156,7 @@ def write_folds(folder: Path, plan: Plan, options: DataOptions) -> None:
         "locked_videos": locked,
         "decisions": decided,
     }
-    write_atomically(folder / RECORD, json.dumps(record, indent=2).encode())
+    write_json(folder / RECORD, record)
     left_out = f"; {locked} videos of other splits stay locked" if locked else ""
     console.print(
         f"{len(videos)} videos of {record['creators']} creators: {plan.folds} {plan.protocol} folds, "

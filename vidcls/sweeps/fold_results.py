@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from rich.text import Text
 from vidcls.data.manifest import read_manifest
 from vidcls.data.store import FrameStore
 from vidcls.errors import UserError
-from vidcls.files import csv_bytes, write_atomically
+from vidcls.files import csv_bytes, write_atomically, write_json
 from vidcls.metrics.out_of_fold import OutOfFold, compare_out_of_fold, summarise_out_of_fold
 from vidcls.sweeps.fold_plan import RECORD, RESERVED, Plan, folds_path, job_folder
 from vidcls.sweeps.jobs import read_json
@@ -102,15 +101,9 @@ def _read_fold(
     path = job / "predictions_test.csv"
     held_out = folds[folds[f"repeat{repeat}"] == str(fold)]
     manifest = read_manifest(job / "manifest.csv")
-    keys = ["path", "label", "sha256"]
-    expected, used = (
-        set(rows[columns].itertuples(index=False, name=None))
-        for rows, columns in (
-            (held_out, ["file", "label", "sha256"]),
-            (manifest[manifest["split"] == "test"], keys),
-        )
-    )
-    others = manifest[manifest["split"] != "test"]
+    tested, others = manifest[manifest["split"] == "test"], manifest[manifest["split"] != "test"]
+    used = set(tested[["path", "label", "sha256"]].itertuples(index=False, name=None))
+    expected = set(held_out[["file", "label", "sha256"]].itertuples(index=False, name=None))
     found = pd.read_csv(path, keep_default_na=False, dtype={"path": str, "label": str}) if path.is_file() else None
     fits = found is not None and list(zip(found["path"], found["label"], strict=True)) == list(
         zip(held_out["file"], held_out["label"], strict=True)
@@ -138,7 +131,7 @@ def write_results(folder: Path, store: FrameStore) -> None:
     table = found.table.sort_values(["repeat", "seed", "path"], kind="stable")
     write_atomically(folder / OUT_OF_FOLD, csv_bytes(table))
     content = {"cross_validation": found.record, "unit": found.unit, "out_of_fold": found.summary}
-    write_atomically(folder / "metrics.json", json.dumps(content, indent=2, allow_nan=False).encode())
+    write_json(folder / "metrics.json", content)
     write_atomically(folder / "cross_validation.md", results_text([found]).encode())
     videos = pd.read_csv(folds_path(folder), dtype=str, keep_default_na=False).sort_values("path", kind="stable")
     mean = found.predictions.probabilities.mean(axis=(0, 1))  # [N, K]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from datetime import UTC, datetime
 from typing import Any
 
 import pandas as pd
 
 from vidcls.errors import UserError
-from vidcls.files import write_atomically
+from vidcls.files import write_json
 from vidcls.sweeps.jobs import read_json
 from vidcls.sweeps.tables import Sweep, rank, winning_job
 
@@ -65,7 +64,7 @@ def record_test(sweep: Sweep, winner: pd.Series, metrics: dict[str, Any]) -> Non
         "val_value": float(winner["objective"]),
         **{name: metrics[name] for name in ("accuracy", "accuracy_ci95", "macro_f1", "n")},
     }
-    write_atomically(sweep.folder / "test.json", json.dumps(tested, indent=2, allow_nan=False).encode())
+    write_json(sweep.folder / "test.json", tested)
 
 
 def describe_test(tested: dict[str, Any], winner: pd.Series | None) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vidcls.errors import UserError
+from vidcls.errors import UserError, one_line
 from vidcls.metrics.predictions import Predictions
 from vidcls.models.classifiers import Classifier, build_classifier
 from vidcls.training.run_folder import PREVIOUS_CHECKPOINT, last_checkpoint
@@ -115,9 +115,8 @@ def rebuild(checkpoint: Checkpoint, trust: Sequence[str], *, compiled: bool) -> 
         model = build_model(checkpoint.spec, trust, compiled=compiled)
         model.load_state_dict(checkpoint.model_weights)
     except (RuntimeError, TypeError, ValueError) as error:
-        why = " ".join(str(error).split())[:200]
-        remedy = "Check the path, or train again."
-        raise UserError("weights that fit the network of their checkpoint", why, remedy, "bad-checkpoint") from error
+        expected, remedy = "weights that fit the network of their checkpoint", "Check the path, or train again."
+        raise UserError(expected, one_line(error), remedy, "bad-checkpoint") from error
     return model.eval(), preprocess.eval()
 
 

@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from vidcls.data.datamodule import VideoDataModule
 from vidcls.data.options import SPLITS
 from vidcls.data.preparation import PreparedVideos
-from vidcls.errors import UserError
+from vidcls.errors import UserError, one_line
 from vidcls.metrics.predictions import Predictions
 from vidcls.training.checkpoint import build_model, build_preprocess, load_checkpoint, load_last
 from vidcls.training.checkpoint_writer import AtomicCheckpoints
@@ -148,7 +148,7 @@ def fit(
             raise
         raise UserError(
             "operations that repeat to the last bit, for trainer.deterministic=true",
-            " ".join(str(error).split())[:120],
+            one_line(error, 120),
             "Give trainer.deterministic=warn, or trainer=gpu: results may differ a little from run to run.",
             "not-deterministic",
         ) from error

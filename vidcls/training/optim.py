@@ -11,7 +11,7 @@ from hydra.utils import get_object
 from torch.nn import Parameter
 from torch.optim.lr_scheduler import LambdaLR
 
-from vidcls.errors import UserError, check_choice
+from vidcls.errors import UserError, check_choice, one_line
 from vidcls.training.options import SCHEDULES
 
 SCHEDULE_OPTIONS = ("schedule", "warmup", "encoder_lr_factor", "unfreeze_epochs")
@@ -77,11 +77,8 @@ def _build(option: str, config: Mapping[str, Any], first: Any, left_out: Sequenc
             keywords["fused"] = True
         return build(first, **keywords)
     except Exception as error:  # whatever a class of somebody else's raises
-        why = " ".join(str(error).split())[:200]
-        remedy = f"Change {option}._target_ or the options beside it."
-        raise UserError(
-            f"{option} to name a class and its options", f"{target}: {why}", remedy, f"{option}._target_"
-        ) from error
+        got, remedy = f"{target}: {one_line(error)}", f"Change {option}._target_ or the options beside it."
+        raise UserError(f"{option} to name a class and its options", got, remedy, f"{option}._target_") from error
 
 
 def schedule_factor(schedule: str, step: int, total_steps: int, warmup: float) -> float:

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from vidcls.errors import UserError
+from vidcls.errors import UserError, one_line
 from vidcls.files import hash_file, write_atomically
 from vidcls.models.classifiers import Classifier
 from vidcls.training.run_folder import best_checkpoint
@@ -71,7 +71,7 @@ def read_reference(folder: Path, identity: str, model: Classifier) -> Reference 
         if not (fits and finite):
             raise ValueError("arrays that do not fit together")
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        got = f"{path}: {' '.join(str(error).split())[:200]}"
+        got = f"{path}: {one_line(error)}"
         remedy = "Restore it; without the file, new videos are not compared with those of training."
         raise UserError("the reference.safetensors of a run", got, remedy, "bad-reference") from error
     sha256s = [bytes(row).hex() for row in arrays.pop("sha256s")]

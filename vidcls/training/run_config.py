@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from vidcls.errors import UserError
+from vidcls.errors import UserError, one_line
 from vidcls.training.options import check_run_values
 from vidcls.training.spec import upgrade
 
@@ -53,8 +53,8 @@ def read_config(folder: Path) -> DictConfig:
         moved = _rebase(upgrade(values), PurePath(values["run_dir"]), folder)
         check_run_values(moved)
     except Exception as error:  # of what is in the file anything may be wrong
-        why = " ".join(str(error).split())[:200]
-        raise UserError("the config.yaml of a run", f"{path}: {why}", "Check the path.", "bad-run-config") from error
+        got = f"{path}: {one_line(error)}"
+        raise UserError("the config.yaml of a run", got, "Check the path.", "bad-run-config") from error
     cfg = OmegaConf.create(moved)
     assert isinstance(cfg, DictConfig)
     return cfg

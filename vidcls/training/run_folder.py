@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import platform
 import subprocess
-import time
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
@@ -16,8 +14,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from vidcls.cli import folders_of, in_sweep, print_config, run_folder, trusted_packages
-from vidcls.errors import UserError, check_choice
-from vidcls.files import claim_file, write_atomically
+from vidcls.errors import UserError, check_choice, one_line
+from vidcls.files import claim_file, wait_for_file, write_json
 from vidcls.training.options import check_address_space, check_gpu, check_launch, check_train_options
 from vidcls.training.run_config import check_trusted, config_path, read_config
 
@@ -108,7 +106,7 @@ def open_run(cfg: DictConfig) -> DictConfig:
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         if cfg.resume is None:
             raise
-        why = " ".join(str(error).split())[:200]
+        why = one_line(error)
         raise UserError("the config.yaml of a run", f"{folder}: {why}", "Check resume=.", "bad-run-config") from error
     check_launch(cfg.trainer)
     check_gpu(cfg)
@@ -159,16 +157,9 @@ def claim_folder(folder: Path, cfg: DictConfig) -> None:
 
 def wait_for_claim(folder: Path, seconds: float = 120.0) -> None:
     """Waits until the first process has written config.yaml; raises `UserError` where that takes too long."""
-    deadline = time.monotonic() + seconds
-    while not config_path(folder).exists():
-        if time.monotonic() > deadline:
-            raise UserError(
-                f"the first process to start its run in {folder} within {seconds:g} s",
-                "no config.yaml there",
-                "See what the first process prints, or give run_dir=DIR, a new folder that all processes share.",
-                "no-first-process",
-            )
-        time.sleep(0.1)
+    remedy = "See what the first process prints, or give run_dir=DIR, a new folder that all processes share."
+    what = f"the first process to start its run in {folder}"
+    wait_for_file(config_path(folder), seconds, what, remedy, "no-first-process")
 
 
 def _hold(folder: Path) -> None:
@@ -203,4 +194,4 @@ def write_environment(folder: Path, device: str, torch_threads: int) -> None:
         "cpu_count": os.cpu_count(),
         "torch_threads": torch_threads,
     }
-    write_atomically(folder / "environment.json", json.dumps(environment, indent=2).encode())
+    write_json(folder / "environment.json", environment)

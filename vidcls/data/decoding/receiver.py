@@ -14,6 +14,7 @@ from concurrent.futures import CancelledError
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import count
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -119,7 +120,7 @@ class Receiver:
         ahead: int,
         max_windows: float | int,
     ) -> None:
-        self._sources: Iterator[tuple[int, Source] | None] = _numbered(sources)
+        self._sources, self._numbers = iter(sources), count()
         self._at_once, self._server, self._limits, self._max_windows = at_once, server, limits, max_windows
         self._queue: queue.Queue[Event | BaseException | None] = queue.Queue(ahead)
         self._videos: dict[int, _Video] = {}
@@ -154,12 +155,12 @@ class Receiver:
         """Has workers start with videos that have come; whether there may be more."""
         while len(self._videos) < self._at_once:
             try:
-                found = next(self._sources)
+                source = next(self._sources)
             except StopIteration:
                 return False
-            if found is None:
+            if source is None:
                 break
-            number, source = found
+            number = next(self._numbers)
             self._videos[number] = _Video(number, source, DECODERS, self._schedule(number, source, DECODERS))
         return True
 
@@ -265,13 +266,6 @@ class Receiver:
         for video in self._videos.values():
             video.connected += blocked
             video.last_message += blocked
-
-
-def _numbered(sources: Iterable[Source | None]) -> Iterator[tuple[int, Source] | None]:
-    number = 0
-    for source in sources:
-        yield source if source is None else (number, source)
-        number += source is not None
 
 
 def largest_first(files: Sequence[Path]) -> list[int]:
