@@ -23,8 +23,7 @@ from experiments.features.vectors import STUDY, Vectors
 from experiments.review.clips import HERE, predict
 from vidcls.data.manifest import usable_rows
 from vidcls.data.preparation import frame_store
-from vidcls.metrics.comparison import energy_test, estimate_accuracy
-from vidcls.metrics.shares import compare_shares
+from vidcls.metrics.comparison import compare_shares, energy_test, estimate_accuracy
 from vidcls.prediction.drift import ALPHA
 from vidcls.prediction.loading import load_run
 from vidcls.training.reference import fit_reference

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.damage import altered, truncated
 from safetensors.numpy import save_file
 
 from vidcls.data.store import FeatureStore, StoreEntryError
@@ -30,16 +31,6 @@ def test_features_of_any_layout(tmp_path: Path) -> None:
     store, features = FeatureStore(tmp_path), np.arange(12.0, dtype=np.float32).reshape(3, 4).T[::2]
     store.write(SHA256, features)
     np.testing.assert_array_equal(store.read(SHA256), features)
-
-
-def truncated(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-3])
-
-
-def altered(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
-    path.write_bytes(content)
 
 
 def emptied(path: Path) -> None:

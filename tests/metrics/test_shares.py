@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vidcls.metrics.shares import compare_shares
+from vidcls.metrics.comparison import compare_shares
 
 CLASSES = ["no", "yes"]
 

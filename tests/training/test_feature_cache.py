@@ -12,6 +12,7 @@ import pytest
 import timm
 import torch
 from helpers.commands import once, start_train, train
+from helpers.damage import altered, truncated
 from helpers.runs import CLASSES, evaluate, metrics_of, results, same_weights, table, weights
 from hydra.utils import instantiate
 from lightning.pytorch.strategies import SingleDeviceStrategy
@@ -29,16 +30,6 @@ from vidcls.training.module import VideoClassifier
 
 Damage = Callable[[Path], None]
 Overrides = list[str]
-
-
-def truncated(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-3])
-
-
-def altered(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
-    path.write_bytes(content)
 
 
 def gone(path: Path) -> None:

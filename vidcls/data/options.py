@@ -155,6 +155,11 @@ class DataOptions:
             remedy = f"Give data.store.num_frames={2 * self.num_frames} or another multiple."
             raise UserError(expected, f"{self.num_frames} for both", remedy, "data.temporal_jitter")
 
+    @classmethod
+    def from_config(cls, data: Mapping[str, Any]) -> DataOptions:
+        """The options of a resolved configuration, which also holds a ``_target_``."""
+        return cls(**{name: value for name, value in data.items() if not name.startswith("_")})
+
     @property
     def clip(self) -> ClipSpec:
         """What the network sees of a video."""

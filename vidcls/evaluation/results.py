@@ -29,7 +29,7 @@ from vidcls.metrics.predictions import Predictions
 from vidcls.moderation.policy import Policy, decide, fit_policy, load_policy, policy_report, save_policy
 from vidcls.plots.run_plots import confusion_figure, precision_recall_figure, reliability_figure, roc_figure
 from vidcls.plots.style import Figure, save_figures
-from vidcls.prediction.drift import compare_with_training, drift_notes
+from vidcls.prediction.drift import compare_with_training, drift_notes, known_predictions
 from vidcls.prediction.loading import load_run
 from vidcls.prediction.predictor import Predictor
 from vidcls.prediction.run import BaseRun
@@ -87,17 +87,17 @@ def predict_held_out(
 ) -> tuple[Predictions, Float[np.ndarray, "N P"]]:
     """Predictions and clip vectors of a split; of val out-of-fold where the network is fitted to it (refit=true)."""
     if source is None and split == "val" and run.refit:
-        val = _out_of_fold(run, videos)[1].last(len(videos.rows("val")))
+        val = _out_of_fold(run)[1].last(len(videos.rows("val")))
         return val, np.empty((len(val.labels), 0))
     return predictor.classify_split(videos, split)
 
 
-def _out_of_fold(run: BaseRun, videos: Videos) -> tuple[pd.DataFrame, Predictions]:
-    rows, found = pd.concat([videos.rows(split) for split in run.fitted_splits], ignore_index=True), run.oof_predictions
-    if found is None or [run.classes[k] for k in found.labels] != list(rows["label"]):
+def _out_of_fold(run: BaseRun) -> tuple[pd.DataFrame, Predictions]:
+    found = None if run.oof_predictions is None else known_predictions(run)
+    if found is None:
         remedy = "Restore manifest.csv and config.yaml, or train again."
         raise UserError("the videos that the run was fitted to", "others in its manifest.csv", remedy, "other-videos")
-    return rows, found
+    return found[:2]
 
 
 def evaluate_run(folder: Path, accelerator: str | None, trust: Sequence[str], console: Console) -> dict[str, Any]:
@@ -132,7 +132,7 @@ def choose_policy(
     if run.oof_predictions is None:
         rows, given = videos.rows("val"), predictions["val"]
     else:
-        rows, given = _out_of_fold(run, videos)
+        rows, given = _out_of_fold(run)
     fitted = ((rows["status"] == "ok") & ~rows.duplicated(["sha256", "label"])).to_numpy()
     policy = fit_policy(
         given.probabilities[fitted],

@@ -88,6 +88,13 @@ def resample_groups(
         yield np.bincount(drawn.ravel(), minlength=drawn.size).reshape(drawn.shape).astype(np.float64)
 
 
+def resample_videos(groups: Int[np.ndarray, " N"], resamples: int, seed: int) -> Iterator[Float[np.ndarray, "_R N"]]:
+    """How often each resample of the groups holds each video, some resamples at a time."""
+    group = np.unique(groups, return_inverse=True)[1]
+    for times in resample_groups(int(group.max()) + 1, resamples, seed, columns=len(group)):
+        yield times[:, group]
+
+
 def _interval(values: Float[np.ndarray, "_"], defined: bool) -> list[float] | None:
     if not defined or len(values) < MIN_RESAMPLES:
         return None

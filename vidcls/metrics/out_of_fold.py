@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from vidcls.metrics.bootstrap import PERCENTILES, resample_groups
+from vidcls.metrics.bootstrap import PERCENTILES, resample_videos
 from vidcls.metrics.calibration import CALIBRATION_BINS, confidence_bins, safe_log
 
 RESAMPLES, SEED = 2000, 0
@@ -54,12 +54,6 @@ class OutOfFold:
         true = {_true(name): weights @ (self.labels == k) / n for k, name in enumerate(classes)}
         return {name: np.reshape(values, shape) for name, values in found.items()} | true
 
-    def resamples(self) -> Iterator[Float[np.ndarray, "D N"]]:
-        """How often each resample of the groups holds each video, some resamples at a time."""
-        group = np.unique(self.groups, return_inverse=True)[1]
-        for times in resample_groups(int(group.max()) + 1, RESAMPLES, SEED, columns=len(group)):
-            yield times[:, group]
-
 
 def summarise_out_of_fold(predictions: OutOfFold, classes: Sequence[str]) -> dict[str, Any]:
     """For each metric its mean over repeats and seeds, an interval, and its spread; JSON-ready, None if undefined.
@@ -69,7 +63,12 @@ def summarise_out_of_fold(predictions: OutOfFold, classes: Sequence[str]) -> dic
     one over seeds of the mean over repeats: what other folds and other seeds change.
     """
     point = predictions.metrics(np.ones((1, len(predictions.labels))), classes)
-    drawn = _stack([_means(predictions.metrics(weights, classes)) for weights in predictions.resamples()])
+    drawn = _stack(
+        [
+            _means(predictions.metrics(weights, classes))
+            for weights in resample_videos(predictions.groups, RESAMPLES, SEED)
+        ]
+    )
     several = len(np.unique(predictions.groups)) > 1
     summary: dict[str, Any] = {}
     for name, values in point.items():
@@ -104,7 +103,10 @@ def compare_out_of_fold(one: OutOfFold, other: OutOfFold, classes: Sequence[str]
     ones = np.ones((1, len(one.labels)))
     names = ("accuracy", "auroc", "loss", "calibration_error")
     first, second = (_means(each.metrics(ones, classes)) for each in (one, other))
-    pairs = [[_means(each.metrics(weights, classes)) for each in (one, other)] for weights in one.resamples()]
+    pairs = [
+        [_means(each.metrics(weights, classes)) for each in (one, other)]
+        for weights in resample_videos(one.groups, RESAMPLES, SEED)
+    ]
     before, after = (_stack([pair[place] for pair in pairs]) for place in (0, 1))
     return {
         name: {

@@ -17,9 +17,8 @@ from vidcls.data.manifest import usable_rows
 from vidcls.data.sources import creator_of
 from vidcls.data.splits import group_numbers
 from vidcls.files import write_json
-from vidcls.metrics.comparison import energy_test, estimate_accuracy
+from vidcls.metrics.comparison import compare_shares, energy_test, estimate_accuracy
 from vidcls.metrics.predictions import Predictions
-from vidcls.metrics.shares import compare_shares
 from vidcls.prediction.journal import Journal
 from vidcls.prediction.run import BaseRun
 

@@ -107,14 +107,13 @@ class BaseRun:
 
     def videos(self, source: str | None = None, cache_dir: str | None = None) -> Videos:
         """The run's own videos, or those of ``source`` with the run's decode options and classes."""
-        plain: Any = OmegaConf.to_container(self.config.data, resolve=True)
-        options = {name: value for name, value in plain.items() if not name.startswith("_")}
+        options: Any = OmegaConf.to_container(self.config.data, resolve=True)
         store = {"num_frames": self.spec.store.stored_frames, "resolution": self.spec.store.stored_resolution}
         options |= vars(self.spec.clip) | {"batch_size": self.spec.batch_size, "store": store}
         options |= {"classes": self.classes, "cache_dir": cache_dir or options["cache_dir"]}
         if source is not None:
             options |= {"source": source, "demo": None, "decisions": []}
-        videos = Videos(DataOptions(**options))
+        videos = Videos(DataOptions.from_config(options))
         if source is None:
             videos.load_manifest(self.manifest)
         return videos

@@ -43,12 +43,9 @@ class CrossValidationCallback(SweepCallback):
             from vidcls.data.preparation import frame_store  # late, as they need pandas
             from vidcls.sweeps.fold_results import write_results
 
-            write_results(Path(config.hydra.sweep.dir).absolute(), frame_store(_data_options(config)))
-
-
-def _data_options(config: DictConfig) -> DataOptions:
-    plain: Any = OmegaConf.to_container(config.data, resolve=True)
-    return DataOptions(**{name: value for name, value in plain.items() if not name.startswith("_")})
+            options: Any = OmegaConf.to_container(config.data, resolve=True)
+            store = frame_store(DataOptions.from_config(options))
+            write_results(Path(config.hydra.sweep.dir).absolute(), store)
 
 
 def prepare_cross_validation(config: DictConfig) -> None:
@@ -74,7 +71,7 @@ def prepare_cross_validation(config: DictConfig) -> None:
     plan = Plan(**{name: plain[name] for name in ("protocol", "folds", "repeats", "seeds", "splits")})
     check_address_space()
     check_train_options(cfg)
-    options = _data_options(cfg)
+    options = DataOptions.from_config(plain["data"])
     if not options.split.val_fraction:
         expected = "data.split.val_fraction > 0, as each fold needs a val split of its own to choose the epoch on"
         raise UserError(expected, "0", "Leave it out.", "data.split.val_fraction")

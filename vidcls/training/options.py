@@ -164,7 +164,7 @@ def check_train_options(cfg: DictConfig) -> None:
             got, remedy = str(plain["optim"].get("_target_")), "Leave refit out, or choose optim=logistic."
             raise UserError("optim=logistic, for refit=true", got, remedy, "refit")
     _check_loggers(plain.get("logger") or {})
-    data = DataOptions(**{name: value for name, value in plain["data"].items() if not name.startswith("_")})
+    data = DataOptions.from_config(plain["data"])
     if own_model:
         _check_importable(str(plain["model"]["_target_"]))
     else:
@@ -190,7 +190,7 @@ def check_run_values(plain: dict[str, Any]) -> None:
         CHECKS[option](option, value)
     if plain["trainer"]["deterministic"] not in (True, False, "warn", None):
         raise ValueError(f"trainer.deterministic is {plain['trainer']['deterministic']!r}")
-    DataOptions(**{name: value for name, value in plain["data"].items() if not name.startswith("_")})
+    DataOptions.from_config(plain["data"])
 
 
 def check_gpu(cfg: DictConfig) -> None:
