@@ -1,7 +1,5 @@
 """What the entry points share: names of run folders, clear errors and exit codes. Imports nothing heavy."""
 
-from __future__ import annotations
-
 import functools
 import os
 import re

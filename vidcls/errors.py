@@ -1,7 +1,5 @@
 """UserError: a mistake that the user can fix. It ends a command with exit code 2 and one clear line, no traceback."""
 
-from __future__ import annotations
-
 import errno
 import math
 from typing import Any

@@ -1,7 +1,5 @@
 """A trained network as one file that runs without this package: uint8 frames in, probabilities out."""
 
-from __future__ import annotations
-
 import json
 import os
 import tempfile

@@ -4,8 +4,6 @@ Names of files come from strangers: they reach a page as escaped text only, thro
 Content-Security-Policy forbids all but the page's own scripts, styles and pictures.
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import math

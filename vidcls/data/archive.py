@@ -1,7 +1,5 @@
 """A zip of videos to a folder of videos, once, trusting nothing the zip says about itself."""
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """The videos of a run as a LightningDataModule."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

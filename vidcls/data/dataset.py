@@ -1,7 +1,5 @@
 """Stored videos as map-style datasets, and the sampler that orders them and shares them out over devices."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """decisions.csv: what people have decided about videos on the page of predict.py, one row per video and reviewer."""
 
-from __future__ import annotations
-
 import csv
 import math
 import re

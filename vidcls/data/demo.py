@@ -14,8 +14,6 @@ that a frame *and its time* hint at the class, which is where a network finds it
 A horizontal flip turns safe into harmful: leave that augmentation off on these videos.
 """
 
-from __future__ import annotations
-
 import colorsys
 import json
 import os

@@ -1,7 +1,5 @@
 """Small data sets stay on the GPU, so that an epoch reads and moves nothing."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Many files fetched at once, by threads that share the room for them."""
 
-from __future__ import annotations
-
 import shutil
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator

@@ -3,8 +3,6 @@
 An interrupted ingest continues where it was. Imports no decoder: only the worker processes of the pool do.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor

@@ -1,7 +1,5 @@
 """Names of videos, one at a time: below a folder, or in a list; here or behind a URL. Opens no video."""
 
-from __future__ import annotations
-
 import csv
 import os
 from collections import Counter

@@ -1,7 +1,5 @@
 """The table of a run's videos, manifest.csv: its columns, how it is read, and what it says of the splits."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

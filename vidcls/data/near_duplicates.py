@@ -6,8 +6,6 @@ https://github.com/facebook/ThreatExchange/blob/main/hashing/hashing.pdf, whose 
 distance of 31 or less) takes videos of one camera for copies: experiments/review has the figures.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress

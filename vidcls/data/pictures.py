@@ -1,7 +1,5 @@
 """Pictures of videos for pages and dashboards."""
 
-from __future__ import annotations
-
 import base64
 import io
 

@@ -1,7 +1,5 @@
 """From a source to a manifest: list, hash, decode, split, report what is wrong. Imports neither torch nor decoders."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Sequence
 from contextlib import closing

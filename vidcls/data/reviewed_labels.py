@@ -4,8 +4,6 @@ People review what a network is unsure of: such videos in a test set would make 
 what comes in, and a network trained on the answers would be tested on them.
 """
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections import Counter

@@ -10,8 +10,6 @@ With a variable frame rate the same four instants fall on other frames: time dec
 sampling is applied to each clip, and to each window of a long video.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Which videos are trained on and which are held out: splits by creator, and the leaks between splits."""
 
-from __future__ import annotations
-
 import hashlib
 import warnings
 from collections import Counter, defaultdict

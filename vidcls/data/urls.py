@@ -1,7 +1,5 @@
 """URLs of videos, and how they are written down: without the credentials that they may hold. Imports nothing heavy."""
 
-from __future__ import annotations
-
 import os
 import posixpath
 import re

@@ -1,7 +1,5 @@
 """The videos of a run, from its manifest and its store: rows, datasets and loaders of each split."""
 
-from __future__ import annotations
-
 import pandas as pd
 import torch
 from torch.utils.data import DataLoader

@@ -1,7 +1,5 @@
 """The options of evaluate.py, checked against the run folder before torch is imported."""
 
-from __future__ import annotations
-
 import os
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """What evaluate.py measures and leaves in a run folder: metrics with intervals, curves, errors, and a policy."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """What evaluate.py prints."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

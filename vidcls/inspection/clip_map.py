@@ -1,7 +1,5 @@
 """Where each video lies among the others: by what it looks like, or by what a network sees in it."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """data.html: what a source holds, in one file that needs no network."""
 
-from __future__ import annotations
-
 import colorsys
 import math
 from collections.abc import Iterator, Sequence

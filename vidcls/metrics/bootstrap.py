@@ -1,7 +1,5 @@
 """Confidence intervals for videos that come in groups, such as creators. Pure."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from typing import Any
 

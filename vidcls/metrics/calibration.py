@@ -1,7 +1,5 @@
 """Calibration: reliability, expected calibration error, and temperature scaling. Pure."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """The metrics of one split, as a JSON-ready summary. Pure."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Whether videos are like others that are known, and how accurate predictions of them are, without labels. Pure."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

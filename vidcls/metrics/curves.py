@@ -1,7 +1,5 @@
 """Precision-recall and ROC curves of each class against all others, by scikit-learn. Pure."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

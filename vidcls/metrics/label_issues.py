@@ -1,7 +1,5 @@
 """Which labels are most likely wrong: confident learning (Northcutt, Jiang & Chuang 2021, JAIR 70). Pure."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The metrics of a cross-validation, from the predictions of every video while it was held out. Pure."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

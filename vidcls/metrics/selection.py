@@ -1,7 +1,5 @@
 """Which videos are worth a label: some at random, some that a network is unsure of, some unlike all others. Pure."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

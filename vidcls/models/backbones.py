@@ -1,7 +1,5 @@
 """Encoders from timm and torchvision: image networks on each frame, video networks on whole clips."""
 
-from __future__ import annotations
-
 import difflib
 import math
 from typing import Any

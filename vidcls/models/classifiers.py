@@ -1,7 +1,5 @@
 """Clips to logits: [B, T, 3, R, R] to [B, K]. Each model is a function whose keywords are the keys of conf/model/."""
 
-from __future__ import annotations
-
 import importlib
 import os
 import sys

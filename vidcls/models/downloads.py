@@ -1,7 +1,5 @@
 """Whether a library's weights can be had, found out before anything is decoded. Needs no torch."""
 
-from __future__ import annotations
-
 import os
 from importlib.util import find_spec
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Frames to features: [B, T, 3, R, R] to [B, T, D]."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

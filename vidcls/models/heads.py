@@ -1,7 +1,5 @@
 """A clip's frame features to one vector: [B, T, D] to [B, E]."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """I3D, a network of 3D convolutions on whole clips, and its weights from Kinetics-400."""
 
-from __future__ import annotations
-
 import pickle
 from pathlib import Path
 from typing import Any

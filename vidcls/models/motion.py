@@ -1,7 +1,5 @@
 """What the encoder sees: frames, differences between frames, or both. Wrappers around encoders of frames."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -1,7 +1,5 @@
 """Temporal shift: convolutions of single frames that see parts of their neighbours, at no cost in parameters."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

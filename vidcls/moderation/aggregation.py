@@ -1,7 +1,5 @@
 """From the probabilities of a video's windows to one score per class, and to the video's class. Pure."""
 
-from __future__ import annotations
-
 import numpy as np
 from jaxtyping import Float, Int
 

@@ -6,8 +6,6 @@ A policy holds a temperature and, for each harmful class, two thresholds on the 
                             threshold  (review margin)    threshold
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

@@ -1,7 +1,5 @@
 """The options ``policy.*``, checked against the classes of a run. Needs neither NumPy nor SciPy."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

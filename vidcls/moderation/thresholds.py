@@ -1,7 +1,5 @@
 """Thresholds that meet a recall or a precision, with 95 % confidence on future videos. Pure; see docs/policy.md."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

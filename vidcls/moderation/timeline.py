@@ -1,7 +1,5 @@
 """From the windows of a long video (half-open ranges of time) to segments. Pure; seconds in and out."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Plots of a run: confusion matrices, learning curves, reliability, precision-recall and ROC curves, frames."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from typing import Literal

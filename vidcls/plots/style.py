@@ -1,7 +1,5 @@
 """The style of all plots: colours, sizes, titles, files. Without matplotlib's pyplot: no window, no global state."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Mapping
 from functools import cache

@@ -1,7 +1,5 @@
 """Plots of a sweep: the effect of each option, the best cells, the Pareto front, the learning curves."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from itertools import product

@@ -1,7 +1,5 @@
 """Which videos are still to be classified, each content once, and what becomes of their results."""
 
-from __future__ import annotations
-
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping

@@ -1,7 +1,5 @@
 """search=coarse: windows of a long video that are far apart first, then all around those that look harmful."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 
 import numpy as np

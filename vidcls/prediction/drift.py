@@ -1,7 +1,5 @@
 """How new videos compare with those of training, for evaluate.py and predict.py; in numbers and in words."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Sequence
 from itertools import islice

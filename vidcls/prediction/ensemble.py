@@ -4,8 +4,6 @@ Each member's probabilities are calibrated by the temperature of its policy.json
 is too sure of itself would otherwise outvote the others. All members see the same stored frames, decoded once.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 

@@ -1,7 +1,5 @@
 """report.html: what predict.py found, in one file that needs no network, for people who decide, and do so in it."""
 
-from __future__ import annotations
-
 import heapq
 import itertools
 import math

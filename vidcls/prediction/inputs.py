@@ -1,7 +1,5 @@
 """What ``input=`` names, listed one video at a time, and which of them are still to be classified. Imports no torch."""
 
-from __future__ import annotations
-
 import glob
 import itertools
 import os

@@ -5,8 +5,6 @@ results    one per distinct content: its cells of predictions.csv, its details a
 videos     which result belongs to which path, as bytes, since names need not be UTF-8, and the version of the file then
 """
 
-from __future__ import annotations
-
 import json
 import os
 import sqlite3

@@ -1,7 +1,5 @@
 """selected.csv and to_label.csv: which of the videos that predict.py has classified are worth a label."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Collection

@@ -1,7 +1,5 @@
 """Finished runs by their folders: one, or several as an ensemble. Runs no code of a folder's."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import overload

@@ -1,7 +1,5 @@
 """Which runs an ensemble is made of, and what identifies it: known before torch is imported."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass

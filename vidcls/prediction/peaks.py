@@ -1,7 +1,5 @@
 """The frames at the peaks of a video's timeline, as short loops."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple
 

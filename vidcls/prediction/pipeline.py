@@ -3,8 +3,6 @@
 Short videos are classified whole, as in training; longer ones in windows, see `vidcls.data.decoding.windows`.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 import time

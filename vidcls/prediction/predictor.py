@@ -1,7 +1,5 @@
 """A run's network over videos, in the arithmetic of the run's own test."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 

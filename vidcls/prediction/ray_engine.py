@@ -6,8 +6,6 @@ had not finished is handed out again in smaller shards, at last one by one to a 
 that kills that one `MAX_DEATHS` times is not tried again. Networks are restarted by Ray, which repeats their calls.
 """
 
-from __future__ import annotations
-
 import asyncio
 import math
 import os

@@ -3,8 +3,6 @@
 Both are stateless, so that Ray or the engine may start them anew anywhere. Imports neither torch nor Ray's driver.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence

@@ -1,7 +1,5 @@
 """predictions.csv, segments.csv and timelines.parquet: what a journal holds, as files that others read."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

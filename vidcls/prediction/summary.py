@@ -1,7 +1,5 @@
 """What predict.py reports: on the terminal, in predict.json and at the head of report.html."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path

@@ -1,7 +1,5 @@
 """From a video's windows to its result: scores, decision, segments and pictures."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """From what decoding processes send to the results of videos, a batch of windows at a time. Imports no torch."""
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ Each job is a run of train.py on a .csv that names the fold as its test split: t
 test at its end. As in any run on a source without a val split, the epoch is chosen on one that is drawn from the rest.
 """
 
-from __future__ import annotations
-
 import json
 from dataclasses import asdict
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Which folds a cross-validation has, and where its files are."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What a cross-validation leaves behind: all out-of-fold predictions in one table, and what they amount to."""
 
-from __future__ import annotations
-
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass

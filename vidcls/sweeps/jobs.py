@@ -3,8 +3,6 @@
 Hydra calls `SweepCallback` in the process that was started, and `resumable_job` where the jobs run.
 """
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import json

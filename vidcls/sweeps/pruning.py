@@ -1,7 +1,5 @@
 """Ends unpromising jobs of a search early."""
 
-from __future__ import annotations
-
 import json
 import os
 from typing import Any

@@ -1,7 +1,5 @@
 """What report.py writes into a sweep's folder and on the terminal: tables, plots, and how far to trust them."""
 
-from __future__ import annotations
-
 import math
 import shlex
 from collections.abc import Sequence

@@ -3,8 +3,6 @@
 A configuration is all that a job sets except its seed.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

@@ -1,7 +1,5 @@
 """The one test of a sweep: its winner alone uses the test split, once, and test.json keeps the result."""
 
-from __future__ import annotations
-
 from datetime import UTC, datetime
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What a training run leaves behind: metrics.json, predictions, plots, the dashboard and a closing table."""
 
-from __future__ import annotations
-
 import json
 import math
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Lightning callbacks: timing, learning curves, weight averaging, and the end of training."""
 
-from __future__ import annotations
-
 import time
 from pathlib import Path
 from statistics import median

@@ -1,7 +1,5 @@
 """Checkpoints, read without running any code from them, and the networks that they describe."""
 
-from __future__ import annotations
-
 import warnings
 import zipfile
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Checkpoints that appear whole or not at all, of which the last but one is kept."""
 
-from __future__ import annotations
-
 import io
 import os
 import shutil

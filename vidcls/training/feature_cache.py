@@ -1,7 +1,5 @@
 """Features of frozen encoders are cached: they are the same in each epoch and in each job of a sweep."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Sequence

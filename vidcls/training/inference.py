@@ -1,7 +1,5 @@
 """Batches to probabilities outside training: the same in a run's own test, in evaluate.py and in predict.py."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

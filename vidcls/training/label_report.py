@@ -1,7 +1,5 @@
 """label_issues.csv and label_issues.html: the labels that out-of-fold predictions speak against, with pictures."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The output layer as a converged logistic regression on the features of a frozen encoder, instead of many steps."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """What optim=logistic and model.standardise need: clips that have the same vector in every epoch. Needs no torch."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The story of a run: its module, its training, its test."""
 
-from __future__ import annotations
-
 import logging
 import platform
 import warnings

@@ -1,7 +1,5 @@
 """The training loop's content: loss, optimiser, and one prediction per video gathered over all devices."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

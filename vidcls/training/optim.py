@@ -1,7 +1,5 @@
 """The optimiser and the learning rate of each stage of a network, from the options ``optim.*``."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from inspect import signature

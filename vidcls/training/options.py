@@ -1,7 +1,5 @@
 """The options of train.py, checked in the first second: before torch is imported, and before anything is decoded."""
 
-from __future__ import annotations
-
 import os
 import resource
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """The files that training and evaluation both write about a split: predictions, the worst errors, dashboard images."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

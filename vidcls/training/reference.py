@@ -1,7 +1,5 @@
 """What a run keeps of the videos that it was validated on, to compare new ones with: their clip vectors, projected."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The config.yaml of a run folder, which may come from a stranger: read as data, and what it names is checked."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Iterator, Sequence

@@ -3,8 +3,6 @@
 torchvision is imported where it is used, as its import takes seconds and most predictions do without it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

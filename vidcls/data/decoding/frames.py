@@ -5,8 +5,6 @@ ones. FFmpeg reports them on stderr, though, so stderr is captured around every 
 Matroska whose key frames it can jump to; PyAV reads all else, what decord refuses, and what FFmpeg reports errors for.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import av  # noqa: F401 (before decord, or PyAV would find the older libvpx and FFmpeg that decord brings)

@@ -1,7 +1,5 @@
 """What video files say of themselves, read in worker processes that can be killed. Imports no decoder."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 

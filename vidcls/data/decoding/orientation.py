@@ -1,7 +1,5 @@
 """How players turn and mirror the frames of a video: its display matrix (ISO/IEC 14496-12)."""
 
-from __future__ import annotations
-
 import struct
 from contextlib import suppress
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """How a long video is cut into windows, and what a window is. Light: imports no decoder."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 
 import numpy as np

@@ -4,8 +4,6 @@ A video that hangs its decoder, crashes it or needs too much memory costs one wo
 decoder then gets its chance. Imports no decoder: only workers do.
 """
 
-from __future__ import annotations
-
 import math
 import os
 import socket

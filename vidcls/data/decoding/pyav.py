@@ -1,7 +1,5 @@
 """Chosen frames of a video with PyAV, which knows frame by frame what is damaged."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What arrives from the workers that read windows, and why one returned nothing."""
 
-from __future__ import annotations
-
 import math
 import queue
 import signal

@@ -1,7 +1,5 @@
 """The outcome of decoding one video. Light: imports no decoder."""
 
-from __future__ import annotations
-
 import functools
 import re
 from collections.abc import Sequence

@@ -3,8 +3,6 @@
 Imports nothing that starts threads: Linux lets only a process of one thread leave the network.
 """
 
-from __future__ import annotations
-
 import ctypes
 import os
 import resource

@@ -1,7 +1,5 @@
 """What a decoding process does. Imports the decoders inside its functions: the parent process needs none."""
 
-from __future__ import annotations
-
 from multiprocessing.connection import Client
 from pathlib import Path
 from typing import NamedTuple
