@@ -1,7 +1,7 @@
 """What evaluate.py measures and leaves in a run folder: metrics with intervals, curves, errors, and a policy."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,18 @@ from vidcls.errors import UserError
 from vidcls.evaluation.options import EvaluationPlan, PolicyOptions
 from vidcls.files import csv_bytes, write_atomically, write_json
 from vidcls.metrics.bootstrap import bootstrap_intervals
-from vidcls.metrics.calibration import TEMPERATURES, calibrate, reliability
+from vidcls.metrics.calibration import calibrate, reliability
 from vidcls.metrics.curves import precision_recall_curves, roc_curves
 from vidcls.metrics.predictions import Predictions
-from vidcls.moderation.policy import Policy, decide, fit_policy, load_policy, policy_report, save_policy
+from vidcls.moderation.policy import (
+    Policy,
+    decide,
+    fit_policy,
+    load_policy,
+    policy_report,
+    save_policy,
+    temperature_notes,
+)
 from vidcls.plots.run_plots import confusion_figure, precision_recall_figure, reliability_figure, roc_figure
 from vidcls.plots.style import Figure, save_figures
 from vidcls.prediction.drift import compare_with_training, drift_notes, known_predictions
@@ -185,21 +193,6 @@ def evaluate_split(
         "errors": worst_errors_figure(videos, split, predictions),
     }
     return SplitResult(folder, predictions, metrics, figures, report)
-
-
-def temperature_notes(policy: Policy, fitted_on: str) -> Iterator[str]:
-    """What a temperature at a bound means."""
-    if policy.temperature > 0.99 * TEMPERATURES[1]:
-        yield (
-            f"Note: the {fitted_on} predictions are no better than guessing, so the network's scores say nothing: do "
-            "not use this policy."
-        )
-    if policy.temperature < 1.01 * TEMPERATURES[0]:
-        yield (
-            f"Note: the temperature is at its lower bound of {TEMPERATURES[0]:g}: on the {fitted_on} predictions the "
-            "network is far less sure than it is right, as after too little training. Calibrated, nearly every score "
-            "is 0 or 1: train longer before you use this policy."
-        )
 
 
 def result_folder(run: BaseRun, source: str | None, split: str) -> Path:

@@ -7,8 +7,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from vidcls.evaluation.results import SplitResult, fitted_on, temperature_notes
-from vidcls.moderation.policy import Policy
+from vidcls.evaluation.results import SplitResult, fitted_on
+from vidcls.moderation.policy import Policy, temperature_notes
 from vidcls.prediction.drift import drift_notes
 from vidcls.prediction.run import BaseRun
 

@@ -9,7 +9,7 @@ A policy holds a temperature and, for each harmful class, two thresholds on the 
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -188,6 +188,21 @@ def _rate(events: list[bool]) -> dict[str, Any]:
 
     interval = binomtest(count, of).proportion_ci(confidence_level=0.95, method="wilson")
     return {"count": count, "of": of, "rate": count / of, "ci95": [float(interval.low), float(interval.high)]}
+
+
+def temperature_notes(policy: Policy, fitted_on: str) -> Iterator[str]:
+    """What a temperature at a bound means."""
+    if policy.temperature > 0.99 * TEMPERATURES[1]:
+        yield (
+            f"Note: the {fitted_on} predictions are no better than guessing, so the network's scores say nothing: do "
+            "not use this policy."
+        )
+    if policy.temperature < 1.01 * TEMPERATURES[0]:
+        yield (
+            f"Note: the temperature is at its lower bound of {TEMPERATURES[0]:g}: on the {fitted_on} predictions the "
+            "network is far less sure than it is right, as after too little training. Calibrated, nearly every score "
+            "is 0 or 1: train longer before you use this policy."
+        )
 
 
 def save_policy(policy: Policy, path: Path) -> None:

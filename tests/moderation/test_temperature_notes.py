@@ -7,9 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from vidcls.evaluation.results import temperature_notes
 from vidcls.metrics.calibration import TEMPERATURES
-from vidcls.moderation.policy import fit_policy
+from vidcls.moderation.policy import fit_policy, temperature_notes
 
 
 def test_a_temperature_at_a_bound_is_pointed_out() -> None:
