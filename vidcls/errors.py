@@ -59,16 +59,22 @@ def one_line(error: object, limit: int = 200) -> str:
 def check_integer(option: str, value: Any, minimum: int = 1) -> int:
     """``value`` if it is an integer >= ``minimum``; otherwise raises a `UserError` that names the ``option``."""
     if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        remedy = f"Change {option}."
-        raise UserError(f"{option} to be an integer >= {minimum}", repr(value), remedy, option)
+        raise UserError(f"{option} to be an integer >= {minimum}", repr(value), f"Change {option}.", option)
     return value
 
 
-def check_number(option: str, value: Any, minimum: float = 0.0, maximum: float = math.inf) -> float:
-    """``value`` if it is a finite number in [``minimum``, ``maximum``]; otherwise raises a `UserError`."""
+def check_number(
+    option: str, value: Any, minimum: float = 0.0, maximum: float = math.inf, *, open_ends: bool = False
+) -> float:
+    """``value`` if it is a finite number from ``minimum`` to ``maximum``, without these for ``open_ends``.
+
+    Otherwise raises a `UserError`.
+    """
     number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if not number or not minimum <= value <= maximum:
-        limits = f">= {minimum:g}" if maximum == math.inf else f"in [{minimum:g}, {maximum:g}]"
+    if not number or not minimum <= value <= maximum or (open_ends and value in (minimum, maximum)):
+        limits = f"{'>' if open_ends else '>='} {minimum:g}"
+        if maximum < math.inf:
+            limits = f"between {minimum:g} and {maximum:g}, both {'excluded' if open_ends else 'included'}"
         expected = f"{option} to be a finite number {limits}"
         raise UserError(expected, repr(value), f"Change {option}.", option)
     return float(value)

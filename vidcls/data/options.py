@@ -166,9 +166,9 @@ class DataOptions:
         return ClipSpec(self.num_frames, self.resolution, self.sampling, self.clip_seconds, self.num_clips)
 
     def _check_clip_seconds(self) -> None:
-        if self.clip_seconds is not None and check_number("data.clip_seconds", self.clip_seconds) == 0:
-            raise UserError("data.clip_seconds > 0", "0", "Change data.clip_seconds.", "data.clip_seconds")
-        if self.clip_seconds is None and self.num_clips > 1:
+        if self.clip_seconds is not None:
+            check_number("data.clip_seconds", self.clip_seconds, open_ends=True)
+        elif self.num_clips > 1:
             expected = f"data.clip_seconds, for data.num_clips={self.num_clips} clips of a video"
             remedy = "Set the length of a clip, as in data.clip_seconds=2, or data.num_clips=1."
             raise UserError(expected, "null: the whole video", remedy, "data.num_clips")

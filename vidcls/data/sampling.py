@@ -165,9 +165,8 @@ def window_starts(seconds: float, window_seconds: float, stride_seconds: float) 
         >>> window_starts(2.5, 4.0, 3.0).tolist()
         [0.0]
     """
-    for option, value in (("predict.window_seconds", window_seconds), ("predict.stride_seconds", stride_seconds)):
-        if check_number(option, value) <= 0:
-            raise UserError(f"{option} to be a duration above 0", f"{value:g}", f"Change {option}.", option)
+    check_number("predict.window_seconds", window_seconds, open_ends=True)
+    check_number("predict.stride_seconds", stride_seconds, open_ends=True)
     if stride_seconds > window_seconds:
         raise UserError(
             f"predict.stride_seconds to be at most predict.window_seconds={window_seconds:g}",

@@ -12,8 +12,8 @@ from vidcls.data.decoding.result import USABLE
 from vidcls.data.options import SPLITS, DataOptions, check_class_names
 from vidcls.data.sources import list_videos
 from vidcls.data.urls import refuse_credentials
-from vidcls.errors import UserError, check_choice
-from vidcls.moderation.targets import check_open_share, check_targets
+from vidcls.errors import UserError, check_choice, check_number
+from vidcls.moderation.targets import check_targets
 from vidcls.prediction.members import check_splits, read_members, results_folder
 from vidcls.training.logistic_options import is_logistic
 from vidcls.training.run_config import read_config
@@ -97,12 +97,9 @@ def _policy_options(options: DictConfig, classes: list[str], has_policy: bool) -
     if not isinstance(targets, dict):
         raise UserError("policy.target.CLASS.recall=0.95", repr(targets), "Name a class.", "policy.target")
     review_margin = DEFAULT_REVIEW_MARGIN if options.review_margin is None else options.review_margin
-    check_open_share("policy.review_margin", review_margin)
-    return PolicyOptions(
-        safe_class,
-        check_targets(classes, safe_class, {key_name(str(key)): target for key, target in targets.items()}),
-        float(review_margin),
-    )
+    review_margin = check_number("policy.review_margin", review_margin, 0.0, 1.0, open_ends=True)
+    targets = check_targets(classes, safe_class, {key_name(str(key)): target for key, target in targets.items()})
+    return PolicyOptions(safe_class, targets, review_margin)
 
 
 def _check_source(source: str, classes: list[str], run_config: DictConfig) -> None:

@@ -17,12 +17,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from vidcls.errors import UserError, one_line
+from vidcls.errors import UserError, check_number, one_line
 from vidcls.files import write_atomically
 from vidcls.metrics.calibration import TEMPERATURES, calibrate, fit_temperature, reliability
 from vidcls.metrics.classification import check_predictions
 from vidcls.moderation.aggregation import video_score
-from vidcls.moderation.targets import check_open_share, check_targets
+from vidcls.moderation.targets import check_targets
 from vidcls.moderation.thresholds import block_threshold, review_threshold
 
 ALLOW, REVIEW, BLOCK = DECISIONS = ("allow", "review", "block")
@@ -96,7 +96,7 @@ def fit_policy(
         ValueError: arrays that do not fit together.
     """
     checked = check_targets(classes, safe_class, targets)
-    check_open_share("policy.review_margin", review_margin)
+    check_number("policy.review_margin", review_margin, 0.0, 1.0, open_ends=True)
     check_predictions(probabilities, labels, np.zeros(len(labels)), classes)
     temperature = fit_temperature(probabilities, labels)
     calibrated = calibrate(probabilities, temperature)

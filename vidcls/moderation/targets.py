@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vidcls.errors import UserError
+from vidcls.errors import UserError, check_number
 
 
 def check_targets(classes: Sequence[str], safe_class: str, targets: Mapping[str, Any]) -> dict[str, dict[str, float]]:
@@ -26,12 +26,5 @@ def check_targets(classes: Sequence[str], safe_class: str, targets: Mapping[str,
             expected = f"policy.target.{name} to hold recall, precision or both"
             raise UserError(expected, got, f"Set policy.target.{name}.recall=0.95.", f"policy.target.{name}")
         for metric, value in target.items():
-            check_open_share(f"policy.target.{name}.{metric}", value)
+            check_number(f"policy.target.{name}.{metric}", value, 0.0, 1.0, open_ends=True)
     return {name: {metric: float(value) for metric, value in target.items()} for name, target in targets.items()}
-
-
-def check_open_share(option: str, value: Any) -> None:
-    """Refuses what is not a number between 0 and 1, both excluded."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1:
-        expected = f"{option} to be a number between 0 and 1, both excluded"
-        raise UserError(expected, repr(value), f"Change {option}.", option)

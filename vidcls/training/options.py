@@ -63,8 +63,7 @@ def _check_weights(option: str, value: Any) -> None:
 
 def _check_strengths(option: str, value: Any) -> None:
     for number in value if isinstance(value, list) and value else [value]:
-        if check_number(option, number) == 0:
-            raise UserError(f"{option} > 0", repr(value), f"Change {option}.", option)
+        check_number(option, number, open_ends=True)
 
 
 def _or_null(check: Check) -> Check:
