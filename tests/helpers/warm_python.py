@@ -118,7 +118,10 @@ def attend(connection: socket.socket) -> NoReturn:
         end(partial(become, arguments, environment))
     for source in files:
         os.close(source)
-    connection.sendall(child.to_bytes(4, "big"))
+    try:
+        connection.sendall(child.to_bytes(4, "big"))
+    except BrokenPipeError:  # the client was killed at once
+        os.kill(child, signal.SIGKILL)
     ended = os.pidfd_open(child)
     if ended not in select.select([ended, connection, sys.stdin], [], [])[0]:  # the client was killed, or all is over
         os.kill(child, signal.SIGKILL)
