@@ -184,12 +184,15 @@ def test_the_split_of_other_data_is_used(copied: Path, demo_folder: Path, tmp_pa
     (folder,) = (copied / "evaluations").glob("videos_*_val")
     assert results(folder)["val"]["accuracy"] == metrics_of(copied)["val"]["accuracy"]
     refused(call("evaluate.py", f"run={copied}", f"data.source={videos}", "split=train"), "[missing-split]")
+    videos.write_text(videos.read_text().replace(",val\n", ",\n", 1))  # a video that would be left out without a word
+    refused(call("evaluate.py", f"run={copied}", f"data.source={videos}", "split=val"), "[partial-splits]")
 
 
 def test_what_the_network_was_trained_on_is_reported_as_leakage(copied: Path, demo_folder: Path) -> None:
     with pytest.warns(UserWarning, match="Held-out metrics will be optimistic"):
         printed = evaluate(copied, f"data.source={demo_folder}", "split=train")
-    assert "Leakage" in printed and "evaluated+trained on" in printed
+        assert "Leakage" in printed and "evaluated+trained on" in printed
+        assert "evaluated+validated on" in evaluate(copied, f"data.source={demo_folder}", "split=val")
 
 
 # ---- a policy

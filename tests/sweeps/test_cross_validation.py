@@ -103,6 +103,17 @@ def test_too_few_creators_are_refused(demo_folder: Path, tmp_path: Path) -> None
     assert error.value.code == "too-few-groups" and not (tmp_path / "cv" / "cross_validation.json").exists()
 
 
+def test_splits_for_some_videos_alone_are_refused(demo_folder: Path, tmp_path: Path) -> None:
+    rows = [
+        (path, path.parent.name, "train" if place % 2 else "") for place, path in enumerate(demo_folder.rglob("*.mp4"))
+    ]
+    pd.DataFrame(rows, columns=["path", "label", "split"]).to_csv(tmp_path / "videos.csv", index=False)
+    plan = Plan("grouped", folds=2, repeats=1, seeds=[0], splits=["train", "val"])
+    with pytest.raises(UserError) as error:
+        write_folds(tmp_path / "cv", plan, options(tmp_path / "videos.csv", tmp_path / "cache"))
+    assert error.value.code == "partial-splits"
+
+
 def test_folds_are_kept_while_videos_come_and_refused_when_they_change(demo_folder: Path, tmp_path: Path) -> None:
     plan = Plan("grouped", folds=3, repeats=1, seeds=[0], splits=["train", "val"])
     copied = shutil.copytree(demo_folder, tmp_path / "videos")

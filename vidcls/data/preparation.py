@@ -23,7 +23,7 @@ from vidcls.data.near_duplicates import name_clusters
 from vidcls.data.options import SPLITS, DataOptions, class_order
 from vidcls.data.reviewed_labels import use_decisions
 from vidcls.data.sources import list_videos
-from vidcls.data.splits import assign_splits, drop_leaks, find_leaks, group_videos
+from vidcls.data.splits import assign_splits, check_all_or_none, drop_leaks, find_leaks, group_videos
 from vidcls.data.store import FrameStore
 from vidcls.errors import UserError
 
@@ -168,6 +168,7 @@ def prepare_external(options: DataOptions, split: str, trained_on: pd.DataFrame,
     assert options.classes is not None
     classes = list(options.classes)
     listed = listing = _list(options, classes, console, refuse_others=True)
+    check_all_or_none(list(listed["split"]))
     if (listed["split"] != "").any():
         listing = listed[listed["split"] == split]
         if listing.empty:
@@ -175,7 +176,8 @@ def prepare_external(options: DataOptions, split: str, trained_on: pd.DataFrame,
             raise UserError(f"a {split} split in {options.source}", got, "Choose another split=.", "missing-split")
     manifest, stats = _ingest(listing, options, console)
     manifest = manifest.assign(split=split)
-    seen = trained_on[trained_on["split"].isin(["train", "val"])].assign(split="trained on")
+    seen = trained_on[trained_on["split"].isin(["train", "val"])]
+    seen = seen.assign(split=seen["split"].map({"train": "trained on", "val": "validated on"}))
     both = pd.concat([manifest.assign(split="evaluated"), seen], ignore_index=True)
     both["cluster"] = _clusters(both, options)
     leaks = find_leaks(both)
@@ -185,7 +187,8 @@ def prepare_external(options: DataOptions, split: str, trained_on: pd.DataFrame,
     if options.leakage == "drop":  # from what is evaluated: the network has been trained on the rest already
         mine, theirs = both[: len(manifest)], both[len(manifest) :]
         shared = [mine[key].isin(set(theirs[key]) - {""}).to_numpy() for key in ("sha256", "cluster", "creator")]
-        manifest.loc[np.any(shared, axis=0), ["status", "reason"]] = ["dropped", "the network was trained on it"]
+        reason = "the run has it, a copy or its creator in train or val"
+        manifest.loc[np.any(shared, axis=0), ["status", "reason"]] = ["dropped", reason]
         console.print(f"Dropped {(manifest['status'] == 'dropped').sum()} leaking videos")
     if usable_rows(manifest, split).empty:
         remedy = "See the statuses and reasons above."
@@ -207,6 +210,7 @@ def pool_videos(
     """
     _draw_demo(options)
     listing = _list(options, options.classes, console)
+    check_all_or_none(list(listing.loc[listing["label"] != "", "split"]))
     pooled = listing[listing["split"].isin(["", *splits])]
     if pooled.empty:
         got = f"only {', '.join(sorted(set(listing['split'])))}"

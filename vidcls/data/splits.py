@@ -87,12 +87,8 @@ def assign_splits(
     Raises:
         UserError: the given splits are incomplete, or no division has each class in each split.
     """
+    check_all_or_none(given)
     there = set(given)
-    if "" in there and len(there) > 1:
-        got = f"{list(given).count('')} videos without one beside {', '.join(sorted(there - {''}))}"
-        raise UserError(
-            "a split for each video or for none", got, "Give each video a split, or none at all.", "partial-splits"
-        )
     if there and not there & {"", "train"}:
         remedy = "Add train videos, or remove the split folders to have the splits made."
         got = f"only {', '.join(sorted(there))}"
@@ -105,6 +101,16 @@ def assign_splits(
     drawable = videos[[split in ("", "train") for split in given]]
     drawn = _draw_splits(pd.crosstab(drawable["group"], drawable["label"]), fractions, seed)
     return [split if split in ("val", "test") else drawn[group] for group, split in zip(groups, given, strict=True)]
+
+
+def check_all_or_none(given: Sequence[str]) -> None:
+    """Raises `UserError` if the source names a split for some videos and none ("") for others."""
+    there = set(given) - {""}
+    if there and "" in given:
+        got = f"{list(given).count('')} videos without one beside {', '.join(sorted(there))}"
+        raise UserError(
+            "a split for each video or for none", got, "Give each video a split, or none at all.", "partial-splits"
+        )
 
 
 def _draw_splits(counts: pd.DataFrame, fractions: Mapping[str, float], seed: int) -> dict[str, str]:
