@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 from helpers.commands import ROOT, call, once, train
 from helpers.runs import CLASSES, refused
-from helpers.videos import write_video
+from helpers.videos import ffmpeg, write_video
 
 from vidcls.data.store import FrameStore
 from vidcls.exporters import (
@@ -165,6 +165,8 @@ def test_the_documented_snippet_agrees_with_predict_on_awkward_files(exported: P
     videos += [write_video(tmp_path / f"mirrored_{turn}.mp4", noise, rotation=turn, mirrored=True) for turn in (0, 90)]
     times = [40 * n if n < 20 else 1300 + 10 * n for n in range(40)]
     videos += [write_video(tmp_path / "vfr.mp4", noise, pts=times), write_video(tmp_path / "one_frame.mp4", noise[:1])]
+    videos.append(tmp_path / "interlaced.mp4")
+    ffmpeg("-i", tmp_path / "vfr.mp4", "-c:v", "libx264", "-flags", "+ilme+ildct", "-field_order", "tt", videos[-1])
     run = load_run(exported / "lstm")
     for video in videos:
         arguments = (exported / "lstm" / "export" / "model.onnx", video)

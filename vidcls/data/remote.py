@@ -189,7 +189,7 @@ def open_filesystem(url: str) -> tuple[Any, str]:
     try:
         system, path = fsspec.url_to_fs(url, **options)
     except (ImportError, ValueError) as error:
-        remedy = "Install it (pip install vidcls[s3] for s3://, gcsfs for gs://), or correct the URL."
+        remedy = "Install it (pip install 'vidcls[s3]' for s3://, gcsfs for gs://), or correct the URL."
         expected = f"a package that reads {url.partition('://')[0]}://"
         raise UserError(expected, redact(str(error)), remedy, "filesystem") from None
     if s3:

@@ -161,6 +161,17 @@ def test_frames_are_scaled_as_by_ffmpeg(tmp_path: Path, decoder: str) -> None:
     assert difference(frames, np.roll(by_ffmpeg(path), 1, axis=0)) > 2 * ROUNDING  # not just any frame
 
 
+@pytest.mark.parametrize("suffix, codec", [("mp4", "libx264"), ("ts", "mpeg2video")])
+def test_both_fields_of_interlaced_frames_are_scaled_together(tmp_path: Path, suffix: str, codec: str) -> None:
+    frames = moving(12)
+    frames[:, 1::2] = np.roll(frames, 2, axis=0)[:, 1::2]  # the other field is of another time
+    plain = write_video(tmp_path / "plain.mp4", frames)
+    path = tmp_path / f"interlaced.{suffix}"
+    ffmpeg("-i", plain, "-c:v", codec, "-flags", "+ilme+ildct", "-field_order", "tt", "-q:v", "2", path)
+    frames, _ = read(path, 12, "pyav")
+    assert difference(frames, by_ffmpeg(path)) <= ROUNDING
+
+
 @EACH_DECODER
 @pytest.mark.parametrize("degrees", [90, 180, 270])
 def test_rotated_videos_come_upright(tmp_path: Path, decoder: str, degrees: int) -> None:

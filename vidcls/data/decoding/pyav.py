@@ -125,7 +125,7 @@ class _Upright:
 
     def __call__(self, frame: av.VideoFrame) -> UInt8[np.ndarray, "R R 3"]:
         side, turns = self._side, orientation(frame).filters
-        if not turns:
+        if not turns and not frame.interlaced_frame:  # whose fields it would scale apart, into stripes
             scaled = self._scaler.reformat(frame, side, side, "rgb24", interpolation="BILINEAR", threads=1)
             return scaled.to_ndarray()
         graph = av.filter.Graph()
