@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
@@ -18,6 +19,7 @@ from helpers.warm_python import start_server
 from hydra._internal.config_repository import ConfigRepository
 from hypothesis import settings
 from matplotlib.figure import Figure
+from PIL import Image
 
 # Several workers run side by side; more threads than cores would only slow each other down.
 torch.set_num_threads(1)
@@ -43,6 +45,9 @@ SLOW_FILES = {
     "test_old_runs.py",
     "test_recipe.py",
 }
+
+
+DOT = Image.new("L", (1, 1))
 
 
 def pytest_configure() -> None:
@@ -92,11 +97,25 @@ def files_of_conf_are_parsed_once() -> Iterator[None]:
         yield
 
 
+# Where a run makes its figures.
+FIGURES = {
+    "vidcls.evaluation.results": ("confusion", "precision_recall", "reliability", "roc"),
+    "vidcls.training.artifacts": ("confusion", "learning_curves"),
+    "vidcls.training.callbacks": ("confusion",),
+    "vidcls.training.records": ("strips",),
+}
+
+
 @pytest.fixture(autouse=True)
 def no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawing its pictures takes half the time of a small run: only tests of pictures and the shared runs do it."""
+    """Figures take half the time of a small run: only tests of pictures and the shared runs make and draw them."""
     if request.node.get_closest_marker("pictures") is None:
         monkeypatch.setattr(Figure, "draw", lambda *_: None)
+        monkeypatch.setattr(Figure, "savefig", lambda _, file, **__: DOT.save(file, "PNG"))
+        for name, figures in FIGURES.items():
+            if name in sys.modules:
+                for figure in figures:
+                    monkeypatch.setattr(sys.modules[name], f"{figure}_figure", lambda *_: Figure())
 
 
 @pytest.fixture(scope="session")

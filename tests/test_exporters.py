@@ -53,7 +53,12 @@ def exported(shared: Path, finished: Path, tiny: list[str]) -> Path:
 
     def run(folder: Path) -> None:
         shutil.copytree(finished, folder / "lstm")
-        larger = ["data.store.num_frames=8", "data.store.resolution=24", "normalise.mean=[0.5,0.4,0.3]"]
+        larger = [
+            "data.store.num_frames=8",
+            "data.store.resolution=24",
+            "normalise.mean=[0.5,0.4,0.3]",
+            "figures=false",
+        ]
         options = [text for text in tiny if "lstm" not in text and "epochs" not in text]
         result = train(*options, *larger, "model=cnn_mean", "trainer.max_epochs=1", f"run_dir={folder / 'mean'}")
         assert result.code == 0, result.stderr

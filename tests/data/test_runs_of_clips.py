@@ -28,7 +28,7 @@ from vidcls.prediction.run import LoadedRun
 
 SPEC = StoreSpec(8, 16, "uniform", 2.5, 3)  # of the drawn videos three are shorter
 OPTIONS = ["data.clip_seconds=2.5", "data.num_clips=3", "data.store.num_frames=8", "data.temporal_jitter=true"]
-OPTIONS += ["trainer.max_epochs=4"]
+OPTIONS += ["trainer.max_epochs=4", "figures=false"]
 
 
 @pytest.fixture(scope="session")

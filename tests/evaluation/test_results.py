@@ -160,6 +160,7 @@ def test_other_data_is_matched_by_class_name(copied: Path, demo_folder: Path, tm
     assert results(folder)["about"]["source"] == str(tmp_path / "others")
 
 
+@pytest.mark.pictures
 def test_one_class_alone_can_be_evaluated(copied: Path, demo_folder: Path, tmp_path: Path) -> None:
     shutil.copytree(demo_folder / "rtp" / "train" / "harmful", tmp_path / "alone" / "harmful")
     with pytest.warns(UserWarning, match="Held-out metrics will be optimistic"):  # as the network was trained on them
@@ -275,6 +276,7 @@ def test_a_policy_needs_the_runs_own_val_videos(finished: Path, demo_folder: Pat
     refused(result, "[policy-source]")
 
 
+@pytest.mark.pictures
 def test_without_a_class_called_safe_the_safe_class_must_be_named(
     tiny: list[str], demo_folder: Path, tmp_path: Path
 ) -> None:
@@ -336,6 +338,7 @@ def test_a_policy_is_not_fitted_without_intact_val_videos(copied: Path) -> None:
     refused(call("evaluate.py", f"run={copied}", "policy.safe_class=safe"), "[policy-without-val]")
 
 
+@pytest.mark.pictures
 def test_a_harmful_class_without_val_videos_is_pointed_out(copied: Path) -> None:
     change_manifest(copied, lambda rows: rows[(rows["split"] != "val") | (rows["label"] == "safe")])
     printed = evaluate(copied, "split=val")

@@ -17,7 +17,7 @@ SWEPT = ["data.num_frames=2,4", "model.lstm.hidden_size=4,-1", "trainer.max_epoc
 def base(tiny: list[str]) -> list[str]:
     """A tiny run's overrides without those that the sweeps here vary."""
     varied = ("data.num_frames", "model.lstm", "trainer.max_epochs", "cache_dir")
-    return [text for text in tiny if not text.startswith(varied)]
+    return [*(text for text in tiny if not text.startswith(varied)), "figures=false"]
 
 
 @pytest.fixture(scope="session")

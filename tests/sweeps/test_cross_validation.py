@@ -28,7 +28,7 @@ RESULTS = ("out_of_fold.csv", "metrics.json", "cross_validation.md", "label_issu
 
 @pytest.fixture(scope="session")
 def command(tiny: list[str]) -> list[str]:
-    return [*tiny, "trainer.max_epochs=1", "folds=3", "repeats=1"]
+    return [*tiny, "trainer.max_epochs=1", "folds=3", "repeats=1", "figures=false"]
 
 
 @pytest.fixture(scope="session")

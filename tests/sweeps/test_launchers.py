@@ -23,7 +23,7 @@ from optuna.trial import TrialState
 def base(tiny: list[str], finished: Path) -> list[str]:
     """A tiny run's overrides, its videos decoded before, without those that the sweeps here vary."""
     varied = ("model.lstm", "trainer.max_epochs")
-    return [*(text for text in tiny if not text.startswith(varied)), "trainer.max_epochs=1"]
+    return [*(text for text in tiny if not text.startswith(varied)), "trainer.max_epochs=1", "figures=false"]
 
 
 def run(cwd: Path, *overrides: str, code: int = 0) -> str:

@@ -122,8 +122,8 @@ def test_a_dead_process_ends_the_run_which_can_be_resumed(
     run = tmp_path / "run"
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(str(ROOT / name) for name in (".", "tests")))
     monkeypatch.setenv("VIDCLS_TEST_DIES", "1")
-    dies = "+callbacks.dies._target_=helpers.dying.DieInSecondEpoch"
-    process = start_train(*options, *DDP, dies, "data.batch_size=1", f"run_dir={run}", cwd=tmp_path, launcher=TORCHRUN)
+    dies = ["+callbacks.dies._target_=helpers.dying.DieInSecondEpoch", "data.batch_size=1", "figures=false"]
+    process = start_train(*options, *DDP, *dies, f"run_dir={run}", cwd=tmp_path, launcher=TORCHRUN)
     _, stderr = process.communicate(timeout=200)
     assert process.returncode != 0
     assert len([line for line in stderr.splitlines() if "[lost-process]" in line]) == 1, stderr

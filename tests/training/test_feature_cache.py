@@ -54,7 +54,7 @@ def frozen(shared: Path, demo_folder: Path) -> Overrides:
     data = ["data=folder", f"data.source={demo_folder}", "data.num_frames=4", "data.resolution=32"]
     model = ["model=encoder_head", "model.encoder.name=timm/test_resnet", "model.encoder.trainable_from=none"]
     model += [f"model.encoder.weights={folder / 'test_resnet_0.pth'}", "model/head=pool"]
-    return [*data, *model, "data.decode.workers=1", "trainer.accelerator=cpu", "trainer.max_epochs=2"]
+    return [*data, *model, "data.decode.workers=1", "trainer.accelerator=cpu", "trainer.max_epochs=2", "figures=false"]
 
 
 @pytest.fixture(scope="session")

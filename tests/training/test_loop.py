@@ -211,6 +211,7 @@ def test_a_wrapped_zip_trains_as_its_folder_does(
     assert same_weights(weights(run), weights(finished))
 
 
+@pytest.mark.pictures
 def test_imbalance_no_test_split_and_a_bad_video(tiny: list[str], demo_folder: Path, tmp_path: Path) -> None:
     videos = csv_source(demo_folder, tmp_path / "videos.csv", lambda split, label: split != "test")
     lines = videos.read_text().splitlines(keepends=True)

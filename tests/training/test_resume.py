@@ -20,9 +20,10 @@ from helpers.runs import (
 )
 from omegaconf import OmegaConf
 
-# All that is random in training is on: what resumes here resumes anywhere.
+# All that is random in training is on: what resumes here resumes anywhere. Figures are not.
 RANDOM = [
     "trainer.max_epochs=8",
+    "figures=false",
     "augment=strong",
     "augment.cutmix=1.0",
     "data.sampler=balanced",
