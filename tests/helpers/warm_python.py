@@ -25,6 +25,7 @@ import threading
 import traceback
 import types
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
@@ -178,6 +179,9 @@ def become(arguments: list[str], environment: dict[str, str]) -> None:
     first = {"-m": os.getcwd(), "-c": ""}.get(arguments[0], os.path.dirname(os.path.abspath(arguments[0])))
     path = environment.get("PYTHONPATH", "").split(os.pathsep)
     sys.path[:] = [first, *filter(None, path), *(folder for folder in sys.path if folder not in inherited)]
+    sys.modules.pop("sitecustomize", None)
+    with suppress(ImportError):
+        importlib.import_module("sitecustomize")
     if arguments[0] == "-m":
         sys.argv = arguments[1:]
         runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
