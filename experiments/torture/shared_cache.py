@@ -33,7 +33,7 @@ OPTIONS = ["data=folder", "data.num_frames=4", "data.resolution=16", "data.decod
 
 def start(source: Path, cache: Path, output: Path) -> subprocess.Popen[str]:
     """A process that hashes and decodes the videos of ``source`` into ``cache``."""
-    command = [sys.executable, ROOT / "inspect_data.py", *OPTIONS, f"data.source={source}", f"cache_dir={cache}"]
+    command = [sys.executable, str(ROOT / "inspect_data.py"), *OPTIONS, f"data.source={source}", f"cache_dir={cache}"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
         [*command, f"output={output}"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment
