@@ -28,10 +28,10 @@ def numbers(frames: np.ndarray) -> list[int]:
     return np.round((frames.mean(axis=(1, 2, 3)) - 15.5) / 6).astype(int).tolist()
 
 
-def moving(count: int, height: int = 96, width: int = 128) -> np.ndarray:
+def moving(count: int, height: int = 96, width: int = 128, shade: int = 0) -> np.ndarray:
     """A soft pattern in grey that moves: each frame differs from each other, as does each side."""
     y, x = np.mgrid[:height, :width]
-    values = [128 + 50 * np.sin((x + 3 * t) / 17) + 40 * np.cos((y - 2 * t) / 11) + x / 5 for t in range(count)]
+    values = [128 + 50 * np.sin((x + 3 * t) / 17) + 40 * np.cos((y - 2 * t) / 11) + x / 5 + shade for t in range(count)]
     return np.repeat(np.clip(values, 0, 255).astype(np.uint8)[..., None], 3, axis=-1)
 
 

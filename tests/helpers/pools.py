@@ -26,13 +26,6 @@ TWO = DecodeLimits(workers=2)
 ONE = DecodeLimits(workers=1)
 
 
-def moving(count: int, shade: int = 0) -> np.ndarray:
-    """A soft pattern in grey that moves: each frame differs from each other."""
-    y, x = np.mgrid[:96, :128]
-    values = [128 + 50 * np.sin((x + 3 * t) / 17) + 40 * np.cos((y - 2 * t) / 11) + shade for t in range(count)]
-    return np.repeat(np.clip(values, 0, 255).astype(np.uint8)[..., None], 3, axis=-1)
-
-
 def start(
     *files: Path,
     limits: DecodeLimits = TWO,

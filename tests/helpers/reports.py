@@ -7,6 +7,7 @@ import hashlib
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -90,14 +91,9 @@ class Predictions:
             )
         self.journal.write(dict.fromkeys(paths, ""), sha256, cells, details)
 
-    def report(
-        self,
-        safe_class: str | None = "safe",
-        max_videos: int = 500,
-        loops_megabytes: float | int = 24,
-        blur: bool = False,
-    ) -> Page:
-        return Page(self.write_report(safe_class, max_videos, loops_megabytes, blur).read_text(encoding="utf-8"))
+    def report(self, **options: Any) -> Page:
+        """The page that `write_report` writes, parsed."""
+        return Page(self.write_report(**options).read_text(encoding="utf-8"))
 
     def write_report(
         self,

@@ -86,7 +86,7 @@ def prepare_videos(options: DataOptions, console: Console, manifest_path: Path |
 def survey_videos(options: DataOptions, console: Console) -> tuple[pd.DataFrame, str]:
     """All videos of a source, decoded, and split as for training, or why they cannot be.
 
-    The manifest has the columns ``file`` and ``cluster`` too (see `name_clusters`).
+    The manifest has the column ``file`` too.
     """
     manifest, _ = _read_source(options, console)
     try:
@@ -201,9 +201,9 @@ def pool_videos(
 ) -> tuple[pd.DataFrame, int]:
     """The usable videos of a source's ``splits``, decoded, and how many videos of other splits were left alone.
 
-    A source without splits is pooled as a whole. The columns are those of a manifest, ``file`` and ``cluster`` (""
-    unless copies are to be kept together); ``label`` is "" where ``options.decisions`` may give one. Where videos have
-    been ``recorded`` before (path, label, sha256) those must be there again, and new ones are not used.
+    A source without splits is pooled as a whole. The columns are those of a manifest and ``file``; ``cluster`` is ""
+    unless copies are to be kept together, ``label`` where ``options.decisions`` may give one. Where videos have been
+    ``recorded`` before (path, label, sha256) those must be there again, and new ones are not used.
 
     Raises:
         UserError: none can be decoded, recorded ones have changed, or what ``data.on_bad`` forbids.
@@ -229,7 +229,8 @@ def pool_videos(
                 "Restore them, or start again in another folder.",
                 "changed-videos",
             )
-    usable["cluster"] = _clusters(usable, options) if options.near_duplicates == "group" else ""
+    if options.near_duplicates == "group":
+        usable["cluster"] = _clusters(usable, options)
     if usable.empty:
         raise UserError("videos that can be decoded", f"none of {len(manifest)}", "See above.", "nothing-to-evaluate")
     return usable, len(listing) - int(listing["split"].isin(["", *splits]).sum())

@@ -120,9 +120,10 @@ function more(video) { // the row below a video's own, made when it is first ope
   const [, sha256, place, facts] = page.videos[rank(video) - 1], box = make("div");
   const row = make("tr", { class: "more", id: `more-${video.id}` },
     make("td", { colspan: table.tHead.rows[0].cells.length }, box));
-  if (place === null) box.append(make("p", {}, "This video could not be decoded."));
+  const details = detailsOf(place);
+  if (details === null) box.append(make("p", {}, "This video could not be decoded."));
   else {
-    const details = detailsOf(place), drawn = box.appendChild(make("div", { class: "drawn" }));
+    const drawn = box.appendChild(make("div", { class: "drawn" }));
     drawn.append(details.cuts.length > 2 ? plot(details) : bars(details));
     if (details.segments.length) drawn.append(list(details.segments));
     if (details.loops.length) drawn.append(pictures(details));
@@ -134,7 +135,7 @@ function more(video) { // the row below a video's own, made when it is first ope
   video.querySelector("[aria-expanded]").setAttribute("aria-controls", row.id);
   return video.appendChild(row);
 }
-const detailsOf = place => JSON.parse(document.getElementById(`details-${place}`).textContent);
+const detailsOf = place => place === null ? null : JSON.parse(document.getElementById(`details-${place}`).textContent);
 const isOpen = video => video.classList.contains("open");
 function open(video, wanted) {
   video.querySelector("[aria-expanded]").setAttribute("aria-expanded", wanted);

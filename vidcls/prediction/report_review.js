@@ -107,7 +107,7 @@ function show(place) { // of the queue
   at = place;
   say("");
   const sha256 = queue[at], [row] = places.get(sha256), summary = $(`v${row + 1}`).rows[0];
-  const drawn = page.videos[row][2], details = drawn === null ? null : detailsOf(drawn);
+  const details = detailsOf(page.videos[row][2]);
   $("title").replaceChildren(summary.querySelector("bdi").cloneNode(true));
   const facts = [".badge", ".reason", ".brief"].map(name => summary.querySelector(name).cloneNode(true));
   $("verdict").replaceChildren(...facts);

@@ -37,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("videos")
     options = {"crf": "20", "preset": "ultrafast", "g": "10"}
     for name, count, shade in (("a", 10, 0), ("b", 20, 9), ("six", 60, 0)):
-        written = write_video(folder / "written.mp4", pools.moving(count, shade), fps=10, options=options)
+        written = write_video(folder / "written.mp4", moving(count, shade=shade), fps=10, options=options)
         ffmpeg("-i", written, "-c", "copy", "-movflags", "+faststart", folder / f"{name}.mp4")
     (folder / "written.mp4").unlink()
     noise = np.random.default_rng(0).integers(0, 256, (400, 64, 64, 1), np.uint8).repeat(3, axis=-1)

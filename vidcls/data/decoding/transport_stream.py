@@ -1,25 +1,21 @@
 """Packets that an MPEG transport stream has lost: FFmpeg joins what is left without a word."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np
 
 SYNC = 0x47  # the first byte of each packet
-LAYOUTS = (
-    (188, 0),
-    (192, 4),
-    (204, 0),
-)  # bytes from packet to packet, and before the first one (ISO/IEC 13818-1; M2TS; DVB)
+# Bytes from one packet to the next, and before the first: of plain streams, M2TS and DVB.
+LAYOUTS = ((188, 0), (192, 4), (204, 0))
 PACKETS_AT_ONCE = 8192
 
 
 def count_gaps(path: Path, stream: int) -> int:
-    """How often packets of the stream with the identifier ``stream`` are missing or marked as damaged, or none follow.
+    """How often packets of the stream with the identifier ``stream`` are missing or marked as damaged.
 
     Packets of a stream are counted from 0 to 15 and again (ISO/IEC 13818-1, 2.4.3.3). A gap is not counted where the
-    stream itself announces it; of 16 lost packets, or 32, nothing shows.
+    stream itself announces it; of 16 lost packets, or 32, nothing shows. Where packets do not follow each other at the
+    right distance that is one gap, and nothing behind it is read.
     """
     gaps, last = 0, None
     with path.open("rb") as file:
