@@ -60,8 +60,9 @@ def main(cfg: DictConfig) -> None:
     journal = Journal(output, summary.result_settings(run, options, policy), costs)
     videos: dict[str, str] = {}
     try:
-        videos, num_listed = plan_videos(inputs, journal, console)
-        summary.print_plan(facts, num_listed, len(videos), inputs.ignored, console)
+        plan = plan_videos(inputs, journal, console)
+        videos = plan.videos
+        summary.print_plan(facts, plan, inputs.ignored, console)
         if engine.name == "ray":
             from vidcls.prediction.ray_engine import predict_on_ray
 

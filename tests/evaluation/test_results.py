@@ -157,6 +157,8 @@ def test_other_data_is_matched_by_class_name(copied: Path, demo_folder: Path, tm
     kept = before[before["label"] != "harmful"].reset_index(drop=True)
     pd.testing.assert_frame_equal(predictions, kept)
     assert results(folder)["test"]["per_class"]["harmful"]["support"] == 0
+    note = "no video of test is of harmful"
+    assert note in printed and note in results(folder)["test"]["notes"][0]
     assert results(folder)["about"]["source"] == str(tmp_path / "others")
 
 
@@ -221,6 +223,7 @@ def test_the_target_recall_sets_the_threshold(copied: Path) -> None:
     printed = evaluate(copied, "policy.target.harmful.recall=0.05", "policy.review_margin=0.1")
     policy = load_policy(copied / "policy.json", CLASSES, load_run(copied).identity)
     assert policy.targets == {"harmful": {"recall": 0.05}} and "recall 0.05" in printed
+    assert "Note for harmful: its val videos are of " in printed  # the guarantee is that of independent ones
     val = table(copied / "predictions_val.csv")
     scores = calibrate(val[CLASSES].to_numpy(), policy.temperature)[:, CLASSES.index("harmful")]
     of_it = scores[(val["label"] == "harmful").to_numpy()]
@@ -236,8 +239,9 @@ def test_a_policy_that_allows_the_probably_harmful_is_pointed_out(evaluated: Pat
     save_policy(lax, copied / "policy.json")
     kept = (copied / "policy.json").read_bytes()
     printed = evaluate(copied, "split=val")  # no policy.* option: the policy stays
+    note = "videos whose most probable class is adult are allowed where its score is below 0.900"
     assert (copied / "policy.json").read_bytes() == kept
-    assert "Note for adult: videos that score from 0.5 to 0.900 are allowed" in printed
+    assert f"Note for adult: {note}" in printed
     assert "Note for harmful" not in printed
 
 
@@ -293,7 +297,7 @@ def test_without_a_class_called_safe_the_safe_class_must_be_named(
         writer.writerow([tmp_path / "lost_1.mp4", names["harmful"], "test"])
     result = train(*tiny, f"data.source={videos}", "trainer.max_epochs=1", f"run_dir={run}")
     assert result.code == 0, result.stderr
-    assert "No policy" in evaluate(run, "split=val")
+    assert "No policy" in (printed := evaluate(run, "split=val")) and "one of 0, schädlich & Co." in printed
     assert not (run / "policy.json").exists()
     refused(call("evaluate.py", f"run={run}", "policy.review_margin=0.3"), "[policy.safe_class]")
     result = call("evaluate.py", f"run={run}", "policy.safe_class=schädlich & Co.", "policy.target.0.recall=2")

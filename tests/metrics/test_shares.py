@@ -35,3 +35,14 @@ def test_equal_shares_seldom_do(alike: bool) -> None:
     pairs = [(drawn(rng, 12, 0.5, alike), drawn(rng, 30, 0.5, alike)) for _ in range(60)]
     wrong = sum(compare_shares(*one, *other, CLASSES)["yes"]["differs"] for one, other in pairs)
     assert wrong <= 6
+
+
+@pytest.mark.parametrize("videos", [1, 2, 3, 5, 20])
+def test_a_few_videos_that_are_predicted_alike_are_no_difference(videos: int) -> None:
+    """Of three videos of two equal classes one in four draws is of one class: resamples of it do not differ."""
+    rng = np.random.default_rng(2)
+    known, each = (rng.random(200) < 0.5).astype(int), np.arange(200)
+    drawn = (rng.random((100, videos)) < 0.5).astype(int)
+    found = [compare_shares(one, each[:videos], known, each, CLASSES)["yes"] for one in drawn]
+    assert sum(one["differs"] for one in found) <= 10
+    assert all(one["ci95"][0] <= one["difference"] <= one["ci95"][1] for one in found)

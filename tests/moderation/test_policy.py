@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -75,6 +76,19 @@ def test_a_fit_without_targets_and_at_the_ends() -> None:
     assert wide.block == {"b": 1.0}
     wide = fit_policy(probabilities, labels, ["a", "b"], "a", {"b": {"precision": 0.9}}, 0.99, "m")
     assert wide.review == {"b": 0.0}
+
+
+@settings(deadline=None)
+@given(st.integers(2, 12), st.data())
+def test_without_a_target_what_is_most_probably_harmful_is_never_allowed(k: int, data: st.DataObject) -> None:
+    """Three classes share the probability: a harmful one may be the most probable with little more than a third."""
+    weights = data.draw(hnp.arrays(np.float64, k, elements=st.floats(0.0, 1.0))) + 1e-3
+    row, names = weights / weights.sum(), [str(number) for number in range(k)]
+    found = fit_policy(np.full((2, k), 1 / k), np.array([0, 1]), names, names[-1], {}, 0.2, "m")
+    for temperature in (1.0, *TEMPERATURES):  # the highest, of a network that guesses, makes all scores nearly alike
+        decision = decide(replace(found, temperature=temperature), row, "ok", "").decision
+        assert row.argmax() == k - 1 or decision != "allow"
+    assert decide(found, np.full(k, 1 / k), "ok", "").decision != "allow"
 
 
 def test_a_fit_reports_calibration_before_and_after() -> None:

@@ -55,3 +55,19 @@ def test_an_empty_list_is_refused(tmp_path: Path, content: str) -> None:
     with pytest.raises(UserError) as error:
         Inputs(str(tmp_path / "list.txt"), FetchLimits())
     assert error.value.code == "input"
+
+
+def test_what_a_list_or_a_glob_leaves_out_is_counted(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("path,note\na.mp4,x\n,lost its path\n")
+    (tmp_path / "in" / "day").mkdir(parents=True)
+    for name in ("b.mp4", "day/c.mp4"):
+        (tmp_path / "in" / name).write_bytes(b"content")
+    (tmp_path / "in" / "gone.mp4").symlink_to("nowhere")
+    expected = {
+        tmp_path / "list.csv": (1, {"rows without a path": 1}),
+        tmp_path / "in" / "*": (1, {"folders": 1, "broken links or special files": 1}),
+        tmp_path / "in" / "**": (2, {"broken links or special files": 1}),
+    }
+    for text, (count, ignored) in expected.items():
+        inputs = Inputs(str(text), FetchLimits())
+        assert len(list(inputs)) == count and inputs.ignored == ignored, text

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -302,3 +302,11 @@ def test_a_policy_of_another_network_is_refused(bright: Path, tmp_path: Path) ->
 
 def test_all_three_must_be_named() -> None:
     refused(call("predict.py"), "a value for input", "[missing-option]")
+
+
+def test_a_policy_that_means_nothing_is_pointed_out(bright: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(bright, tmp_path / "run"))
+    write_video(tmp_path / "in" / "a.mp4", lit(2))
+    assert "guessing" not in predict(run, tmp_path / "in", tmp_path / "plain").stdout
+    save_policy(replace(plain_policy(run), temperature=20.0), run / "policy.json")
+    assert "no better than guessing" in predict(run, tmp_path / "in", tmp_path / "out").stdout

@@ -1,7 +1,7 @@
 """What evaluate.py measures and leaves in a run folder: metrics with intervals, curves, errors, and a policy."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -153,11 +153,6 @@ def choose_policy(
     return policy
 
 
-def fitted_on(run: BaseRun) -> str:
-    """Which predictions policies are fitted to."""
-    return "val" if run.oof_predictions is None else "out-of-fold"
-
-
 def evaluate_split(
     run: BaseRun,
     videos: Videos,
@@ -179,7 +174,8 @@ def evaluate_split(
     compared = folder.name not in ("train", "val")
     drift = compare_with_training(run, rows, given[0], vectors, predictions.labels) if compared else None
     metrics["drift"] = drift
-    metrics["notes"] = [*drift_notes(split, drift), *(temperature_notes(policy, fitted_on(run)) if policy else ())]
+    about_policy = temperature_notes(policy, run.policy_fitted_on) if policy else ()
+    metrics["notes"] = [*absent_class_notes(split, metrics), *drift_notes(split, drift), *about_policy]
     if policy is not None:
         calibrated = reliability(calibrate(predictions.probabilities, policy.temperature), predictions.labels)
         metrics["calibration_error_calibrated"] = calibrated.error
@@ -193,6 +189,15 @@ def evaluate_split(
         "errors": worst_errors_figure(videos, split, predictions),
     }
     return SplitResult(folder, predictions, metrics, figures, report)
+
+
+def absent_class_notes(split: str, metrics: Mapping[str, Any]) -> Iterator[str]:
+    """Which classes a split has no videos of, and what that means for its metrics."""
+    if absent := [name for name, of_class in metrics["per_class"].items() if of_class["support"] == 0]:
+        yield (
+            f"Note: no video of {split} is of {', '.join(absent)}. In the macro F1 the F1 of such a class counts as 0, "
+            "and the AUROC leaves it out."
+        )
 
 
 def result_folder(run: BaseRun, source: str | None, split: str) -> Path:

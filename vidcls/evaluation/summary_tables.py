@@ -7,10 +7,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from vidcls.evaluation.results import SplitResult, fitted_on
+from vidcls.evaluation.results import SplitResult, absent_class_notes
 from vidcls.moderation.policy import Policy, temperature_notes
 from vidcls.prediction.drift import drift_notes
 from vidcls.prediction.run import BaseRun
+
+FEW_CREATORS = 20  # of fewer, videos are hardly independent: see docs/evaluation.md
 
 
 def print_evaluation(run: BaseRun, results: dict[str, SplitResult], policy: Policy | None, console: Console) -> None:
@@ -22,18 +24,20 @@ def print_evaluation(run: BaseRun, results: dict[str, SplitResult], policy: Poli
     }
     console.print(_by_split(f"Metrics of {run.name}", columns))
     for split, result in results.items():
-        for note in drift_notes(split, result.metrics["drift"]):
+        for note in [*absent_class_notes(split, result.metrics), *drift_notes(split, result.metrics["drift"])]:
             console.print(note, markup=False, soft_wrap=True)
     if policy is None:
-        advice = f"No policy. To fit one, name the class that needs no action, such as policy.safe_class={classes[-1]}"
+        needed = "name the class that needs no action with policy.safe_class=CLASS"
+        advice = f"No policy. To fit one, {needed}, one of {', '.join(classes)}"
         console.print(advice, markup=False, soft_wrap=True)
     else:
-        _print_policy(policy, fitted_on(run), results, console)
+        _print_policy(policy, run, results, console)
     for result in results.values():
         console.print(f"Results: {result.folder}", markup=False, soft_wrap=True)
 
 
-def _print_policy(policy: Policy, fitted_on: str, results: dict[str, SplitResult], console: Console) -> None:
+def _print_policy(policy: Policy, run: BaseRun, results: dict[str, SplitResult], console: Console) -> None:
+    fitted_on = run.policy_fitted_on
     before, after = policy.calibration_error["before"], policy.calibration_error["after"]
     console.print(
         f"Policy {policy.identity}: temperature {policy.temperature:.3f} (ECE on {fitted_on} predictions {before:.3f}, "
@@ -48,7 +52,7 @@ def _print_policy(policy: Policy, fitted_on: str, results: dict[str, SplitResult
         targets = ", ".join(f"{metric} {value:g}" for metric, value in policy.targets.get(name, {}).items()) or "-"
         table.add_row(Text(name), f"{review:.3f}", f"{policy.block[name]:.3f}", targets)
     console.print(table)
-    for note in [*temperature_notes(policy, fitted_on), *_notes(policy, fitted_on)]:
+    for note in [*temperature_notes(policy, fitted_on), *_notes(policy, fitted_on), *_creator_notes(policy, run)]:
         console.print(note, markup=False, soft_wrap=True)
     columns = {}
     for split, result in results.items():
@@ -62,10 +66,28 @@ def _notes(policy: Policy, fitted_on: str) -> Iterator[str]:
     for name, review in policy.review.items():
         if policy.support.get(name, 0) == 0:
             yield f"Note for {name}: there is no intact {fitted_on} video of it, so its thresholds mean nothing."
-        if review > 0.5:
+        if review > 1 / len(policy.classes):
             yield (
-                f"Note for {name}: videos that score from 0.5 to {review:.3f} are allowed, although more likely "
-                f"{name} than not. A higher target for the recall lowers that threshold."
+                f"Note for {name}: videos whose most probable class is {name} are allowed where its score is below "
+                f"{review:.3f}. Set or raise policy.target.{name}.recall to lower that threshold."
+            )
+        if policy.block[name] <= 0.5:
+            yield (
+                f"Note for {name}: videos are blocked from a score of {policy.block[name]:.3f} on, even "
+                f"where {policy.safe_class} is more probable. Set or raise policy.target.{name}.precision to raise it."
+            )
+
+
+def _creator_notes(policy: Policy, run: BaseRun) -> Iterator[str]:
+    splits, fitted_on = ("val",) if run.oof_predictions is None else run.fitted_splits, run.policy_fitted_on
+    intact = run.manifest[run.manifest["split"].isin(splits) & (run.manifest["status"] == "ok")]
+    for name in policy.targets:
+        creators = set(intact.loc[intact["label"] == name, "creator"]) - {""}
+        if policy.targets[name] and 0 < len(creators) < FEW_CREATORS:
+            count = f"{len(creators)} creator{'s' * (len(creators) > 1)}"
+            yield (
+                f"Note for {name}: its {fitted_on} videos are of {count}. The 95 % confidence in its targets assumes "
+                "independent videos, and those of one creator are alike."
             )
 
 

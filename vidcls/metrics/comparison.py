@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
+from scipy.special import ndtri
 
 from vidcls.metrics.bootstrap import PERCENTILES, resample_groups, resample_videos
 from vidcls.metrics.calibration import calibrate, fit_temperature
@@ -99,17 +100,20 @@ def compare_shares(
 ) -> dict[str, dict[str, Any]]:
     """For each class the share of N videos that are predicted as it, and its difference to that of M other videos.
 
-    ``ci95`` holds 95 % intervals of the difference for all K classes together (Bonferroni), the wider of two: groups
-    are resampled with all their videos, since those of one creator are alike, or single videos, since with few groups
-    the former are too narrow. ``differs`` where 0 is outside.
+    ``ci95`` holds 95 % intervals of the difference for all K classes together (Bonferroni), the widest of three: groups
+    are resampled with all their videos, since those of one creator are alike; or single videos, since with few groups
+    the former are too narrow; or that of Agresti and Caffo (2000), since resamples of a few videos that are all
+    predicted alike do not differ. ``differs`` where 0 is outside.
     """
     tail = 100 * 0.05 / 2 / max(len(classes) - 1, 1)
     drawn = [
         _shares(predicted, one, len(classes), 0) - _shares(reference, two, len(classes), 1)
         for one, two in ((groups, reference_groups), (np.arange(len(predicted)), np.arange(len(reference))))
     ]
-    low = np.min([np.percentile(difference, tail, axis=0) for difference in drawn], axis=0)
-    high = np.max([np.percentile(difference, 100 - tail, axis=0) for difference in drawn], axis=0)
+    center, spread = _added_difference(predicted, reference, len(classes))
+    reach = float(ndtri(1 - tail / 100)) * spread
+    low = np.min([center - reach, *(np.percentile(difference, tail, axis=0) for difference in drawn)], axis=0)
+    high = np.max([center + reach, *(np.percentile(difference, 100 - tail, axis=0) for difference in drawn)], axis=0)
     found = {}
     for k, name in enumerate(classes):
         share, other = float((predicted == k).mean()), float((reference == k).mean())
@@ -117,6 +121,17 @@ def compare_shares(
         found[name] = {"share": share, "reference": other, "difference": share - other, "ci95": interval}
         found[name]["differs"] = interval[0] > 0 or interval[1] < 0
     return found
+
+
+def _added_difference(
+    predicted: Int[np.ndarray, " N"], reference: Int[np.ndarray, " M"], num_classes: int
+) -> tuple[Float[np.ndarray, " K"], Float[np.ndarray, " K"]]:
+    """Agresti and Caffo: as if each sample had one video more of each class and one more of another; and its error."""
+    sizes = np.array([len(predicted), len(reference)]) + 2
+    counts = np.stack([np.bincount(one, minlength=num_classes) for one in (predicted, reference)])  # [2, K]
+    shares = (counts + 1) / sizes[:, None]
+    spread: np.ndarray = np.sqrt((shares * (1 - shares) / sizes[:, None]).sum(axis=0))
+    return shares[0] - shares[1], spread
 
 
 def _shares(

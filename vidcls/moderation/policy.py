@@ -89,7 +89,8 @@ def fit_policy(
 
     A target ``{class: {"recall": r, "precision": p}}`` sets with its recall the review threshold of the class, with its
     precision the block threshold. With one of the two, the other threshold is ``review_margin`` away; with neither,
-    they are 0.5 -+ ``review_margin`` / 2.
+    they are 0.5 -+ ``review_margin`` / 2, and the lower one at most 1 / K: a video whose most probable class is harmful
+    is never allowed.
 
     Raises:
         UserError: targets out of range, of unknown or safe classes, or that the videos cannot support.
@@ -107,15 +108,15 @@ def fit_policy(
         scores, positives, target = calibrated[:, column], labels == column, checked.get(name, {})
         low = review_threshold(scores, positives, target["recall"], name=name) if "recall" in target else None
         high = block_threshold(scores, positives, target["precision"], name=name) if "precision" in target else None
-        review[name], block[name] = _band(low, high, review_margin)
+        review[name], block[name] = _band(low, high, review_margin, 1 / len(classes))
     support = {name: int((labels == column).sum()) for column, name in enumerate(classes)}
     error = {"before": reliability(probabilities, labels).error, "after": reliability(calibrated, labels).error}
     return Policy(model, tuple(classes), safe_class, temperature, review, block, checked, support, error)
 
 
-def _band(low: float | None, high: float | None, margin: float) -> tuple[float, float]:
+def _band(low: float | None, high: float | None, margin: float, chance: float) -> tuple[float, float]:
     if low is None:
-        return (0.5 - margin / 2, 0.5 + margin / 2) if high is None else (max(0.0, high - margin), high)
+        return (min(0.5 - margin / 2, chance), 0.5 + margin / 2) if high is None else (max(0.0, high - margin), high)
     return (low, min(1.0, low + margin)) if high is None else (min(low, high), high)
 
 

@@ -71,11 +71,13 @@ def _find(text: str, limits: FetchLimits, ignored: Counter[str]) -> Iterator[Inp
     if kind in LIST_EXTENSIONS and (remote or os.path.isfile(text)):
         base = os.path.dirname(path_of(text) if remote else os.path.abspath(text))
         for _, row in read_list(text, limits, ("path",)):
-            if row["path"]:
-                location = join(base, row["path"])
-                if is_url(location):
-                    _check_scheme(location)
-                yield Input(redact(row["path"]), location)
+            if not row["path"]:
+                ignored["rows without a path"] += 1
+                continue
+            location = join(base, row["path"])
+            if is_url(location):
+                _check_scheme(location)
+            yield Input(redact(row["path"]), location)
     elif remote and (kind in VIDEO_EXTENSIONS or not is_folder(text)):
         yield Input(os.path.basename(path_of(text)), text)
     elif remote or os.path.isdir(text):
@@ -86,7 +88,12 @@ def _find(text: str, limits: FetchLimits, ignored: Counter[str]) -> Iterator[Inp
         yield Input(os.path.basename(text), os.path.abspath(text))
     else:
         for path in glob.iglob(text, recursive=True):
-            if os.path.isfile(path) and is_video(os.path.basename(path), ignored):
+            if os.path.isdir(path):
+                if "**" not in text:  # which matches what is in them too
+                    ignored["folders"] += 1
+            elif not os.path.isfile(path):
+                ignored["broken links or special files"] += 1
+            elif is_video(os.path.basename(path), ignored):
                 yield Input(path, os.path.abspath(path))
 
 
@@ -101,10 +108,11 @@ def _check_scheme(url: str) -> None:
 
 
 class Plan(NamedTuple):
-    """The videos that are to be classified, by name: their paths or URLs; and how many were listed."""
+    """The videos that are to be classified, by name: their paths or URLs; how many were listed, and had a result."""
 
     videos: dict[str, str]
     num_listed: int
+    num_again: int  # of ``videos``: their result is replaced
 
 
 def plan_videos(inputs: Iterable[Input], journal: Journal, console: Console) -> Plan:
@@ -135,7 +143,8 @@ def plan_videos(inputs: Iterable[Input], journal: Journal, console: Console) -> 
             status.update(f"Listing videos: {count:,}, of which {len(found):,} are to be classified")
     # A large one that comes last would keep the others waiting.
     names = sorted(found, key=lambda name: (-sizes[name], name))
-    return Plan({name: found[name] for name in names}, count)
+    num_again = len(names) - journal.num_missing(names)
+    return Plan({name: found[name] for name in names}, count, num_again)
 
 
 def _same_name(name: str) -> UserError:

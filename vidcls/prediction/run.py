@@ -67,6 +67,11 @@ class BaseRun:
         """Where its policy is, or would be."""
         return policy_path(self.folder)
 
+    @property
+    def policy_fitted_on(self) -> str:
+        """Which predictions a policy is fitted to."""
+        return "val" if self.oof_predictions is None else "out-of-fold"
+
     @cached_property
     def predictor(self) -> Predictor:
         """The network on the device of training."""

@@ -9,17 +9,21 @@ import pandas as pd
 from rich.console import Console
 
 from vidcls.data.store import decoding_versions
-from vidcls.moderation.policy import DECISIONS, Policy, load_policy
+from vidcls.moderation.policy import DECISIONS, Policy, load_policy, temperature_notes
 from vidcls.prediction.html_report import STATUSES
+from vidcls.prediction.inputs import Plan
 from vidcls.prediction.options import PredictOptions
 from vidcls.prediction.run import BaseRun
 from vidcls.prediction.video_result import NO_POLICY
 
 
 def find_policy(run: BaseRun, console: Console) -> Policy | None:
-    """The policy.json of the run; None, and a warning, where it has none."""
+    """The policy.json of the run, and what is wrong with its temperature; None, and a warning, where it has none."""
     if run.policy_path.exists():
-        return load_policy(run.policy_path, run.classes, run.identity)
+        policy = load_policy(run.policy_path, run.classes, run.identity)
+        for note in temperature_notes(policy, run.policy_fitted_on):
+            console.print(note, style="yellow", markup=False, highlight=False, soft_wrap=True)
+        return policy
     console.print(f"[yellow]Every video will be marked for review[/yellow]: the run has {NO_POLICY}", soft_wrap=True)
     return None
 
@@ -56,13 +60,13 @@ def report_facts(run: BaseRun, options: PredictOptions, policy: Policy | None) -
     }
 
 
-def print_plan(
-    facts: Mapping[str, str], num_listed: int, num_pending: int, ignored: Mapping[str, int], console: Console
-) -> None:
+def print_plan(facts: Mapping[str, str], plan: Plan, ignored: Mapping[str, int], console: Console) -> None:
     """What will be done."""
     others = ", ".join(f"{count} {kind}" for kind, count in sorted(ignored.items()))
-    done = f", {num_listed - num_pending} of them classified before" if num_pending < num_listed else ""
-    console.print(f"{num_listed} videos{done}{f' (ignored {others})' if others else ''}", markup=False, soft_wrap=True)
+    done = plan.num_listed - len(plan.videos)
+    counts = f"{plan.num_listed} videos" + f", {done} of them classified before" * (done > 0)
+    counts += f", {plan.num_again} again: changed, or not read completely then" * (plan.num_again > 0)
+    console.print(f"{counts}{f' (ignored {others})' if others else ''}", markup=False, soft_wrap=True)
     for name in ("Classified whole", "Longer videos"):
         console.print(f"{name}: {facts[name]}", soft_wrap=True)
 
