@@ -154,8 +154,10 @@ def snippet() -> str:
     return str(found)
 
 
-def test_the_documented_snippet_runs_as_it_stands(exported: Path, demo_folder: Path, tmp_path: Path) -> None:
-    run = exported / "lstm"
+@pytest.mark.parametrize("name", ["lstm", "mean"])
+def test_the_documented_snippet_runs_as_it_stands(name: str, exported: Path, demo_folder: Path, tmp_path: Path) -> None:
+    """Also for a run that stores more and larger frames than it uses, as those of a sweep do."""
+    run = exported / name
     rows = pd.read_csv(run / "predictions_test.csv").head(1)
     for row in rows.to_dict("records"):
         arguments = (run / "export" / "model.onnx", demo_folder / row["path"])
