@@ -72,6 +72,14 @@ def test_what_is_undefined_is_none() -> None:
     assert summary["auroc"]["mean"] is None and summary["accuracy"] == summary["accuracy"] | {"mean": 1, "ci95": None}
 
 
+def test_an_area_of_zero_is_a_number() -> None:
+    """Of a network that is always wrong; and a resample of few videos may have one."""
+    labels = np.array([0, 1, 0, 1])
+    found = OutOfFold(labels, np.arange(4), np.eye(2)[1 - labels][None, None])
+    summary = summarise_out_of_fold(found, ["no", "yes"])
+    assert summary["auroc"]["mean"] == 0 and summary["auroc"]["ci95"] == [0, 0]
+
+
 def test_a_class_that_is_predicted_too_often_shows_in_its_share() -> None:
     rng = np.random.default_rng(0)
     labels, groups = np.arange(200) % 2, np.arange(200) // 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from vidcls.errors import UserError
 from vidcls.files import hash_file
 from vidcls.sweeps.cross_validation import write_folds
 from vidcls.sweeps.fold_plan import Plan
+from vidcls.sweeps.fold_results import comparisons, read_cross_validation
 
 RESULTS = ("out_of_fold.csv", "metrics.json", "cross_validation.md", "label_issues.csv", "label_issues.html")
 
@@ -252,6 +254,30 @@ def test_the_report_shows_several_side_by_side(validated: Path, tmp_path: Path) 
     refused(call("report.py", f"sweep=[{validated},{tmp_path}]"), "no-sweep")
     shutil.copy(validated / "sweep.json", tmp_path)
     refused(call("report.py", f"sweep=[{validated},{tmp_path}]"), "several-sweeps")
+
+
+def test_other_videos_with_the_same_labels_are_not_compared(validated: Path) -> None:
+    found = read_cross_validation(validated)
+    others = replace(found, videos=found.videos.assign(sha256=found.videos["sha256"].iloc[::-1].to_numpy()))
+    assert comparisons([found, others]) == ["B - A: of other videos, so their difference is not measured."]
+
+
+def test_copies_of_unknown_creators_are_resampled_together(validated: Path) -> None:
+    """As evaluate.py does."""
+    found = read_cross_validation(validated)
+    copies = found.videos["sha256"].where(found.videos.index > 2, "0" * 64)
+    groups = replace(found, videos=found.videos.assign(creator="", sha256=copies)).predictions.groups
+    assert len(set(groups[:3])) == 1 and len(set(groups)) == len(groups) - 2
+
+
+def test_classes_that_look_like_numbers_keep_their_names(validated: Path, tmp_path: Path) -> None:
+    copied = Path(shutil.copytree(validated, tmp_path / "cv"))
+    for file in [*copied.rglob("*.csv"), copied / "cross_validation.json"]:
+        text = file.read_text()
+        for number, name in enumerate(("adult", "harmful", "safe")):
+            text = text.replace(name, f"0{number}")
+        file.write_text(text)
+    assert set(read_cross_validation(copied).table["predicted"]) <= {"00", "01", "02"}
 
 
 def test_what_only_creators_share_helps_in_random_folds_alone(tmp_path: Path) -> None:

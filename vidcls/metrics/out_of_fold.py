@@ -45,7 +45,8 @@ class OutOfFold:
             areas = np.array([_auroc(run[:, k], self.labels == k, weights) for k in range(len(classes))])
             defined = np.isfinite(areas)
             total = np.where(defined, areas, 0).sum(axis=0)
-            found["auroc"].append(np.divide(total, defined.sum(axis=0), out=np.full(len(n), np.nan), where=total > 0))
+            nowhere = np.full(len(n), np.nan)
+            found["auroc"].append(np.divide(total, defined.sum(axis=0), out=nowhere, where=defined.any(axis=0)))
             for k, name in enumerate(classes):
                 found[_predicted(name)].append(weights @ (predicted == k) / n)
         shape = (*self.probabilities.shape[:2], len(n))

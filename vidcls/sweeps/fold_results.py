@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from vidcls.data.manifest import read_manifest
+from vidcls.data.splits import group_numbers
 from vidcls.data.store import FrameStore
 from vidcls.errors import UserError
 from vidcls.files import csv_bytes, write_atomically, write_json
@@ -34,6 +35,7 @@ class CrossValidation:
     record: dict[str, Any]  # what cross_validation.json holds
     overrides: list[str]  # of its command
     table: pd.DataFrame  # out_of_fold.csv: repeat, seed, fold, path, creator, label, predicted, a column per class
+    videos: pd.DataFrame  # folds.csv: path, label, creator, sha256 and more; in the order of their paths
 
     @property
     def classes(self) -> list[str]:
@@ -55,11 +57,9 @@ class CrossValidation:
         """The table as arrays; videos are in the order of their paths."""
         table, classes = self.table.sort_values(["repeat", "seed", "path"], kind="stable"), self.classes
         shape = (self.plan.repeats, len(self.plan.seeds), self.record["videos"], len(classes))
-        first = table.head(shape[2])
-        creators = first["creator"].where(first["creator"] != "", "video " + first["path"])
         return OutOfFold(
-            first["label"].map(classes.index).to_numpy(),
-            np.unique(creators, return_inverse=True)[1],
+            self.videos["label"].map(classes.index).to_numpy(),
+            group_numbers(self.videos),
             table[classes].to_numpy(np.float64).reshape(shape),
         )
 
@@ -89,7 +89,8 @@ def read_cross_validation(folder: Path) -> CrossValidation:
             "unfinished-cross-validation",
         )
     parts = [_read_fold(folder, folds, record["classes"], *job) for job in plan.jobs]
-    return CrossValidation(folder, plan, record, overrides, pd.concat(parts, ignore_index=True))
+    videos = folds.sort_values("path", kind="stable", ignore_index=True)
+    return CrossValidation(folder, plan, record, overrides, pd.concat(parts, ignore_index=True), videos)
 
 
 def _read_fold(
@@ -102,7 +103,8 @@ def _read_fold(
     tested, others = manifest[manifest["split"] == "test"], manifest[manifest["split"] != "test"]
     used = set(tested[["path", "label", "sha256"]].itertuples(index=False, name=None))
     expected = set(held_out[["file", "label", "sha256"]].itertuples(index=False, name=None))
-    found = pd.read_csv(path, keep_default_na=False, dtype={"path": str, "label": str}) if path.is_file() else None
+    texts = dict.fromkeys(("path", "label", "predicted"), str)
+    found = pd.read_csv(path, keep_default_na=False, dtype=texts) if path.is_file() else None
     fits = found is not None and list(zip(found["path"], found["label"], strict=True)) == list(
         zip(held_out["file"], held_out["label"], strict=True)
     )
@@ -131,12 +133,11 @@ def write_results(folder: Path, store: FrameStore) -> None:
     content = {"cross_validation": found.record, "unit": found.unit, "out_of_fold": found.summary}
     write_json(folder / "metrics.json", content)
     write_atomically(folder / "cross_validation.md", results_text([found]).encode())
-    videos = pd.read_csv(folds_path(folder), dtype=str, keep_default_na=False).sort_values("path", kind="stable")
     mean = found.predictions.probabilities.mean(axis=(0, 1))  # [N, K]
-    suspect = write_label_issues(folder, videos, mean, found.classes, store)
+    suspect = write_label_issues(folder, found.videos, mean, found.classes, store)
     console = Console()
     print_results([found], console)
-    console.print(f"{suspect} of {len(videos)} labels are suspect: see label_issues.html")
+    console.print(f"{suspect} of {len(found.videos)} labels are suspect: see label_issues.html")
     console.print(f"Results: {folder}\n  {OUT_OF_FOLD}  metrics.json  cross_validation.md", soft_wrap=True)
 
 
@@ -203,7 +204,7 @@ def comparisons(results: Sequence[CrossValidation]) -> list[str]:
     for place, found in enumerate(results[1:], 1):
         name = f"{chr(ord('A') + place)} - A"
         try:
-            if found.classes != results[0].classes:
+            if found.classes != results[0].classes or list(found.videos["sha256"]) != list(results[0].videos["sha256"]):
                 raise ValueError
             differences = compare_out_of_fold(results[0].predictions, found.predictions, found.classes)
         except ValueError:
