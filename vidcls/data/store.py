@@ -25,7 +25,7 @@ from vidcls.errors import UserError
 from vidcls.files import write_atomically
 
 # Raised whenever decoding changes what it gives for the same video and settings: old entries are then not found.
-DECODE_VERSION = 5
+DECODE_VERSION = 6
 
 
 def decoding_versions() -> dict[str, str | int]:

@@ -4,12 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.frames import EACH_DECODER, SIDE, difference, moving, numbered, numbers, read
+from helpers.frames import EACH_DECODER, SIDE, difference, moving, numbered, numbers, read, stream
 from helpers.videos import ffmpeg, write_video
 
 from experiments.torture import media
-from vidcls.data.decoding.result import DECODERS
+from vidcls.data.decoding.plan import WindowPlan
+from vidcls.data.decoding.result import DECODERS, UndecodableError
 from vidcls.data.decoding.track import scan
+from vidcls.data.decoding.windows import stream_windows
 from vidcls.data.sampling import StoreSpec, clip_indices, frame_indices
 
 # Levels of 255: both decoders use FFmpeg's bilinear scaler, but not the same version of it.
@@ -191,6 +193,27 @@ def test_frames_are_turned_and_mirrored_as_by_ffmpeg(tmp_path: Path, suffix: str
     assert difference(frames, by_ffmpeg(path)) <= ROUNDING
     assert difference(frames, by_ffmpeg(path, "-noautorotate")) > 50
     assert difference(read(path, 50, "pyav")[0], by_ffmpeg(path)) <= ROUNDING
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "ts"])
+@pytest.mark.parametrize("turn", ["rotate=90", "flip=horizontal"])
+@pytest.mark.parametrize("gop", ["5", "250"])
+def test_frames_are_turned_as_h264_itself_says(tmp_path: Path, suffix: str, turn: str, gop: str) -> None:
+    """At its first key frame or at each; the ffmpeg program and ffplay then turn all frames."""
+    video = write_video(tmp_path / "a.mp4", moving(30), options={"crf": "0", "g": gop})
+    path = tmp_path / f"turned.{suffix}"
+    ffmpeg("-i", video, "-c", "copy", "-bsf:v", f"h264_metadata=display_orientation=insert:{turn}", path)
+    expected = by_ffmpeg(path)
+    assert difference(expected, by_ffmpeg(path, "-noautorotate")) > 50
+    for decoders in (DECODERS, ("pyav",)):
+        frames, result = read(path, 30, *decoders)
+        assert (result.status, result.decoder) == ("ok", "pyav")
+        assert difference(frames, expected) <= ROUNDING
+    with pytest.raises(UndecodableError):
+        read(path, 30, "decord")
+    windows = list(stream(path, 2, 0.2, 0.2))[4:]
+    few = stream_windows(path, WindowPlan(StoreSpec(2, SIDE), 0.2, 0.2, 0.0, spans=((0.9, 1.0),)), DECODERS)
+    assert difference(next(iter(few)).frames, windows[0].frames) == 0
 
 
 @EACH_DECODER

@@ -12,7 +12,7 @@ from helpers.frames import moving
 from helpers.videos import ffmpeg, write_video
 
 from vidcls.data.decoding.frames import decode
-from vidcls.data.decoding.transport_stream import count_gaps
+from vidcls.data.decoding.transport_stream import read_transport_stream
 from vidcls.data.sampling import StoreSpec
 
 Packets = list[bytes]
@@ -77,7 +77,7 @@ def test_gaps_are_counted(
     monkeypatch.setattr("vidcls.data.decoding.transport_stream.PACKETS_AT_ONCE", 3)  # a gap may lie between two reads
     changed = tmp_path / "changed.ts"
     changed.write_bytes(change(packets_of(stream), identifier(stream)))
-    assert count_gaps(changed, identifier(stream)) == gaps
+    assert read_transport_stream(changed, identifier(stream))[0] == gaps
 
 
 @pytest.mark.parametrize("before, after", [(4, 0), (0, 16)])
@@ -88,7 +88,8 @@ def test_other_layouts_are_read(stream: Path, tmp_path: Path, before: int, after
         (packets_of(stream)[:40] + packets_of(stream)[43:], 1),
     ):
         changed.write_bytes(b"".join(bytes(before) + packet + bytes(after) for packet in packets))
-        assert len(packets) > 43 and count_gaps(changed, identifier(stream)) == gaps
+        assert len(packets) > 43
+        assert read_transport_stream(changed, identifier(stream)) == (gaps, {identifier(stream)})
 
 
 def test_a_video_with_a_gap_is_partial(stream: Path, tmp_path: Path) -> None:

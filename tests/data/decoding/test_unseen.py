@@ -116,6 +116,40 @@ def test_a_track_that_begins_in_mid_file_is_partial(tmp_path: Path) -> None:
     assert result.status == "partial" and "belongs to no track" in result.reason
 
 
+@pytest.mark.parametrize("suffix", ["ts", "mpg"])
+def test_a_few_frames_of_a_late_track_are_partial(tmp_path: Path, suffix: str) -> None:
+    """Too few to be missed by their size, and beyond the 5 MB that FFmpeg reads to learn which tracks there are."""
+    noise = np.random.default_rng(0).integers(0, 256, (30, 320, 320, 1), np.uint8).repeat(3, axis=-1)
+    video = write_video(tmp_path / "noise.mp4", noise, codec="mpeg2video", options={"qmin": "1", "qmax": "1"})
+    late = write_video(tmp_path / "late.mp4", noise[:, ::8, ::8].copy(), codec="mpeg2video")
+    one, path = tmp_path / f"one.{suffix}", tmp_path / f"two.{suffix}"
+    copies = ("-stream_loop", "8", "-i", video, "-itsoffset", "5", "-i", late, "-c", "copy")
+    ffmpeg(*copies, "-map", "0:v", one)
+    ffmpeg(*copies, "-map", "0:v", "-map", "1:v", path)
+    assert decode(one, StoreSpec(4, SIDE), DECODERS)[1].status == "ok"
+    if suffix == "ts":
+        path.write_bytes(announced_late(path.read_bytes(), one.read_bytes()))
+    with av.open(str(path)) as container:
+        assert len(container.streams.video) == 1
+    _, result = decode(path, StoreSpec(4, SIDE), DECODERS)
+    assert (result.status, result.reason) == ("partial", "video tracks that begin late and are not read: 1")
+
+
+def announced_late(two: bytes, one: bytes) -> bytes:
+    """A transport stream of two tracks whose table names the second only while it lasts; ``one`` has the first alone.
+
+    At the end the table is that of the beginning, as FFmpeg looks at both.
+    """
+    packets, alone = ([of[place : place + 188] for place in range(0, len(of), 188)] for of in (two, one))
+    table = next(packet for packet in alone if packet[1:3] == b"P\0")
+    second = [number for number, packet in enumerate(packets) if packet[1] & 31 == 1 and packet[2] == 1]
+    others = (range(second[0]), range(second[-1], len(packets)))
+    return b"".join(
+        table if packet[1:3] == b"P\0" and any(number in other for other in others) else packet
+        for number, packet in enumerate(packets)
+    )
+
+
 def test_an_attached_picture_beside_the_video_is_partial(parts: Path, tmp_path: Path) -> None:
     cover = ("-f", "lavfi", "-i", "color=c=red:s=64x64:d=0.04", "-map", "0:v", "-map", "1:v")
     cover = (*cover, "-c:v:0", "copy", "-c:v:1", "mjpeg", "-disposition:v:1", "attached_pic")

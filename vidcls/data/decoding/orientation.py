@@ -1,4 +1,4 @@
-"""How players turn and mirror the frames of a video: its display matrix (ISO/IEC 14496-12)."""
+"""How players turn and mirror the frames of a video: its display matrix (ISO/IEC 14496-12), or a message in H.264."""
 
 import struct
 from contextlib import suppress
@@ -29,11 +29,33 @@ _ORIENTATIONS = {
 }
 
 
-def orientation(frame: av.VideoFrame) -> Orientation:
-    """How players show a decoded frame; one that they turn by other than right angles counts as it is stored."""
+SEI = 6  # the kind of unit of H.264 that holds messages
+DISPLAY_ORIENTATION = 47  # the kind of message that says how to turn (ITU-T H.264, D.1)
+
+
+def says_orientation(messages: bytes) -> bool:
+    """Whether one of the messages in a unit of H.264 says how to turn pictures."""
+    rest = messages.replace(b"\0\0\3", b"\0\0")  # what keeps start codes out of it
+    while len(rest) > 2:
+        values = []
+        for _ in ("kind", "size"):
+            more = len(rest) - len(rest.lstrip(b"\xff"))
+            values.append(255 * more + int.from_bytes(rest[more : more + 1]))
+            rest = rest[more + 1 :]
+        if values[0] == DISPLAY_ORIENTATION:
+            return True
+        rest = rest[values[1] :]
+    return False
+
+
+def orientation(frame: av.VideoFrame, before: Orientation = AS_STORED) -> Orientation:
+    """How players show a decoded frame; one that they turn by other than right angles counts as it is stored.
+
+    A frame that does not say is shown as the one ``before``: H.264 and HEVC may say it in some frames alone.
+    """
     matrix = frame.side_data.get("DISPLAYMATRIX")
     if not isinstance(matrix, SideData):
-        return AS_STORED
+        return before
     a, b, _, c, d, *_ = struct.unpack("=9i", bytes(matrix))
     unit = max(map(abs, (a, b, c, d))) or 1
     return _ORIENTATIONS.get((round(a / unit), round(b / unit), round(c / unit), round(d / unit)), AS_STORED)

@@ -10,7 +10,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 from jaxtyping import Float, UInt8
 
-from vidcls.data.decoding.orientation import orientation
+from vidcls.data.decoding.orientation import AS_STORED, orientation
 from vidcls.data.decoding.track import Track, demux, open_video
 from vidcls.data.sampling import TIE_SECONDS
 
@@ -43,9 +43,12 @@ class ChosenFrames:
         times, upright = self._times, self._upright
         place, previous = 0, None
         for seconds, frame, whole in self._frames():
+            if previous is None:
+                upright.turn_as(frame)
             while place < len(times) and times[place] < seconds - TIE_SECONDS:  # its own frame is missing
                 yield upright(frame if previous is None else previous), False
                 place += 1
+            upright.turn_as(frame)
             while place < len(times) and times[place] <= seconds + TIE_SECONDS:
                 yield upright(frame), whole
                 place += 1
@@ -98,7 +101,8 @@ class ChosenFrames:
                 if packet.is_keyframe:
                     group += 1
                     left = groups[group]
-                if not left and not (groups[group] and groups[group + 1]):
+                opening = packet.is_keyframe and group == 0  # may say how all frames are turned
+                if not left and not opening and not (groups[group] and groups[group + 1]):
                     if not skipping:
                         empty = av.Packet()
                         empty.stream, empty.time_base = packet.stream, packet.time_base
@@ -121,10 +125,14 @@ class _Upright:
     """Resizes frames to R x R, turned and mirrored as players do, with one scaler for all."""
 
     def __init__(self, resolution: int) -> None:
-        self._side, self._scaler = resolution, VideoReformatter()
+        self._side, self._scaler, self._orientation = resolution, VideoReformatter(), AS_STORED
+
+    def turn_as(self, frame: av.VideoFrame) -> None:
+        """From now on, frames are turned as this one says, if it says anything."""
+        self._orientation = orientation(frame, self._orientation)
 
     def __call__(self, frame: av.VideoFrame) -> UInt8[np.ndarray, "R R 3"]:
-        side, turns = self._side, orientation(frame).filters
+        side, turns = self._side, self._orientation.filters
         if not turns and not frame.interlaced_frame:  # whose fields it would scale apart, into stripes
             scaled = self._scaler.reformat(frame, side, side, "rgb24", interpolation="BILINEAR", threads=1)
             return scaled.to_ndarray()

@@ -21,9 +21,9 @@ import av
 import numpy as np
 from jaxtyping import Float
 
-from vidcls.data.decoding.orientation import Orientation, first_orientation
+from vidcls.data.decoding.orientation import SEI, Orientation, first_orientation, says_orientation
 from vidcls.data.decoding.result import UndecodableError
-from vidcls.data.decoding.transport_stream import count_gaps
+from vidcls.data.decoding.transport_stream import read_program_stream, read_transport_stream
 
 # Formats that hold their own frames. Others name further files (HLS, DASH, SDP, ffconcat, image sequences), which
 # FFmpeg would open, or hold a still picture.
@@ -42,7 +42,7 @@ class Track:
     frame_seconds: float | None  # the frame interval, if timestamps are missing or wrong and frames are counted
     reasons: tuple[str, ...]  # why a player may show something that is not among the frames
     coverage: float  # the fraction of its frames, as far as it is known, that are there and shown, 0..1
-    decord: bool  # whether decord finds each of its frames, and turns them as players do
+    decord: bool  # whether decord finds each of its frames, and turns them as FFmpeg does
 
     @property
     def seconds(self) -> float:
@@ -117,6 +117,7 @@ def read_track(path: Path) -> tuple[Track, Float[np.ndarray, " N"], Float[np.nda
         mp4 = container.format.name.startswith("mov")
         indexed = (mp4 or container.format.name.startswith("matroska")) and stream.codec_context.name == "h264"
         shown: Orientation | None = None
+        turns = False  # whether key frames themselves say how they are turned, which decord does not see
         others = [other for other in container.streams if other.index != stream.index]
         for packet in demux(container, stream, *others):
             if packet.pos is not None and packet.size:
@@ -139,7 +140,9 @@ def read_track(path: Path) -> tuple[Track, Float[np.ndarray, " N"], Float[np.nda
             if packet.pts is not None:
                 if packet.is_keyframe:
                     keys.append(packet.pts)
-                    idr = idr and _starts_anew(memoryview(packet), avcc)
+                    if indexed:
+                        starts_anew, turned = _read_key_frame(memoryview(packet), avcc)
+                        idr, turns = idr and starts_anew, turns or turned
                 leading = leading or (len(keys) > 0 and packet.pts < keys[-1])
                 ticks.append(packet.pts)
                 durations.append(packet.duration or 0)
@@ -149,13 +152,15 @@ def read_track(path: Path) -> tuple[Track, Float[np.ndarray, " N"], Float[np.nda
         declared = max(stream.frames - repeats, count + hidden)
         visible = [other for other in others if other.type == "video"]
         covers = sum(bool(other.disposition & av.stream.Disposition.attached_pic) for other in visible)
-        gaps = count_gaps(path, stream.id) if container.format.name == "mpegts" else 0
+        gaps, videos = _read_mpeg(container, path, stream.id)
+        late = len(videos - {other.id for other in container.streams})
         found = {
             f"the file ends early: {count} of {declared} frames are there": count < declared and not hidden,
             f"an edit list hides {declared - count} of {declared} frames": hidden,
             f"the first {keyless} frames come before any key frame": keyless and key_found,
             f"{corrupt} of {declared} packets are damaged": corrupt,
             f"{len(visible) - covers + 1} video tracks, of which one is read": len(visible) > covers,
+            f"video tracks that begin late and are not read: {late}": late,
             "the attached picture is not read": covers,
             "several movies in one file, of which one is read": _count_movies(path) > 1,
             f"{gaps} gap{'s' * (gaps > 1)} in the transport stream, where packets are lost or files are joined": gaps,
@@ -173,24 +178,25 @@ def read_track(path: Path) -> tuple[Track, Float[np.ndarray, " N"], Float[np.nda
     seekable = indexed and not leading
     key_starts = np.array(keys if seekable and idr else (), np.float64) * base.numerator / base.denominator
     # decord mirrors nothing, and turns what is in an mp4 alone.
-    upright = shown is not None and not shown.mirrored and (mp4 or not shown.degrees)
+    upright = shown is not None and not shown.mirrored and (mp4 or not shown.degrees) and not turns
     return Track(float(starts[0]), end, None, reasons, count / declared, seekable and upright), starts, key_starts
 
 
-def _starts_anew(key_frame: memoryview, avcc: bytes) -> bool:
-    """Whether a key frame of H.264 with lengths before its units (ISO/IEC 14496-15) is an IDR picture.
+def _read_key_frame(key_frame: memoryview, avcc: bytes) -> tuple[bool, bool]:
+    """Whether a key frame of H.264 with lengths before its units (ISO/IEC 14496-15) is an IDR picture, and may turn.
 
     Others are called key frames too, such as those at which a decoder may join a stream that is refreshed bit by bit.
     """
     if len(avcc) < 5 or avcc[0] != 1:
-        return False
-    prefix, place = (avcc[4] & 3) + 1, 0
+        return False, True
+    prefix, place, turns = (avcc[4] & 3) + 1, 0, False
     while place + prefix < len(key_frame):
-        kind = key_frame[place + prefix] & 31
+        kind, start = key_frame[place + prefix] & 31, place + prefix
+        place = start + int.from_bytes(key_frame[place:start])
         if 1 <= kind <= 5:  # a slice
-            return kind == 5
-        place += prefix + int.from_bytes(key_frame[place : place + prefix])
-    return False
+            return kind == 5, turns
+        turns = turns or (kind == SEI and says_orientation(bytes(key_frame[start + 1 : place])))
+    return False, turns
 
 
 def _has_unread_part(container: av.container.InputContainer, path: Path, places: array[int], sizes: array[int]) -> bool:
@@ -206,6 +212,13 @@ def _has_unread_part(container: av.container.InputContainer, path: Path, places:
         gaps.max() > max(UNREAD_BYTES, UNREAD_STRETCH * size)
         or gaps.sum() > max(64 * UNREAD_BYTES, UNREAD_TOTAL * size)
     )
+
+
+def _read_mpeg(container: av.container.InputContainer, path: Path, stream: int) -> tuple[int, set[int]]:
+    """The gaps in the track ``stream``, and all video tracks, of formats that do not list them in a header."""
+    if container.format.name == "mpegts":
+        return read_transport_stream(path, stream)
+    return 0, read_program_stream(path) if container.format.name == "mpeg" else set()
 
 
 def _count_movies(path: Path) -> int:

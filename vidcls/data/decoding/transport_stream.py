@@ -1,35 +1,43 @@
-"""Packets that an MPEG transport stream has lost: FFmpeg joins what is left without a word."""
+"""What FFmpeg does not say of an MPEG transport or program stream: lost packets, and video tracks that begin late."""
 
+import re
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import UInt8
 
 SYNC = 0x47  # the first byte of each packet
 # Bytes from one packet to the next, and before the first: of plain streams, M2TS and DVB.
 LAYOUTS = ((188, 0), (192, 4), (204, 0))
 PACKETS_AT_ONCE = 8192
+BYTES_AT_ONCE = 2**20
+START = b"\0\0\1"
+VIDEO_PACKET = re.compile(START + rb"([\xe0-\xef])(..)", re.DOTALL)  # one of 16 tracks, and the length of what follows
 
 
-def count_gaps(path: Path, stream: int) -> int:
-    """How often packets of the stream with the identifier ``stream`` are missing or marked as damaged.
+def read_transport_stream(path: Path, stream: int) -> tuple[int, set[int]]:
+    """How often packets of the stream with the identifier ``stream`` are missing or marked as damaged, and the videos.
 
     Packets of a stream are counted from 0 to 15 and again (ISO/IEC 13818-1, 2.4.3.3). A gap is not counted where the
     stream itself announces it; of 16 lost packets, or 32, nothing shows. Where packets do not follow each other at the
-    right distance that is one gap, and nothing behind it is read.
+    right distance that is one gap, and nothing behind it is read. Videos are all streams that hold pictures, by their
+    identifiers.
     """
-    gaps, last = 0, None
+    gaps, last, videos = 0, None, set[int]()
     with path.open("rb") as file:
         head = file.read(2 * max(LAYOUTS)[0])
         fits = [(size, skip) for size, skip in LAYOUTS if {head[skip : skip + 1], head[size + skip :][:1]} == {b"\x47"}]
         if not fits:
-            return 1
+            return 1, videos
         size, skip = fits[0]
         file.seek(0)
         while chunk := file.read(size * PACKETS_AT_ONCE):
             packets = np.frombuffer(chunk[: len(chunk) // size * size], np.uint8).reshape(-1, size)[:, skip:]
             if (packets[:, 0] != SYNC).any():  # bytes are missing, or too many
-                return gaps + 1
-            own = packets[((packets[:, 1] & 0x1F).astype(np.int32) << 8 | packets[:, 2]) == stream]
+                return gaps + 1, videos
+            identifiers = (packets[:, 1] & 0x1F).astype(np.int32) << 8 | packets[:, 2]
+            videos |= set(identifiers[_begin_pictures(packets)].tolist())
+            own = packets[identifiers == stream]
             gaps += int((own[:, 1] >= 0x80).sum())
             own = own[own[:, 3] & 0x10 > 0]  # others carry no payload and are not counted
             if not len(own):
@@ -39,4 +47,27 @@ def count_gaps(path: Path, stream: int) -> int:
             steps = np.diff(counters, prepend=counters[0] - 1 if last is None else last) % 16
             gaps += int((~announced & (steps > 1)).sum())  # a packet may come twice
             last = counters[-1]
-    return gaps
+    return gaps, videos
+
+
+def _begin_pictures(packets: UInt8[np.ndarray, "P _"]) -> np.ndarray:
+    """The places of the packets with which one or more pictures begin."""
+    starts = np.flatnonzero((packets[:, 1] & 0xC0 == 0x40) & (packets[:, 3] & 0xD0 == 0x10))  # intact, not encrypted
+    fields = np.where(packets[starts, 3] & 0x20, packets[starts, 4].astype(np.int32) + 1, 0)  # before the content
+    starts, fields = starts[fields < 180], fields[fields < 180]
+    codes = packets[starts[:, None], 4 + fields[:, None] + np.arange(4)]
+    return starts[(codes[:, :3] == (0, 0, 1)).all(axis=1) & (codes[:, 3] & 0xF0 == 0xE0)]
+
+
+def read_program_stream(path: Path) -> set[int]:
+    """The videos of a program stream, by the identifiers that FFmpeg gives them."""
+    videos, rest = set[int](), b""
+    with path.open("rb") as file:
+        while chunk := file.read(BYTES_AT_ONCE):
+            content = rest + chunk
+            for found in VIDEO_PACKET.finditer(content):
+                end = found.end() + int.from_bytes(found[2])
+                if START.startswith(content[end : end + 3]):  # the next packet, which nothing in sound would be
+                    videos.add(0x100 + found[1][0])
+            rest = content[-5:]
+    return videos
