@@ -30,6 +30,9 @@ def test_texts_of_a_parquet_are_read_whatever_their_type(tmp_path: Path, kind: p
     source = write_csv(tmp_path, "").with_suffix(".parquet")
     pq.write_table(pa.table({name: pa.array(texts).cast(kind) for name, texts in columns.items()}), source)
     assert rows(listed(source), "path", "label") == list(zip(*columns.values(), strict=True))
+    columns |= {"label": ["safe ", "adult"], "split": ["Train ", "val"], "creator": [" ann", "bob"]}
+    pq.write_table(pa.table({name: pa.array(texts).cast(kind) for name, texts in columns.items()}), source)
+    assert rows(listed(source), "label", "split", "creator") == [("safe", "train", "ann"), ("adult", "val", "bob")]
     twice = pa.table([pa.array(["clips/ann_1.mp4"]), pa.array(["a"]), pa.array(["b"])], ["path", "label", "Label"])
     pq.write_table(twice, source)
     with pytest.raises(UserError, match="csv-columns"):

@@ -51,6 +51,7 @@ def test_the_specs_follow_from_the_options() -> None:
         ({"store": {"num_frames": 0}}, "data.store.num_frames"),
         ({"store": {"resolution": -5}}, "data.store.resolution"),
         ({"temporal_jitter": True}, "data.temporal_jitter"),
+        ({"temporal_jitter": True, "sampling": "first", "store": {"num_frames": 40}}, "data.temporal_jitter"),
         ({"num_clips": 3}, "data.num_clips"),
         ({"num_clips": 0, "clip_seconds": 2.0}, "data.num_clips"),
         ({"clip_seconds": 0}, "data.clip_seconds"),

@@ -276,6 +276,17 @@ def test_one_class_only(tmp_path: Path) -> None:
     assert error.value.code == "one-class" and "'safe' with 2 videos (ignored: 1 " in str(error.value)
 
 
+@pytest.mark.parametrize("one, other", [("Safe", "safe"), ("caf\u00e9", "cafe\u0301")])
+def test_classes_that_people_take_for_one_are_refused(tmp_path: Path, one: str, other: str) -> None:
+    """A class of each would be trained on without a video in val, and the other measured without one in train."""
+    source = make(tmp_path / "data", f"train/{one}/1.mp4", "train/adult/2.mp4", f"val/{other}/3.mp4", "val/adult/4.mp4")
+    with pytest.raises(UserError) as error:
+        listed(source)
+    assert error.value.code == "classes-alike"
+    assert len(listed(source, ["adult", one, other]).videos) == 4
+    assert listed(source, ["adult", one]).ignored == {f"videos of class {other!r}, which is not in data.classes": 1}
+
+
 @pytest.mark.parametrize("paths", [["1.mp4", "2.mp4"], ["all/1.mp4"], ["train/1.mp4", "val/2.mp4"]])
 def test_no_class_folders(tmp_path: Path, paths: list[str]) -> None:
     with pytest.raises(UserError) as error:

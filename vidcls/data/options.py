@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -150,6 +151,9 @@ class DataOptions:
         for name, group in groups.items():
             object.__setattr__(self, name, group(**(getattr(self, name) or {})))
         object.__setattr__(self, "store", self._choose_store(**(self.store or {})))
+        if self.temporal_jitter and self.sampling == "first":
+            remedy = "Change one of them: the first frames have no others around them to choose from."
+            raise UserError("data.sampling=uniform, for data.temporal_jitter", "first", remedy, "data.temporal_jitter")
         if self.temporal_jitter and self.store.stored_frames == self.num_frames:
             expected = "data.store.num_frames > data.num_frames, for data.temporal_jitter"
             remedy = f"Give data.store.num_frames={2 * self.num_frames} or another multiple."
@@ -223,6 +227,15 @@ def _check_creator_pattern(pattern: str) -> None:
     if fault:
         expected = "a regular expression with a group (?P<creator>...) in data.creator_pattern"
         raise UserError(expected, f"{pattern!r} {fault}", "Correct data.creator_pattern.", "data.creator_pattern")
+
+
+def folded(name: str) -> str:
+    """What two names have in common that people take for one: they differ in case or Unicode composition at most.
+
+    >>> folded("Ann") == folded("ann"), folded("jos\u00e9") == folded("jose\u0301")
+    (True, True)
+    """
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
 def class_order(labels: Sequence[str], classes: Sequence[str] | None) -> list[str]:

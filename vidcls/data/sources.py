@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from vidcls.data.listing import LIST_EXTENSIONS, VIDEO_EXTENSIONS, read_list, walk_folder
-from vidcls.data.options import DataOptions, check_class_names
+from vidcls.data.options import DataOptions, check_class_names, folded
 from vidcls.data.urls import extension, is_url, join, local_path, path_of, redact
 from vidcls.errors import UserError
 
@@ -71,7 +71,7 @@ def list_videos(
         unpacked: of a .zip, the folder of its files, see `vidcls.data.archive.unpack`.
 
     Raises:
-        UserError: the source cannot be read, or classes lack videos that must have some.
+        UserError: the source cannot be read, classes differ in case alone, or classes lack videos that must have some.
     """
     source, ignored = local_path(options.source), Counter[str]()
     try:
@@ -205,11 +205,11 @@ def _list_rows(
     names: dict[str, str] = {}
     wrong: dict[str, list[str]] = {}
     for line, row in read_list(source, options.fetch, ("path", "label") if labelled else ("path",)):
-        path, label = redact(row["path"]), row.get("label", "")
+        path, label = redact(row["path"]), row.get("label", "").strip()
         file = join(base, row["path"])
         file = file if is_url(file) else os.path.normpath(file)
-        split = SPLIT_NAMES.get(row.get("split", "").lower(), "")
-        creator = row["creator"] if "creator" in row else creator_of(_stem(path), pattern)
+        split = SPLIT_NAMES.get(row.get("split", "").strip().lower(), "")
+        creator = row["creator"].strip() if "creator" in row else creator_of(_stem(path), pattern)
         video = _Video(path, file, label, split, creator)
         first = videos.setdefault(file, video)
         problem = ""
@@ -253,6 +253,10 @@ def _check_found(
     if classes is not None and (empty := [name for name in classes if name not in found]):
         expected = f"videos of each of data.classes in {source}"
         raise UserError(expected, f"none of {_some(empty)}{also}", "Correct data.classes.", "data.classes")
+    spellings = Counter(map(folded, found))
+    if classes is None and (alike := [name for name in found if spellings[folded(name)] > 1]):
+        remedy = f"Rename them, or give data.classes=[{','.join(found)}] if they are different ones."
+        raise UserError(f"classes in {source} that differ in more than case", _some(alike), remedy, "classes-alike")
     if len(found) < fewest:
         remedy = f"Check data.source; a folder's layout is {LAYOUT}."
         what = f"the one class {found[0]!r}" if found else "no label at all,"

@@ -10,6 +10,7 @@ import pandas as pd
 from jaxtyping import Float, Int
 
 from vidcls.data.decoding.result import USABLE
+from vidcls.data.options import folded
 from vidcls.errors import UserError
 
 _ATTEMPTS = 100
@@ -21,8 +22,9 @@ def group_videos(
 ) -> list[str]:
     """Names the groups of videos that must stay together: of one creator, one content or one cluster of copies.
 
-    Videos may be connected through others. An empty creator, hash or cluster is unknown and connects nothing. A group
-    is named by the creator of most of its videos, or by its hash: by nothing that changes when other groups come or go.
+    Videos may be connected through others. An empty creator, hash or cluster is unknown and connects nothing; creators
+    that differ in case alone are one. A group is named by the creator of most of its videos, or by its hash: by nothing
+    that changes when other groups come or go.
 
     >>> group_videos(["1.mp4", "2.mp4", "3.mp4", "4.mp4"], ["ann", "bob", "", "ann"], ["a", "b", "b", "c"])
     ['creator ann', 'creator bob', 'creator bob', 'creator ann']
@@ -34,7 +36,8 @@ def group_videos(
         for path, creator, sha256, cluster in zip(paths, creators, sha256s, clusters or [""] * len(paths), strict=True)
     ]
     nodes: dict[str, int] = {}
-    edges = [(video, nodes.setdefault(name, count + len(nodes))) for video, ties in enumerate(names) for name in ties]
+    keys = [[folded(name) if name.startswith("creator ") else name for name in ties] for ties in names]
+    edges = [(video, nodes.setdefault(key, count + len(nodes))) for video, ties in enumerate(keys) for key in ties]
     ends = np.array(edges, dtype=np.int64).reshape(-1, 2).T
     components = number_components(*ends, count=count + len(nodes))[:count].tolist()
     votes: dict[int, Counter[str]] = defaultdict(Counter)
@@ -240,6 +243,7 @@ def drop_leaks(manifest: pd.DataFrame) -> pd.DataFrame:
 
 def _live(manifest: pd.DataFrame) -> pd.DataFrame:
     live = manifest[(manifest["split"] != "") & manifest["status"].isin(USABLE)]
+    live = live.assign(creator=live["creator"].map(folded))
     return live if "cluster" in live else live.assign(cluster="")
 
 
