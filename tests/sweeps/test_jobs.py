@@ -139,6 +139,8 @@ def test_tensorboard_has_the_swept_options_and_the_history_of_a_job(sweep: Path)
         ("run_dir=elsewhere", "reserved-override"),
         ("resume=elsewhere", "reserved-override"),
         ("objective=nonsense", "objective"),
+        ("data.classes=[adult,safe],[harmful,safe]", "swept-held-out-videos"),
+        ("data.split.val_fraction=0.1,0.2", "swept-held-out-videos"),
     ],
 )
 def test_what_a_sweep_does_not_take(override: str, code: str, command: list[str], tmp_path: Path) -> None:

@@ -112,6 +112,13 @@ def prepare_sweep(config: DictConfig) -> None:
     for option, override in given.items():
         refuse_credentials(option, str(override.input_line))  # which sweep.json would keep
     swept = [option for option, override in given.items() if override.is_sweep_override()]
+    if other := [option for option in swept if option == "data.classes" or option.startswith("data.split.")]:
+        raise UserError(
+            "the same classes and val videos in all jobs, as others cannot be ranked",
+            str(given[other[0]].input_line),
+            "Start a sweep for each of its values.",
+            "swept-held-out-videos",
+        )
     folder = Path(config.hydra.sweep.dir).absolute()
     record = {
         "format": FORMAT,
