@@ -12,10 +12,11 @@ from helpers.datasets import draw, module
 from rich.console import Console
 
 from vidcls.data.datamodule import VideoDataModule
-from vidcls.data.manifest import read_manifest
+from vidcls.data.manifest import digest_path, read_manifest, write_manifest
 from vidcls.data.options import DataOptions
 from vidcls.data.preparation import prepare_videos, redecode_missing
 from vidcls.errors import UserError
+from vidcls.files import hash_file
 
 
 @pytest.fixture
@@ -72,7 +73,7 @@ def test_a_video_that_failed_stays_out_of_a_resumed_run(started: tuple[DataOptio
     options, manifest = started
     rows = read_manifest(manifest)
     rows.loc[0, ["status", "reason"]] = ["undecodable", "timed out"]
-    rows.to_csv(manifest, index=False)
+    write_manifest(manifest, rows)
     resume(options, manifest)
 
 
@@ -121,7 +122,26 @@ def test_names_with_line_breaks_come_back(started: tuple[DataOptions, Path], tmp
 )
 def test_a_damaged_manifest_is_refused(started: tuple[DataOptions, Path], content: bytes) -> None:
     options, manifest = started
+    digest_path(manifest).unlink()  # which those of earlier versions lack
     manifest.write_bytes(content)
     with pytest.raises(UserError) as error:
         prepare_videos(options, Console(file=io.StringIO()), manifest)
     assert error.value.code == "bad-manifest"
+
+
+@pytest.mark.parametrize("kept", [slice(None, -1), slice(None, 1), slice(0, None, 2)])
+def test_a_manifest_whose_rows_have_gone_is_refused(started: tuple[DataOptions, Path], kept: slice) -> None:
+    """It is a table like any other; only its digest tells."""
+    options, manifest = started
+    head, *lines = manifest.read_bytes().splitlines(keepends=True)
+    manifest.write_bytes(b"".join([head, *lines[kept]]))
+    with pytest.raises(UserError) as error:
+        prepare_videos(options, Console(file=io.StringIO()), manifest)
+    assert error.value.code == "bad-manifest" and "manifest.csv.sha256" in str(error.value)
+    digest_path(manifest).unlink()  # as the message says
+    assert len(prepare_videos(options, Console(file=io.StringIO()), manifest).manifest) == len(lines[kept])
+
+
+def test_the_digest_of_a_manifest_is_what_sha256sum_checks(started: tuple[DataOptions, Path]) -> None:
+    manifest = started[1]
+    assert digest_path(manifest).read_text() == f"{hash_file(manifest)}  manifest.csv\n"

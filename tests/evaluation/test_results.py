@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import pandas as pd
 import pytest
 import torch
 from helpers.commands import call, once, train
-from helpers.runs import CLASSES, csv_source, evaluate, metrics_of, refused, results, table
+from helpers.runs import CLASSES, change_manifest, csv_source, evaluate, metrics_of, refused, results, table
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from vidcls.metrics.calibration import calibrate
@@ -323,12 +322,6 @@ def test_copies_of_a_video_are_no_further_evidence_for_a_policy(copied: Path) ->
 
 
 # ---- nothing wrong without a word
-
-
-def change_manifest(run: Path, change: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
-    change(pd.read_csv(run / "manifest.csv", dtype=str, keep_default_na=False)).to_csv(
-        run / "manifest.csv", index=False
-    )
 
 
 def test_a_policy_is_not_fitted_without_intact_val_videos(copied: Path) -> None:

@@ -18,6 +18,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from helpers.commands import Result, call
+from vidcls.data.manifest import digest_path
 from vidcls.training.checkpoint import load_checkpoint
 
 CLASSES = ["adult", "harmful", "safe"]
@@ -37,6 +38,13 @@ def metrics_of(folder: Path) -> dict[str, Any]:
 
 def table(path: Path) -> pd.DataFrame:
     return pd.read_csv(path, keep_default_na=False)
+
+
+def change_manifest(run: Path, change: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
+    """Changes the table of a run's videos on purpose, which its digest would be in the way of."""
+    path = run / "manifest.csv"
+    change(pd.read_csv(path, dtype=str, keep_default_na=False)).to_csv(path, index=False)
+    digest_path(path).unlink(missing_ok=True)
 
 
 def events(folder: Path) -> EventAccumulator:

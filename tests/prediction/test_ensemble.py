@@ -7,9 +7,10 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from helpers.commands import call, train, train_once
-from helpers.runs import CLASSES, predict, refused, results, rows_of, table
+from helpers.runs import CLASSES, change_manifest, predict, refused, results, rows_of, table
 
 from vidcls import load_run
 from vidcls.errors import UserError
@@ -79,9 +80,12 @@ def test_new_videos_get_it_too(pair: list[Path], demo_folder: Path, tmp_path: Pa
 
 def edit(run: Path, split: str, to: str) -> None:
     """Says that the first video of a split was in another one."""
-    manifest = table(run / "manifest.csv")
-    manifest.loc[manifest.index[manifest["split"] == split][0], "split"] = to
-    manifest.to_csv(run / "manifest.csv", index=False)
+
+    def move(rows: pd.DataFrame) -> pd.DataFrame:
+        rows.loc[rows.index[rows["split"] == split][0], "split"] = to
+        return rows
+
+    change_manifest(run, move)
 
 
 def test_what_a_member_was_trained_on_is_not_tested(pair: list[Path], demo_folder: Path) -> None:

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from helpers.commands import call, once, train
 from helpers.decisions import decisions
-from helpers.runs import refused, same_weights, table, weights
+from helpers.runs import change_manifest, refused, same_weights, table, weights
 from helpers.sweeps import contents, read_json
 from helpers.videos import write_video
 from rich.console import Console
@@ -235,12 +235,11 @@ def test_a_run_that_does_not_fit_its_fold_is_refused(validated: Path, tmp_path: 
     if fault == "no metrics":
         (job / "metrics.json").unlink()
     elif fault == "other videos":
-        for name in ("predictions_test.csv", "manifest.csv"):
+        for name in ("predictions_test.csv", "manifest.csv", "manifest.csv.sha256"):
             shutil.copy(other / name, job / name)
     elif fault == "trained on the fold":
-        manifest = table(job / "manifest.csv")
-        seen = manifest[manifest["split"] == "test"].head(1).assign(split="train", path="copy.mp4")
-        pd.concat([manifest, seen]).to_csv(job / "manifest.csv", index=False)
+        seen = {"split": "train", "path": "copy.mp4"}
+        change_manifest(job, lambda rows: pd.concat([rows, rows[rows["split"] == "test"].head(1).assign(**seen)]))
     else:
         (job / "predictions_test.csv").unlink()
     code = "unfinished-cross-validation" if fault == "no metrics" else "damaged-fold"

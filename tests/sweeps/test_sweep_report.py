@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 import pytest
 from helpers.commands import ROOT, call
-from helpers.runs import refused
+from helpers.runs import change_manifest, refused
 from helpers.written_sweeps import FRAMES, Writer, report, sampled, write_json
 
 from vidcls.sweeps.sweep_report import repeat_command
@@ -177,8 +177,7 @@ def test_the_winner_is_tested_once(real: Callable[[], Sweep], finished: Path) ->
 
 def test_a_sweep_without_test_videos_is_refused(real: Callable[[], Sweep]) -> None:
     folder = real().folder
-    path = folder / "seed=1" / "manifest.csv"
-    path.write_text(path.read_text().replace(",test,", ",train,"))
+    change_manifest(folder / "seed=1", lambda rows: rows.assign(split=rows["split"].replace("test", "train")))
     refused(report(folder, "test_best=true"), "[empty-split]")
     assert not (folder / "test.json").exists()
 

@@ -14,7 +14,17 @@ import pytest
 import timm
 import torch
 from helpers.commands import call, once, train
-from helpers.runs import CLASSES, assert_same_result, evaluate, metrics_of, refused, results, table, weights
+from helpers.runs import (
+    CLASSES,
+    assert_same_result,
+    change_manifest,
+    evaluate,
+    metrics_of,
+    refused,
+    results,
+    table,
+    weights,
+)
 from scipy.optimize import minimize
 from scipy.special import logsumexp
 from sklearn.preprocessing import StandardScaler
@@ -235,9 +245,8 @@ def test_a_policy_is_fitted_to_out_of_fold_predictions(run: Path, tmp_path: Path
     assert oof is not None and policy["temperature"] == fit_temperature(oof.probabilities, oof.labels)
     assert policy["support"] == dict(table(run / "predictions_oof.csv")["label"].value_counts())
     assert "out-of-fold" in printed and "val (fitted)" not in printed
-    manifest = table(copied / "manifest.csv")
-    manifest["split"] = manifest["split"].replace({"train": "val", "val": "train"})
-    manifest.to_csv(copied / "manifest.csv", index=False)
+    other = {"train": "val", "val": "train"}
+    change_manifest(copied, lambda rows: rows.assign(split=rows["split"].replace(other)))
     refused(call("evaluate.py", f"run={copied}", "split=test", "policy.safe_class=safe"), "other-videos")
 
 

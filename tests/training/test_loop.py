@@ -36,7 +36,7 @@ from vidcls.training.spec import Normalisation
 
 def test_a_run_folder_holds_what_the_contract_says(finished: Path) -> None:
     files = {path.relative_to(finished).as_posix() for path in finished.rglob("*") if path.is_file()}
-    expected = {"config.yaml", "manifest.csv", "metrics.json", "environment.json"}
+    expected = {"config.yaml", "manifest.csv", "manifest.csv.sha256", "metrics.json", "environment.json"}
     expected |= {"predictions_val.csv", "predictions_test.csv", "checkpoints/best.ckpt", "checkpoints/last.ckpt"}
     expected |= {"checkpoints/previous.ckpt", "reference.safetensors"}
     assert expected <= files

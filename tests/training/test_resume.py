@@ -14,6 +14,7 @@ from helpers.commands import start_train, train, train_once
 from helpers.runs import (
     assert_same_curves,
     assert_same_result,
+    change_manifest,
     metrics_of,
     refused,
     wait_until,
@@ -203,8 +204,28 @@ def test_two_damaged_checkpoints_are_refused(finished: Path, tmp_path: Path) -> 
     assert json.loads((run / "metrics.json").read_text()) == metrics_of(finished)  # nothing is lost
 
 
+@pytest.mark.parametrize(
+    "old, new",
+    [("lr: 0.001", "lr: 0.01"), ("num_frames: 4", "num_frames: 2"), ("seed: 0", "seed: 1"), ("flip: 0.0", "flip: 0.5")],
+)
+def test_an_edited_config_is_refused(finished: Path, tmp_path: Path, old: str, new: str) -> None:
+    """The optimiser would keep its old learning rate, and the best epoch could be of other frames than the last."""
+    run = copy_of(finished, tmp_path / "run")
+    config = run / "config.yaml"
+    assert f" {old}\n" in f" {config.read_text()}"
+    config.write_text(config.read_text().replace(old, new))
+    refused(train(f"resume={run}"), "[changed-config]", new.replace(": ", "="))
+
+
+def test_a_run_that_has_lost_its_manifest_is_refused(finished: Path, tmp_path: Path) -> None:
+    """Its splits might be drawn otherwise, with videos that it was trained on in val."""
+    run = copy_of(finished, tmp_path / "run")
+    (run / "manifest.csv").unlink()
+    refused(train(f"resume={run}"), "[bad-manifest]")
+    assert not (run / "manifest.csv").exists()
+
+
 def test_other_classes_are_refused(finished: Path, tmp_path: Path) -> None:
     run = copy_of(finished, tmp_path / "run")
-    manifest = run / "manifest.csv"
-    manifest.write_text(manifest.read_text().replace(",safe,", ",unsafe,"))
+    change_manifest(run, lambda rows: rows.assign(label=rows["label"].replace("safe", "unsafe")))
     refused(train(f"resume={run}"), "[other-classes]")

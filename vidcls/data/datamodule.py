@@ -12,11 +12,11 @@ from torch.utils.data import DataLoader
 from vidcls.data.dataset import FeatureBatch, FeatureDataset, VideoBatch, VideoDataset
 from vidcls.data.device_cache import DeviceDataset, DeviceLoader, fits_on_device, stack_videos
 from vidcls.data.ingest import IngestStats
-from vidcls.data.manifest import MANIFEST_COLUMNS, read_manifest
+from vidcls.data.manifest import read_manifest, write_manifest
 from vidcls.data.options import DataOptions
 from vidcls.data.preparation import PreparedVideos, prepare_videos
 from vidcls.data.videos import Videos
-from vidcls.files import csv_bytes, wait_for_file, write_atomically
+from vidcls.files import wait_for_file
 
 Loader = DataLoader[VideoBatch | FeatureBatch]
 
@@ -66,7 +66,7 @@ class VideoDataModule(Videos, L.LightningDataModule):
         self.load_manifest(prepared.manifest)
         self.stats = prepared.stats
         if self.manifest_path is not None and not self.manifest_path.exists():
-            write_atomically(self.manifest_path, csv_bytes(self.manifest[MANIFEST_COLUMNS]))
+            write_manifest(self.manifest_path, self.manifest)
 
     def setup(self, stage: str | None = None) -> None:
         """Reads the manifest on the processes that did not write it; called by Lightning on every process.

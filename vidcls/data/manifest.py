@@ -1,6 +1,8 @@
 """The table of a run's videos, manifest.csv: its columns, how it is read, and what it says of the splits."""
 
+import hashlib
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 
 import pandas as pd
@@ -11,6 +13,7 @@ from rich.text import Text
 from vidcls.data.decoding.result import LOST, USABLE
 from vidcls.data.options import SPLITS
 from vidcls.errors import UserError, one_line
+from vidcls.files import csv_bytes, write_atomically
 
 INGESTED = ["sha256", "status", "reason", "decoder", "seconds", "coverage"]
 MANIFEST_COLUMNS = ["path", "label", "split", "creator", *INGESTED, "label_source", "cluster"]
@@ -25,13 +28,33 @@ MANIFEST_PATTERNS = {
 }
 
 
+def digest_path(path: Path) -> Path:
+    """The digest of a manifest.csv, as `sha256sum` writes and checks it."""
+    return path.with_name(f"{path.name}.sha256")
+
+
+def write_manifest(path: Path, manifest: pd.DataFrame) -> None:
+    """Writes a manifest.csv, and its digest before it: rows that go missing later leave a table like any other."""
+    content = csv_bytes(manifest[MANIFEST_COLUMNS])
+    write_atomically(digest_path(path), f"{hashlib.sha256(content).hexdigest()}  {path.name}\n".encode())
+    write_atomically(path, content)
+
+
 def read_manifest(path: Path) -> pd.DataFrame:
-    """A manifest.csv as it was written: a creator called 007 stays a text; raises `UserError` where it is damaged."""
+    """A manifest.csv as it was written: a creator called 007 stays a text; raises `UserError` where it is damaged.
+
+    Earlier versions wrote no digest of it.
+    """
     texts = dict.fromkeys(set(MANIFEST_COLUMNS) - {"seconds", "coverage"}, str)
+    remedy, digest = "Restore it, or start a new run.", digest_path(path)
     try:
-        manifest = pd.read_csv(path, keep_default_na=False, dtype=texts)
+        content = path.read_bytes()
+        if digest.exists() and digest.read_text(errors="replace")[:64] != hashlib.sha256(content).hexdigest():
+            remedy = f"Restore it; if the change is meant, remove {digest.name}."
+            raise ValueError(f"it has changed since it was written, by {digest.name}")
+        manifest = pd.read_csv(BytesIO(content), keep_default_na=False, dtype=texts)
         manifest = manifest.assign(**{name: text for name, text in LATER_COLUMNS.items() if name not in manifest})
-        if not set(MANIFEST_COLUMNS) <= set(manifest.columns) or not path.read_bytes().endswith(b"\n"):
+        if not set(MANIFEST_COLUMNS) <= set(manifest.columns) or not content.endswith(b"\n"):
             raise ValueError("it has other columns, or an end that is missing")
         for name, pattern in MANIFEST_PATTERNS.items():
             if not (fits := manifest[name].astype(str).str.fullmatch(pattern)).all():
@@ -39,8 +62,7 @@ def read_manifest(path: Path) -> pd.DataFrame:
         if manifest["path"].duplicated().any():
             raise ValueError("a path is in it twice")
     except (OSError, ValueError) as error:
-        got = f"{path}: {one_line(error)}"
-        raise UserError("the manifest.csv of a run", got, "Restore it, or start a new run.", "bad-manifest") from error
+        raise UserError("the manifest.csv of a run", f"{path}: {one_line(error)}", remedy, "bad-manifest") from error
     return manifest
 
 

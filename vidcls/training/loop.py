@@ -25,6 +25,7 @@ from vidcls.training.checkpoint_writer import AtomicCheckpoints
 from vidcls.training.feature_cache import compute_features
 from vidcls.training.logistic_options import is_logistic
 from vidcls.training.module import VideoClassifier
+from vidcls.training.run_config import check_unchanged, lasting_settings
 from vidcls.training.run_folder import best_checkpoint, is_rank_zero, manifest_path, write_environment
 from vidcls.training.spec import Normalisation, RunSpec
 
@@ -48,7 +49,7 @@ def build_module(cfg: DictConfig, datamodule: VideoDataModule) -> VideoClassifie
     Seeds all that is random.
 
     Raises:
-        UserError: an option is out of range, or the checkpoint is not one or is of other classes.
+        UserError: an option is out of range, or the checkpoint is not one, or is of other classes or settings.
     """
     folder, classes = Path(cfg.run_dir), datamodule.classes
     L.seed_everything(cfg.seed, workers=True, verbose=False)
@@ -64,7 +65,9 @@ def build_module(cfg: DictConfig, datamodule: VideoDataModule) -> VideoClassifie
     # Of any package: `check_trusted` has been over the configuration of a run folder, any other is the user's own.
     model = build_model(spec, [str(cfg.model["_target_"]).partition(".")[0]], compiled=cfg.compile)
     last = load_last(folder, classes)
-    if last is None:
+    if last is not None:
+        check_unchanged(cfg, last[1].raw.get("settings", {}))  # which those of earlier versions lack
+    else:
         model.encoder.load_weights()
     trained_with = model.encoder.normalisation or {"mean": [0.0] * 3, "std": [1.0] * 3}
     mean, std = (tuple(cfg.normalise[name] or trained_with[name]) for name in ("mean", "std"))
@@ -79,6 +82,7 @@ def build_module(cfg: DictConfig, datamodule: VideoDataModule) -> VideoClassifie
         label_smoothing=cfg.loss.label_smoothing,
         class_weights=datamodule.balanced_class_weights() if cfg.loss.class_weights == "balanced" else None,
         refit=cfg.get("refit", False),
+        settings=lasting_settings(cfg),
     )
     if last is not None:  # now, not when the trainer restores all else: features are computed before that
         module.load_state_dict(last[1].state_dict)

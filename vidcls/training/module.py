@@ -34,7 +34,8 @@ class VideoClassifier(L.LightningModule):
 
     Each epoch draws from (``seed``, epoch), so that a resumed run repeats it. ``class_weights`` [K] and
     ``label_smoothing`` shape the training loss alone; for ``optim`` see `vidcls.training.optim.build_optimizer`. With
-    ``refit``, the network is fitted to val as well, and the predictions of val are out-of-fold.
+    ``refit``, the network is fitted to val as well, and the predictions of val are out-of-fold. Checkpoints keep
+    ``settings``, see `vidcls.training.run_config.lasting_settings`.
 
     Attributes:
         predictions: of the last validation or test, the same on every device; a checkpoint holds those of its epoch.
@@ -54,6 +55,7 @@ class VideoClassifier(L.LightningModule):
         label_smoothing: float = 0.0,
         class_weights: Sequence[float] | None = None,
         refit: bool = False,
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.model = model
@@ -65,6 +67,7 @@ class VideoClassifier(L.LightningModule):
         weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
         self.register_buffer("class_weights", weights, persistent=False)
         self.refit = refit
+        self.settings = dict(settings or {})
         self.predictions: Predictions | None = None
         self.oof_predictions: Predictions | None = None
         self.metrics: dict[str, Any] | None = None
@@ -193,7 +196,7 @@ class VideoClassifier(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what rebuilds the model and repeats the decoding, and the validation predictions of these weights."""
-        checkpoint["vidcls"] = self.spec.to_dict()
+        checkpoint["vidcls"], checkpoint["settings"] = self.spec.to_dict(), self.settings
         for name, predictions in (("val_predictions", self.predictions), ("oof_predictions", self.oof_predictions)):
             checkpoint[name] = None if predictions is None else predictions.tensors()
 

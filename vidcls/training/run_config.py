@@ -30,6 +30,9 @@ TRUSTED_TARGETS = re.compile(
     r"|optuna\.pruners\.[A-Z]\w*"
 )
 """What the config.yaml of a run folder may name: whole names, with no way into a submodule."""
+LASTING = ("seed", "data", "model", "augment", "optim", "loss", "normalise", "refit")
+MOVABLE = {"source", "cache_dir", "decisions", "weights"}  # places, and what changes no result
+MOVABLE |= {"decode", "fetch", "zip", "num_workers", "pin_memory", "device_cache"}
 PATH_KEYS = re.compile(r".*(path|dir|folder|file|filename|uri|location)")
 
 
@@ -127,6 +130,31 @@ def check_trusted(cfg: DictConfig, given: DictConfig | None = None, trust: Seque
                 f"Give trust={value} if that is where it should write.",
                 "untrusted-path",
             )
+
+
+def lasting_settings(cfg: DictConfig) -> dict[str, Any]:
+    """The settings that hold for a whole run, as its checkpoints keep them: plain values.
+
+    A run that is resumed would take others for its remaining epochs alone, or (the learning rate) not at all.
+    """
+    plain: Any = OmegaConf.to_container(cfg, resolve=True)
+    return {name: plain[name] for name in LASTING if name in plain}
+
+
+def check_unchanged(cfg: DictConfig, before: dict[str, Any]) -> None:
+    """Raises `UserError` where a config.yaml has other lasting settings than the ``before`` of its run's checkpoint."""
+    then, now = (
+        {key: value for key, value in _leaves(settings, "") if not MOVABLE & set(key.split("."))}
+        for settings in (upgrade(before), lasting_settings(cfg))
+    )
+    if changed := [key for key in then if key in now and then[key] != now[key]]:
+        key = changed[0]
+        raise UserError(
+            f"the settings that the run was started with: {key}={then[key]}",
+            f"{key}={now[key]} in its config.yaml",
+            "Restore it, or start a new run with the other settings.",
+            "changed-config",
+        )
 
 
 def named_packages(cfg: DictConfig) -> set[str]:

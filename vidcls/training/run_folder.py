@@ -136,6 +136,9 @@ def _resumed(folder: Path, given: DictConfig) -> DictConfig:
         raise UserError(
             "a run folder to resume", f"{folder}, which holds no config.yaml", "Check resume=.", "nothing-to-resume"
         )
+    if not manifest_path(folder).exists() and any(last_checkpoint(folder).parent.glob("*.ckpt")):
+        remedy = "Restore it, or start a new run: the splits might be others than those it was trained on."
+        raise UserError("the manifest.csv of a run that has trained", f"none in {folder}", remedy, "bad-manifest")
     cfg = read_config(folder)
     check_trusted(cfg, given, trusted_packages(given))
     with open_dict(cfg):
