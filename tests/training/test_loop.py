@@ -256,6 +256,32 @@ def test_a_class_without_training_videos_cannot_be_balanced(finished: Path) -> N
         module_of(finished, manifest, "loss.class_weights=balanced")
 
 
+def test_a_limited_run_says_so_and_has_no_metrics_of_what_it_did_not_predict(tiny: list[str], tmp_path: Path) -> None:
+    """One batch (1, where 1.0 is all) of val and train, and nothing of test, whose metrics would be those of val."""
+    limits = {"limit_train_batches": 1, "limit_val_batches": 1, "limit_test_batches": 0}
+    given = [f"+trainer.{name}={value}" for name, value in limits.items()]
+    result = train(*tiny, *given, "trainer.max_epochs=1", "data.batch_size=2", f"run_dir={tmp_path / 'run'}")
+    assert result.code == 0, result.stderr
+    metrics = metrics_of(tmp_path / "run")
+    assert metrics["limited"] == limits
+    assert (metrics["val"]["n"], metrics["train"], metrics["test"]) == (2, None, None)
+    assert (
+        not list((tmp_path / "run").glob("predictions_*")) and not (tmp_path / "run" / "reference.safetensors").exists()
+    )
+
+
+def test_epochs_without_a_validation_have_no_metrics_of_another(tiny: list[str], tmp_path: Path) -> None:
+    run, seldom = tmp_path / "run", "+trainer.check_val_every_n_epoch=2"
+    assert train(*tiny, seldom, "trainer.max_epochs=3", f"run_dir={run}").code == 0
+    assert table(run / "history.csv").set_index("epoch")["val/loss"].replace("", None).notna().tolist() == [
+        False,
+        True,
+        False,
+    ]
+    never = train(*tiny, seldom, "trainer.max_epochs=1", f"run_dir={tmp_path / 'never'}")
+    refused(never, "[never-validated]")
+
+
 def test_early_stopping_and_gradient_clipping(finished: Path, tiny: list[str], tmp_path: Path) -> None:
     still = ["optim.lr=0.0", "callbacks=early_stopping", "callbacks.early_stopping.patience=2", "trainer.max_epochs=9"]
     assert train(*tiny, *still, f"run_dir={tmp_path / 'still'}").code == 0

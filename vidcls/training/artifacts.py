@@ -69,7 +69,9 @@ def write_results(
         write_label_issues(folder, rows, probabilities, classes, datamodule.store if drawn else None)
 
     defaults = {"limit_train_batches": 1.0, "limit_val_batches": 1.0, "limit_test_batches": 1.0, "overfit_batches": 0.0}
-    limited = {name: getattr(trainer, name) for name, value in defaults.items() if getattr(trainer, name) != value}
+    given = {name: getattr(trainer, name) for name in defaults}
+    # 1.0 is all batches, 1 is one.
+    limited = {n: value for n, value in given.items() if value != defaults[n] or (value == 1 and type(value) is int)}
     if limited:
         metrics["limited"] = limited
     whole = [split for split in predictions if len(predictions[split].labels) == len(datamodule.rows(split))]

@@ -160,6 +160,7 @@ class History(L.Callback):
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.curves: dict[str, list[tuple[int, float]]] = {}  # {"train/loss": [(epoch from 1, value), ...], ...}
+        self._validated = False  # in this epoch
 
     @rank_zero_only
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -170,7 +171,8 @@ class History(L.Callback):
         metrics = dict(trainer.callback_metrics)
         if isinstance(module, VideoClassifier):
             metrics |= module.train_averages()
-        measured = {name: float(metrics[name]) for name in CURVES if name in metrics}
+        kept = [name for name in CURVES if self._validated or name.startswith("train/")]  # not those of an epoch before
+        measured, self._validated = {name: float(metrics[name]) for name in kept if name in metrics}, False
         for name, value in measured.items():
             self.curves.setdefault(name, []).append((trainer.current_epoch + 1, value))
         for logger in trainer.loggers:
@@ -192,6 +194,7 @@ class History(L.Callback):
 
     @rank_zero_only
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self._validated = True
         loggers = tensorboard_loggers(trainer)
         if loggers and isinstance(module, VideoClassifier) and module.metrics is not None:
             title = f"Validation, epoch {trainer.current_epoch + 1}"

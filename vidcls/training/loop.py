@@ -129,7 +129,8 @@ def fit(
 
     Raises:
         KeyboardInterrupt: Ctrl-C; the run can be resumed.
-        UserError: the checkpoint to resume from is not one, or the network has operations that cannot be repeated.
+        UserError: the checkpoint to resume from is not one, the network has operations that cannot be repeated, or no
+            epoch was validated.
     """
     folder = Path(cfg.run_dir)
     last = load_last(folder, datamodule.classes)
@@ -157,6 +158,13 @@ def fit(
     if trainer.fast_dev_run:  # type: ignore[attr-defined]
         assert module.predictions is not None
         return trainer, module.predictions
+    if trainer.is_global_zero and not best_checkpoint(folder).exists():
+        raise UserError(
+            "an epoch that ends with a validation, which chooses the best weights",
+            f"none in {trainer.current_epoch} epochs and {trainer.global_step} steps",
+            "Train longer, or leave out what limits validation (trainer.limit_val_batches, check_val_every_n_epoch).",
+            "never-validated",
+        )
     # Read by one process: a network file system may show others the file of an earlier epoch.
     best = load_checkpoint(best_checkpoint(folder)) if trainer.is_global_zero else None
     shared: Any = trainer.strategy.broadcast(best and (best.state_dict, best.val_predictions, best.oof_predictions))
@@ -169,15 +177,19 @@ def fit(
 def test(
     trainer: L.Trainer, module: VideoClassifier, datamodule: VideoDataModule, splits: Sequence[str] = SPLITS
 ) -> dict[str, Predictions]:
-    """Predicts each video of each split once, with the weights that ``module`` holds; leaves out empty splits."""
+    """Predicts each video of each split once, with the weights that ``module`` holds.
+
+    Leaves out empty splits, and all of them where ``trainer.limit_test_batches`` leaves nothing.
+    """
     predictions = {}
     for split in splits:
         if not datamodule.rows(split).empty:
             if datamodule.features is not None:
                 compute_features(trainer, module, datamodule, [split])
+            module.predictions = None
             trainer.test(module, dataloaders=datamodule.loader(split, train=False), verbose=False)
-            assert module.predictions is not None
-            predictions[split] = module.predictions
+            if module.predictions is not None:
+                predictions[split] = module.predictions
     return predictions
 
 
