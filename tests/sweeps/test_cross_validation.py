@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -126,6 +127,14 @@ def test_folds_are_kept_while_videos_come_and_refused_when_they_change(demo_fold
     write_video(one.with_name("new_1.mp4"), np.zeros((4, 16, 16, 3), np.uint8))
     write_folds(tmp_path / "cv", plan, data)
     assert contents(tmp_path / "cv") == before
+    for name in ("folds.csv", "splits/repeat0_fold1.csv"):
+        path = tmp_path / "cv" / name
+        content = path.read_bytes()
+        path.write_bytes(b"".join(content.splitlines(keepends=True)[:-1]))  # a row is gone, and the rest is whole
+        with pytest.raises(UserError) as error:
+            write_folds(tmp_path / "cv", plan, data)
+        assert error.value.code == "changed-folds" and name in str(error.value)
+        path.write_bytes(content)
     shutil.copy(one, other)
     with pytest.raises(UserError) as error:
         write_folds(tmp_path / "cv", plan, data)
@@ -276,6 +285,10 @@ def test_classes_that_look_like_numbers_keep_their_names(validated: Path, tmp_pa
         for number, name in enumerate(("adult", "harmful", "safe")):
             text = text.replace(name, f"0{number}")
         file.write_text(text)
+    for digest in copied.rglob("*.sha256"):
+        digest.unlink()
+    record = copied / "cross_validation.json"
+    record.write_text(json.dumps({key: value for key, value in read_json(record).items() if key != "files"}))
     assert set(read_cross_validation(copied).table["predicted"]) <= {"00", "01", "02"}
 
 

@@ -4,6 +4,7 @@ Each job is a run of train.py on a .csv that names the fold as its test split: t
 test at its end. As in any run on a source without a val split, the epoch is chosen on one that is drawn from the rest.
 """
 
+import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +17,7 @@ from vidcls.data.options import DataOptions, class_order
 from vidcls.data.urls import redact
 from vidcls.errors import UserError
 from vidcls.files import csv_bytes, hash_file, write_atomically, write_json
-from vidcls.sweeps.fold_plan import RECORD, RESERVED, Plan, folds_path
+from vidcls.sweeps.fold_plan import RECORD, RESERVED, Plan, check_files, folds_path
 from vidcls.sweeps.jobs import SweepCallback, callback_errors_exit, parse_overrides, prepare_sweep
 from vidcls.training.options import check_address_space, check_train_options
 from vidcls.training.run_folder import PREVIOUS_CHECKPOINT, last_checkpoint
@@ -113,7 +114,9 @@ def write_folds(folder: Path, plan: Plan, options: DataOptions) -> None:
     console, grouped = Console(), plan.protocol == "grouped"
     decided = [hash_file(Path(path)) for path in options.decisions]
     if (folder / RECORD).is_file():
-        if json.loads((folder / RECORD).read_text()).get("decisions", []) != decided:
+        record = json.loads((folder / RECORD).read_text())
+        check_files(folder, record)
+        if record.get("decisions", []) != decided:
             remedy = "Restore them, or start again in another folder."
             raise UserError("data.decisions as they were when this was started", "others", remedy, "changed-decisions")
         pool_videos(options, plan.splits, console, pd.read_csv(folds_path(folder), dtype=str, keep_default_na=False))
@@ -128,6 +131,7 @@ def write_folds(folder: Path, plan: Plan, options: DataOptions) -> None:
     videos, unlabelled = pooled[pooled["label"] != ""], pooled[pooled["label"] == ""]
     labels, groups = list(videos["label"]), list(videos["group"])
     table = videos[["path", "label", "creator", "sha256", "file", "group"]].copy()
+    tables: dict[str, bytes] = {}
     for repeat in range(plan.repeats):
         table[f"repeat{repeat}"] = folds = assign_folds(labels, groups, plan.folds, repeat)
         for fold in range(plan.folds):
@@ -140,8 +144,10 @@ def write_folds(folder: Path, plan: Plan, options: DataOptions) -> None:
             if not grouped:
                 rows["creator"] = ""
             rows = rows.rename(columns={"file": "path"})
-            write_atomically(folder / "splits" / f"repeat{repeat}_fold{fold}.csv", csv_bytes(rows))
-    write_atomically(folds_path(folder), csv_bytes(table))
+            tables[f"splits/repeat{repeat}_fold{fold}.csv"] = csv_bytes(rows)
+    tables[folds_path(folder).name] = csv_bytes(table)
+    for name, content in tables.items():
+        write_atomically(folder / name, content)
     record = asdict(plan) | {
         "source": options.source,
         "classes": class_order(labels, options.classes),
@@ -150,6 +156,7 @@ def write_folds(folder: Path, plan: Plan, options: DataOptions) -> None:
         "creators": len(set(videos["creator"]) - {""}),
         "locked_videos": locked,
         "decisions": decided,
+        "files": {name: hashlib.sha256(content).hexdigest() for name, content in tables.items()},
     }
     write_json(folder / RECORD, record)
     left_out = f"; {locked} videos of other splits stay locked" if locked else ""

@@ -1,11 +1,12 @@
 """Which folds a cross-validation has, and where its files are."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vidcls.errors import UserError, check_choice, check_integer
+from vidcls.files import hash_file
 
 PROTOCOLS = ("grouped", "random")
 POOLED = ("train", "val")
@@ -55,6 +56,14 @@ def job_folder(folder: Path, repeat: int, fold: int, seed: int) -> Path:
 def folds_path(folder: Path) -> Path:
     """The videos with their groups, and a column ``repeat<r>`` with the fold of each."""
     return folder / "folds.csv"
+
+
+def check_files(folder: Path, record: Mapping[str, Any]) -> None:
+    """Raises `UserError` where a table of the folds has changed since: cut at a line's end it is one like any other."""
+    for name, digest in record.get("files", {}).items():  # those of earlier versions say nothing
+        if not (folder / name).is_file() or hash_file(folder / name) != digest:
+            remedy = "Restore it, or start again in another folder."
+            raise UserError(f"{name} as it was when this was started", f"another in {folder}", remedy, "changed-folds")
 
 
 def are_cross_validations(folders: Sequence[Path]) -> bool:

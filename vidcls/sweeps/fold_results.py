@@ -18,7 +18,7 @@ from vidcls.data.store import FrameStore
 from vidcls.errors import UserError
 from vidcls.files import csv_bytes, write_atomically, write_json
 from vidcls.metrics.out_of_fold import OutOfFold, compare_out_of_fold, summarise_out_of_fold
-from vidcls.sweeps.fold_plan import RECORD, RESERVED, Plan, folds_path, job_folder
+from vidcls.sweeps.fold_plan import RECORD, RESERVED, Plan, check_files, folds_path, job_folder
 from vidcls.sweeps.jobs import read_json
 from vidcls.training.label_report import write_label_issues
 
@@ -78,6 +78,7 @@ def read_cross_validation(folder: Path) -> CrossValidation:
     record = read_json(folder / RECORD, *Plan.__dataclass_fields__, "classes", "videos", "creators")
     plan = Plan(**{name: record[name] for name in Plan.__dataclass_fields__})
     overrides = read_json(folder / "sweep.json", "overrides")["overrides"]
+    check_files(folder, record)
     folds = pd.read_csv(folds_path(folder), dtype=str, keep_default_na=False)
     unfinished = [job for job in plan.jobs if not (job_folder(folder, *job) / "metrics.json").is_file()]
     if unfinished:
