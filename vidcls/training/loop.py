@@ -181,7 +181,7 @@ def test(
 
     Leaves out empty splits, and all of them where ``trainer.limit_test_batches`` leaves nothing.
     """
-    predictions = {}
+    predictions: dict[str, Predictions] = {}
     for split in splits:
         if not datamodule.rows(split).empty:
             if datamodule.features is not None:
