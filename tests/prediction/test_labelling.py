@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -20,15 +21,16 @@ from vidcls.errors import UserError
 from vidcls.prediction.inputs import Inputs
 
 HOSTILE = "=1<b>\u202e'.mp4"
+LATIN = os.fsdecode(b"caf\xe9.mp4")
 
 
 @pytest.fixture(scope="module")
 def new(tmp_path_factory: pytest.TempPathFactory, demo_folder: Path) -> Path:
-    """A dozen videos, a copy of one, one of the run's own, and one that cannot be decoded."""
+    """A dozen videos, a copy of one, one of the run's own, one that no list can name, and a broken one."""
     folder = tmp_path_factory.mktemp("new")
-    for number in range(12):
+    for number in range(13):
         frames = np.random.default_rng(number).integers(0, 256, (10, 32, 32, 3), np.uint8)
-        write_video(folder / (HOSTILE if number == 0 else f"c{number}_1.mp4"), frames)
+        write_video(folder / {0: HOSTILE, 12: LATIN}.get(number, f"c{number}_1.mp4"), frames)
     shutil.copy(folder / HOSTILE, folder / "copy.mp4")
     shutil.copy(next((demo_folder / "rtp" / "train").rglob("*.mp4")), folder / "known.mp4")
     (folder / "broken.mp4").write_bytes(b"no video")
@@ -47,7 +49,8 @@ def test_a_selection_is_recorded_repeatable_and_a_list(finished: Path, new: Path
     assert set(first["path"]) <= {path.name for path in new.iterdir()} - {"known.mp4", "broken.mp4"}
     assert first["sha256"].is_unique
     assert first["inclusion_probability"].tolist() == [f"{2 / 12:.9g}"] * 2 + [""] * 8
-    assert json.loads((tmp_path / "out" / "selection.json").read_text())["left_out"] == {"of the run itself": 1}
+    left_out = {"of the run itself": 1, "with names that are not UTF-8": 1}
+    assert json.loads((tmp_path / "out" / "selection.json").read_text())["left_out"] == left_out
     written = (tmp_path / "out" / "selected.csv").read_bytes()
     select(finished, new, tmp_path / "out", "count=10")  # nothing is classified again
     assert (tmp_path / "out" / "selected.csv").read_bytes() == written

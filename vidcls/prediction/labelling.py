@@ -34,15 +34,21 @@ def write_selection(
 ) -> None:
     """Chooses among the decoded videos of ``input=`` (``text``) that are in the journal of ``output``.
 
-    Contents of ``decided`` and of the run's own videos are left out; of copies the first is taken.
+    Contents of ``decided`` and of the run's own videos are left out, and names that are not UTF-8; of copies the first
+    is taken.
 
     Raises:
         UserError: none are left.
     """
-    locations = {readable(one.name): one.location for one in Inputs(text, limits)}
+    locations, skipped = dict[str, str](), Counter[str]()
+    for one in Inputs(text, limits):
+        if readable(one.location) == one.location:
+            locations[readable(one.name)] = one.location
+        else:  # no list could hold it, and training leaves it out
+            skipped["with names that are not UTF-8"] += 1
     settings = json.loads((output / "predict.json").read_text())
     known = set(decided) | set(run.manifest["sha256"])
-    rows, vectors, skipped = [], [], Counter[str]()
+    rows, vectors = [], []
     with closing(Journal(output, settings)) as journal:
         for row, vector in journal.contents(locations):
             if row["sha256"] in known:
