@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from helpers.bright import lit, plain_policy
 from helpers.commands import call, once
 from helpers.runs import CLASSES, details_of, predict, refused, rows_of, table
@@ -310,3 +311,16 @@ def test_a_policy_that_means_nothing_is_pointed_out(bright: Path, tmp_path: Path
     assert "guessing" not in predict(run, tmp_path / "in", tmp_path / "plain").stdout
     save_policy(replace(plain_policy(run), temperature=20.0), run / "policy.json")
     assert "no better than guessing" in predict(run, tmp_path / "in", tmp_path / "out").stdout
+
+
+def test_a_network_that_returns_nan_predicts_no_class(finished: Path, demo_folder: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(finished, tmp_path / "run"))
+    best = run / "checkpoints" / "best.ckpt"
+    checkpoint = torch.load(best, weights_only=True)
+    for tensor in checkpoint["state_dict"].values():
+        if tensor.is_floating_point():
+            tensor.fill_(float("nan"))
+    torch.save(checkpoint, best)
+    predict(run, demo_folder, tmp_path / "out")
+    found = rows_of(tmp_path / "out")
+    assert set(found["decision"]) == {"review"} and set(found["predicted"]) == {""}

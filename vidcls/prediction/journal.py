@@ -167,12 +167,12 @@ class Journal:
     ) -> Iterator[tuple[dict[str, str], list[float]]]:
         """The row of each decoded content, of one of ``paths`` if given, and its clip vector.
 
-        By hash, so that the first are a random choice.
+        By hash, so that the first are a random choice. Those of which the network has returned NaN are left out.
         """
         # A cross join keeps SQLite to this order of tables: first rows come at once, and no details are sorted.
         query = (
             "SELECT path, sha256, cells, details ->> 'vector' FROM results CROSS JOIN videos ON result = id "
-            "WHERE details IS NOT NULL AND sha256 IS NOT NULL AND (NOT ? OR cells ->> 'windows' = '1') "
+            "WHERE json_valid(details) AND sha256 IS NOT NULL AND (NOT ? OR cells ->> 'windows' = '1') "
             "ORDER BY sha256, path"
         )
         before = ""

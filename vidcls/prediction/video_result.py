@@ -63,7 +63,7 @@ def build_result(
         if policy is not None:
             best = video_class(probabilities, classes.index(policy.safe_class), *aggregation)
             cells["score"] = f"{max(harmful_scores(policy, probabilities, *aggregation).values()):.9g}"
-        cells |= {"predicted": classes[best], "windows": str(len(windows))}
+        cells |= {"predicted": classes[best] if np.isfinite(scores).all() else "", "windows": str(len(windows))}
         thresholds = options.enter_threshold, options.exit_threshold, options.min_seconds
         found = [
             (name, segment.start_seconds, segment.end_seconds, segment.peak, segment.peak_seconds)
