@@ -102,6 +102,7 @@ def last_epoch(name: str, overrides: tuple[str, ...], source: Path, folder: Path
         )
         trainer.fit(module, datamodule=datamodule)
         found = {f"val_{name}": history.curves[f"val/{name}"][-1][1] for name in ("accuracy", "loss")}
-        found["best_epoch_accuracy"] = dict(history.curves["val/accuracy"])[history.best_epoch]
+        losses = [loss for _, loss in history.curves["val/loss"]]
+        found["best_epoch_accuracy"] = history.curves["val/accuracy"][losses.index(min(losses))][1]
         kept.write_text(json.dumps(found))
     return {"name": name, "seed": seed, **json.loads(kept.read_text())}

@@ -276,7 +276,7 @@ def test_one_class_only(tmp_path: Path) -> None:
     assert error.value.code == "one-class" and "'safe' with 2 videos (ignored: 1 " in str(error.value)
 
 
-@pytest.mark.parametrize("one, other", [("Safe", "safe"), ("caf\u00e9", "cafe\u0301")])
+@pytest.mark.parametrize("one, other", [("Safe", "safe"), ("caf\u00e9", "cafe\u0301"), ("safe", "safe ")])
 def test_classes_that_people_take_for_one_are_refused(tmp_path: Path, one: str, other: str) -> None:
     """A class of each would be trained on without a video in val, and the other measured without one in train."""
     source = make(tmp_path / "data", f"train/{one}/1.mp4", "train/adult/2.mp4", f"val/{other}/3.mp4", "val/adult/4.mp4")

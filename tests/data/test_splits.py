@@ -41,7 +41,7 @@ def test_groups_are_joined_in_chains() -> None:
     assert group(videos) == ["creator ann", bob, bob, bob, "path 4.mp4", bob, "sha256 4"]
 
 
-ONE_CREATOR = [("Ann", "ann"), ("jos\u00e9", "jose\u0301"), ("STRASSE", "stra\u00dfe")]
+ONE_CREATOR = [("Ann", "ann"), ("jos\u00e9", "jose\u0301"), ("STRASSE", "stra\u00dfe"), ("ann b", "ann  b ")]
 
 
 @pytest.mark.parametrize("one, other", ONE_CREATOR)

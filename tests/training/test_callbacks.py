@@ -165,7 +165,6 @@ def test_history_keeps_every_curve(tmp_path: Path) -> None:
         "val/loss": [(1, 3.0), (2, 1.0), (3, 2.0)],
         "val/accuracy": [(1, 0.25), (2, 0.25), (3, 0.25)],
     }
-    assert history.best_epoch == 2
     table = history.table()
     assert list(table.columns) == CURVES and list(table.index) == [1, 2, 3]
     assert table["val/loss"].tolist() == [3.0, 1.0, 2.0]
@@ -185,12 +184,6 @@ def test_an_unfinished_run_has_its_history(tmp_path: Path) -> None:
         "2,1.0,0.5,1.0,0.25",
     ]
     assert [path.name for path in tmp_path.iterdir()] == ["history.csv"]
-
-
-def test_the_first_of_equal_epochs_is_best(tmp_path: Path) -> None:
-    history = History(tmp_path / "history.csv")
-    history.load_state_dict({"curves": {"val/loss": [(1, 2.0), (2, 1.0), (3, 1.0)]}})
-    assert history.best_epoch == 2  # as ModelCheckpoint has it
 
 
 # ---- through an interruption

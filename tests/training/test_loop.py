@@ -72,7 +72,7 @@ def test_the_manifest_lists_every_video(finished: Path, demo_folder: Path) -> No
 
 def test_metrics_have_every_figure(finished: Path) -> None:
     metrics = metrics_of(finished)
-    assert list(metrics) == ["train", "val", "test", "timing", "parameters"]
+    assert list(metrics) == ["train", "val", "test", "timing", "parameters", "best_epoch"]
     manifest = table(finished / "manifest.csv")
     for split in ("train", "val", "test"):
         figures = metrics[split]
@@ -268,6 +268,21 @@ def test_a_limited_run_says_so_and_has_no_metrics_of_what_it_did_not_predict(tin
     assert (
         not list((tmp_path / "run").glob("predictions_*")) and not (tmp_path / "run" / "reference.safetensors").exists()
     )
+
+
+def test_the_best_epoch_is_that_of_best_ckpt_whatever_chooses_it(tiny: list[str], tmp_path: Path) -> None:
+    """The highest loss here, which is never that of the epoch with the lowest."""
+    run = tmp_path / "run"
+    result = train(*tiny, "callbacks.best.mode=max", "trainer.max_epochs=3", f"run_dir={run}")
+    assert result.code == 0, result.stderr
+    best, losses = metrics_of(run)["best_epoch"], table(run / "history.csv").set_index("epoch")["val/loss"]
+    assert best == losses.idxmax() != losses.idxmin() and losses[best] == pytest.approx(metrics_of(run)["val"]["loss"])
+    assert f"Metrics of the best epoch ({best}, by val/loss)" in result.stdout
+
+
+@pytest.mark.parametrize("other", ["+callbacks.best.save_top_k=3", "callbacks.best.filename=other"])
+def test_a_best_checkpoint_that_others_overwrite_is_refused(tiny: list[str], tmp_path: Path, other: str) -> None:
+    refused(train(*tiny, other, f"run_dir={tmp_path / 'run'}"), "[callbacks.best]")
 
 
 def test_epochs_without_a_validation_have_no_metrics_of_another(tiny: list[str], tmp_path: Path) -> None:

@@ -230,12 +230,12 @@ def _check_creator_pattern(pattern: str) -> None:
 
 
 def folded(name: str) -> str:
-    """What two names have in common that people take for one: they differ in case or Unicode composition at most.
+    """What two names have in common that people take for one: they differ in case, spaces or Unicode composition alone.
 
     >>> folded("Ann") == folded("ann"), folded("jos\u00e9") == folded("jose\u0301")
     (True, True)
     """
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", " ".join(name.split())).casefold())
 
 
 def class_order(labels: Sequence[str], classes: Sequence[str] | None) -> list[str]:

@@ -152,10 +152,13 @@ def _column(values: Sequence[Any]) -> pd.Series:
 def _read_job(folder: Path, objective: str, history: pd.DataFrame) -> dict[str, Any]:
     row: dict[str, Any] = {"job": folder.name, "state": "unfinished", "reason": "", "held_out": ""}
     if history["val/loss"].notna().any():
-        row["best_epoch"] = int(history.loc[history["val/loss"].idxmin(), "epoch"])  # the one that best.ckpt holds
+        row["best_epoch"] = int(
+            history.loc[history["val/loss"].idxmin(), "epoch"]
+        )  # so far, and if nothing else chooses
     if (folder / "metrics.json").is_file():
         metrics = read_json(folder / "metrics.json", "val", "timing")
         val, timing = metrics["val"], metrics["timing"]
+        row["best_epoch"] = metrics.get("best_epoch", row.get("best_epoch"))
         row |= {"state": "done", "objective": val.get(objective), "parameters": metrics.get("parameters")}
         row |= {f"val_{name}": val.get(name) for name in ("accuracy", "macro_f1", "loss", "n")}
         row["val_accuracy_low"], row["val_accuracy_high"] = val["accuracy_ci95"]

@@ -57,7 +57,7 @@ def write_results(
     metrics["timing"] = {**stats, **timing.summary()}
     module = trainer.lightning_module
     assert isinstance(module, VideoClassifier)
-    metrics["parameters"] = module.num_trainable
+    metrics |= {"parameters": module.num_trainable, "best_epoch": history.best_epoch}
     drawn = cfg.get("figures", True)  # runs of earlier versions do not say
 
     if module.oof_predictions is not None:
@@ -90,7 +90,7 @@ def write_results(
     write_atomically(folder / "metrics.json", json.dumps(metrics, indent=2).encode())
     objective = metrics["val"][cfg.objective]
     if cfg.test:
-        print_summary(metrics, folder, console)
+        print_summary(metrics, str(cfg.callbacks.best.get("monitor")), folder, console)
     else:
         console.print(f"val {cfg.objective} {objective}: {folder}", highlight=False, soft_wrap=True)
     return math.nan if objective is None else float(objective)
@@ -143,10 +143,14 @@ def _log(trainer: L.Trainer, cfg: DictConfig, metrics: dict[str, Any], pictures:
     logger.save()
 
 
-def print_summary(metrics: dict[str, Any], folder: Path, console: Console) -> None:
-    """The closing table: the metrics of each split, and where to look next."""
+def print_summary(metrics: dict[str, Any], monitor: str, folder: Path, console: Console) -> None:
+    """The closing table: the metrics of each split, of the epoch that ``monitor`` chose, and where to look next."""
     fitted = metrics.get("logistic_regression")
-    title = f"Metrics (C={fitted['C']:g})" if fitted else "Metrics of the best epoch (by validation loss)"
+    title = (
+        f"Metrics (C={fitted['C']:g})"
+        if fitted
+        else f"Metrics of the best epoch ({metrics['best_epoch']}, by {monitor})"
+    )
     table = Table(title=title, title_justify="left")
     for column in ("split", "n", "accuracy (95 % interval)", "macro F1", "AUROC", "ECE", "loss"):
         table.add_column(column, justify="left" if column == "split" else "right", no_wrap=True)

@@ -160,6 +160,7 @@ class History(L.Callback):
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.curves: dict[str, list[tuple[int, float]]] = {}  # {"train/loss": [(epoch from 1, value), ...], ...}
+        self.best_epoch: int | None = None  # from 1, the one that best.ckpt holds; known when training has ended
         self._validated = False  # in this epoch
 
     @rank_zero_only
@@ -186,11 +187,6 @@ class History(L.Callback):
     def table(self) -> pd.DataFrame:
         """One row per epoch, one column per curve."""
         return pd.DataFrame({name: dict(points) for name, points in self.curves.items()})
-
-    @property
-    def best_epoch(self) -> int:
-        """The epoch with the lowest validation loss, the one that best.ckpt holds."""
-        return min(self.curves["val/loss"], key=lambda point: point[1])[0]
 
     @rank_zero_only
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:

@@ -20,6 +20,7 @@ from vidcls.data.options import SPLITS
 from vidcls.data.preparation import PreparedVideos
 from vidcls.errors import UserError, one_line
 from vidcls.metrics.predictions import Predictions
+from vidcls.training.callbacks import History, find_callback
 from vidcls.training.checkpoint import build_model, build_preprocess, load_checkpoint, load_last
 from vidcls.training.checkpoint_writer import AtomicCheckpoints
 from vidcls.training.feature_cache import compute_features
@@ -167,6 +168,8 @@ def fit(
         )
     # Read by one process: a network file system may show others the file of an earlier epoch.
     best = load_checkpoint(best_checkpoint(folder)) if trainer.is_global_zero else None
+    if best:
+        find_callback(trainer, History).best_epoch = int(best.raw["epoch"]) + 1
     shared: Any = trainer.strategy.broadcast(best and (best.state_dict, best.val_predictions, best.oof_predictions))
     weights, val, module.oof_predictions = shared
     assert val is not None

@@ -34,6 +34,12 @@ def _check_flag(option: str, value: Any) -> None:
         raise UserError(f"{option} to be true or false", repr(value), f"Change {option}.", option)
 
 
+def _check_off(option: str, value: Any) -> None:
+    if value is not False:
+        expected, remedy = f"{option}=false, as vidcls' samplers share out the videos themselves", "Leave it out."
+        raise UserError(expected, repr(value), remedy, option)
+
+
 def _check_channels(option: str, value: Any) -> None:
     numbers = value if isinstance(value, list) else []
     lowest = 0 if option == "normalise.std" else float("-inf")
@@ -95,6 +101,7 @@ CHECKS: dict[str, Check] = {
     ),
     "trainer.gradient_clip_val": _or_null(check_number),
     "trainer.accumulate_grad_batches": check_integer,
+    "trainer.use_distributed_sampler": _check_off,
     "refit": _check_flag,
     "optim.C": _check_strengths,
     "optim.folds": partial(check_integer, minimum=2),
@@ -154,6 +161,11 @@ def check_train_options(cfg: DictConfig) -> None:
     if missing := {"best", "last", "history", "timing"} - set(plain.get("callbacks") or {}):
         expected, remedy = "the callbacks best, last, history and timing", "Add them: see conf/callbacks/default.yaml."
         raise UserError(expected, f"no {', '.join(sorted(missing))}", remedy, "callbacks")
+    best = plain["callbacks"]["best"]
+    if best.get("filename") != "best" or best.get("save_top_k", 1) != 1:  # several would overwrite each other
+        expected = "callbacks.best to keep one checkpoint, best.ckpt"
+        got = f"filename={best.get('filename')}, save_top_k={best.get('save_top_k', 1)}"
+        raise UserError(expected, got, "Leave both as they are; add a callback of another name.", "callbacks.best")
     solves = is_logistic(plain["optim"])
     if not solves:
         _check_schedule(plain["optim"])
