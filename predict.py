@@ -21,10 +21,10 @@ def main(cfg: DictConfig) -> None:
     """From a run folder and videos to a folder of results."""
     # The network's threads must not spin while they wait, as decoders need the cores. To be set before torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from vidcls.data.options import DecodeLimits, FetchLimits
+    from vidcls.data.options import DecodeLimits, EngineOptions, FetchLimits
     from vidcls.errors import check_integer, check_number
     from vidcls.prediction.journal import Journal, check_output
-    from vidcls.prediction.options import EngineOptions, PredictOptions
+    from vidcls.prediction.options import PredictOptions
     from vidcls.training.run_folder import check_runs
 
     folders, output = check_runs(cfg), Path(str(cfg.output))
@@ -63,14 +63,15 @@ def main(cfg: DictConfig) -> None:
         plan = plan_videos(inputs, journal, console)
         videos = plan.videos
         summary.print_plan(facts, plan, inputs.ignored, console)
+        common = videos, run, cfg.accelerator, options, policy, journal, limits, fetch_limits
         if engine.name == "ray":
             from vidcls.prediction.ray_engine import predict_on_ray
 
-            predict_on_ray(videos, run, cfg.accelerator, options, policy, journal, limits, engine, console)
+            predict_on_ray(*common, engine, console)
         else:
             from vidcls.prediction.pipeline import predict_videos
 
-            predict_videos(videos, run, cfg.accelerator, options, policy, journal, limits, fetch_limits, console)
+            predict_videos(*common, console)
         for note in predicted_drift(run, journal):
             console.print(note, markup=False, highlight=False, soft_wrap=True)
     finally:  # also after Ctrl-C: what is done can be used

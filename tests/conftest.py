@@ -32,7 +32,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Left out by `make test-fast`: tests that use one of these, directly or through another fixture, and what decodes,
 # starts processes or trains for itself.
-SLOW_FIXTURES = {"chromium", "demo_folder"}
+SLOW_FIXTURES = {"chromium", "cluster", "demo_folder"}
 SLOW_FOLDERS = {"decoding", "models", "plots", "sweeps"}
 SLOW_FILES = {
     "test_configs.py",
@@ -135,6 +135,17 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that all workers share: under xdist each has its own base folder, in one that is common to all."""
     base = tmp_path_factory.getbasetemp()
     return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[None]:
+    """Ray, started once for all tests of a worker; RAY_ADDRESS names a cluster to be used instead."""
+    from vidcls.data.cluster import ray, start_ray
+    from vidcls.data.options import EngineOptions
+
+    start_ray(EngineOptions("ray", os.environ.get("RAY_ADDRESS")), num_readers=2)
+    yield
+    ray.shutdown()
 
 
 @pytest.fixture(scope="session")

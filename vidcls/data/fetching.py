@@ -18,19 +18,21 @@ POLL_SECONDS = 0.01
 
 
 class CancelledError(Exception):
-    """All downloads have been ended."""
+    """All downloads have been ended, or there is no room for this one."""
 
 
 class FetchSpace:
-    """The room for all files that are fetched and not removed yet; who needs more waits."""
+    """The room for all files that are fetched and not removed yet; who needs more waits, or is refused."""
 
-    def __init__(self, gigabytes: float | int) -> None:
+    def __init__(self, gigabytes: float | int, waits: bool = True) -> None:
+        self._waits = waits
         self._free, self._changed, self.cancelled = float(gigabytes) * 1e9, threading.Condition(), threading.Event()
 
     def take(self, size: float) -> None:
         with self._changed:
-            self._changed.wait_for(lambda: self._free >= size or self.cancelled.is_set())
-            if self.cancelled.is_set():
+            if self._waits:
+                self._changed.wait_for(lambda: self._free >= size or self.cancelled.is_set())
+            if self.cancelled.is_set() or self._free < size:
                 raise CancelledError
             self._free -= size
 

@@ -7,6 +7,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any
 
 from vidcls.data.sampling import SAMPLINGS, ClipSpec, StoreSpec, stored_frames
@@ -14,6 +15,7 @@ from vidcls.data.urls import refuse_credentials
 from vidcls.errors import UserError, check_choice, check_integer, check_number
 
 SPLITS = ("train", "val", "test")
+ENGINES = ("local", "ray")
 CHOICES = {
     "sampling": SAMPLINGS,
     "sampler": ("shuffle", "balanced"),
@@ -90,6 +92,26 @@ class FetchLimits:
 
 
 @dataclass(frozen=True)
+class EngineOptions:
+    """The options ``engine.*``: where videos are decoded and predicted; see conf/engine/.
+
+    Raises:
+        UserError: one is out of range, or Ray is not installed.
+    """
+
+    name: str = "local"
+    address: str | None = None
+    networks: int | None = None
+
+    def __post_init__(self) -> None:
+        check_choice("engine", self.name, ENGINES)
+        if self.networks is not None:
+            check_integer("engine.networks", self.networks)
+        if self.name == "ray" and find_spec("ray") is None:
+            raise UserError("ray, for engine=ray", "none installed", "Run pip install 'vidcls[ray]'.", "no-ray")
+
+
+@dataclass(frozen=True)
 class DataOptions:
     """All options ``data.*``; each is described beside its default in ``conf/data/base.yaml``.
 
@@ -125,6 +147,7 @@ class DataOptions:
     decode: Any = None  # becomes DecodeLimits
     zip: Any = None  # becomes ZipOptions
     fetch: Any = None  # becomes FetchLimits
+    engine: Any = None  # becomes EngineOptions
     num_workers: int = 0
     pin_memory: bool = False
     device_cache: float | int = 4.0
@@ -147,7 +170,8 @@ class DataOptions:
             object.__setattr__(self, "classes", [str(name) for name in self.classes])
         _check_classes(self.classes)
         _check_creator_pattern(self.creator_pattern)
-        groups = {"split": SplitOptions, "decode": DecodeLimits, "zip": ZipOptions, "fetch": FetchLimits}
+        groups: dict[str, Any] = {"split": SplitOptions, "decode": DecodeLimits, "zip": ZipOptions}
+        groups |= {"fetch": FetchLimits, "engine": EngineOptions}
         for name, group in groups.items():
             object.__setattr__(self, name, group(**(getattr(self, name) or {})))
         object.__setattr__(self, "store", self._choose_store(**(self.store or {})))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from vidcls.data.decoding.plan import WindowPlan
@@ -19,29 +18,8 @@ if TYPE_CHECKING:
 FAR_LONGER = 2.0  # than nine in ten of a run's videos: such a video does not set what is classified whole
 
 
-ENGINES = ("local", "ray")
 SEARCHES = ("full", "coarse")
 COARSE_WINDOWS = 10  # lengths of a window, between the starts of two that are read first
-
-
-@dataclass(frozen=True)
-class EngineOptions:
-    """The options ``engine.*``: where videos are predicted; see conf/engine/.
-
-    Raises:
-        UserError: one is out of range, or Ray is not installed.
-    """
-
-    name: str = "local"
-    address: str | None = None
-    networks: int | None = None
-
-    def __post_init__(self) -> None:
-        check_choice("engine", self.name, ENGINES)
-        if self.networks is not None:
-            check_integer("engine.networks", self.networks)
-        if self.name == "ray" and find_spec("ray") is None:
-            raise UserError("ray, for engine=ray", "none installed", "Run pip install 'vidcls[ray]'.", "no-ray")
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,12 @@
-"""What the processes of engine=ray do: readers hash and decode videos, networks classify their windows.
+"""What the processes of engine=ray do: readers fetch, hash and decode videos, networks classify their windows.
 
 Both are stateless, so that Ray or the engine may start them anew anywhere. Imports neither torch nor Ray's driver.
 """
 
 import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
 from itertools import cycle
 from pathlib import Path
@@ -18,11 +17,15 @@ import ray
 from jaxtyping import Float, UInt8
 from ray.exceptions import RayActorError, RayTaskError
 
+from vidcls.data.cluster import BaseReader
 from vidcls.data.decoding.plan import Spans, WindowPlan
 from vidcls.data.decoding.pool import create_pool, read_windows
 from vidcls.data.decoding.receiver import DEFERRED, Source
-from vidcls.data.hashing import HashResult, hash_files
-from vidcls.data.options import DecodeLimits
+from vidcls.data.fetching import CancelledError, FetchSpace, map_unordered
+from vidcls.data.hashing import HashResult, hash_video
+from vidcls.data.options import DecodeLimits, FetchLimits
+from vidcls.data.remote import FetchedFile, UnfetchableError, try_fetch
+from vidcls.data.urls import is_url
 from vidcls.errors import UserError
 from vidcls.prediction.catalogue import Content, Result
 from vidcls.prediction.coarse_search import CoarseSearch
@@ -30,6 +33,9 @@ from vidcls.prediction.video_stream import VideoFound, classify, collect
 
 LONG = "long"
 IN_FLIGHT = 1  # batches of a reader that are with a network while it decodes the next
+Found = tuple[Path, HashResult] | UnfetchableError | None
+"""A video as a reader has it: its file, or a copy of it; why there is none; or None where there is no room for one
+beside the others of its shard."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,7 @@ class Reading:
 
     plan: WindowPlan
     limits: DecodeLimits
+    fetch_limits: FetchLimits  # for one shard
     batch_size: int
     classes: list[str]
     exit_threshold: float | int
@@ -65,19 +72,32 @@ class Network:
         return self._predictor.outputs(windows)
 
 
-class Reader:
-    """Hashes and decodes, the latter in a confined process of its own, and has ``networks`` classify what it reads."""
+class Reader(BaseReader):
+    """Fetches, hashes and decodes, the last in a confined process of its own; ``networks`` classify what it reads."""
 
-    def __init__(self, networks: Sequence[Any], reading: Reading) -> None:
-        # Ray's own program: the decoding process would run it again.
-        vars(sys.modules["__main__"]).pop("__file__", None)
+    def __init__(self, networks: Sequence[Any], reading: Reading, prefix: str) -> None:
+        super().__init__(prefix)
         self._networks, self._reading = cycle(networks), replace(reading, limits=replace(reading.limits, workers=1))
         self._stack = ExitStack()
         self._pool = self._stack.enter_context(create_pool(self._reading.limits, 1))
 
-    def hash(self, files: Sequence[Path]) -> list[HashResult]:
-        """The hashes of ``files``."""
-        return hash_files(files, None)
+    def obtain(self, locations: Sequence[str]) -> tuple[list[Found], Path | None]:
+        """What is there of each video, and the folder of those that were fetched, which is to be given to `remove`."""
+        limits = self._reading.fetch_limits
+        folder = self.make_folder() if any(map(is_url, locations)) else None
+        space = FetchSpace(limits.space_gigabytes, waits=False)
+
+        def get(place: int) -> tuple[int, Found]:
+            location = locations[place]
+            if folder is None or not is_url(location):
+                return place, (Path(location), hash_video(Path(location)))
+            with suppress(CancelledError):
+                copy = try_fetch(location, folder, limits, space)
+                return place, (copy.path, copy.hashed()) if isinstance(copy, FetchedFile) else copy
+            return place, None
+
+        found = dict(filter(None, map_unordered(get, range(len(locations)), limits.workers)))
+        return [found[place] for place in range(len(locations))], folder
 
     def read(self, contents: Sequence[Content], max_windows: float | int) -> Iterator[tuple[int, Result | str | None]]:
         """The place of each of ``contents`` and its result, as they are finished.
