@@ -34,7 +34,9 @@ def main(cfg: DictConfig) -> None:
         options = instantiate(cfg.data)
     else:
         check_run_options(cfg)
-        if given := [text for text in HydraConfig.get().overrides.task if text.startswith(("data", "cache_dir"))]:
+        if given := [
+            text for text in HydraConfig.get().overrides.task if text.startswith(("data", "cache_dir", "engine"))
+        ]:
             expected = "run=DIR without options of the data, which are those of the run"
             raise UserError(expected, f"also {' '.join(given)}", "Leave those out, or run=.", "run-overrides")
 

@@ -36,7 +36,7 @@ FILES = [path for path in CONF.glob("*/**/*.yaml") if path.parent.name not in ("
 # report/ is an entry of its own, command/ is part of the others.
 OPTIONS = sorted(path.relative_to(CONF).with_suffix("").as_posix() for path in FILES)
 GROUPS = ("data", "model", "augment", "optim", "trainer", "callbacks", "logger", "hydra", "experiment", "sweep")
-GROUPS += ("debug", "paths")
+GROUPS += ("debug", "engine", "paths")
 
 
 def composed(*overrides: str, conf: Path = CONF, entry: str = "train", hydra: bool = False) -> DictConfig:

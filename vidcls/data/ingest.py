@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
+from pebble import ProcessPool
 from rich.progress import track
 
 from vidcls.data.decoding.pool import decode_into_store
@@ -19,7 +21,7 @@ from vidcls.data.decoding.result import USABLE, DecodeResult, undecodable, unfet
 from vidcls.data.fetching import FetchSpace, fetching
 from vidcls.data.hashing import HashCache, HashResult, hash_files
 from vidcls.data.manifest import INGESTED, MANIFEST_COLUMNS
-from vidcls.data.options import DecodeLimits, FetchLimits
+from vidcls.data.options import DecodeLimits, EngineOptions, FetchLimits
 from vidcls.data.remote import FetchedFile, UnfetchableError, remote_version, try_fetch
 from vidcls.data.store import FrameStore
 from vidcls.data.urls import is_url
@@ -41,6 +43,7 @@ def ingest(
     limits: DecodeLimits,
     hash_cache_path: Path,
     fetch_limits: FetchLimits | None = None,
+    engine: EngineOptions | None = None,
 ) -> tuple[pd.DataFrame, IngestStats]:
     """Brings every video of a listing (see `vidcls.data.sources`) into the store; hashing has no time limit.
 
@@ -52,13 +55,18 @@ def ingest(
     """
     started = time.monotonic()
     with closing(HashCache(hash_cache_path)) as cache:
-        job = _Ingest(list(videos["file"]), store, cache, fetch_limits or FetchLimits())
+        job = Ingest(list(videos["file"]), store, cache, fetch_limits or FetchLimits())
         job.hashes = known_hashes(videos, cache, job.fetch_limits)
         job.find_stored()
         if job.missing():
             with _locked(store):
                 job.find_stored()  # another run may have decoded them meanwhile
-                job.decode(limits)
+                if engine and engine.name == "ray":
+                    from vidcls.data.ray_ingest import decode_on_ray
+
+                    decode_on_ray(job, limits, engine)
+                else:
+                    job.decode(limits, store.folder / "fetched")
     rows = [{"sha256": sha256, **asdict(result)} for sha256, result in job.rows()]
     ingested = pd.DataFrame(rows, range(len(videos)), INGESTED)
     manifest = pd.concat([videos.reset_index(drop=True), ingested], axis=1).assign(label_source="folder", cluster="")
@@ -86,16 +94,17 @@ def known_hashes(videos: pd.DataFrame, cache: HashCache, limits: FetchLimits) ->
     return hashes
 
 
-class _Ingest:
+class Ingest:
     """The videos at ``locations``, what is known of each, and how the rest becomes known."""
 
-    def __init__(self, locations: list[str], store: FrameStore, cache: HashCache, fetch_limits: FetchLimits) -> None:
+    def __init__(
+        self, locations: list[str], store: FrameStore, cache: HashCache | None, fetch_limits: FetchLimits
+    ) -> None:
         self.locations, self.store, self.cache, self.fetch_limits = locations, store, cache, fetch_limits
         self.hashes: list[HashResult | None] = [None] * len(locations)
         self.results: dict[str, DecodeResult] = {}  # by hash
-        self.failures: dict[int, DecodeResult] = {}  # by place, of what could not be fetched
+        self.failures: dict[int, DecodeResult] = {}  # by place, of what has no hash
         self.decoded = 0
-        self._folder = store.folder / "fetched"
 
     def find_stored(self) -> None:
         wanted = {hashed.sha256 for hashed in self.hashes if hashed} - {"", *self.results}
@@ -111,24 +120,27 @@ class _Ingest:
             if (hashed.sha256 not in self.results if hashed and hashed.sha256 else is_url(location))
         ]
 
-    def decode(self, limits: DecodeLimits) -> None:
+    def decode(self, limits: DecodeLimits, folder: Path, pool: ProcessPool | None = None) -> None:
+        """Decodes what is missing, in processes of ``pool`` if given; fetches into ``folder``, which it removes."""
         missing, arrived = self.missing(), list[tuple[str, FetchedFile | None]]()
         if not missing:
             return
         urls = [(place, self.locations[place]) for place in missing if is_url(self.locations[place])]
         # Around it all, as the last files are removed at its end.
-        with fetching(self._fetch, urls, self._folder, self.fetch_limits) as found:
+        with fetching(partial(self._fetch, folder), urls, folder, self.fetch_limits) as found:
             arrivals = self._arrivals(missing, found, arrived)
-            results = decode_into_store(arrivals, len(missing), self.store, limits)
-            for number, result in track(results, "Decoding", len(missing)):
+            results = decode_into_store(arrivals, len(missing), self.store, limits, pool)
+            for number, result in track(results, "Decoding", len(missing), disable=pool is not None):
                 sha256, fetched = arrived[number]
                 self.results[sha256] = result
                 self.decoded += result.status in USABLE
                 if fetched is not None:
                     fetched.remove()
 
-    def _fetch(self, pair: tuple[int, str], space: FetchSpace) -> tuple[int, FetchedFile | UnfetchableError]:
-        return pair[0], try_fetch(pair[1], self._folder, self.fetch_limits, space)
+    def _fetch(
+        self, folder: Path, pair: tuple[int, str], space: FetchSpace
+    ) -> tuple[int, FetchedFile | UnfetchableError]:
+        return pair[0], try_fetch(pair[1], folder, self.fetch_limits, space)
 
     def _arrivals(
         self,
@@ -157,7 +169,7 @@ class _Ingest:
                 self.failures[place] = unfetchable(str(found))
                 continue
             self.hashes[place] = hashed = found.hashed()
-            self.cache.put_remote(self.locations[place], found.version, found.sha256)
+            self.remember(place)
             if found.sha256 not in seen and (result := self.store.find(found.sha256)):
                 self.results[found.sha256] = result
             if found.sha256 in seen or found.sha256 in self.results:
@@ -166,6 +178,11 @@ class _Ingest:
             seen.add(found.sha256)
             arrived.append((found.sha256, found))
             yield found.path, hashed
+
+    def remember(self, place: int) -> None:
+        """Keeps the hash of a remote video for the next run."""
+        if self.cache and (hashed := self.hashes[place]):
+            self.cache.put_remote(self.locations[place], hashed.version or "", hashed.sha256)
 
     def rows(self) -> Iterator[tuple[str, DecodeResult]]:
         for place, hashed in enumerate(self.hashes):

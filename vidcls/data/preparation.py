@@ -252,9 +252,7 @@ def redecode_missing(
     console.print(f"{len(lost)} of {len(rows)} videos are not in {store.folder}: decoding them again")
     classes = class_order(list(manifest["label"]), options.classes)
     listing = _list(options, classes, console)
-    found, stats = ingest(
-        listing[listing["path"].isin(lost["path"])], store, options.decode, _hash_cache(options), options.fetch
-    )
+    found, stats = _decode(listing[listing["path"].isin(lost["path"])], options)
     report_bad(found, console)
     intact = found[found["status"].isin(USABLE)]
     now = dict(zip(intact["path"], intact["sha256"], strict=True))
@@ -290,8 +288,13 @@ def _list(
     return listing.videos
 
 
+def _decode(listing: pd.DataFrame, options: DataOptions) -> tuple[pd.DataFrame, IngestStats]:
+    parts = options.decode, _hash_cache(options), options.fetch, options.engine
+    return ingest(listing, frame_store(options), *parts)
+
+
 def _ingest(listing: pd.DataFrame, options: DataOptions, console: Console) -> tuple[pd.DataFrame, IngestStats]:
-    manifest, stats = ingest(listing, frame_store(options), options.decode, _hash_cache(options), options.fetch)
+    manifest, stats = _decode(listing, options)
     report_bad(manifest, console)
     bad = manifest[manifest["status"] != "ok"]
     if options.on_bad == "error" and len(bad):

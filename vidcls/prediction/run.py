@@ -115,7 +115,7 @@ class BaseRun:
         options: Any = OmegaConf.to_container(self.config.data, resolve=True)
         store = {"num_frames": self.spec.store.stored_frames, "resolution": self.spec.store.stored_resolution}
         options |= vars(self.spec.clip) | {"batch_size": self.spec.batch_size, "store": store}
-        options |= {"classes": self.classes, "cache_dir": cache_dir or options["cache_dir"]}
+        options |= {"classes": self.classes, "cache_dir": cache_dir or options["cache_dir"], "engine": None}
         if source is not None:
             options |= {"source": source, "demo": None, "decisions": []}
         videos = Videos(DataOptions.from_config(options))

@@ -12,7 +12,7 @@ import threading
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import BrokenExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -33,22 +33,25 @@ MEBIBYTE = 2**20  # for what surrounds the frames in a file of the store, and fo
 
 
 def decode_into_store(
-    videos: Iterable[tuple[Path, HashResult] | None], num_videos: int, store: FrameStore, limits: DecodeLimits
+    videos: Iterable[tuple[Path, HashResult] | None],
+    num_videos: int,
+    store: FrameStore,
+    limits: DecodeLimits,
+    pool: ProcessPool | None = None,
 ) -> Iterator[tuple[int, DecodeResult]]:
     """Decodes videos as they come, at most ``num_videos``, and stores each under its hash.
 
     Yields the number of each video in ``videos`` and its result, as they are ready; few are taken ahead of that. None
-    among them says that the next one may take a while.
+    among them says that the next one may take a while. A ``pool`` of `create_store_pool` may be given.
     Raises UserError or OSError if the store cannot be written; what was stored until then is kept.
     """
-    entry_bytes = 3 * store.spec.frames_per_video * store.spec.stored_resolution**2
     ahead = 4 * _num_workers(limits, num_videos)
     pending: deque[tuple[int, Path, HashResult, tuple[str, ...], list[str], ProcessFuture]] = deque()
-    with create_pool(limits, num_videos, entry_bytes) as pool:
+    with nullcontext(pool) if pool else create_store_pool(limits, num_videos, store) as workers:
 
         def submit(number: int, file: Path, hashed: HashResult, decoders: tuple[str, ...], reasons: list[str]) -> None:
             arguments = [file, hashed, store, decoders]
-            future = pool.schedule(decode_to_store, arguments, timeout=limits.timeout_seconds)
+            future = workers.schedule(decode_to_store, arguments, timeout=limits.timeout_seconds)
             pending.append((number, file, hashed, decoders, reasons, future))
 
         def settle() -> Iterator[tuple[int, DecodeResult]]:
@@ -125,6 +128,11 @@ def read_windows(
 
 def _num_workers(limits: DecodeLimits, num_files: int) -> int:
     return max(1, min(limits.workers or os.cpu_count() or 1, num_files))
+
+
+def create_store_pool(limits: DecodeLimits, num_files: int, store: FrameStore) -> AbstractContextManager[ProcessPool]:
+    """`create_pool` of workers that may write an entry of ``store``."""
+    return create_pool(limits, num_files, 3 * store.spec.frames_per_video * store.spec.stored_resolution**2)
 
 
 @contextmanager

@@ -1,0 +1,168 @@
+"""engine=ray for `vidcls.data.ingest`: readers on a cluster decode into a store that its machines share."""
+
+import asyncio
+import math
+import os
+import secrets
+from collections.abc import Sequence
+from concurrent.futures import BrokenExecutor
+from contextlib import ExitStack
+from copy import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ray
+from rich.console import Console
+
+from vidcls.data.cluster import (
+    QUARANTINED,
+    BaseReader,
+    Driver,
+    Shard,
+    check_shared,
+    count_readers,
+    cut,
+    fetch_share,
+    start_ray,
+)
+from vidcls.data.decoding.pool import create_store_pool
+from vidcls.data.decoding.result import USABLE, DecodeResult, undecodable
+from vidcls.data.hashing import FileState, HashResult, hash_video
+from vidcls.data.ingest import Ingest
+from vidcls.data.options import DecodeLimits, EngineOptions, FetchLimits
+from vidcls.data.store import FrameStore
+from vidcls.data.urls import is_url
+from vidcls.errors import UserError
+
+MAX_SHARD = 32  # videos
+
+
+def decode_on_ray(job: Ingest, limits: DecodeLimits, engine: EngineOptions) -> None:
+    """As ``job.decode``, on a cluster whose machines find videos and store at the same paths; Ray ends with it."""
+    if not job.missing():
+        return
+    started = not ray.is_initialized()
+    start_ray(engine, limits.workers or os.cpu_count() or 1)
+    store = copy(job.store)
+    store.folder = store.folder.resolve()
+    proof = store.folder / f".shared-{secrets.token_hex(4)}"
+    proof.touch()
+    try:
+        asyncio.run(_Driver(job, store, proof, limits).run(Console()))
+    finally:
+        proof.unlink()
+        if started:
+            ray.shutdown()  # what comes next may want the memory
+
+
+class StoreReader(BaseReader):
+    """Fetches, and decodes into a store, the latter in a confined process of its own."""
+
+    def __init__(
+        self, store: FrameStore, proof: Path, limits: DecodeLimits, fetch_limits: FetchLimits, prefix: str
+    ) -> None:
+        super().__init__(prefix)
+        self._store, self._proof = store, proof
+        self._limits, self._fetch_limits = replace(limits, workers=1), fetch_limits
+        self._stack = ExitStack()
+        self._pool = self._stack.enter_context(create_store_pool(self._limits, 1, store))
+
+    def decode(self, locations: list[str], hashes: Sequence[HashResult | None]) -> Ingest:
+        """What is known of these videos when all are decoded, or found in the store.
+
+        Raises:
+            UserError: the store is not that of the process which hands them out, or cannot be written.
+        """
+        if not self._proof.exists():
+            expected = "the machines of the cluster to share cache_dir"
+            got, remedy = (
+                f"{self._store.folder}, another one there",
+                "Set cache_dir to a folder on a shared file system.",
+            )
+            raise UserError(expected, got, remedy, "shared-paths")
+        job = Ingest(locations, self._store, None, self._fetch_limits)
+        job.hashes = [_seen_here(*video) for video in zip(locations, hashes, strict=True)]
+        job.find_stored()  # by a reader that died, or under another name
+        folder = self.make_folder()
+        try:
+            job.decode(self._limits, folder / "fetched", self._pool)
+        except (BrokenExecutor, RuntimeError):  # no process to decode can be started: another reader may have room
+            os._exit(1)
+        finally:
+            self.remove(folder)
+        return job
+
+
+def _seen_here(location: str, hashed: HashResult | None) -> HashResult | None:
+    """A hash with the state that the file has on this machine, or why it cannot be read here."""
+    if hashed is None or is_url(location) or FileState.of(Path(location)) == hashed.state:
+        return hashed
+    here = hash_video(Path(location))
+    return here if here.sha256 in ("", hashed.sha256) else hashed  # decoding says that it has changed
+
+
+class _Driver(Driver):
+    """Items are places of videos in ``job``."""
+
+    reader, doing = StoreReader, "Decoding"
+
+    def __init__(self, job: Ingest, store: FrameStore, proof: Path, limits: DecodeLimits) -> None:
+        self._job, self._num_done = job, 0
+        places = dict[str | int, int]()  # of files each content once
+        for place in job.missing():
+            hashed = job.hashes[place]
+            places[hashed.sha256 if hashed and not is_url(job.locations[place]) else place] = place
+        num_readers = count_readers(limits, len(places))
+        arguments = store, proof, limits, fetch_share(job.fetch_limits, num_readers)
+        super().__init__(lambda _: arguments, num_readers, len(places), store.folder)
+        most = min(math.ceil(len(places) / (4 * num_readers)), MAX_SHARD)  # so that all end at about the same time
+        for shard in cut([(place, self._size(place)) for place in places.values()], most):
+            self.put(Shard(shard))
+
+    def _size(self, place: int) -> int:
+        hashed = self._job.hashes[place]
+        return hashed.state.size if hashed and hashed.state else 0
+
+    def num_done(self) -> int:
+        return self._num_done
+
+    async def read(self, reader: Any, shard: Shard) -> None:
+        job, places = self._job, list(shard.items)
+        if places:
+            done = await reader.decode.remote([job.locations[at] for at in places], [job.hashes[at] for at in places])
+            for number, place in enumerate(places):
+                self._take(place, done.hashes[number], done.failures.get(number))
+            for sha256, result in done.results.items():
+                if result.status in USABLE:  # though another file with this content was damaged meanwhile
+                    job.results[sha256] = result
+                job.results.setdefault(sha256, result)
+            job.decoded += done.decoded
+            self.progressed()
+        shard.items = []
+        self._num_done += len(places)
+
+    def _take(self, place: int, hashed: HashResult | None, failure: DecodeResult | None) -> None:
+        location, known = self._job.locations[place], self._job.hashes[place]
+        if failure:
+            self._job.failures[place] = failure
+        elif is_url(location):
+            self._job.hashes[place] = hashed
+            self._job.remember(place)
+        elif hashed and known and not hashed.sha256:
+            check_shared(Path(location), hashed)
+            self._job.results.setdefault(known.sha256, undecodable(hashed.error))
+
+    def key(self, item: int) -> int:
+        return item
+
+    def anew(self, shard: Shard, items: list[int], few: bool) -> Shard:
+        return Shard(items)
+
+    def give_up(self, item: int) -> None:
+        hashed = self._job.hashes[item]
+        if hashed and hashed.sha256:
+            self._job.results.setdefault(hashed.sha256, undecodable(QUARANTINED))
+        else:
+            self._job.failures[item] = undecodable(QUARANTINED)
+        self._num_done += 1
