@@ -24,7 +24,7 @@ from vidcls.errors import UserError
 from vidcls.files import hash_file
 from vidcls.sweeps.cross_validation import write_folds
 from vidcls.sweeps.fold_plan import Plan
-from vidcls.sweeps.fold_results import comparisons, read_cross_validation
+from vidcls.sweeps.fold_results import comparisons, read_cross_validation, results_table
 
 RESULTS = ("out_of_fold.csv", "metrics.json", "cross_validation.md", "label_issues.csv", "label_issues.html")
 
@@ -290,6 +290,14 @@ def test_classes_that_look_like_numbers_keep_their_names(validated: Path, tmp_pa
     record = copied / "cross_validation.json"
     record.write_text(json.dumps({key: value for key, value in read_json(record).items() if key != "files"}))
     assert set(read_cross_validation(copied).table["predicted"]) <= {"00", "01", "02"}
+
+
+def test_an_interval_without_width_is_not_shown(validated: Path) -> None:
+    """Resamples of predictions without an error do not differ, which says nothing about other videos."""
+    found = read_cross_validation(validated)
+    right = found.table.assign(**{name: (found.table["label"] == name).astype(float) for name in found.classes})
+    cells = results_table([replace(found, table=right)])["grouped"].head(2)
+    assert list(cells) == ["1.000", "1.000"]  # accuracy, AUROC
 
 
 def test_what_only_creators_share_helps_in_random_folds_alone(tmp_path: Path) -> None:

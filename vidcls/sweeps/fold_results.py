@@ -165,7 +165,7 @@ def _cell(metric: dict[str, Any]) -> str:
     if metric["mean"] is None:
         return "-"
     text = f"{metric['mean']:.3f}"
-    if metric["ci95"] is not None:
+    if metric["ci95"] is not None and metric["ci95"][0] < metric["ci95"][1]:  # without an error it has no width
         text += f" [{metric['ci95'][0]:.3f}, {metric['ci95'][1]:.3f}]"
     spreads = {"repeats": metric["std_repeats"], "seeds": metric["std_seeds"]}
     shown = ", ".join(f"{name} ± {value:.3f}" for name, value in spreads.items() if value is not None)
