@@ -262,7 +262,7 @@ def test_no_videos_says_what_is_there(tmp_path: Path) -> None:
     assert error.value.code == "empty-source" and "2 files that are not videos, 1 hidden files" in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["label", "path", "score"])
+@pytest.mark.parametrize("name", ["label", "path", "score", "creator", "fold"])
 def test_classes_named_as_columns_of_predictions_are_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(UserError) as error:
         listed(make(tmp_path / "data", "train/safe/1.mp4", f"train/{name}/2.mp4"))

@@ -28,6 +28,7 @@ CHOICES = {
 RESERVED_CLASS_NAMES = {"path", "label", "predicted", "sha256", "decision", "score", "coverage", "status", "reason"}
 RESERVED_CLASS_NAMES |= {"decoder", "seconds", "windows", "model", "policy"}
 RESERVED_CLASS_NAMES |= {"class", "start_seconds", "end_seconds", "peak", "peak_seconds"}
+RESERVED_CLASS_NAMES |= {"repeat", "seed", "fold", "creator"}
 
 
 @dataclass(frozen=True)
