@@ -234,7 +234,7 @@ def test_imbalance_no_test_split_and_a_bad_video(tiny: list[str], demo_folder: P
 
 def module_of(finished: Path, manifest: pd.DataFrame, *overrides: str) -> VideoClassifier:
     """The module that the finished run would have with other settings and another manifest."""
-    cfg = OmegaConf.merge(OmegaConf.load(finished / "config.yaml"), OmegaConf.from_dotlist(list(overrides)))
+    cfg = OmegaConf.merge(OmegaConf.load(finished / "config.yaml"), OmegaConf.from_dotlist(["run_dir=new", *overrides]))
     assert isinstance(cfg, DictConfig)
     datamodule = VideoDataModule(instantiate(cfg.data))
     datamodule.load_manifest(manifest)
