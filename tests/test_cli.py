@@ -5,7 +5,7 @@ import sys
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from vidcls.cli import quote_overrides
+from vidcls.cli import allow_new_keys, compose_config, key_name, quote_overrides
 
 NAMES = ["my clips (1)", "runs/num_frames=8,hidden_size=32", "it's, [new] {x}: $5.zip", "50% off", "ünï cødé"]
 
@@ -29,3 +29,11 @@ def test_in_a_sweep_too_where_a_comma_separates_values(monkeypatch: pytest.Monke
     assert overrides(monkeypatch, *given) == ["my clips (1)", [0, 1]]
     assert overrides(monkeypatch, "-m", "data.source=a,b") == [["a", "b"]]
     assert overrides(monkeypatch, "-m", "data.source=choice(a,b)") == [["a", "b"]]
+
+
+@pytest.mark.parametrize("name", ["harmful", "0", "001", "1e3", "true", "a.b", "schädlich & Co.", "utf8_hex_30"])
+def test_an_option_may_name_any_class(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", "run=DIR", f"policy.target.{name}.recall=0.5"])
+    allow_new_keys("policy.target")
+    (key,) = compose_config("evaluate", *sys.argv[1:]).policy.target
+    assert key_name(key) == name

@@ -30,6 +30,8 @@ QUOTES = ("'", '"')
 # How gloo and NCCL say that the process at the other end is gone.
 LOST_PROCESS = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
 _HEX = "utf8_hex_"  # of a key that Hydra's grammar has no room for
+# What Hydra takes for a key, and for no number or constant.
+PLAIN_KEY = re.compile(r"(?!(?:true|false|null|nan|inf)\Z)[A-Za-z_][A-Za-z0-9_]*", re.IGNORECASE)
 
 # Torch reads this at its first tensor: large tensors use pages of 2 MB where Linux allows it. On a CPU, clearing pages
 # of 4 KB otherwise takes up to half of the time of a network on large frames.
@@ -116,12 +118,11 @@ def folders_of(value: Any) -> list[Path]:
 def allow_new_keys(group: str) -> None:
     """Lets the command line say ``group.name.option=value`` for any name, such as that of a class.
 
-    Hydra asks for ``++`` before it, and takes ASCII letters, digits and _ alone: other names are given as `key_name`
-    reads them.
+    Hydra asks for ``++`` before it, and takes ASCII identifiers alone: other names are given as `key_name` reads them.
     """
     for place, text in enumerate(sys.argv[1:], 1):
         named = re.fullmatch(rf"{re.escape(group)}\.(.+)\.(\w+)=([^=]*)", text)
-        if named and (not re.fullmatch("[A-Za-z0-9_]+", named[1]) or named[1].startswith(_HEX)):
+        if named and (not PLAIN_KEY.fullmatch(named[1]) or named[1].startswith(_HEX)):
             text = f"{group}.{_HEX}{os.fsencode(named[1]).hex()}.{named[2]}={named[3]}"
         if text.startswith((f"{group}.", f"{group}=")):
             sys.argv[place] = f"++{text}"
