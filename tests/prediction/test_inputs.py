@@ -42,6 +42,10 @@ def test_a_local_file_that_has_changed_is_pending_again(tmp_path: Path) -> None:
     assert plan(tmp_path / "in", tmp_path / "out") == {}
     (tmp_path / "in" / "b.mp4").write_bytes(b"another")
     assert list(plan(tmp_path / "in", tmp_path / "out")) == ["b.mp4"]
+    (tmp_path / "in" / "c.mp4").write_bytes(b"new")
+    with closing(Journal(tmp_path / "out", {})) as journal:
+        found = plan_videos(Inputs(str(tmp_path / "in"), FetchLimits()), journal, Console(quiet=True))
+    assert (found.num_listed, len(found.videos), found.num_again) == (3, 2, 1)
 
 
 def test_names_of_a_list_that_are_not_utf_8(tmp_path: Path) -> None:
