@@ -65,7 +65,8 @@ def print_plan(facts: Mapping[str, str], plan: Plan, ignored: Mapping[str, int],
     others = ", ".join(f"{count} {kind}" for kind, count in sorted(ignored.items()))
     done = plan.num_listed - len(plan.videos)
     counts = f"{plan.num_listed} videos" + f", {done} of them classified before" * (done > 0)
-    counts += f", {plan.num_again} again, whose rows are replaced: changed, or not read completely before" * (plan.num_again > 0)
+    if plan.num_again:
+        counts += f", {plan.num_again} again, whose rows are replaced: changed, or not read completely before"
     console.print(f"{counts}{f' (ignored {others})' if others else ''}", markup=False, soft_wrap=True)
     for name in ("Classified whole", "Longer videos"):
         console.print(f"{name}: {facts[name]}", soft_wrap=True)
