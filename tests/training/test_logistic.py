@@ -240,6 +240,8 @@ def test_the_seed_does_not_matter_and_an_interrupted_run_ends_the_same(
 
 def test_a_policy_is_fitted_to_out_of_fold_predictions(run: Path, tmp_path: Path) -> None:
     copied = Path(shutil.copytree(run, tmp_path / "run"))
+    target = "policy.target.harmful.recall=0.999"
+    refused(call("evaluate.py", f"run={copied}", target), "training videos of 'harmful'", "recall-not-supported")
     printed = evaluate(copied, "split=val", "policy.safe_class=safe")
     policy, oof = json.loads((copied / "policy.json").read_text()), load_run(run).oof_predictions
     assert oof is not None and policy["temperature"] == fit_temperature(oof.probabilities, oof.labels)

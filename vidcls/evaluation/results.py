@@ -148,6 +148,7 @@ def choose_policy(
         targets=options.targets,
         review_margin=options.review_margin,
         model=run.identity,
+        split="val" if run.oof_predictions is None else "training",
     )
     save_policy(policy, run.policy_path)
     return policy

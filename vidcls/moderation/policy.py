@@ -84,8 +84,9 @@ def fit_policy(
     targets: Mapping[str, Any],
     review_margin: float | int,
     model: str,
+    split: str = "val",
 ) -> Policy:
-    """The policy that meets the ``targets`` on the given (val) videos, from the network's uncalibrated probabilities.
+    """The policy that meets the ``targets`` on videos of a ``split``, from the network's uncalibrated probabilities.
 
     A target ``{class: {"recall": r, "precision": p}}`` sets with its recall the review threshold of the class, with its
     precision the block threshold. With one of the two, the other threshold is ``review_margin`` away; with neither,
@@ -106,8 +107,9 @@ def fit_policy(
         if name == safe_class:
             continue
         scores, positives, target = calibrated[:, column], labels == column, checked.get(name, {})
-        low = review_threshold(scores, positives, target["recall"], name=name) if "recall" in target else None
-        high = block_threshold(scores, positives, target["precision"], name=name) if "precision" in target else None
+        of = {"name": name, "split": split}
+        low = review_threshold(scores, positives, target["recall"], **of) if "recall" in target else None
+        high = block_threshold(scores, positives, target["precision"], **of) if "precision" in target else None
         review[name], block[name] = _band(low, high, review_margin, 1 / len(classes))
     support = {name: int((labels == column).sum()) for column, name in enumerate(classes)}
     error = {"before": reliability(probabilities, labels).error, "after": reliability(calibrated, labels).error}

@@ -11,7 +11,7 @@ CONFIDENCE = 0.95  # of every lower bound, one-sided
 
 
 def review_threshold(
-    scores: Float[np.ndarray, "N"], positives: Bool[np.ndarray, "N"], recall: float, *, name: str
+    scores: Float[np.ndarray, "N"], positives: Bool[np.ndarray, "N"], recall: float, *, name: str, split: str = "val"
 ) -> float:
     """The highest threshold with P(score >= threshold) >= ``recall`` for the class ``name``.
 
@@ -24,12 +24,12 @@ def review_threshold(
     enough = np.flatnonzero(lower_bound(np.arange(1, n + 1), n) >= recall)
     if len(enough) == 0:
         best = (1 - CONFIDENCE) ** (1 / n) if n else 0.0
-        raise _not_supported(name, "recall", recall, "with none of them missed", str(n), best)
+        raise _not_supported(name, split, "recall", recall, "with none of them missed", str(n), best)
     return float(np.sort(scores[positives])[::-1][enough[0]])
 
 
 def block_threshold(
-    scores: Float[np.ndarray, "N"], positives: Bool[np.ndarray, "N"], precision: float, *, name: str
+    scores: Float[np.ndarray, "N"], positives: Bool[np.ndarray, "N"], precision: float, *, name: str, split: str = "val"
 ) -> float:
     """The lowest score whose lower bound of the precision (Clopper and Pearson 1934) is at least ``precision``.
 
@@ -44,7 +44,7 @@ def block_threshold(
     if len(passing) == 0:
         best = float(bounds.max(initial=0.0))
         got = f"{int(positives.sum())}, and no threshold with a bound above {best:.3f}"
-        raise _not_supported(name, "precision", precision, "all of which score above all others", got, best)
+        raise _not_supported(name, split, "precision", precision, "all of which score above all others", got, best)
     return float(ranked[passing[-1]])
 
 
@@ -55,13 +55,15 @@ def lower_bound(hits: Int[np.ndarray, "N"], n: Int[np.ndarray, "N"] | int) -> Fl
     return np.where(hits > 0, beta.ppf(1 - CONFIDENCE, np.maximum(hits, 1), n - hits + 1), 0.0)
 
 
-def _not_supported(name: str, metric: str, target: float, condition: str, got: str, best: float) -> UserError:
+def _not_supported(
+    name: str, split: str, metric: str, target: float, condition: str, got: str, best: float
+) -> UserError:
     needed = math.ceil(math.log(1 - CONFIDENCE) / math.log(target))
     supported = math.floor(best * 1000) / 1000  # what these videos do support, rounded down
     option = f"policy.target.{name}.{metric}"
     return UserError(
-        f"at least {needed} val videos of {name!r}, {condition}, for {option}={target:g} at 95 % confidence",
+        f"at least {needed} {split} videos of {name!r}, {condition}, for {option}={target:g} at 95 % confidence",
         got,
-        f"Add val videos of {name!r}" + (f", or set {option}={supported:g} or less." if supported else "."),
+        f"Add {split} videos of {name!r}" + (f", or set {option}={supported:g} or less." if supported else "."),
         f"{metric}-not-supported",
     )
