@@ -49,7 +49,7 @@ test: setup ## run the whole test suite; ARGS go to pytest
 	$(PYTEST) $(ARGS)
 
 .PHONY: test-fast
-test-fast: setup ## run the part of the test suite that takes 90 seconds
+test-fast: setup ## run the part of the test suite that takes a minute
 	$(PYTEST) -m "not slow" $(ARGS)
 
 .PHONY: lint

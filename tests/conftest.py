@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -21,10 +22,12 @@ from hypothesis import settings
 from matplotlib.figure import Figure
 from PIL import Image
 
+# Nothing is freed while modules are imported, and what they hold need not be looked at again.
+gc.disable()
 # Several workers run side by side; more threads than cores would only slow each other down.
 torch.set_num_threads(1)
 # For the same reason a single example may take long; each run draws other examples, so that few are enough.
-settings.register_profile("shared machine", deadline=None, max_examples=40)
+settings.register_profile("shared machine", deadline=None, max_examples=20)
 settings.load_profile("shared machine")
 # A shell that starts the tests in the background has them ignore Ctrl-C, and what they start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -35,16 +38,39 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 SLOW_FIXTURES = {"chromium", "cluster", "demo_folder"}
 SLOW_FOLDERS = {"decoding", "models", "plots", "sweeps"}
 SLOW_FILES = {
+    "cluster.py",
+    "ray_engine.py",
+    "ray_ingest.py",
+    "ray_workers.py",
+    "test_archive.py",
     "test_configs.py",
+    "test_datamodule.py",
+    "test_ddp.py",
     "test_demo.py",
+    "test_docs.py",
     "test_exported_networks.py",
+    "test_exporters.py",
+    "test_hashing.py",
     "test_html_report.py",
     "test_ingest.py",
     "test_ingest_remote.py",
+    "test_inspect_data.py",
+    "test_near_duplicates.py",
     "test_notebooks.py",
     "test_old_runs.py",
+    "test_own_model.py",
+    "test_predict_remote.py",
+    "test_ray_engine.py",
     "test_recipe.py",
+    "test_remote.py",
+    "test_resumed_data.py",
+    "test_review_loop.py",
+    "test_review_page.py",
+    "test_startup.py",
+    "test_store.py",
 }
+# Of one training, which `make test-fast` runs too.
+ONE_RUN = {"test_a_run_folder_holds_what_the_contract_says", "test_metrics_have_every_figure"}
 
 
 DOT = Image.new("L", (1, 1))
@@ -55,12 +81,31 @@ def pytest_configure() -> None:
     start_server()
 
 
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # or libraries report what is left
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """`make test-fast` does not even import what it leaves out: Ray, timm, torchvision take seconds."""
+    return True if config.option.markexpr == "not slow" and _is_slow(collection_path) else None
+
+
+def _is_slow(path: Path) -> bool:
+    return path.parent.name in SLOW_FOLDERS or path.name in SLOW_FILES
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks what is slow, and puts it first in each half of the list: of two workers each begins with one of them."""
     slow, fast = list[pytest.Item](), list[pytest.Item]()
     for item in items:
         uses = isinstance(item, pytest.Function) and not SLOW_FIXTURES.isdisjoint(item.fixturenames)
-        if uses or item.path.parent.name in SLOW_FOLDERS or item.path.name in SLOW_FILES:
+        uses = uses and item.name not in ONE_RUN
+        if uses or _is_slow(item.path):
             item.add_marker(pytest.mark.slow)
             slow.append(item)
         else:

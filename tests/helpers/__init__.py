@@ -1,1 +1,3 @@
 """What several test files share; no test imports another."""
+
+import helpers.typecheck  # noqa: F401 (jaxtyping, which checks with it, imports this package alone)

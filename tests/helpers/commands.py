@@ -21,7 +21,7 @@ from filelock import FileLock
 from hydra._internal.hydra import Hydra
 from hydra.types import RunMode
 
-from helpers.warm_python import VARIABLE, warm_python
+from helpers.warm_python import warm_python
 
 ROOT = Path(__file__).parents[2]
 CONF = ROOT / "conf"
@@ -72,8 +72,6 @@ def call(script: str, *overrides: str) -> Result:
 def start(script: str, *overrides: str, cwd: Path, launcher: Sequence[str] = ()) -> subprocess.Popen[str]:
     """`python SCRIPT OVERRIDES` in a process of its own; ``launcher`` may come between the two."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    if launcher and not any(text.startswith(("run_dir=", "resume=")) for text in overrides):
-        environment[VARIABLE] = sys.executable  # they agree on a run folder by their common parent: its children
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen(
         [warm_python(), *launcher, str(ROOT / script), *overrides], cwd=cwd, env=environment, text=True, **pipes

@@ -1,4 +1,4 @@
-"""Torchvision's video networks as encoders of clips."""
+"""Video networks as encoders of clips; that all of each learns is in test_architectures."""
 
 from __future__ import annotations
 
@@ -24,21 +24,6 @@ def build(
 ) -> VideoNet:
     torch.manual_seed(0)
     return VideoNet(name, weights, trainable_from, resolution, num_frames)
-
-
-@pytest.mark.parametrize("name", VIDEO_NETS)
-def test_shape_and_gradients(name: str) -> None:
-    num_frames = 8 if name == "s3d" else 4
-    encoder = build(name, num_frames=num_frames).train()
-    features = encoder(torch.rand(2, num_frames, 3, 32, 32))
-    expected = {"i3d": 1024, "s3d": 1024, "mvit_v2_s": 768, "swin3d_t": 768}.get(name, 512)
-    assert features.shape == (2, expected) and encoder.num_features == expected
-    (features * torch.randn(expected)).sum().backward()
-    gradients = {key: parameter.grad for key, parameter in encoder.net.named_parameters()}
-    assert all(gradient is not None and bool(gradient.isfinite().all()) for gradient in gradients.values())
-    still = [key for key, gradient in gradients.items() if gradient is not None and not gradient.any()]
-    # A single patch is left in mvit's last block, which then has neither neighbours nor relative positions.
-    assert all(name == "mvit_v2_s" and key.startswith("blocks.15.attn.") for key in still)
 
 
 @pytest.mark.parametrize("name", ["r3d_18", "swin3d_t"])
@@ -72,7 +57,7 @@ def test_mvit_is_torchvisions_at_its_own_size() -> None:
     assert size == (theirs.pos_encoding.temporal_size, theirs.pos_encoding.spatial_size) == (8, (56, 56))
 
 
-@pytest.mark.parametrize(("resolution", "num_frames"), [(32, 2), (30, 3), (17, 1)])
+@pytest.mark.parametrize(("resolution", "num_frames"), [(30, 3), (17, 1)])
 def test_mvit_takes_its_weights_to_clips_of_any_size(tmp_path: Path, resolution: int, num_frames: int) -> None:
     torch.manual_seed(1)
     state = get_model("mvit_v2_s").state_dict()  # for 16 frames of 224 pixels
@@ -106,7 +91,9 @@ def test_the_least_that_each_takes(name: str) -> None:
     num_frames, resolution = (8, 17) if name == "s3d" else (1, 1)
     encoder = build(name, resolution=resolution, num_frames=num_frames).eval()
     with torch.no_grad():
-        assert bool(encoder(torch.rand(1, num_frames, 3, resolution, resolution)).isfinite().all())
+        features = encoder(torch.rand(1, num_frames, 3, resolution, resolution))
+    expected = {"i3d": 1024, "s3d": 1024, "mvit_v2_s": 768, "swin3d_t": 768}.get(name, 512)
+    assert features.shape == (1, expected) and encoder.num_features == expected and bool(features.isfinite().all())
 
 
 def test_order_of_frames_counts() -> None:

@@ -193,7 +193,7 @@ def test_a_long_session_is_exported_as_it_was(
     when, undoable = list[str](), list[tuple[str, tuple[str, str] | None]]()  # in the order of the decisions
     verdicts = {str(k + 1): ("label", name) for k, name in enumerate(CLASSES)}
     verdicts |= {"u": ("unsure", ""), "x": ("bad_file", "")}
-    for _ in range(150):
+    for _ in range(80):
         key, path = draw.choice(["ArrowLeft", "ArrowRight", "j", "z", "z", "note", "reload", *verdicts]), ORDER[at]
         if key == "note":
             keys(page, "n", *str(draw.randrange(10)), "Escape")
@@ -382,7 +382,7 @@ def test_hostile_names_come_back_from_decisions(chromium: Browser, tmp_path: Pat
 TEXT = st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from("'=+-@\t\r\n\",;"), max_size=5)
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=st.lists(st.lists(TEXT, min_size=2, max_size=3), min_size=1, max_size=3))
 def test_any_text_comes_back(csv_page: Page, rows: list[list[str]]) -> None:
     text = csv_page.evaluate("rows => writeCsv(rows)", rows)

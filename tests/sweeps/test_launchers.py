@@ -26,6 +26,14 @@ def base(tiny: list[str], finished: Path) -> list[str]:
     return [*(text for text in tiny if not text.startswith(varied)), "trainer.max_epochs=1", "figures=false"]
 
 
+def start_jobs_warm(program: Path) -> Path:
+    """A Python that is new but for what submitit's processes start in their turn, which is the work."""
+    warm, new = (f'exec {python} "$@"' for python in (warm_python(), sys.executable))
+    program.write_text(f'#!/bin/sh\ncase "$*" in *submitit.core._submit*) {warm};; esac\n{new}\n')
+    program.chmod(0o700)
+    return program
+
+
 def run(cwd: Path, *overrides: str, code: int = 0) -> str:
     """Prints of `python train.py OVERRIDES` in a process of its own, with a home folder of its own."""
     with tempfile.TemporaryDirectory(prefix="t") as short:  # Ray's sockets must not have long paths
@@ -36,8 +44,10 @@ def run(cwd: Path, *overrides: str, code: int = 0) -> str:
             "TMPDIR": short,
             "RAY_TMPDIR": short,
         }
-        if "hydra/launcher=submitit_local" in overrides:
-            environment[VARIABLE] = sys.executable  # it knows its jobs by the numbers of the processes that it starts
+        if (
+            "hydra/launcher=submitit_local" in overrides
+        ):  # it knows its jobs by the numbers of the processes that it starts
+            environment[VARIABLE] = str(start_jobs_warm(cwd / "python"))
         command = [warm_python(), str(TRAIN), *overrides]
         result = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=250)
     assert result.returncode == code, result.stdout + result.stderr

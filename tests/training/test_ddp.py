@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -42,17 +45,27 @@ def options(tiny: list[str], some_videos: Path) -> list[str]:
 
 @pytest.fixture(scope="session")
 def two_devices(shared: Path, options: list[str]) -> Path:
-    """The folder of a run on two devices; torchrun starts the processes, and they agree on one run folder."""
+    """The folder of a run on two devices, whose processes torchrun starts."""
 
     def run(folder: Path) -> None:
         folder.mkdir()
-        process = start_train(*options, *DDP, "data.batch_size=1", cwd=folder, launcher=TORCHRUN)
+        overrides = [*options, *DDP, "data.batch_size=1", f"run_dir={folder / 'run'}"]
+        process = start_train(*overrides, cwd=folder, launcher=TORCHRUN)
         _, stderr = process.communicate(timeout=200)
         assert process.returncode == 0, stderr
-        assert {path.name for path in folder.iterdir()} == {"runs"}
+        assert {path.name for path in folder.iterdir()} == {"run"}
 
-    (folder,) = (once(shared, "two_devices", run) / "runs" / "train").iterdir()
-    return folder
+    return once(shared, "two_devices", run) / "run"
+
+
+def test_processes_of_one_launcher_agree_on_a_new_folder(tmp_path: Path) -> None:
+    """By the process that has started them, so that Python must be a new one here."""
+    (tmp_path / "name.py").write_text("from vidcls.cli import new_run_dir\nprint(new_run_dir('runs', None))\n")
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, *TORCHRUN, "name.py"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200)
+    one, other = done.stdout.split()
+    assert one == other and re.fullmatch(r"runs/\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d_[0-9a-f]+", one)
 
 
 def test_torchrun_needs_a_strategy(tiny: list[str], tmp_path: Path) -> None:
