@@ -165,9 +165,10 @@ def test_strays_are_counted_alike_in_a_folder_and_in_its_zip(tmp_path: Path) -> 
 
 
 def test_all_extensions_in_any_case(tmp_path: Path) -> None:
-    extensions = ["mp4", "mov", "m4v", "mkv", "webm", "avi", "mpg", "mpeg", "ts", "3gp", "flv", "WMV"]
+    extensions = ["mp4", "mov", "m4v", "f4v", "3gp", "3g2", "mkv", "webm", "avi", "flv", "WMV", "asf"]
+    extensions += ["mpg", "mpeg", "m2v", "vob", "ts", "mts", "M2TS"]
     source = make(tmp_path / "data", *(f"{name}/x.{extension}" for name in "ab" for extension in extensions))
-    assert len(listed(source).videos) == 24
+    assert len(listed(source).videos) == 2 * len(extensions)
 
 
 def test_links(tmp_path: Path) -> None:
