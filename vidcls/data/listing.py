@@ -13,10 +13,8 @@ from vidcls.data.remote import UnfetchableError, describe, fetch, open_filesyste
 from vidcls.data.urls import extension, is_url, redact
 from vidcls.errors import UserError, one_line
 
-VIDEO_EXTENSIONS = frozenset(
-    ("mp4", "mov", "m4v", "f4v", "3gp", "3g2", "mkv", "webm", "avi", "flv", "wmv", "asf")
-    + ("mpg", "mpeg", "m2v", "vob", "ts", "mts", "m2ts")
-)
+VIDEO_EXTENSIONS = frozenset(("mp4", "mov", "m4v", "f4v", "3gp", "3g2", "mkv", "webm", "avi", "flv", "wmv", "asf"))
+VIDEO_EXTENSIONS |= {"mpg", "mpeg", "m2v", "vob", "ts", "mts", "m2ts"}
 LIST_EXTENSIONS = ("txt", "csv", "parquet")
 _PARQUET_ROWS = 10_000  # read at once
 S3_PAGE = 1000  # names that S3 lists at once
