@@ -6,6 +6,7 @@ decoder then gets its chance. Imports no decoder: only workers do.
 
 import math
 import os
+import signal
 import socket
 import tempfile
 import threading
@@ -47,6 +48,7 @@ def decode_into_store(
     """
     ahead = 4 * _num_workers(limits, num_videos)
     pending: deque[tuple[int, Path, HashResult, tuple[str, ...], list[str], ProcessFuture]] = deque()
+    killed = set[int]()
     with nullcontext(pool) if pool else create_store_pool(limits, num_videos, store) as workers:
 
         def submit(number: int, file: Path, hashed: HashResult, decoders: tuple[str, ...], reasons: list[str]) -> None:
@@ -59,6 +61,11 @@ def decode_into_store(
             try:
                 result: DecodeResult = future.result()
             except WORKER_ERRORS as error:
+                # No decoder kills itself with SIGKILL: what somebody else has killed is decoded again, once.
+                if getattr(error, "exitcode", None) == -signal.SIGKILL and number not in killed:
+                    killed.add(number)
+                    submit(number, file, hashed, decoders, reasons)
+                    return
                 result = undecodable(f"{decoders[0]}: {describe_failure(error, limits)}")
                 if len(decoders) > 1:
                     submit(number, file, hashed, decoders[1:], [*reasons, result.reason])
