@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from helpers.datasets import module, prepare
 from helpers.videos import ffmpeg, write_video
@@ -246,6 +247,10 @@ def test_copies_stay_in_one_drawn_split_if_asked_to(with_copies: Path, cache: Pa
     assert len({drawn["group"][path] for path in copies}) == 1
 
 
+def table_of(*columns: list[str]) -> pd.DataFrame:
+    return pd.DataFrame(dict(zip(("path", "creator", "sha256", "cluster"), columns, strict=True)))
+
+
 def test_a_copy_that_is_added_moves_no_more_than_what_it_connects() -> None:
     creators, labels = [f"creator{n}" for n in range(300)], ["safe", "fight"] * 150
     shared = {"val_fraction": 0.15, "test_fraction": 0.15, "seed": 0}
@@ -254,7 +259,7 @@ def test_a_copy_that_is_added_moves_no_more_than_what_it_connects() -> None:
         clusters = ["copied", "copied", *[""] * 298, *["copied"] * copies]
         names = [*creators, *(f"thief{n}" for n in range(copies))]
         paths = [str(n) for n in range(len(names))]
-        groups = group_videos(paths, names, paths, clusters)
+        groups = group_videos(table_of(paths, names, paths, clusters))
         return assign_splits([*labels, *["safe"] * copies], groups, [""] * len(names), **shared)
 
     before, after = draw(0), draw(3)
@@ -263,7 +268,9 @@ def test_a_copy_that_is_added_moves_no_more_than_what_it_connects() -> None:
 
 
 def test_a_copy_may_connect_two_creators() -> None:
-    groups = group_videos(["1", "2", "3", "4"], ["ann", "bob", "", "eve"], ["a", "b", "c", "d"], ["", "x", "x", ""])
+    groups = group_videos(
+        table_of(["1", "2", "3", "4"], ["ann", "bob", "", "eve"], ["a", "b", "c", "d"], ["", "x", "x", ""])
+    )
     assert groups == ["creator ann", "creator bob", "creator bob", "creator eve"]
 
 

@@ -31,8 +31,8 @@ def manifest(*rows: tuple[str, ...]) -> pd.DataFrame:
 
 def group(videos: list[tuple[str, str]]) -> list[str]:
     """Videos of (creator, hash); their names count up."""
-    creators, hashes = ([video[column] for video in videos] for column in (0, 1))
-    return group_videos([f"{number}.mp4" for number in range(len(videos))], creators, hashes)
+    table = pd.DataFrame(videos, columns=["creator", "sha256"])
+    return group_videos(table.assign(path=[f"{number}.mp4" for number in range(len(videos))]))
 
 
 def test_groups_are_joined_in_chains() -> None:

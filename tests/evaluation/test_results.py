@@ -193,8 +193,8 @@ def test_the_split_of_other_data_is_used(copied: Path, demo_folder: Path, tmp_pa
 def test_what_the_network_was_trained_on_is_reported_as_leakage(copied: Path, demo_folder: Path) -> None:
     with pytest.warns(UserWarning, match="Held-out metrics will be optimistic"):
         printed = evaluate(copied, f"data.source={demo_folder}", "split=train")
-        assert "Leakage" in printed and "evaluated+trained on" in printed
-        assert "evaluated+validated on" in evaluate(copied, f"data.source={demo_folder}", "split=val")
+        assert "Leakage" in printed and "evaluated+train of run" in printed
+        assert "evaluated+val of run" in evaluate(copied, f"data.source={demo_folder}", "split=val")
 
 
 # ---- a policy

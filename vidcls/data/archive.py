@@ -25,7 +25,7 @@ from rich.progress import (
 from vidcls.data.options import DataOptions
 from vidcls.data.urls import extension, local_path
 from vidcls.errors import FULL_DISK, UserError
-from vidcls.files import write_atomically
+from vidcls.files import write_json
 
 _CHUNK_BYTES = 1 << 20
 _DAMAGE = (zipfile.BadZipFile, zlib.error, LZMAError, EOFError, NotImplementedError, ValueError)
@@ -80,7 +80,7 @@ def extract(archive: Path, cache_dir: Path, max_gigabytes: float | int, max_rati
             missing = _missing(folder, sizes)
             if missing or not folder.is_dir():
                 _write_files(archive, zipped, {path: members[path] for path in missing}, folder)
-        write_atomically(seen, json.dumps({"folder": folder.name, "sizes": sizes}).encode())
+        write_json(seen, {"folder": folder.name, "sizes": sizes})
         return folder
     except _DAMAGE as damage:
         got = f"{archive}: {damage or type(damage).__name__}"

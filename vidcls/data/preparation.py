@@ -6,7 +6,6 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from rich.console import Console
 from rich.markup import escape
@@ -23,7 +22,7 @@ from vidcls.data.near_duplicates import name_clusters
 from vidcls.data.options import SPLITS, DataOptions, class_order, folded
 from vidcls.data.reviewed_labels import use_decisions
 from vidcls.data.sources import list_videos
-from vidcls.data.splits import assign_splits, check_all_or_none, drop_leaks, find_leaks, group_videos
+from vidcls.data.splits import HELD_OUT_FIRST, assign_splits, check_all_or_none, drop_leaks, find_leaks, group_videos
 from vidcls.data.store import FrameStore
 from vidcls.errors import UserError
 
@@ -63,12 +62,7 @@ def prepare_videos(options: DataOptions, console: Console, manifest_path: Path |
         groups = _groups(manifest, options)
         manifest = use_decisions(manifest, groups, decisions, options.disagreement, classes, console)
         classes = class_order(list(manifest["label"]), options.classes)
-    leaks = find_leaks(manifest)
-    if not leaks.empty:
-        _report_leaks(leaks, options.leakage, console)
-        if options.leakage == "drop":
-            manifest = drop_leaks(manifest)
-            console.print(f"Dropped {(manifest['status'] == 'dropped').sum()} leaking videos")
+    manifest = _settle_leaks(manifest, find_leaks(manifest), HELD_OUT_FIRST, options.leakage, console)
     print_splits(manifest, classes, console)
     for name in ("train", "val"):
         if usable_rows(manifest, name).empty:
@@ -116,9 +110,8 @@ def _assign_splits(manifest: pd.DataFrame, options: DataOptions) -> None:
 
 
 def _groups(videos: pd.DataFrame, options: DataOptions) -> list[str]:
-    creators = videos["creator"] if options.split.grouped else [""] * len(videos)
-    clusters = list(videos["cluster"]) if options.near_duplicates == "group" else None
-    return group_videos(list(videos["path"]), list(creators), list(videos["sha256"]), clusters)
+    clusters = options.near_duplicates == "group"
+    return group_videos(videos, creators=options.split.grouped, clusters=clusters)
 
 
 def _resume(options: DataOptions, manifest: pd.DataFrame, console: Console) -> PreparedVideos:
@@ -175,21 +168,15 @@ def prepare_external(options: DataOptions, split: str, trained_on: pd.DataFrame,
             got = f"only {', '.join(sorted(set(listed['split'])))}"
             raise UserError(f"a {split} split in {options.source}", got, "Choose another split=.", "missing-split")
     manifest, stats = _ingest(listing, options, console)
-    manifest = manifest.assign(split=split)
     seen = trained_on[trained_on["split"].isin(["train", "val"])]
-    seen = seen.assign(split=seen["split"].map({"train": "trained on", "val": "validated on"}))
+    seen = seen.assign(split=seen["split"] + " of run")
     both = pd.concat([manifest.assign(split="evaluated"), seen], ignore_index=True)
     both["cluster"], both["creator"] = _clusters(both, options), both["creator"].map(folded)
     leaks = find_leaks(both)
     leaks = leaks[leaks["splits"].str.contains("evaluated")]
-    if not leaks.empty:
-        _report_leaks(leaks, options.leakage, console)
-    if options.leakage == "drop":  # from what is evaluated: the network has been trained on the rest already
-        mine, theirs = both[: len(manifest)], both[len(manifest) :]
-        shared = [mine[key].isin(set(theirs[key]) - {""}).to_numpy() for key in ("sha256", "cluster", "creator")]
-        reason = "the run has it, a copy or its creator in train or val"
-        manifest.loc[np.any(shared, axis=0), ["status", "reason"]] = ["dropped", reason]
-        console.print(f"Dropped {(manifest['status'] == 'dropped').sum()} leaking videos")
+    # From what is evaluated: the network has been trained on the rest already.
+    order = [("evaluated", ("train of run", "val of run"))]
+    manifest = _settle_leaks(both, leaks, order, options.leakage, console)[: len(manifest)].assign(split=split)
     if usable_rows(manifest, split).empty:
         remedy = "See the statuses and reasons above."
         raise UserError("at least one video to evaluate", f"none of {len(listing)}", remedy, "nothing-to-evaluate")
@@ -312,7 +299,17 @@ def _clusters(manifest: pd.DataFrame, options: DataOptions) -> list[str]:
     return [""] * len(manifest) if ignored else name_clusters(manifest, frame_store(options))
 
 
-def _report_leaks(leaks: pd.DataFrame, leakage: str, console: Console, limit: int = 20) -> None:
+def _settle_leaks(
+    manifest: pd.DataFrame,
+    leaks: pd.DataFrame,
+    order: Sequence[tuple[str, Sequence[str]]],
+    leakage: str,
+    console: Console,
+    limit: int = 20,
+) -> pd.DataFrame:
+    """The manifest, after all that ``data.leakage`` asks for; ``order`` is that of `drop_leaks`."""
+    if leaks.empty:
+        return manifest
     table = Table(title=f"Leakage between splits (data.leakage={leakage})", title_justify="left")
     for column in leaks.columns:
         table.add_column(column)
@@ -330,3 +327,7 @@ def _report_leaks(leaks: pd.DataFrame, leakage: str, console: Console, limit: in
         )
     if leakage == "warn":
         warnings.warn("Held-out metrics will be optimistic: see the leakage table above.", stacklevel=2)
+    if leakage == "drop":
+        manifest = drop_leaks(manifest, order)
+        console.print(f"Dropped {(manifest['status'] == 'dropped').sum()} leaking videos")
+    return manifest

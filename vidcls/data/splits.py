@@ -15,27 +15,28 @@ from vidcls.errors import UserError
 
 _ATTEMPTS = 100
 _BYTES, _LABELS, _NEAR, _CREATOR = "same bytes", "same bytes, different labels", "near-duplicate", "same creator"
+HELD_OUT_FIRST = (("val", ("test",)), ("train", ("val", "test")))
+"""What is dropped if it leaks from which splits."""
 
 
-def group_videos(
-    paths: Sequence[str], creators: Sequence[str], sha256s: Sequence[str], clusters: Sequence[str] | None = None
-) -> list[str]:
+def group_videos(videos: pd.DataFrame, *, creators: bool = True, clusters: bool = True) -> list[str]:
     """Names the groups of videos that must stay together: of one creator, one content or one cluster of copies.
 
-    Videos may be connected through others. An empty creator, hash or cluster is unknown and connects nothing; creators
-    that differ in case alone are one. A group is named by the creator of most of its videos, or by its hash: by nothing
-    that changes when other groups come or go.
+    ``videos`` have path, creator, sha256 and may have cluster; "" is unknown and connects nothing, and creators and
+    clusters need not count. Videos may be connected through others, and creators that differ in case alone are one. A
+    group is named by the creator of most of its videos, or by its hash: by nothing that changes when other groups come
+    or go.
 
-    >>> group_videos(["1.mp4", "2.mp4", "3.mp4", "4.mp4"], ["ann", "bob", "", "ann"], ["a", "b", "b", "c"])
+    >>> hashes, names = ["a", "b", "b", "c"], ["ann", "bob", "", "ann"]
+    >>> group_videos(pd.DataFrame({"path": ["1.mp4", "2.mp4", "3.mp4", "4.mp4"], "creator": names, "sha256": hashes}))
     ['creator ann', 'creator bob', 'creator bob', 'creator ann']
     """
-    count = len(paths)
+    kinds = ["creator"] * creators + ["sha256", "path"] + ["cluster"] * (clusters and "cluster" in videos)
     names = [
-        ([f"creator {creator}"] * bool(creator) + [f"sha256 {sha256}"] * bool(sha256) or [f"path {path}"])
-        + [f"cluster {cluster}"] * bool(cluster)
-        for path, creator, sha256, cluster in zip(paths, creators, sha256s, clusters or [""] * len(paths), strict=True)
+        [f"{kind} {name}" for kind, name in zip(kinds, row, strict=True) if name]
+        for row in videos[kinds].itertuples(index=False, name=None)
     ]
-    nodes: dict[str, int] = {}
+    count, nodes = len(videos), dict[str, int]()
     keys = [[folded(name) if name.startswith("creator ") else name for name in ties] for ties in names]
     edges = [(video, nodes.setdefault(key, count + len(nodes))) for video, ties in enumerate(keys) for key in ties]
     ends = np.array(edges, dtype=np.int64).reshape(-1, 2).T
@@ -52,7 +53,7 @@ def group_videos(
 
 def group_numbers(rows: pd.DataFrame) -> Int[np.ndarray, " N"]:
     """The number of each video's group, see `group_videos`."""
-    names = group_videos(list(rows["path"]), list(rows["creator"]), list(rows["sha256"]))
+    names = group_videos(rows)
     numbers: np.ndarray = np.unique(names, return_inverse=True)[1]
     return numbers
 
@@ -221,15 +222,15 @@ def find_leaks(manifest: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(leaks, columns=["kind", "key", "splits", "videos"])
 
 
-def drop_leaks(manifest: pd.DataFrame) -> pd.DataFrame:
+def drop_leaks(manifest: pd.DataFrame, order: Sequence[tuple[str, Sequence[str]]] = HELD_OUT_FIRST) -> pd.DataFrame:
     """A copy of ``manifest`` where leaking videos have the status "dropped" and a reason; evaluation splits come first.
 
-    Drops val videos that share content, cluster or creator with test, then train videos that do so with test or the
-    remaining val. Of videos with the same bytes but different labels all copies in train go, since nobody knows which
-    label is right; in val and test they stay, and `find_leaks` still names them.
+    Drops the videos of a split that share content, cluster or creator with other splits, one (split, others) of
+    ``order`` after the other. Of videos with the same bytes but different labels all copies in train go, since nobody
+    knows which label is right; in val and test they stay, and `find_leaks` still names them.
     """
     kept = manifest.copy()
-    for split, others in (("val", ("test",)), ("train", ("val", "test"))):
+    for split, others in order:
         for key, kind in (("sha256", _BYTES), ("cluster", _NEAR), ("creator", _CREATOR)):
             live = _live(kept)
             held = live[live["split"].isin(others) & (live[key] != "")].drop_duplicates(key).set_index(key)

@@ -20,14 +20,13 @@ def summarise(
 
     A video's predicted class is its most probable one; ties go to the first. ``macro_f1`` averages over all K classes,
     absent ones included, with 0/0 = 0; ``auroc`` over the classes that have both positive and negative videos.
-    ``accuracy_ci95`` is Wilson's score interval (1927): a lower bound on the uncertainty, as it assumes independent
-    videos. ``confusion[i][j]`` videos of class i were predicted as class j.
+    ``accuracy_ci95`` is a lower bound on the uncertainty, as it assumes independent videos. ``confusion[i][j]`` videos
+    of class i were predicted as class j.
 
     Raises:
         ValueError: no videos, shapes that do not match, labels out of range, rows that are not probabilities.
     """
-    # Here, as they take seconds, which those who only need `check_predictions` should not pay.
-    from scipy.stats import binomtest
+    # Here, as it takes seconds, which those who only need `check_predictions` should not pay.
     from sklearn.metrics import confusion_matrix, precision_recall_fscore_support, roc_auc_score
 
     check_predictions(probabilities, labels, losses, classes)
@@ -44,18 +43,25 @@ def summarise(
     defined = [k for k in every if 0 < (labels == k).sum() < n]
     areas = [float(roc_auc_score(labels == k, probabilities[:, k])) for k in defined]
     loss = math.fsum(losses.tolist()) / n  # exact, so that it does not depend on the order of the videos, as under DDP
-    interval = binomtest(correct, n).proportion_ci(confidence_level=0.95, method="wilson")
     return {
         "accuracy": correct / n,
         "macro_f1": float(np.mean([row["f1"] for row in per_class.values()])),
         "loss": loss if math.isfinite(loss) else None,
         "n": n,
         "per_class": per_class,
-        "accuracy_ci95": [float(interval.low), float(interval.high)],
+        "accuracy_ci95": wilson_interval(correct, n),
         "confusion": counts.tolist(),
         "auroc": round(math.fsum(areas) / len(areas), 6) if areas else None,
         "calibration_error": reliability(probabilities, labels).error,
     }
+
+
+def wilson_interval(count: int, of: int) -> list[float]:
+    """Wilson's 95 % score interval (1927) of a proportion."""
+    from scipy.stats import binomtest  # takes seconds
+
+    interval = binomtest(count, of).proportion_ci(confidence_level=0.95, method="wilson")
+    return [float(interval.low), float(interval.high)]
 
 
 def check_predictions(

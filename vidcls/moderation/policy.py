@@ -18,9 +18,9 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from vidcls.errors import UserError, check_number, one_line
-from vidcls.files import write_atomically
+from vidcls.files import write_json
 from vidcls.metrics.calibration import TEMPERATURES, calibrate, fit_temperature, reliability
-from vidcls.metrics.classification import check_predictions
+from vidcls.metrics.classification import check_predictions, wilson_interval
 from vidcls.moderation.aggregation import video_score
 from vidcls.moderation.targets import check_targets
 from vidcls.moderation.thresholds import block_threshold, review_threshold
@@ -187,10 +187,7 @@ def _rate(events: list[bool]) -> dict[str, Any]:
     count, of = sum(events), len(events)
     if not of:
         return {"count": 0, "of": 0, "rate": None, "ci95": None}
-    from scipy.stats import binomtest
-
-    interval = binomtest(count, of).proportion_ci(confidence_level=0.95, method="wilson")
-    return {"count": count, "of": of, "rate": count / of, "ci95": [float(interval.low), float(interval.high)]}
+    return {"count": count, "of": of, "rate": count / of, "ci95": wilson_interval(count, of)}
 
 
 def temperature_notes(policy: Policy, fitted_on: str) -> Iterator[str]:
@@ -210,8 +207,7 @@ def temperature_notes(policy: Policy, fitted_on: str) -> Iterator[str]:
 
 def save_policy(policy: Policy, path: Path) -> None:
     """Writes ``policy`` as JSON, with its identity; every float reads back as it was."""
-    content = {**asdict(policy), "identity": policy.identity}
-    write_atomically(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
+    write_json(path, {**asdict(policy), "identity": policy.identity})
 
 
 def load_policy(path: Path, classes: Sequence[str], model: str) -> Policy:

@@ -5,13 +5,12 @@ from pathlib import Path
 from typing import overload
 
 from vidcls.errors import UserError
-from vidcls.files import hash_file
 from vidcls.prediction.ensemble import join_runs
-from vidcls.prediction.members import read_members
+from vidcls.prediction.members import Member, read_members
 from vidcls.prediction.run import BaseRun, LoadedRun
 from vidcls.training.checkpoint import load_checkpoint, rebuild
 from vidcls.training.reference import read_reference
-from vidcls.training.run_folder import best_checkpoint, manifest_path, read_finished
+from vidcls.training.run_folder import best_checkpoint, manifest_path
 
 
 @overload
@@ -28,30 +27,27 @@ def load_run(folder: Path | str | Sequence[Path | str], trust: Sequence[str] = (
             together, see `vidcls.prediction.ensemble`.
     """
     folders = [Path(folder)] if isinstance(folder, (str, Path)) else [Path(one) for one in folder]
-    members = read_members(folders) if len(folders) > 1 else []
-    runs = [_load_single(folder, trust) for folder in [member.folder for member in members] or folders]
-    return join_runs(members, runs) if members else runs[0]
+    members = read_members(folders)
+    runs = [_load_member(member, trust) for member in members]
+    return join_runs(members, runs) if len(runs) > 1 else runs[0]
 
 
-def _load_single(folder: Path, trust: Sequence[str]) -> LoadedRun:
-    folder, config, manifest = read_finished(folder)
-    best = best_checkpoint(folder)
-    identity = hash_file(best)[:12]
-    checkpoint = load_checkpoint(best)
-    if others := sorted(set(manifest["label"]) - set(checkpoint.spec.classes)):
-        got = f"{manifest_path(folder)}: the run knows no class {others[0]}"
+def _load_member(member: Member, trust: Sequence[str]) -> LoadedRun:
+    checkpoint = load_checkpoint(best_checkpoint(member.folder))
+    if others := sorted(set(member.manifest["label"]) - set(checkpoint.spec.classes)):
+        got = f"{manifest_path(member.folder)}: the run knows no class {others[0]}"
         raise UserError("a run's manifest.csv", got, "Check the path.", "bad-manifest")
-    model, preprocess = rebuild(checkpoint, trust, compiled=config.compile)  # as it was tested
+    model, preprocess = rebuild(checkpoint, trust, compiled=member.config.compile)  # as it was tested
     return LoadedRun(
-        folder=folder,
-        config=config,
+        folder=member.folder,
+        config=member.config,
         spec=checkpoint.spec,
-        identity=identity,
+        identity=member.identity,
         step=checkpoint.step,
-        manifest=manifest,
+        manifest=member.manifest,
         oof_predictions=checkpoint.oof_predictions,
         val_predictions=checkpoint.val_predictions,
-        reference=read_reference(folder, identity, model),
+        reference=read_reference(member.folder, member.identity, model),
         model=model,
         preprocess=preprocess,
     )

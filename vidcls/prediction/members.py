@@ -7,6 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pandas as pd
+from omegaconf import DictConfig
 
 from vidcls.data.manifest import usable_rows
 from vidcls.data.options import class_order
@@ -22,9 +23,9 @@ class Member:
 
     folder: Path
     identity: str  # of its best.ckpt
+    config: DictConfig
     classes: list[str]
     manifest: pd.DataFrame
-    refit: bool  # to val as well
     temperature: float | None  # of its policy.json, for an ensemble; None without one
 
 
@@ -56,7 +57,7 @@ def _read_member(folder: Path, calibrated: bool) -> Member:
     identity = hash_file(best_checkpoint(folder))[:12]
     classes, policy = class_order(list(manifest["label"]), config.data.classes), policy_path(folder)
     temperature = load_policy(policy, classes, identity).temperature if calibrated and policy.exists() else None
-    return Member(folder, identity, classes, manifest, bool(config.get("refit")), temperature)
+    return Member(folder, identity, config, classes, manifest, temperature)
 
 
 def ensemble_identity(members: Sequence[Member]) -> str:
@@ -79,7 +80,7 @@ def check_splits(members: Sequence[Member], splits: Sequence[str]) -> None:
         UserError: they differ.
     """
     keys = ["sha256", "label"]
-    if "val" in splits and len({member.refit for member in members}) > 1:
+    if "val" in splits and len({bool(member.config.get("refit")) for member in members}) > 1:
         remedy = "Train all with the same refit, or give split=test."
         raise UserError("runs that are all fitted to val, or none", "both in run=[...]", remedy, "ensemble-splits")
     for split in splits:

@@ -125,8 +125,7 @@ def write_folds(folder: Path, plan: Plan, options: DataOptions) -> None:
     if any(redact(file) != file for file in pooled["file"]):  # the files below would hold the password
         remedy = "Give them as the environment variables or files that the storage's own tools read."
         raise UserError("a data.source without credentials in its URLs", "some", remedy, "url-credentials")
-    creators = list(pooled["creator"] if grouped else [""] * len(pooled))
-    pooled["group"] = group_videos(list(pooled["path"]), creators, list(pooled["sha256"]), list(pooled["cluster"]))
+    pooled["group"] = group_videos(pooled, creators=grouped)
     # Videos without a label are never held out: train.py gives them that of data.decisions, if there is one.
     videos, unlabelled = pooled[pooled["label"] != ""], pooled[pooled["label"] == ""]
     labels, groups = list(videos["label"]), list(videos["group"])

@@ -15,7 +15,7 @@ from tensorboard.plugins.hparams.summary_v2 import hparams_pb
 
 from vidcls.data.datamodule import VideoDataModule
 from vidcls.data.options import SPLITS
-from vidcls.files import write_atomically
+from vidcls.files import write_json
 from vidcls.metrics.predictions import Predictions
 from vidcls.models.classifiers import Classifier
 from vidcls.plots.run_plots import confusion_figure, learning_curves_figure
@@ -87,7 +87,7 @@ def write_results(
     _log(trainer, cfg, metrics, save_figures(figures, folder / "figures"))
     if not limited:
         _keep_reference(cfg, trainer, datamodule)
-    write_atomically(folder / "metrics.json", json.dumps(metrics, indent=2).encode())
+    write_json(folder / "metrics.json", metrics)
     objective = metrics["val"][cfg.objective]
     if cfg.test:
         print_summary(metrics, str(cfg.callbacks.best.get("monitor")), folder, console)

@@ -65,7 +65,7 @@ class LogisticRegression(L.Callback):
         weights = np.ones(len(labels))
         if module.class_weights is not None:
             weights = module.class_weights.cpu().numpy().astype(np.float64)[labels]
-        groups = group_videos(*(list(rows[name]) for name in ("path", "creator", "sha256", "cluster")))
+        groups = group_videos(rows)
         folds = inner_folds(labels, groups, self.folds, len(videos.classes))
         clips = clip_vectors(trainer, module, videos, splits)  # [N, M, E]
         standardised = isinstance(model.standardise, Standardise)
