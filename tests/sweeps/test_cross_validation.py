@@ -189,7 +189,7 @@ def test_the_table_pools_what_each_run_predicted_of_its_fold(validated: Path, de
     assert metrics["out_of_fold"]["accuracy"]["mean"] == pytest.approx(right, abs=1e-6)
     assert metrics["unit"] == "creators"
     printed = validated.with_suffix(".out").read_text()
-    assert f"accuracy {right:.3f} [" in " ".join(printed.split()) and "stay locked" in printed
+    assert f"accuracy {right:.3f}" in " ".join(printed.split()) and "stay locked" in printed
     assert [path.name for path in validated.rglob("*.ckpt")] == ["best.ckpt"] * 3
     test_videos = {path.name for path in (demo_folder / "rtp" / "test").rglob("*.mp4")}
     assert not test_videos & {Path(path).name for path in rows["path"]}
