@@ -16,7 +16,7 @@ from unittest.mock import patch
 import pytest
 import torch
 from helpers.commands import CONF, TINY, once, train_once
-from helpers.warm_python import start_server
+from helpers.warm_python import start_server, warm_python
 from hydra._internal.config_repository import ConfigRepository
 from hypothesis import settings
 from matplotlib.figure import Figure
@@ -184,11 +184,12 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[None]:
-    """Ray, started once for all tests of a worker; RAY_ADDRESS names a cluster to be used instead."""
+    """Ray, started once for all tests of a worker, its processes at once; RAY_ADDRESS names another one to be used."""
     from vidcls.data.cluster import ray, start_ray
     from vidcls.data.options import EngineOptions
 
-    start_ray(EngineOptions("ray", os.environ.get("RAY_ADDRESS")), num_readers=2)
+    with patch.object(sys, "executable", warm_python()):
+        start_ray(EngineOptions("ray", os.environ.get("RAY_ADDRESS")), num_readers=2)
     yield
     ray.shutdown()
 
