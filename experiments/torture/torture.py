@@ -76,11 +76,15 @@ def train_again(work: Path) -> list[str]:
 
 def sweep_arguments(work: Path) -> list[str]:
     """A sweep of two jobs."""
-    return [*train_arguments(work)[:-1], "-m", "optim.lr=0.001,0.01", f"hydra.sweep.dir={work}/out"]
+    script, *overrides = train_arguments(work)[:-1]
+    return [script, "-m", *overrides, "optim.lr=0.001,0.01", f"hydra.sweep.dir={work}/out"]
 
 
 def sweep_again(work: Path) -> list[str]:
-    """Continues the sweep."""
+    """Continues the sweep; one that was disturbed before it had a folder starts again."""
+    if not (work / "out" / "sweep.json").exists():
+        shutil.rmtree(work / "out", ignore_errors=True)
+        return sweep_arguments(work)
     return [*sweep_arguments(work)[:-1], f"sweep.resume={work}/out"]
 
 
