@@ -70,7 +70,7 @@ def ingest(
     rows = [{"sha256": sha256, **asdict(result)} for sha256, result in job.rows()]
     ingested = pd.DataFrame(rows, range(len(videos)), INGESTED)
     manifest = pd.concat([videos.reset_index(drop=True), ingested], axis=1).assign(label_source="folder", cluster="")
-    return manifest[[*MANIFEST_COLUMNS, "file"]], IngestStats(time.monotonic() - started, job.decoded)
+    return manifest[[*MANIFEST_COLUMNS, "file"]], IngestStats(time.monotonic() - started, len(job.decoded))
 
 
 def known_hashes(videos: pd.DataFrame, cache: HashCache, limits: FetchLimits) -> list[HashResult | None]:
@@ -104,7 +104,7 @@ class Ingest:
         self.hashes: list[HashResult | None] = [None] * len(locations)
         self.results: dict[str, DecodeResult] = {}  # by hash
         self.failures: dict[int, DecodeResult] = {}  # by place, of what has no hash
-        self.decoded = 0
+        self.decoded: set[str] = set()  # usable contents that were not in the store, by hash
 
     def find_stored(self) -> None:
         wanted = {hashed.sha256 for hashed in self.hashes if hashed} - {"", *self.results}
@@ -133,7 +133,8 @@ class Ingest:
             for number, result in track(results, "Decoding", len(missing), disable=pool is not None):
                 sha256, fetched = arrived[number]
                 self.results[sha256] = result
-                self.decoded += result.status in USABLE
+                if result.status in USABLE:
+                    self.decoded.add(sha256)
                 if fetched is not None:
                     fetched.remove()
 

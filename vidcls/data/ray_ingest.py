@@ -137,7 +137,7 @@ class _Driver(Driver):
                 if result.status in USABLE:  # though another file with this content was damaged meanwhile
                     job.results[sha256] = result
                 job.results.setdefault(sha256, result)
-            job.decoded += done.decoded
+            job.decoded |= done.decoded  # two readers may have fetched the same content
             self.progressed()
         shard.items = []
         self._num_done += len(places)
