@@ -15,9 +15,11 @@ from vidcls.training.run_folder import check_run_options, claim_folder
 
 PLAIN = {
     "run_dir": "/x/run",
+    "seed": 0,
     "compile": False,
     "data": {"source": "/x/run_videos", "cache_dir": "cache"},
     "trainer": {"accelerator": "cpu", "precision": "32-true", "deterministic": True},
+    **{section: {} for section in ("model", "augment", "optim", "loss", "normalise")},
 }
 
 
@@ -51,6 +53,14 @@ def test_a_damaged_config(content: str, tmp_path: Path) -> None:
     """Among them aliases that stand for 67 million values, and brackets within brackets."""
     (tmp_path / "config.yaml").write_text(content)
     with pytest.raises(UserError) as error:
+        read_config(tmp_path)
+    assert error.value.code == "bad-run-config"
+
+
+@pytest.mark.parametrize("section", ["model", "optim", "augment"])
+def test_a_config_without_a_section(section: str, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml({key: PLAIN[key] for key in PLAIN if key != section}))
+    with pytest.raises(UserError, match=f"{section} is missing") as error:
         read_config(tmp_path)
     assert error.value.code == "bad-run-config"
 

@@ -52,6 +52,8 @@ def read_config(folder: Path) -> DictConfig:
         text = path.read_text(encoding="utf-8")
         values = deepcopy(_parse(text))
         moved = _rebase(upgrade(values), PurePath(values["run_dir"]), folder)
+        if missing := {"trainer", *LASTING} - {"refit", *moved}:  # earlier versions had no refit
+            raise LookupError(f"{', '.join(sorted(missing))} is missing")
         check_run_values(moved)
     except Exception as error:  # of what is in the file anything may be wrong
         got = f"{path}: {one_line(error)}"
