@@ -19,7 +19,7 @@ from vidcls.data.hashing import HashCache
 from vidcls.data.ingest import IngestStats, ingest, known_hashes
 from vidcls.data.manifest import count_training_videos, print_splits, read_manifest, report_bad, usable_rows
 from vidcls.data.near_duplicates import name_clusters
-from vidcls.data.options import SPLITS, DataOptions, class_order, folded
+from vidcls.data.options import SPLITS, DataOptions, class_order
 from vidcls.data.reviewed_labels import use_decisions
 from vidcls.data.sources import list_videos
 from vidcls.data.splits import HELD_OUT_FIRST, assign_splits, check_all_or_none, drop_leaks, find_leaks, group_videos
@@ -171,7 +171,7 @@ def prepare_external(options: DataOptions, split: str, trained_on: pd.DataFrame,
     seen = trained_on[trained_on["split"].isin(["train", "val"])]
     seen = seen.assign(split=seen["split"] + " of run")
     both = pd.concat([manifest.assign(split="evaluated"), seen], ignore_index=True)
-    both["cluster"], both["creator"] = _clusters(both, options), both["creator"].map(folded)
+    both["cluster"] = _clusters(both, options)
     leaks = find_leaks(both)
     leaks = leaks[leaks["splits"].str.contains("evaluated")]
     # From what is evaluated: the network has been trained on the rest already.

@@ -75,12 +75,9 @@ class StoreReader(BaseReader):
             UserError: the store is not that of the process which hands them out, or cannot be written.
         """
         if not self._proof.exists():
-            expected = "the machines of the cluster to share cache_dir"
-            got, remedy = (
-                f"{self._store.folder}, another one there",
-                "Set cache_dir to a folder on a shared file system.",
-            )
-            raise UserError(expected, got, remedy, "shared-paths")
+            got = f"{self._store.folder}, another one there"
+            remedy = "Set cache_dir to a folder on a shared file system."
+            raise UserError("the machines of the cluster to share cache_dir", got, remedy, "shared-paths")
         job = Ingest(locations, self._store, None, self._fetch_limits)
         job.hashes = [_seen_here(*video) for video in zip(locations, hashes, strict=True)]
         job.find_stored()  # by a reader that died, or under another name

@@ -154,7 +154,7 @@ class _Driver(Driver):
                 place, result = await reference
                 shard.items.remove(contents[place])
                 if result == LONG:
-                    self.put(self._anew(shard, [contents[place]], math.inf))
+                    self.put(self.anew(shard, [contents[place]], few=True))
                 else:
                     self._plan(self._catalogue.finish(contents[place], result))
                 self.progressed()
@@ -189,12 +189,8 @@ class _Driver(Driver):
         return item.sha256
 
     def anew(self, shard: _Shard, items: list[Content], few: bool) -> _Shard:
-        return self._anew(shard, items, math.inf if few else shard.max_windows)
-
-    def _anew(self, shard: _Shard, contents: Sequence[Content], max_windows: float | int) -> _Shard:
-        """Contents of a shard for another reader, which fetches them anew."""
-        again = _Shard(max_windows=max_windows)
-        for content in contents:
+        again = _Shard(max_windows=math.inf if few else shard.max_windows)
+        for content in items:  # what was fetched is fetched by the next reader
             if shard.fetched and content.file.is_relative_to(shard.fetched):
                 again.paths += self._catalogue.postpone(content)
             else:

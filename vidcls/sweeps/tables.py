@@ -152,9 +152,8 @@ def _column(values: Sequence[Any]) -> pd.Series:
 def _read_job(folder: Path, objective: str, history: pd.DataFrame) -> dict[str, Any]:
     row: dict[str, Any] = {"job": folder.name, "state": "unfinished", "reason": "", "held_out": ""}
     if history["val/loss"].notna().any():
-        row["best_epoch"] = int(
-            history.loc[history["val/loss"].idxmin(), "epoch"]
-        )  # so far, and if nothing else chooses
+        # So far, and if nothing else chooses.
+        row["best_epoch"] = int(history.loc[history["val/loss"].idxmin(), "epoch"])
     if (folder / "metrics.json").is_file():
         metrics = read_json(folder / "metrics.json", "val", "timing")
         val, timing = metrics["val"], metrics["timing"]
