@@ -279,10 +279,11 @@ def test_copies_of_training_videos_are_found_in_other_data(source: Path, cache: 
     prepare(run)
     trained = run.manifest.assign(split="train").drop(columns="cluster")
     copy_video(source / "safe" / "camera1_10.mp4", "cropped", tmp_path / "other" / "safe" / "thief_1.mp4")
-    encode(tmp_path / "other" / "fight" / "new_1.mp4", 6, 99)
+    encode(tmp_path / "other" / "fight" / "New_1.mp4", 6, 99)
     chosen = options(tmp_path / "other", cache, classes=["fight", "safe"], leakage="drop")
     manifest = prepare_external(chosen, "test", trained, Console(quiet=True)).manifest
     assert dict(zip(manifest["path"], manifest["status"], strict=True)) == {
-        "fight/new_1.mp4": "ok",
+        "fight/New_1.mp4": "ok",
         "safe/thief_1.mp4": "dropped",
     }
+    assert set(manifest["creator"]) == {"New", "thief"}  # as they are written
