@@ -64,6 +64,7 @@ SLOW_FILES = {
     "test_recipe.py",
     "test_remote.py",
     "test_resumed_data.py",
+    "test_review_decisions.py",
     "test_review_loop.py",
     "test_review_page.py",
     "test_startup.py",
