@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import gc
-import multiprocessing
 import os
 import signal
 import sys
 from collections.abc import Iterator
-from copy import deepcopy
 from pathlib import Path
-from typing import Any
 from unittest.mock import patch
 
 import pytest
 import torch
-from helpers.commands import CONF, TINY, once, train_once
+from helpers.commands import TINY, once, train_once
+from helpers.conf_files import parse_once
+from helpers.decode_workers import start_at_once
 from helpers.warm_python import start_server, warm_python
-from hydra._internal.config_repository import ConfigRepository
 from hypothesis import settings
 from matplotlib.figure import Figure
 from PIL import Image
@@ -29,6 +27,7 @@ torch.set_num_threads(1)
 # For the same reason a single example may take long; each run draws other examples, so that few are enough.
 settings.register_profile("shared machine", deadline=None, max_examples=20)
 settings.load_profile("shared machine")
+parse_once()
 # A shell that starts the tests in the background has them ignore Ctrl-C, and what they start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -111,36 +110,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             slow.append(item)
         else:
             fast.append(item)
+    # Together, so that one worker alone starts Ray; and first, as they wait for it.
+    slow.sort(key=lambda item: "cluster" not in getattr(item, "fixturenames", ()))
     half = len(slow) // 2
     rest = max(0, len(items) // 2 - half)
     items[:] = slow[:half] + fast[:rest] + slow[half:] + fast[rest:]
 
 
 @pytest.fixture(scope="session", autouse=True)
-def decode_workers_start_at_once() -> Iterator[None]:
-    """Forked from a process that has imported the decoders, as each command starts one or two; but see decoding/."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["hydra.main", "vidcls.cli", "vidcls.sweeps.jobs", "vidcls.data.decoding.windows"])
-    with patch("vidcls.data.decoding.pool.get_context", lambda _: context):
-        yield
-
-
-@pytest.fixture(scope="session", autouse=True)
-def files_of_conf_are_parsed_once() -> Iterator[None]:
-    """Hydra parses 25 of them for each command, which takes a third of the time of composing."""
-    load, kept = ConfigRepository.load_config, dict[tuple[str, ...], Any]()
-
-    def load_once(self: ConfigRepository, config_path: str) -> Any:
-        places = [source.path for source in self.get_sources()]
-        if str(CONF) not in places:  # one that a test has written
-            return load(self, config_path)
-        key = (config_path, *places)
-        if key not in kept:
-            kept[key] = load(self, config_path)
-        return deepcopy(kept[key])
-
-    with patch.object(ConfigRepository, "load_config", load_once):
-        yield
+def decode_workers() -> None:
+    """As each command starts one or two."""
+    start_at_once()
 
 
 # Where a run makes its figures.

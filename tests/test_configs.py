@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.commands import CONF, train
+from helpers.commands import train
+from helpers.conf_files import CONF
 from hydra import compose, initialize_config_dir
 from hydra.utils import get_method, instantiate
 from omegaconf import DictConfig, OmegaConf

@@ -7,7 +7,8 @@ import shlex
 from pathlib import Path
 
 import pytest
-from helpers.commands import CONF, ROOT
+from helpers.commands import ROOT
+from helpers.conf_files import CONF
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 

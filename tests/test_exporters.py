@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,9 +34,15 @@ SETTINGS = {"num_frames": "4", "resolution": "16", "sampling": "uniform"}
 
 def run_python(code: str, *arguments: object, without: tuple[str, ...], cwd: Path) -> str:
     """Runs a few lines in a process of its own, which has ``arguments`` and cannot import what is in ``without``."""
-    blocked = f"import sys; sys.modules.update(dict.fromkeys({without!r}))\n"  # None there: ModuleNotFoundError
-    command = [sys.executable, "-I", "-c", blocked + code, *map(str, arguments)]
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    return run_each(code, [arguments], without, cwd)
+
+
+def run_each(code: str, calls: Sequence[Sequence[object]], without: tuple[str, ...], cwd: Path) -> str:
+    """The same with other arguments again and again."""
+    program = f"import sys; sys.modules.update(dict.fromkeys({without!r}))\n"  # None there: ModuleNotFoundError
+    for arguments in calls:
+        program += f"sys.argv[1:] = {[*map(str, arguments)]!r}\nexec({code!r}, {{}})\n"
+    done = subprocess.run([sys.executable, "-I", "-c", program], cwd=cwd, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -175,10 +182,10 @@ def test_the_documented_snippet_agrees_with_predict_on_awkward_files(exported: P
     videos.append(tmp_path / "interlaced.mp4")
     ffmpeg("-i", tmp_path / "vfr.mp4", "-c:v", "libx264", "-flags", "+ilme+ildct", "-field_order", "tt", videos[-1])
     run = load_run(exported / "lstm")
-    for video in videos:
-        arguments = (exported / "lstm" / "export" / "model.onnx", video)
-        answer = json.loads(run_python(snippet(), *arguments, without=("vidcls", "torch"), cwd=tmp_path))
-        assert answer == pytest.approx(run.predict(video), abs=1e-5), video.name
+    calls = [(exported / "lstm" / "export" / "model.onnx", video) for video in videos]
+    answers = run_each(snippet(), calls, ("vidcls", "torch"), tmp_path).splitlines()
+    for video, answer in zip(videos, answers, strict=True):
+        assert json.loads(answer) == pytest.approx(run.predict(video), abs=1e-5), video.name
 
 
 def test_it_prints_the_parity_and_leaves_one_file_each(exported: Path) -> None:

@@ -6,12 +6,12 @@ import shutil
 import stat
 import struct
 import subprocess
-import sys
 import warnings
 import zipfile
 from pathlib import Path
 
 import pytest
+from helpers.warm_python import warm_python
 
 from vidcls.data.archive import extract
 from vidcls.errors import UserError
@@ -242,7 +242,7 @@ def test_processes_that_extract_at_once_all_end_well(tmp_path: Path) -> None:
         "import sys, pathlib; from vidcls.data.archive import extract; sys.stdin.read();"
         "print(extract(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), 1.0, 100.0).name, file=sys.stderr)"
     )
-    command = [sys.executable, "-c", script, str(archive), str(tmp_path / "cache")]
+    command = [warm_python(), "-c", script, str(archive), str(tmp_path / "cache")]
     processes = [
         subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
         for _ in range(3)

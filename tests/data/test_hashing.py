@@ -4,10 +4,10 @@ import hashlib
 import os
 import sqlite3
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from helpers.warm_python import warm_python
 
 from vidcls.data.hashing import HashCache, hash_files
 
@@ -107,7 +107,7 @@ print(*sorted(one.sha256 for one in hash_files(sorted(folder.glob("*.bin")), Has
 def test_six_processes_open_a_new_cache_at_once(tmp_path: Path) -> None:
     for number in range(50):
         (tmp_path / f"{number}.bin").write_bytes(bytes([number]))
-    command, pipe = [sys.executable, "-c", HASH, str(tmp_path)], subprocess.PIPE
+    command, pipe = [warm_python(), "-c", HASH, str(tmp_path)], subprocess.PIPE
     processes = [subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) for _ in range(6)]
     found = {process.communicate("go\n", timeout=100) for process in processes}
     assert len(found) == 1

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import os
@@ -15,6 +14,7 @@ import numpy as np
 import pandas as pd
 import psutil
 import pytest
+from helpers.pools import processes
 from helpers.videos import ffmpeg, write_video
 from rich.console import Console
 
@@ -53,16 +53,6 @@ def run(
 def entries(store: FrameStore) -> dict[Path, int]:
     """When each entry of the store was written."""
     return {path: path.stat().st_mtime_ns for path in store.folder.rglob("*.safetensors")}
-
-
-def workers_of(process: psutil.Process) -> list[psutil.Process]:
-    workers = []
-    for child in process.children(recursive=True):
-        with contextlib.suppress(psutil.Error, AttributeError):  # gone meanwhile
-            # Forked here, but spawned where a test starts a program.
-            if "forkserver" in " ".join(child.parent().cmdline()) or "spawn_main" in " ".join(child.cmdline()):
-                workers.append(child)
-    return workers
 
 
 # ---- videos that are well
@@ -181,7 +171,7 @@ def test_no_bad_file_stops_the_others(tmp_path: Path) -> None:
     assert rows["reason"]["folder"] == "the file cannot be read: not a regular file"
     assert rows["reason"]["missing"] == "the file cannot be read: No such file or directory"
     assert len(entries(store)) == 3
-    assert workers_of(psutil.Process()) == []
+    assert processes() == []
 
 
 def test_a_video_that_eats_memory_is_given_up(tmp_path: Path) -> None:
@@ -206,7 +196,7 @@ def test_a_decoder_that_dies_takes_no_other_video_with_it(many: Path, tmp_path: 
         deadline = time.monotonic() + 150
         while not entries(store) and time.monotonic() < deadline:
             time.sleep(0.001)
-        for worker in workers_of(psutil.Process()):
+        for worker in processes():
             worker.kill()
         manifest, _ = future.result()
     assert list(manifest["status"]) == ["ok"] * 20 and set(manifest["decoder"]) == {"decord"}
@@ -287,7 +277,7 @@ def test_a_killed_ingest_goes_on_where_it_was(many: Path, tmp_path: Path) -> Non
     while len(entries(store)) < 4 and ingesting.poll() is None and time.monotonic() < deadline:
         time.sleep(0.001)
     assert ingesting.poll() is None
-    workers = workers_of(psutil.Process(ingesting.pid))
+    workers = processes(ingesting.pid)
     assert len(workers) == 2
     ingesting.send_signal(signal.SIGKILL)
     _, left = psutil.wait_procs(workers, timeout=120)

@@ -13,6 +13,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from helpers.warm_python import warm_python
 
 from vidcls.data.decoding.result import DecodeResult
 from vidcls.data.sampling import StoreSpec
@@ -236,7 +237,7 @@ FULL = r"UserError: expected .* \[disk-full\]\nfiles: \[\]\n"
 
 
 def test_a_file_that_cannot_grow_is_the_users_to_mend_and_leaves_nothing_behind(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", STORE_ONE, tmp_path, "100000"]
+    command = [warm_python(), "-c", STORE_ONE, tmp_path, "100000"]
     child = subprocess.run(command, capture_output=True, text=True)
     assert re.fullmatch(FULL, child.stdout), child.stdout + child.stderr
 

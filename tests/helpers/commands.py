@@ -24,7 +24,6 @@ from hydra.types import RunMode
 from helpers.warm_python import warm_python
 
 ROOT = Path(__file__).parents[2]
-CONF = ROOT / "conf"
 TRAIN = ROOT / "train.py"
 TINY = [
     "data=folder",

@@ -78,7 +78,9 @@ def processes(parent: int | None = None) -> list[psutil.Process]:
     """The decoding processes below a process, by default this one."""
     found = []
     for child in psutil.Process(parent).children(recursive=True):
-        with contextlib.suppress(psutil.Error):  # gone meanwhile
-            if "spawn_main" in " ".join(child.cmdline()) and child.status() != psutil.STATUS_ZOMBIE:
+        with contextlib.suppress(psutil.Error, AttributeError):  # gone meanwhile
+            command, starter = (" ".join(one.cmdline()) for one in (child, child.parent()))
+            # Forked here, see decode_workers, but spawned where a test starts a program or says so.
+            if ("spawn_main" in command or "forkserver" in starter) and child.status() != psutil.STATUS_ZOMBIE:
                 found.append(child)
     return found

@@ -9,7 +9,7 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from helpers.commands import CONF
+from helpers.conf_files import CONF
 from vidcls.sweeps.jobs import prepare_sweep
 
 DONE = ["num_frames=2,hidden_size=4", "num_frames=4,hidden_size=4"]

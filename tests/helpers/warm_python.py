@@ -72,7 +72,7 @@ def start_server() -> None:
     server.bind(f"{folder}/socket")
     server.listen(128)
     command = [sys.executable, "-P", __file__, str(server.fileno()), str(folder)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), VARIABLE: str(program)}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT}/tests", VARIABLE: str(program)}
     subprocess.Popen(command, stdin=subprocess.PIPE, env=environment, pass_fds=[server.fileno()])
     server.close()
     os.environ[VARIABLE] = str(program)
@@ -88,8 +88,7 @@ def serve(server: socket.socket, folder: Path) -> NoReturn:
     preloaded = False
     while server in select.select([server, sys.stdin], [], [])[0]:
         if not preloaded:  # not before somebody needs it
-            for name in PRELOADED:
-                importlib.import_module(name)
+            prepare_commands(folder)
             gc.freeze()
             preloaded = True
         connection, _ = server.accept()
@@ -100,6 +99,22 @@ def serve(server: socket.socket, folder: Path) -> NoReturn:
         connection.close()
     shutil.rmtree(folder)
     os._exit(0)
+
+
+def prepare_commands(folder: Path) -> None:
+    """What they would begin with, each on its own."""
+    from helpers.conf_files import parse_once
+    from helpers.decode_workers import share_server, start_at_once
+
+    share_server(folder)
+    for name in PRELOADED:
+        importlib.import_module(name)
+    from vidcls.cli import compose_config
+
+    start_at_once()
+    parse_once()
+    for name in ("train", "cross_validate", "evaluate", "predict"):
+        compose_config(name)
 
 
 def attend(connection: socket.socket) -> NoReturn:

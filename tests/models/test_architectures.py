@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.commands import CONF
+from helpers.conf_files import CONF
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from torch import Tensor, nn

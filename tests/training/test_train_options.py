@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from helpers.commands import CONF
+from helpers.conf_files import CONF
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf

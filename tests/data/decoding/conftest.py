@@ -1,5 +1,3 @@
-"""Here decode workers start as they do for users."""
-
 from __future__ import annotations
 
 import multiprocessing
@@ -7,19 +5,21 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from unittest.mock import patch
 
 import numpy as np
 import pytest
 from helpers import pools
+from helpers.commands import once
 from helpers.frames import moving
 from helpers.videos import ffmpeg, write_video
 
+from experiments.torture import media
 
-@pytest.fixture(scope="session", autouse=True)
-def decode_workers_start_at_once() -> Iterator[None]:
-    with patch("vidcls.data.decoding.pool.get_context", multiprocessing.get_context):
-        yield
+
+@pytest.fixture
+def spawned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decode workers start as they do for users: each is a new Python, which takes seconds."""
+    monkeypatch.setattr("vidcls.data.decoding.pool.get_context", multiprocessing.get_context)
 
 
 @pytest.fixture(scope="session")
@@ -56,3 +56,15 @@ def nothing_is_left_behind() -> Iterator[None]:
     while threading.active_count() > threads and time.monotonic() < deadline:  # timers that were just cancelled
         time.sleep(0.01)
     assert threading.active_count() == threads
+
+
+@pytest.fixture(scope="session")
+def originals(shared: Path) -> list[Path]:
+    """A video of each format that `experiments.torture.media` knows. Read only."""
+
+    def make(folder: Path) -> None:
+        folder.mkdir()
+        media.write_originals(folder)
+
+    folder = once(shared, "originals", make)
+    return [folder / f"0.{suffix}" for suffix in media.FORMATS]

@@ -37,9 +37,11 @@ OPEN_GOP = {  # pictures that are stored behind a key frame and shown before it:
 }
 
 
-def test_the_frames_asked_for_are_given_in_every_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(media, "FORMATS", media.FORMATS | OPEN_GOP)
-    for path in media.write_originals(tmp_path):
+def test_the_frames_asked_for_are_given_in_every_format(
+    originals: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(media, "FORMATS", OPEN_GOP)
+    for path in [*originals, *media.write_originals(tmp_path)]:
         expected, (track, starts, *_) = by_ffmpeg(path), scan(path)
         frames, result = read(path, 6)
         assert (result.status, len(starts)) == ("ok", len(expected)), path.name

@@ -11,8 +11,7 @@ from vidcls.data.options import DecodeLimits
 COUNT = 130
 
 
-def test_damaged_files_have_an_honest_status_and_a_reason(tmp_path: Path) -> None:
-    originals = media.write_originals(tmp_path)
+def test_damaged_files_have_an_honest_status_and_a_reason(originals: list[Path], tmp_path: Path) -> None:
     files = media.write_damaged(originals, tmp_path, range(COUNT), seed=1)
     limits = DecodeLimits(workers=2, timeout_seconds=20)
     found = list(media.check(files, originals * (COUNT // len(originals)), tmp_path, limits))

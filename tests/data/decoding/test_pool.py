@@ -45,6 +45,7 @@ pytestmark = pytest.mark.usefixtures("nothing_is_left_behind")
 # ---- videos that are well
 
 
+@pytest.mark.usefixtures("spawned")
 def test_short_and_long_videos_come_as_they_are_read_alone(folder: Path) -> None:
     files = [folder / name for name in ("a.mp4", "six.mp4", "b.mp4", "long.mp4")]
     found = sort(start(*files))
@@ -117,6 +118,7 @@ def test_a_video_of_which_no_frame_is_intact_is_undecodable(folder: Path, tmp_pa
     assert end.result.status == "undecodable" and end.result.reason.startswith("pyav: ")
 
 
+@pytest.mark.usefixtures("spawned")
 def test_a_video_that_eats_memory_is_given_up(folder: Path) -> None:
     plan = WindowPlan(StoreSpec(10_000, 400), 1.0, 0.5, 2.0)  # 4.8 GB a window
     limits = DecodeLimits(workers=1, memory_gigabytes=2.0)
@@ -233,6 +235,7 @@ def test_the_next_decoder_gets_its_chance(folder: Path, tmp_path: Path) -> None:
     assert (found[0][2].result.status, len(found[0][1])) == ("ok", 1)
 
 
+@pytest.mark.usefixtures("spawned")
 def test_videos_are_decoded_into_the_store(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "text.mp4").write_text("no video\n" * 200)
     os.mkfifo(tmp_path / "waiting.mp4")

@@ -32,6 +32,9 @@ SDP = "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 50
 IMF = '<?xml version="1.0"?>\n<CompositionPlaylist xmlns="http://www.smpte-ra.org/schemas/2067-3/2016"/>\n'
 
 
+pytestmark = pytest.mark.usefixtures("spawned")
+
+
 @pytest.fixture
 def secret(tmp_path: Path) -> Path:
     return write_video(tmp_path / "another user" / "secret.mp4", numbered(4))
