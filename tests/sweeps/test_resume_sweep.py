@@ -71,6 +71,21 @@ def test_a_sweep_is_not_continued_with_other_decoders(tmp_path: Path, monkeypatc
     assert error.value.code == "another-decoding"
 
 
+def test_a_sweep_is_not_continued_with_other_settings(tmp_path: Path) -> None:
+    """Its command is the same, but a file of conf/ that it names has changed since."""
+    folder, given = tmp_path / "sweep", dict[str, list[str]]()
+    for lr in ("0.1", "0.2"):  # in two folders, as the tests parse a file once
+        mine = tmp_path / lr / "experiment" / "mine.yaml"
+        mine.parent.mkdir(parents=True)
+        mine.write_text(f"# @package _global_\noptim: {{lr: {lr}}}\n")
+        given[lr] = [f"hydra.searchpath=[file://{tmp_path / lr}]", "experiment=mine"]
+    planned(folder, *given["0.1"], swept=("seed=0,1",))
+    planned(folder, *given["0.1"], f"sweep.resume={folder}", swept=("seed=0,1,2",))
+    with pytest.raises(UserError, match=r"optim\.lr=0\.1; got optim\.lr=0\.2 in conf/") as error:
+        planned(folder, *given["0.2"], f"sweep.resume={folder}", swept=("seed=0,1,2",))
+    assert error.value.code == "another-sweep"
+
+
 def test_a_search_is_not_continued_in_another_space(tmp_path: Path) -> None:
     space, sweeper = "model.lstm.hidden_size=choice(4,8)", "hydra/sweeper=optuna"
     planned(tmp_path, sweeper, swept=(space,))

@@ -72,6 +72,25 @@ def test_a_seed_that_diverged_is_not_left_out_of_the_mean(tmp_path: Path) -> Non
     assert any("1 configurations come last" in text for text in caveats(sweep, ranking))
 
 
+def test_a_seed_that_failed_does_not_make_the_others_win(tmp_path: Path) -> None:
+    """A job whose training diverges fails: the mean of those that survive would flatter."""
+    writer = Writer(tmp_path, [FRAMES, "seed"], planned=6)
+    for frames, seed, accuracy in ((8, 0, 0.9), (16, 0, 0.7), (16, 1, 0.8), (32, 0, 0.6), (32, 1, 0.5)):
+        writer.done({FRAMES: frames, "seed": seed}, accuracy)
+    writer.failed({FRAMES: 8, "seed": 1}, "expected finite probabilities; got NaN in epoch 3: training has diverged")
+    sweep = read_sweep(tmp_path)
+    ranking = rank(sweep)
+    winner, notes = winning_job(sweep, ranking), " ".join(caveats(sweep, ranking))
+    assert ranking[FRAMES].to_list() == [16, 32, 8]
+    assert winner is not None and winner["objective"] == 0.8
+    assert "1 configurations come last: a job of theirs failed" in notes and "leads the runner-up by 0.200" in notes
+    for path in tmp_path.glob("num_frames=[13]*"):  # where no configuration is complete, there is a winner, too
+        shutil.rmtree(path)
+    sweep = read_sweep(tmp_path)
+    winner = winning_job(sweep, rank(sweep))
+    assert winner is not None and winner["objective"] == 0.9
+
+
 def test_a_job_that_a_sampler_repeats_counts_once(tmp_path: Path) -> None:
     writer = Writer(tmp_path, [FRAMES], planned=None)
     first = writer.done({FRAMES: 8}, 0.5)

@@ -29,7 +29,7 @@ from vidcls.data.urls import refuse_credentials
 from vidcls.errors import UserError, check_choice, find_user_error
 from vidcls.files import claim_file, locked, write_atomically
 from vidcls.metrics.objectives import LOWER_IS_BETTER
-from vidcls.training.run_config import named_packages
+from vidcls.training.run_config import LASTING, MOVABLE, leaves, named_packages
 
 FORMAT = 1
 MAX_NAME_LENGTH = 120
@@ -130,6 +130,7 @@ def prepare_sweep(config: DictConfig) -> None:
     from vidcls.data.store import decoding_versions  # late: a job does not need it
 
     record["decoding"] = decoding_versions()
+    record["settings"] = _settings(config)
     record["store"] = shared = shared_store(config, given)
     if config.sweep.resume is not None:
         record["store"] = shared = _continue(folder, record, config)
@@ -190,6 +191,14 @@ def _continue(folder: Path, record: dict[str, Any], config: DictConfig) -> list[
             "Install those again, or start a new sweep: results on differently decoded frames cannot be compared.",
             "another-decoding",
         )
+    then, now = before.get("settings", {}), record["settings"]  # those of earlier versions have none
+    if changed := [key for key in now if key in then and then[key] != now[key]]:
+        raise UserError(
+            f"the settings that the sweep was started with: {changed[0]}={then[changed[0]]}",
+            f"{changed[0]}={now[changed[0]]} in conf/",
+            "Restore it, or start a new sweep: jobs of other settings cannot be ranked with these.",
+            "another-sweep",
+        )
     shared = before.get("store") or shared_store(config, parse_overrides(before["overrides"]))
     stored, wanted = (dict(text.split("=") for text in store) for store in (shared, record["store"]))
     for option, value in wanted.items():
@@ -203,6 +212,13 @@ def _continue(folder: Path, record: dict[str, Any], config: DictConfig) -> list[
             )
     write_atomically(folder / "sweep.json", _json_text(record | {"store": shared}).encode())
     return list(shared)
+
+
+def _settings(config: DictConfig) -> dict[str, Any]:
+    """What all jobs share, as conf/ says now: it may change before a sweep is continued."""
+    groups = [name for name in (*LASTING, "trainer", "callbacks") if name in config]
+    pairs = leaves(OmegaConf.to_container(OmegaConf.masked_copy(config, groups)))
+    return {key: value for key, value in pairs if not MOVABLE & set(key.split("."))}
 
 
 def _json_text(content: dict[str, Any]) -> str:

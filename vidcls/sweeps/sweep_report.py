@@ -17,6 +17,7 @@ from vidcls.sweeps.tables import (
     METRICS,
     Sweep,
     effects,
+    is_complete,
     label,
     margin,
     margin_noise,
@@ -91,7 +92,7 @@ def progress(sweep: Sweep) -> str:
 def caveats(sweep: Sweep, ranking: pd.DataFrame) -> list[str]:
     """What to keep in mind when reading the ranking."""
     sizes = sorted(sweep.done["val_n"].dropna().unique())
-    comparable, spread = int(ranking["objective_mean"].notna().sum()), seed_spread(ranking)
+    comparable, spread = int(is_complete(ranking).sum()), seed_spread(ranking)
     notes = ["All metrics are on the val split, which also chose each job's best epoch: expect less on new videos."]
     if len(sizes) > 1:
         notes.append(f"The jobs were evaluated on different val splits ({sizes[0]} to {sizes[-1]} videos).")
@@ -111,7 +112,8 @@ def caveats(sweep: Sweep, ranking: pd.DataFrame) -> list[str]:
     if comparable and ranking["seeds"].nunique() > 1:
         notes.append("Some configurations have fewer seeds than others: their means are less certain.")
     if len(ranking) > comparable:
-        notes.append(f"{len(ranking) - comparable} configurations come last: a job of theirs has no {sweep.metric}.")
+        last = len(ranking) - comparable
+        notes.append(f"{last} configurations come last: a job of theirs failed or has no {sweep.metric}.")
     if sweep.count("failed"):
         notes.append(f"{sweep.count('failed')} jobs failed and are not ranked.")
     if sweep.count("unfinished") or sweep.not_started:

@@ -201,7 +201,7 @@ def rank(sweep: Sweep) -> pd.DataFrame:
     Columns: rank, configuration (as in ``sweep.jobs``), the options, seeds (finished jobs), failed, unfinished, mean
     and std (n - 1) of objective and `METRICS`, parameters (trainable), the mean clips_per_second, the highest
     peak_memory_bytes. A mean is NaN if one of the jobs has none, for example an infinite loss: leaving that job out
-    would flatter. Such configurations come last.
+    would flatter. Such configurations come last, and before them those with a failed job, as one is that diverges.
 
     Raises:
         UserError: jobs of the same seed were evaluated on different videos, or with different classes.
@@ -231,8 +231,14 @@ def rank(sweep: Sweep) -> pd.DataFrame:
     table = table.reset_index().sort_values(
         "objective_mean", ascending=sweep.lower_is_better, kind="stable", ignore_index=True
     )
+    table = table.loc[(~is_complete(table)).sort_values(kind="stable").index].reset_index(drop=True)
     table.insert(0, "rank", range(1, len(table) + 1))
     return table
+
+
+def is_complete(ranking: pd.DataFrame) -> pd.Series:
+    """Whether no job of a configuration failed or lacks the objective: a mean over the other seeds would flatter."""
+    return (ranking["failed"] == 0) & ranking["objective_mean"].notna()
 
 
 def effects(sweep: Sweep) -> pd.DataFrame:

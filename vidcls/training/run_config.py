@@ -68,7 +68,7 @@ def _parse(text: str) -> Any:
     """The values of a config.yaml, which callers copy before they change them."""
     _check_size(text)
     values: Any = OmegaConf.to_container(OmegaConf.create(text))
-    for key, value in _leaves(values, ""):
+    for key, value in leaves(values):
         if isinstance(value, str) and "${" in value:
             raise ValueError(f"{key} is an interpolation: {value}")
     return values
@@ -109,10 +109,10 @@ def check_trusted(cfg: DictConfig, given: DictConfig | None = None, trust: Seque
     configuration of the command line, has under the same key: that is how the job of a sweep came to its model.
     """
     plain: Any = OmegaConf.to_container(cfg)
-    known = dict(_leaves(OmegaConf.to_container(given), "")) if given is not None else {}
+    known = dict(leaves(OmegaConf.to_container(given))) if given is not None else {}
     features = os.path.join(str(cfg.get("cache_dir", "")), "features")
     folders = [str(cfg.get("run_dir", "")), *trust]
-    for key, value in _leaves(plain, ""):
+    for key, value in leaves(plain):
         name, group = key.rpartition(".")[2], key.partition(".")[0]
         if key in known and known[key] == value:
             continue
@@ -146,7 +146,7 @@ def lasting_settings(cfg: DictConfig) -> dict[str, Any]:
 def check_unchanged(cfg: DictConfig, before: dict[str, Any]) -> None:
     """Raises `UserError` where a config.yaml has other lasting settings than the ``before`` of its run's checkpoint."""
     then, now = (
-        {key: value for key, value in _leaves(settings, "") if not MOVABLE & set(key.split("."))}
+        {key: value for key, value in leaves(settings) if not MOVABLE & set(key.split("."))}
         for settings in (upgrade(before), lasting_settings(cfg))
     )
     if changed := [key for key in then if key in now and then[key] != now[key]]:
@@ -161,8 +161,8 @@ def check_unchanged(cfg: DictConfig, before: dict[str, Any]) -> None:
 
 def named_packages(cfg: DictConfig) -> set[str]:
     """The top-level packages of all ``_target_`` in a configuration."""
-    leaves = _leaves(OmegaConf.to_container(cfg), "")
-    return {str(value).partition(".")[0] for key, value in leaves if key.rpartition(".")[2] == "_target_"}
+    pairs = leaves(OmegaConf.to_container(cfg))
+    return {str(value).partition(".")[0] for key, value in pairs if key.rpartition(".")[2] == "_target_"}
 
 
 def _is_trusted(target: str, trust: Sequence[str]) -> bool:
@@ -181,10 +181,10 @@ def _is_inside(path: str, folder: str) -> bool:
     return bool(folder) and resolved.is_relative_to(Path(folder).resolve())
 
 
-def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
-    # Every value that is no dict or list, with its dotted key; of a target every value.
+def leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value that is no dict or list, with its dotted key; of a target every value."""
     if isinstance(value, dict | list) and key.rpartition(".")[2] != "_target_":
         for name, child in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from _leaves(child, f"{key}.{name}" if key else str(name))
+            yield from leaves(child, f"{key}.{name}" if key else str(name))
     else:
         yield key, value
