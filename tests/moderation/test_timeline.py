@@ -110,3 +110,15 @@ def test_more_probability_or_lower_bounds_never_show_less(
         segments(starts, window, end, values, enter, leave, shortest / 2),
     ):
         assert (covered(after, seconds) >= before).all()
+
+
+def test_what_lies_between_and_after_windows_is_of_the_earlier_one() -> None:
+    """Where no picture appears no window is read: the last one stays on the screen, be it for an hour."""
+    starts = np.array([0.0, 2.0, 20.0])
+
+    def of(*values: float) -> list[tuple[float, float]]:
+        found = segments(starts, 4.0, 3600.0, np.array(values), 0.8, 0.5, 0.0)
+        return [(segment.start_seconds, segment.end_seconds) for segment in found]
+
+    assert of(0.9, 0.1, 0.1) == [(0.0, 3.0)] and of(0.1, 0.9, 0.1) == [(3.0, 20.0)]
+    assert of(0.1, 0.1, 0.9) == [(20.0, 3600.0)] and of(0.9, 0.9, 0.9) == [(0.0, 3600.0)]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from helpers.bright import lit
+import torch
+from helpers.bright import lit, plain_policy
 from helpers.commands import call
 from helpers.runs import details_of, predict, refused, rows_of, table
 from helpers.videos import write_video
@@ -63,6 +65,21 @@ def test_the_video_score_decides(bright: Path, tmp_path: Path, aggregation: str,
     assert (row["decision"], row["windows"]) == (decision, "10")
 
 
+def test_what_the_first_frames_of_a_window_leave_unseen_is_said(bright: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(bright, tmp_path / "run"))
+    best = run / "checkpoints" / "best.ckpt"
+    checkpoint = torch.load(best, weights_only=True)
+    for part in ("clip", "store"):
+        checkpoint["vidcls"][part]["sampling"] = "first"
+    torch.save(checkpoint, best)
+    plain_policy(run)
+    video, options = write_video(tmp_path / "long.mp4", lit(12, (5, 5.9))), ["predict.max_whole_seconds=5"]
+    result = predict(run, video, tmp_path / "out", *options, "predict.window_seconds=4", "predict.stride_seconds=2")
+    assert rows_of(tmp_path / "out").loc["long.mp4", "decision"] == "allow"  # where nothing looks
+    assert result.stdout.count("of which only the first 4 frames are seen") == 2
+    assert "frames are seen" not in predict(bright, video, tmp_path / "all").stdout
+
+
 def test_windows_default_to_what_training_saw(bright: Path, tmp_path: Path) -> None:
     video = write_video(tmp_path / "long.mp4", lit(30))
     predict(bright, video, tmp_path / "out")
@@ -103,7 +120,8 @@ def test_all_windows_around_a_hit_are_classified_and_few_elsewhere(bright: Path,
         "missed.mp4": "allow",
     }
     for name in ("dark.mp4", "missed.mp4"):
-        assert rows.loc[name, "windows"] == "7" and "; coarse search: 11.7% of it" in rows.loc[name, "reason"]
+        assert rows.loc[name, "windows"] == "7"
+        assert rows.loc[name, "reason"] == "coarse search: 11.7% of it was looked at"
     assert "coarse" not in rows.loc["short.mp4", "reason"] and rows.loc["short.mp4", "status"] == "ok"
     timelines = windows_of(tmp_path / "out"), windows_of(tmp_path / "all")
     found, everything = (one[one["path"] == "hit.mp4"].set_index("start_seconds")["harmful"] for one in timelines)

@@ -18,6 +18,19 @@ class Segment:
     peak_seconds: float  # the middle of the (first) window with that probability
 
 
+def cell_cuts(
+    starts: Float[np.ndarray, " W"], ends: Float[np.ndarray, " W"], end_seconds: float
+) -> Float[np.ndarray, " W+1"]:
+    """Where the cells of W windows begin and end: the time that is nearer to the centre of a window than of any other.
+
+    What lies between two windows is of the earlier one, and what follows the last one of that: windows that are not
+    read would have shown its last picture again (see `vidcls.data.decoding.plan.WindowPlan.choose_windows`).
+    """
+    centres = (starts + ends) / 2
+    unread = starts[1:] > ends[:-1] + ROUNDING_SECONDS
+    return np.concatenate([[0.0], np.where(unread, starts[1:], (centres[1:] + centres[:-1]) / 2), [end_seconds]])
+
+
 def segments(
     starts: Float[np.ndarray, " W"],
     window_seconds: float,
@@ -29,8 +42,8 @@ def segments(
 ) -> list[Segment]:
     """When one class was shown, by hysteresis: a segment starts at p >= enter and lasts while p >= exit threshold.
 
-    Each window stands for its *cell*, the time that is nearer to its centre than to any other window's. Segments
-    shorter than ``min_seconds`` are dropped, where one of n windows counts as at least n strides long.
+    Each window stands for its *cell*, see `cell_cuts`. Segments shorter than ``min_seconds`` are dropped, where one of
+    n windows counts as at least n strides long.
 
     Example, windows of 4 s every 2 s in a video of 12 s, centres at 2 4 6 8 10, cells cut at 3 5 7 9; thresholds 0.8
     and 0.5::
@@ -43,8 +56,8 @@ def segments(
         >>> segments(np.arange(0.0, 10.0, 2.0), 4.0, 12.0, p, 0.8, 0.5, min_seconds=0.0)
         [Segment(start_seconds=3.0, end_seconds=7.0, peak=0.9, peak_seconds=4.0)]
     """
-    centres = (starts + np.minimum(starts + window_seconds, end_seconds)) / 2
-    cuts = np.concatenate([[0.0], (centres[1:] + centres[:-1]) / 2, [end_seconds]])  # [W + 1]
+    ends = np.minimum(starts + window_seconds, end_seconds)
+    centres, cuts = (starts + ends) / 2, cell_cuts(starts, ends, end_seconds)
     stride = float(np.diff(starts).max(initial=0.0))
     runs: list[list[int]] = []  # the windows of each segment
     inside = False

@@ -1,16 +1,18 @@
 """report.html: what predict.py found, in one file that needs no network, for people who decide, and do so in it."""
 
 import heapq
-import itertools
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from vidcls.data.decoding.result import LOST
 from vidcls.files import write_atomically
 from vidcls.moderation.policy import ALLOW, BLOCK, REVIEW
+from vidcls.moderation.timeline import cell_cuts
 from vidcls.pages import number, render_page, visible
 from vidcls.prediction.journal import Journal, VideoDetails
 
@@ -44,10 +46,12 @@ def write_report(
         decisions[decision] += count
         statuses[status] += count
     details, room = dict[str, dict[str, Any]](), loops_megabytes * 1e6
-    for sha256 in dict.fromkeys(row["sha256"] for row in shown):
-        if (found := journal.details(sha256)) is not None:
+    for row in shown:
+        sha256 = row["sha256"]
+        if sha256 not in details and (found := journal.details(sha256)) is not None:
             room -= sum(len(jpeg) for _, loop in found.loops for jpeg in loop)
-            details[sha256] = _details(found, classes, with_loops=room >= 0)
+            until = float(row["seconds"]) if row["status"] == "ok" else found.end_seconds[-1]
+            details[sha256] = _details(found, classes, until, with_loops=room >= 0)
     places = {sha256: place for place, sha256 in enumerate(details)}
     page = {
         "classes": [visible(name) for name in classes],
@@ -106,15 +110,13 @@ def _others(paths: Sequence[str], path: str) -> str:
     return ", ".join(named) + (f" and {more} more" if more else "")
 
 
-def _details(details: VideoDetails, classes: Sequence[str], with_loops: bool) -> dict[str, Any]:
-    """What the page's script draws of one content; classes as numbers, times in seconds."""
-    middles = [(start + end) / 2 for start, end in zip(details.start_seconds, details.end_seconds, strict=True)]
-    cuts = [(one + other) / 2 for one, other in itertools.pairwise(middles)]
+def _details(details: VideoDetails, classes: Sequence[str], until: float, with_loops: bool) -> dict[str, Any]:
+    """What the page's script draws of one content until its timeline ends; classes as numbers, times in seconds."""
+    cuts = cell_cuts(np.array(details.start_seconds), np.array(details.end_seconds), until)
     segments = [[classes.index(name), *map(_rounded, values)] for name, *values in details.segments]
     peaks = [[classes.index(name), *map(_rounded, values)] for name, *values in details.peaks]
     return {
-        # The windows' cells, as in `vidcls.moderation.timeline.segments`.
-        "cuts": [_rounded(cut) for cut in (0.0, *cuts, details.end_seconds[-1])],
+        "cuts": [_rounded(cut) for cut in cuts.tolist()],  # the cells of windows, as `segments` has them
         "probabilities": [[_rounded(p) for p in column] for column in zip(*details.probabilities, strict=True)],
         "segments": sorted(segments, key=lambda one: one[1]),
         "peaks": sorted(peaks, key=lambda one: one[1]),

@@ -64,12 +64,13 @@ def build_result(
             best = video_class(probabilities, classes.index(policy.safe_class), *aggregation)
             cells["score"] = f"{max(harmful_scores(policy, probabilities, *aggregation).values()):.9g}"
         cells |= {"predicted": classes[best] if np.isfinite(scores).all() else "", "windows": str(len(windows))}
+        until = decoded.seconds if decoded.status == "ok" else ends[-1]  # a worker may have been lost before the end
         thresholds = options.enter_threshold, options.exit_threshold, options.min_seconds
         found = [
             (name, segment.start_seconds, segment.end_seconds, segment.peak, segment.peak_seconds)
             for k, name in enumerate(classes)
             if policy is None or name != policy.safe_class
-            for segment in segments(np.array(starts), ends[0] - starts[0], ends[-1], probabilities[:, k], *thresholds)
+            for segment in segments(np.array(starts), ends[0] - starts[0], until, probabilities[:, k], *thresholds)
         ]
         highest = peaks.found(skip=policy.safe_class if policy else None)
         vector = [float(f"{value:.6g}") for value in outputs[:, len(classes) :].mean(axis=0)]
@@ -78,7 +79,7 @@ def build_result(
         decision = decide(policy, probabilities, decoded.status, decoded.reason, *aggregation)
     else:
         decision = Decision(REVIEW, f"{decoded.status}: {decoded.reason}" if decoded.status != "ok" else NO_POLICY)
-    reason = decision.reason
+    reasons = [decision.reason] * bool(decision.reason)
     if options.search == "coarse" and windows and (seen := seen_fraction(windows)) < 1:
-        reason += f"; coarse search: {seen:.1%} of it was looked at"
-    return cells | {"decision": decision.decision, "reason": reason}, details
+        reasons.append(f"coarse search: {seen:.1%} of it was looked at")
+    return cells | {"decision": decision.decision, "reason": "; ".join(reasons)}, details
