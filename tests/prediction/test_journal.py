@@ -173,6 +173,24 @@ def test_the_disk_is_full(tmp_path: Path) -> None:
         assert [row["path"] for row in journal.rows()] == ["a"]
 
 
+def test_a_damaged_journal_ends_in_one_line(tmp_path: Path) -> None:
+    with closing(Journal(tmp_path, {})) as journal:
+        for number in range(200):
+            journal.write({f"{number}.mp4": ""}, f"{number:064}", *result())
+    path = tmp_path / "journal.sqlite"
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2] + bytes(len(content) - len(content) // 2))
+    with closing(Journal(tmp_path, {})) as journal:  # its first pages are whole
+        uses = (
+            lambda: list(journal.rows()),
+            lambda: journal.assign({f"{n}.mp4": f"{n:064}" for n in range(200)}, {f"{n}.mp4": "" for n in range(200)}),
+        )
+        for use in uses:
+            with pytest.raises(UserError, match=r"damaged journal\.sqlite") as error:
+                use()
+            assert error.value.code == "output"
+
+
 @pytest.mark.parametrize("path", ["plain.mp4", "a,b\r.mp4", 'new\nline".mp4', "=SUM(A1).mp4", "@x", "\u2028é.mp4"])
 def test_result_files_hold_any_name(tmp_path: Path, path: str) -> None:
     with closing(Journal(tmp_path, {})) as journal:

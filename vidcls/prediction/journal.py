@@ -8,7 +8,7 @@ videos     which result belongs to which path, as bytes, since names need not be
 import json
 import os
 import sqlite3
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -100,6 +100,14 @@ class Journal:
         except sqlite3.OperationalError as error:
             remedy = "Free some disk space and rerun the same command; finished videos are kept."
             raise UserError(f"room for the results in {self.folder}", str(error), remedy, "output-full") from error
+        except sqlite3.DatabaseError as error:
+            raise _unusable(self.folder, f"a damaged journal.sqlite ({error})") from error
+
+    def _select(self, query: str, values: Sequence[object] = ()) -> Iterator[Any]:
+        try:
+            yield from self._database.execute(query, values)
+        except sqlite3.DatabaseError as error:
+            raise _unusable(self.folder, f"a damaged journal.sqlite ({error})") from error
 
     def pending(self, versions: Mapping[str, str | None]) -> list[str]:
         """The names of those videos that have no final result, or another version than when they got it.
@@ -113,7 +121,7 @@ class Journal:
             f"path IN ({', '.join('?' * len(paths))}) AND cells ->> 'status' != 'unfetchable' "
             "AND (cells ->> 'status' = 'ok' OR limits = ?)"
         )
-        found = dict(self._database.execute(query, [*paths, self._limits]))
+        found = dict(self._select(query, [*paths, self._limits]))
         return [
             name
             for path, name in paths.items()
@@ -131,8 +139,7 @@ class Journal:
             rows = ((os.fsencode(path), versions[path], sha256) for path, sha256 in hashes.items())
             database.executemany(query, rows)
         query = "SELECT 1 FROM results WHERE sha256 = ? AND (cells ->> 'status' = 'ok' OR limits = ?)"
-        found = {sha256: self._database.execute(query, [sha256, self._limits]) for sha256 in set(hashes.values())}
-        return {sha256 for sha256, rows in found.items() if rows.fetchone() is None}
+        return {sha256 for sha256 in hashes.values() if not list(self._select(query, [sha256, self._limits]))}
 
     def write(
         self, versions: Mapping[str, str], sha256: str, cells: Mapping[str, str], details: VideoDetails | None
@@ -155,12 +162,12 @@ class Journal:
     def rows(self) -> Iterator[dict[str, str]]:
         """The rows of predictions.csv, sorted by path."""
         query = "SELECT path, sha256, cells FROM videos JOIN results ON result = id ORDER BY path"
-        return (_row(*found) for found in self._database.execute(query))
+        return (_row(*found) for found in self._select(query))
 
     def rows_and_details(self) -> Iterator[tuple[dict[str, str], VideoDetails | None]]:
         """`rows`, and the details of each."""
         query = "SELECT path, sha256, cells, details FROM videos JOIN results ON result = id ORDER BY path"
-        return ((_row(*found), _details(text)) for *found, text in self._database.execute(query))
+        return ((_row(*found), _details(text)) for *found, text in self._select(query))
 
     def contents(
         self, paths: Collection[str] | None = None, single_window: bool = False
@@ -176,7 +183,7 @@ class Journal:
             "ORDER BY sha256, path"
         )
         before = ""
-        for path, sha256, cells, vector in self._database.execute(query, [single_window]):
+        for path, sha256, cells, vector in self._select(query, [single_window]):
             if sha256 != before and (paths is None or readable(path) in paths):
                 before = sha256
                 yield _row(path, sha256, cells), json.loads(vector or "[]")
@@ -185,7 +192,7 @@ class Journal:
         """The paths with each of these contents, sorted."""
         found: dict[str, list[str]] = {sha256: [] for sha256 in sha256s}
         query = "SELECT path, sha256 FROM videos JOIN results ON result = id ORDER BY path"
-        for path, sha256 in self._database.execute(query):
+        for path, sha256 in self._select(query):
             if sha256 in found:
                 found[sha256].append(readable(path))
         return found
@@ -193,18 +200,18 @@ class Journal:
     def num_missing(self, paths: Iterable[str]) -> int:
         """How many of these videos have no result at all."""
         query = "SELECT 1 FROM videos WHERE path = ?"
-        return sum(self._database.execute(query, [os.fsencode(path)]).fetchone() is None for path in paths)
+        return sum(not list(self._select(query, [os.fsencode(path)])) for path in paths)
 
     def counts(self) -> dict[tuple[str, str], int]:
         """How many videos have which status and decision."""
         values = "cells ->> 'status', cells ->> 'decision'"
         query = f"SELECT {values}, count(*) FROM videos JOIN results ON result = id GROUP BY {values}"
-        return {(status, decision): count for status, decision, count in self._database.execute(query)}
+        return {(status, decision): count for status, decision, count in self._select(query)}
 
     def details(self, sha256: str) -> VideoDetails | None:
         """The details of a content; None where it could not be decoded."""
-        found = self._database.execute("SELECT details FROM results WHERE sha256 = ?", (sha256,)).fetchone()
-        return _details(found[0]) if found else None
+        found = list(self._select("SELECT details FROM results WHERE sha256 = ?", [sha256]))
+        return _details(found[0][0]) if found else None
 
 
 def _row(path: bytes, sha256: str | None, cells: str) -> dict[str, str]:
