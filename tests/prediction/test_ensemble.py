@@ -11,9 +11,11 @@ import pandas as pd
 import pytest
 from helpers.commands import call, train, train_once
 from helpers.runs import CLASSES, change_manifest, predict, refused, results, rows_of, table
+from helpers.videos import write_video
 
 from vidcls import load_run
 from vidcls.errors import UserError
+from vidcls.files import hash_file
 from vidcls.metrics.calibration import calibrate
 from vidcls.moderation.policy import load_policy
 from vidcls.prediction.ensemble import Ensemble
@@ -114,3 +116,14 @@ def test_members_that_do_not_fit_together_are_refused(
 def test_a_list_of_one_is_that_run(finished: Path) -> None:
     assert load_run([finished]).identity == load_run(finished).identity
     assert json.loads((finished / "metrics.json").read_text())  # still there, and nothing was written
+
+
+def test_the_videos_of_all_members_are_left_out_of_a_selection(pair: list[Path], tmp_path: Path) -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (3, 10, 32, 32, 3), np.uint8)
+    videos = [write_video(tmp_path / "in" / f"c{number}_1.mp4", frames[number]) for number in range(3)]
+    for run, video in zip(pair, videos, strict=False):
+        known = {"path": video.name, "sha256": hash_file(video)}
+        change_manifest(run, lambda rows, known=known: pd.concat([rows, rows.head(1).assign(**known)]))
+    result = call("select_videos.py", listed(pair), f"input={tmp_path / 'in'}", f"output={tmp_path / 'out'}")
+    assert result.code == 0, result.stderr
+    assert table(tmp_path / "out" / "selected.csv")["path"].tolist() == ["c2_1.mp4"]

@@ -47,7 +47,7 @@ def write_selection(
         else:  # no list could hold it, and training leaves it out
             skipped["with names that are not UTF-8"] += 1
     settings = json.loads((output / "predict.json").read_text())
-    known = set(decided) | set(run.manifest["sha256"])
+    known = set(decided).union(*(member.manifest["sha256"] for member in run.members))
     rows, vectors = [], []
     with closing(Journal(output, settings)) as journal:
         for row, vector in journal.contents(locations):
@@ -87,4 +87,4 @@ def write_selection(
     parts = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
     left_out = "".join(f"; left out: {count} {kind}" for kind, count in skipped.items())
     console.print(f"{len(selected)} of {len(table)} videos selected: {parts}{left_out}", highlight=False)
-    console.print(f"Results: {output}\n  selected.csv  to_label.csv", soft_wrap=True)
+    console.print(f"Results: {output}\n  selected.csv  to_label.csv", markup=False, soft_wrap=True)
