@@ -50,7 +50,9 @@ def main(cfg: DictConfig) -> float | None:
     loop.silence_lightning()
     datamodule = loop.build_datamodule(cfg, prepared)
     module = loop.build_module(cfg, datamodule)
-    console.print(f"Training {module.num_trainable:,} parameters; results go to {cfg.run_dir}", soft_wrap=True)
+    console.print(
+        f"Training {module.num_trainable:,} parameters; results go to {cfg.run_dir}", markup=False, soft_wrap=True
+    )
     trainer, val = loop.fit(cfg, module, datamodule)
     predictions = {"val": val}
     if cfg.test:

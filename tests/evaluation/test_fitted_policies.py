@@ -49,17 +49,16 @@ def test_the_target_recall_sets_the_threshold(copied: Path) -> None:
 
 
 def test_a_policy_that_allows_the_probably_harmful_is_pointed_out(evaluated: Path, copied: Path) -> None:
-    assert "Note for" not in evaluated.with_suffix(".txt").read_text()  # in doubt around 0.5 a person looks
+    assert "may allow" not in evaluated.with_suffix(".txt").read_text()  # in doubt around 0.5 a person looks
     model = load_run(copied).identity  # of the same file as evaluated's
     policy = load_policy(evaluated / "policy.json", CLASSES, model)
     lax = replace(policy, review=policy.review | {"adult": 0.9}, block=policy.block | {"adult": 0.95})
     save_policy(lax, copied / "policy.json")
     kept = (copied / "policy.json").read_bytes()
     printed = evaluate(copied, "split=val")  # no policy.* option: the policy stays
-    note = "videos whose most probable class is adult are allowed where its score is below 0.900"
+    note = "more probably harmful than safe, with a probability of up to 1.00 for all harmful classes together"
     assert (copied / "policy.json").read_bytes() == kept
-    assert f"Note for adult: {note}" in printed
-    assert "Note for harmful" not in printed
+    assert note in printed and "only from adult 0.900 on" in printed
 
 
 def test_a_target_that_val_cannot_support_is_refused_with_the_number(copied: Path) -> None:

@@ -7,6 +7,7 @@ import os
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,7 +23,7 @@ from vidcls.data.hashing import HashResult
 from vidcls.errors import UserError
 from vidcls.files import hash_file
 from vidcls.moderation.policy import Policy, save_policy
-from vidcls.prediction import pipeline
+from vidcls.prediction import loading, pipeline
 from vidcls.prediction.loading import load_run
 
 STATUSES = {"ok", "partial", "undecodable"}
@@ -108,7 +109,8 @@ def test_a_loaded_run_gives_the_same_probabilities(
 def test_paths_are_given_as_they_are(bright: Path, tmp_path: Path, name: str) -> None:
     write_video(tmp_path / name / "a.mp4", lit(2))
     run = shutil.copytree(bright, tmp_path / f"run {name}")
-    predict(run, tmp_path / name, tmp_path / f"out {name}")
+    result = predict(run, tmp_path / name, tmp_path / f"out {name}")
+    assert f"Results: {tmp_path}/out {name}\n" in result.stdout
     assert rows_of(tmp_path / f"out {name}").loc["a.mp4", "decision"] == "allow"
 
 
@@ -311,6 +313,33 @@ def test_a_policy_that_means_nothing_is_pointed_out(bright: Path, tmp_path: Path
     assert "guessing" not in predict(run, tmp_path / "in", tmp_path / "plain").stdout
     save_policy(replace(plain_policy(run), temperature=20.0), run / "policy.json")
     assert "no better than guessing" in predict(run, tmp_path / "in", tmp_path / "out").stdout
+    lax = replace(plain_policy(run), review={"adult": 1 / 3, "harmful": 1 / 3})  # as earlier versions have fitted it
+    save_policy(lax, run / "policy.json")
+    said = predict(run, tmp_path / "in", tmp_path / "lax").stdout
+    assert said.count("may allow a video that is more probably harmful than safe") == 1
+
+
+def test_a_run_that_has_not_finished_is_pointed_out(
+    bright: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed while it trained, or still training: its best epoch so far decides."""
+    run = Path(shutil.copytree(bright, tmp_path / "run"))
+    write_video(tmp_path / "in" / "a.mp4", lit(2))
+    (run / "metrics.json").unlink()
+    with pytest.warns(UserWarning, match="run has not finished training"):
+        predict(run, tmp_path / "in", tmp_path / "out")
+    assert rows_of(tmp_path / "out").loc["a.mp4", "decision"] == "allow"
+    best, load = run / "checkpoints" / "best.ckpt", loading.load_checkpoint
+
+    def load_and_train_on(path: Path) -> Any:
+        checkpoint = load(path)
+        torch.save(checkpoint.raw | {"epoch": 99}, best)
+        return checkpoint
+
+    monkeypatch.setattr(loading, "load_checkpoint", load_and_train_on)
+    with pytest.warns(UserWarning), pytest.raises(UserError) as error:  # its identity would be of the other epoch
+        loading.load_run(run)
+    assert error.value.code == "changed-run"
 
 
 def test_a_network_that_returns_nan_predicts_no_class(finished: Path, demo_folder: Path, tmp_path: Path) -> None:

@@ -236,7 +236,7 @@ def redecode_missing(
     lost = rows[[store.find(sha256) is None for sha256 in rows["sha256"]]]
     if lost.empty:
         return IngestStats()
-    console.print(f"{len(lost)} of {len(rows)} videos are not in {store.folder}: decoding them again")
+    console.print(f"{len(lost)} of {len(rows)} videos are not in {store.folder}: decoding them again", markup=False)
     classes = class_order(list(manifest["label"]), options.classes)
     listing = _list(options, classes, console)
     found, stats = _decode(listing[listing["path"].isin(lost["path"])], options)

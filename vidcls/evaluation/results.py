@@ -29,9 +29,9 @@ from vidcls.moderation.policy import (
     decide,
     fit_policy,
     load_policy,
+    policy_notes,
     policy_report,
     save_policy,
-    temperature_notes,
 )
 from vidcls.plots.run_plots import confusion_figure, precision_recall_figure, reliability_figure, roc_figure
 from vidcls.plots.style import Figure, save_figures
@@ -175,7 +175,7 @@ def evaluate_split(
     compared = folder.name not in ("train", "val")
     drift = compare_with_training(run, rows, given[0], vectors, predictions.labels) if compared else None
     metrics["drift"] = drift
-    about_policy = temperature_notes(policy, run.policy_fitted_on) if policy else ()
+    about_policy = policy_notes(policy, run.policy_fitted_on) if policy else ()
     metrics["notes"] = [*absent_class_notes(split, metrics), *drift_notes(split, drift), *about_policy]
     if policy is not None:
         calibrated = reliability(calibrate(predictions.probabilities, policy.temperature), predictions.labels)

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vidcls.evaluation.results import SplitResult, absent_class_notes
-from vidcls.moderation.policy import Policy, temperature_notes
+from vidcls.moderation.policy import Policy, policy_notes
 from vidcls.prediction.drift import drift_notes
 from vidcls.prediction.run import BaseRun
 
@@ -52,7 +52,7 @@ def _print_policy(policy: Policy, run: BaseRun, results: dict[str, SplitResult],
         targets = ", ".join(f"{metric} {value:g}" for metric, value in policy.targets.get(name, {}).items()) or "-"
         table.add_row(Text(name), f"{review:.3f}", f"{policy.block[name]:.3f}", targets)
     console.print(table)
-    for note in [*temperature_notes(policy, fitted_on), *_notes(policy, fitted_on), *_creator_notes(policy, run)]:
+    for note in [*policy_notes(policy, fitted_on), *_block_notes(policy), *_creator_notes(policy, run)]:
         console.print(note, markup=False, soft_wrap=True)
     columns = {}
     for split, result in results.items():
@@ -62,15 +62,8 @@ def _print_policy(policy: Policy, run: BaseRun, results: dict[str, SplitResult],
     console.print(_by_split("What the policy would do", columns))
 
 
-def _notes(policy: Policy, fitted_on: str) -> Iterator[str]:
-    for name, review in policy.review.items():
-        if policy.support.get(name, 0) == 0:
-            yield f"Note for {name}: there is no intact {fitted_on} video of it, so its thresholds mean nothing."
-        if review > 1 / len(policy.classes):
-            yield (
-                f"Note for {name}: videos whose most probable class is {name} are allowed where its score is below "
-                f"{review:.3f}. Set or raise policy.target.{name}.recall to lower that threshold."
-            )
+def _block_notes(policy: Policy) -> Iterator[str]:
+    for name in policy.review:
         if policy.block[name] <= 0.5:
             yield (
                 f"Note for {name}: videos are blocked from a score of {policy.block[name]:.3f} on, even "

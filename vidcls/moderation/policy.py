@@ -90,8 +90,8 @@ def fit_policy(
 
     A target ``{class: {"recall": r, "precision": p}}`` sets with its recall the review threshold of the class, with its
     precision the block threshold. With one of the two, the other threshold is ``review_margin`` away; with neither,
-    they are 0.5 -+ ``review_margin`` / 2, and the lower one at most 1 / K: a video whose most probable class is harmful
-    is never allowed.
+    they are 0.5 -+ ``review_margin`` / 2. Without a recall, the review threshold is at most 0.5 / (K - 1): a video that
+    is more probably harmful than safe, all harmful classes together, is never allowed.
 
     Raises:
         UserError: targets out of range, of unknown or safe classes, or that the videos cannot support.
@@ -110,15 +110,16 @@ def fit_policy(
         of = {"name": name, "split": split}
         low = review_threshold(scores, positives, target["recall"], **of) if "recall" in target else None
         high = block_threshold(scores, positives, target["precision"], **of) if "precision" in target else None
-        review[name], block[name] = _band(low, high, review_margin, 1 / len(classes))
+        review[name], block[name] = _band(low, high, review_margin, 0.5 / (len(classes) - 1))
     support = {name: int((labels == column).sum()) for column, name in enumerate(classes)}
     error = {"before": reliability(probabilities, labels).error, "after": reliability(calibrated, labels).error}
     return Policy(model, tuple(classes), safe_class, temperature, review, block, checked, support, error)
 
 
-def _band(low: float | None, high: float | None, margin: float, chance: float) -> tuple[float, float]:
+def _band(low: float | None, high: float | None, margin: float, most: float) -> tuple[float, float]:
     if low is None:
-        return (min(0.5 - margin / 2, chance), 0.5 + margin / 2) if high is None else (max(0.0, high - margin), high)
+        below = 0.5 - margin / 2 if high is None else max(0.0, high - margin)
+        return min(below, most), 0.5 + margin / 2 if high is None else high
     return (low, min(1.0, low + margin)) if high is None else (min(low, high), high)
 
 
@@ -190,8 +191,8 @@ def _rate(events: list[bool]) -> dict[str, Any]:
     return {"count": count, "of": of, "rate": count / of, "ci95": wilson_interval(count, of)}
 
 
-def temperature_notes(policy: Policy, fitted_on: str) -> Iterator[str]:
-    """What a temperature at a bound means."""
+def policy_notes(policy: Policy, fitted_on: str) -> Iterator[str]:
+    """What a user of the policy must know of its temperature and of what it may allow."""
     if policy.temperature > 0.99 * TEMPERATURES[1]:
         yield (
             f"Note: the {fitted_on} predictions are no better than guessing, so the network's scores say nothing: do "
@@ -202,6 +203,17 @@ def temperature_notes(policy: Policy, fitted_on: str) -> Iterator[str]:
             f"Note: the temperature is at its lower bound of {TEMPERATURES[0]:g}: on the {fitted_on} predictions the "
             "network is far less sure than it is right, as after too little training. Calibrated, nearly every score "
             "is 0 or 1: train longer before you use this policy."
+        )
+    for name in policy.review:
+        if policy.support.get(name, 0) == 0:
+            yield f"Note for {name}: there is no intact {fitted_on} video of it, so its thresholds mean nothing."
+    allowed, most = sum(policy.review.values()), 0.5 / len(policy.review)
+    if allowed > 0.5 + 1e-9:
+        high = ", ".join(f"{name} {at:.3f}" for name, at in policy.review.items() if at > most)
+        yield (
+            "Note: this policy may allow a video that is more probably harmful than safe, with a probability of up to "
+            f"{min(allowed, 1):.2f} for all harmful classes together, as scores are reviewed only from {high} on. Fit "
+            "it again with a higher policy.target.CLASS.recall or none: evaluate.py run=DIR policy.safe_class=CLASS."
         )
 
 

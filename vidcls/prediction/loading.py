@@ -1,10 +1,12 @@
 """Finished runs by their folders: one, or several as an ensemble. Runs no code of a folder's."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import overload
 
 from vidcls.errors import UserError
+from vidcls.files import hash_file
 from vidcls.prediction.ensemble import join_runs
 from vidcls.prediction.members import Member, read_members
 from vidcls.prediction.run import BaseRun, LoadedRun
@@ -34,6 +36,15 @@ def load_run(folder: Path | str | Sequence[Path | str], trust: Sequence[str] = (
 
 def _load_member(member: Member, trust: Sequence[str]) -> LoadedRun:
     checkpoint = load_checkpoint(best_checkpoint(member.folder))
+    if not (member.folder / "metrics.json").is_file():  # which is written last
+        warnings.warn(
+            f"{member.folder} has not finished training: this is its best epoch so far, which another may replace. "
+            f"python train.py resume={member.folder} continues it.",
+            stacklevel=3,
+        )
+        if hash_file(best_checkpoint(member.folder))[:12] != member.identity:
+            got = f"{member.folder}, whose best epoch was replaced meanwhile"
+            raise UserError("a run that stays as it is while it is read", got, "Repeat the command.", "changed-run")
     if others := sorted(set(member.manifest["label"]) - set(checkpoint.spec.classes)):
         got = f"{manifest_path(member.folder)}: the run knows no class {others[0]}"
         raise UserError("a run's manifest.csv", got, "Check the path.", "bad-manifest")

@@ -9,7 +9,7 @@ import pandas as pd
 from rich.console import Console
 
 from vidcls.data.store import decoding_versions
-from vidcls.moderation.policy import DECISIONS, Policy, load_policy, temperature_notes
+from vidcls.moderation.policy import DECISIONS, Policy, load_policy, policy_notes
 from vidcls.prediction.html_report import STATUSES
 from vidcls.prediction.inputs import Plan
 from vidcls.prediction.options import PredictOptions
@@ -18,10 +18,10 @@ from vidcls.prediction.video_result import NO_POLICY
 
 
 def find_policy(run: BaseRun, console: Console) -> Policy | None:
-    """The policy.json of the run, and what is wrong with its temperature; None, and a warning, where it has none."""
+    """The policy.json of the run, and what is wrong with it; None, and a warning, where it has none."""
     if run.policy_path.exists():
         policy = load_policy(run.policy_path, run.classes, run.identity)
-        for note in temperature_notes(policy, run.policy_fitted_on):
+        for note in policy_notes(policy, run.policy_fitted_on):
             console.print(note, style="yellow", markup=False, highlight=False, soft_wrap=True)
         return policy
     console.print(f"[yellow]Every video will be marked for review[/yellow]: the run has {NO_POLICY}", soft_wrap=True)
@@ -43,6 +43,8 @@ def result_settings(run: BaseRun, options: PredictOptions, policy: Policy | None
 def report_facts(run: BaseRun, options: PredictOptions, policy: Policy | None) -> dict[str, str]:
     """What is run, for the terminal and the head of the report."""
     clip, clips = run.spec.clip, ""
+    # What follows them is not: of a long window that is most of it.
+    seen = f", of which only the first {clip.num_frames} frames are seen" if clip.sampling == "first" else ""
     if clip.clip_seconds is not None:
         several = f"the mean of {clip.num_clips} clips of" if clip.num_clips > 1 else "their middle"
         clips = f", by {several} {clip.clip_seconds:g} s"
@@ -55,8 +57,8 @@ def report_facts(run: BaseRun, options: PredictOptions, policy: Policy | None) -
         "Model": run.identity,
         "Policy": f"{policy.identity}, safe class: {policy.safe_class}" if policy else "none",
         "Frames": f"{clip.num_frames} of {clip.resolution} x {clip.resolution} pixels",
-        "Classified whole": f"videos up to {options.max_whole_seconds:g} s{clips}",
-        "Longer videos": f"{windows}, aggregated by {aggregation}",
+        "Classified whole": f"videos up to {options.max_whole_seconds:g} s{clips}{seen}",
+        "Longer videos": f"{windows}{seen}, aggregated by {aggregation}",
     }
 
 
@@ -85,5 +87,5 @@ def print_summary(counts: Mapping[tuple[str, str], int], num_missing: int, folde
         console.print("Run the same command again to continue.")
     if lost := int(table.loc["unfetchable", "all"]):
         console.print(f"{lost} could not be fetched; the same command tries them again.")
-    console.print(f"Results: {folder}", soft_wrap=True)
+    console.print(f"Results: {folder}", markup=False, soft_wrap=True)
     console.print("  predictions.csv  segments.csv  timelines.parquet  report.html")

@@ -139,7 +139,9 @@ def write_results(folder: Path, store: FrameStore) -> None:
     console = Console()
     print_results([found], console)
     console.print(f"{suspect} of {len(found.videos)} labels are suspect: see label_issues.html")
-    console.print(f"Results: {folder}\n  {OUT_OF_FOLD}  metrics.json  cross_validation.md", soft_wrap=True)
+    console.print(
+        f"Results: {folder}\n  {OUT_OF_FOLD}  metrics.json  cross_validation.md", markup=False, soft_wrap=True
+    )
 
 
 # ---- tables

@@ -92,7 +92,7 @@ def write_results(
     if cfg.test:
         print_summary(metrics, str(cfg.callbacks.best.get("monitor")), folder, console)
     else:
-        console.print(f"val {cfg.objective} {objective}: {folder}", highlight=False, soft_wrap=True)
+        console.print(f"val {cfg.objective} {objective}: {folder}", highlight=False, markup=False, soft_wrap=True)
     return math.nan if objective is None else float(objective)
 
 
@@ -177,7 +177,7 @@ def print_summary(metrics: dict[str, Any], monitor: str, folder: Path, console: 
         f"Trained at {timing['clips_per_second']:.1f} clips/s, {timing['epoch_seconds']:.1f} s per epoch, "
         f"{timing['data_wait_fraction']:.1%} of it waiting for data."
     )
-    console.print(f"Results: {folder}", soft_wrap=True)
+    console.print(f"Results: {folder}", markup=False, soft_wrap=True)
     console.print(
         "  metrics.json  predictions_*.csv  manifest.csv  figures/  checkpoints/best.ckpt\n"
         "  Dashboard: make tensorboard (or tensorboard --logdir runs)"
