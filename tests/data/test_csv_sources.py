@@ -84,6 +84,7 @@ def test_csv_rows_given_twice_and_classes_left_out(tmp_path: Path) -> None:
         ("path,label,split\nclips/ann_1.mp4,a,dev\n", "bad-csv", "ann_1.mp4,a,dev"),
         ("path,label\nclips/ann_1.mp4,a\nclips/../clips/ann_1.mp4,b\n", "bad-csv", "line 3"),
         ("path,label,split\nclips/ann_1.mp4,a,val\nclips/ann_1.mp4,a,test\n", "bad-csv", "line 3"),
+        ("path,label,creator\nclips/ann_1.mp4,a,ann\nclips/ann_1.mp4,a,bob\n", "bad-csv", "line 3"),
         ("path,label\nclips/ann_1.mp4,a,train\n", "bad-csv", "3 in line 2"),
         ('path,label\n"clips/ann_1.mp4,a\n', "bad-csv", ""),
         ("path,label\n", "empty-source", ""),

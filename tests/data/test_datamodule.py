@@ -81,13 +81,15 @@ def test_splits_are_made_where_there_are_none(source: Path, cache: Path, tmp_pat
             shutil.copy(file, target)
             number += 1
     data = module(tmp_path / "clips", cache, split={"val_fraction": 0.25, "test_fraction": 0.25})
-    prepare(data)
+    assert "unknown" not in prepare(data)
     splits = {split: data.rows(split) for split in ("train", "val", "test")}
     assert sum(map(len, splits.values())) == number
     for split, rows in splits.items():
         assert set(rows["label"]) == {"adult", "safe"}, split
     creators = [set(rows["creator"]) for rows in splits.values()]
     assert sum(map(len, creators)) == len(set.union(*creators)) == len(set(data.manifest["creator"]))
+    nobody = module(tmp_path / "clips", cache, creator_pattern="(?P<creator>.+)-.+")
+    assert f"The creators of {number} of {number} videos are unknown" in prepare(nobody)
 
 
 # ---- what is wrong with the videos
@@ -291,6 +293,14 @@ def test_it_says_which_classes_a_split_lacks(
     (train / "safe").rename(train / "saefe")
     written = prepare(module(copy, cache))
     assert "No train video of safe: " in written and "No test video of saefe: " in written
+
+
+def test_it_says_that_copies_in_a_split_count_like_other_videos(source: Path, cache: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(source, tmp_path / "copy"))
+    first = min((copy / "rtp" / "test" / "harmful").iterdir())
+    shutil.copy(first, first.with_name("again_1.mp4"))
+    written = prepare(module(copy, cache))
+    assert "1 test videos have the same bytes as another one there" in written and "train videos have" not in written
 
 
 # ---- names

@@ -154,7 +154,8 @@ def test_hashes_that_cannot_be_kept_are_computed_again(source: Path, tmp_path: P
     store = frame_store(chosen)
     near_duplicates.kept_hashes(store).parent.write_text("in the way")
     known = [path.stem for path in store.folder.glob("*/*.safetensors")]
-    hashes = near_duplicates.hash_videos([*known, "0" * 64], store)
+    with pytest.warns(UserWarning, match=f"Near-duplicates of 1 of {len(known) + 1} videos"):
+        hashes = near_duplicates.hash_videos([*known, "0" * 64], store)
     assert hashes[:-1, -1].all() and not hashes[-1, -1]  # nothing is known of a video that is not stored
 
 
@@ -287,3 +288,6 @@ def test_copies_of_training_videos_are_found_in_other_data(source: Path, cache: 
         "safe/thief_1.mp4": "dropped",
     }
     assert set(manifest["creator"]) == {"New", "thief"}  # as they are written
+    elsewhere = options(tmp_path / "other", tmp_path / "empty", classes=["fight", "safe"])  # has no frames of the run
+    with pytest.warns(UserWarning, match=f"Near-duplicates of {len(trained)} of {len(trained) + 2} videos"):
+        prepare_external(elsewhere, "test", trained, Console(quiet=True))

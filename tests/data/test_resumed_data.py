@@ -5,14 +5,17 @@ from __future__ import annotations
 import io
 import shutil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pandas as pd
 import pytest
 from helpers.datasets import draw, module
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.console import Console
 
 from vidcls.data.datamodule import VideoDataModule
-from vidcls.data.manifest import digest_path, read_manifest, write_manifest
+from vidcls.data.manifest import MANIFEST_COLUMNS, digest_path, read_manifest, write_manifest
 from vidcls.data.options import DataOptions
 from vidcls.data.preparation import prepare_videos, redecode_missing
 from vidcls.errors import UserError
@@ -115,6 +118,21 @@ def test_names_with_line_breaks_come_back(started: tuple[DataOptions, Path], tmp
     data = VideoDataModule(options, tmp_path / "again.csv")
     data.prepare_data()
     assert read_manifest(tmp_path / "again.csv")["path"].tolist() == data.manifest["path"].tolist()
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1e7)), min_size=1, max_size=5))
+def test_any_coverage_and_duration_comes_back(values: list[tuple[float, float]]) -> None:
+    """As a twentieth of a thousandth, which is written as 5e-05."""
+    rows = [
+        [f"{number}.mp4", "a", "train", "", "0" * 64, "partial", "damaged", "pyav", seconds, coverage, "folder", ""]
+        for number, (coverage, seconds) in enumerate([(5e-05, 1.0), *values])
+    ]
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "manifest.csv")
+        write_manifest(path, pd.DataFrame(rows, columns=MANIFEST_COLUMNS))
+        found = read_manifest(path)
+    assert found["coverage"].tolist() == pytest.approx([row[9] for row in rows])
+    assert found["seconds"].tolist() == pytest.approx([row[8] for row in rows])
 
 
 @pytest.mark.parametrize(

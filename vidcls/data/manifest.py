@@ -23,7 +23,7 @@ MANIFEST_PATTERNS = {
     "sha256": "[0-9a-f]{64}|",  # empty: of a file that could not be read
     "status": "ok|partial|undecodable|unfetchable|dropped",
     "seconds": r"\d+(\.\d+)?(e[+-]?\d+)?",
-    "coverage": r"[01](\.\d+)?|\d\.\d+e-\d+",
+    "coverage": r"[01](\.\d+)?|\d(\.\d+)?e-\d+",
     "label_source": "folder|decisions",
 }
 
@@ -113,6 +113,10 @@ def print_splits(manifest: pd.DataFrame, classes: Sequence[str], console: Consol
         if missing := [name for name in classes if not (labels[split] == name).any()]:
             means = "the network cannot learn to name them" if split == "train" else "its metrics do not speak of them"
             text = f"No {split} video of {', '.join(missing)}: {means}"
+            console.print(Text(text, "yellow"), soft_wrap=True)
+    for split in SPLITS:
+        if copies := usable_rows(manifest, split)["sha256"].duplicated().sum():
+            text = f"{copies} {split} videos have the same bytes as another one there, and count like any other"
             console.print(Text(text, "yellow"), soft_wrap=True)
     for status, what in {"undecodable": "decoded", "unfetchable": "fetched"}.items():
         if lost := (manifest["status"] == status).sum():

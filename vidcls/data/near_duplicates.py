@@ -6,6 +6,7 @@ https://github.com/facebook/ThreatExchange/blob/main/hashing/hashing.pdf, whose 
 distance of 31 or less) takes videos of one camera for copies: experiments/review has the figures.
 """
 
+import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -107,7 +108,7 @@ def kept_hashes(store: FrameStore) -> Path:
 
 def hash_videos(sha256s: Sequence[str], store: FrameStore) -> UInt8[np.ndarray, "N 129"]:
     """The hashes of stored videos, kept beside the store; of those that are not stored, ones that match nothing."""
-    kept = FeatureStore(kept_hashes(store))
+    kept, lost = FeatureStore(kept_hashes(store)), list[str]()
     every = np.arange(store.spec.frames_per_video)
 
     def hashed(sha256: str) -> UInt8[np.ndarray, " 129"]:
@@ -116,6 +117,7 @@ def hash_videos(sha256s: Sequence[str], store: FrameStore) -> UInt8[np.ndarray, 
         try:
             found = hash_frames(store.read(sha256, every))
         except StoreEntryError:
+            lost.append(sha256)
             return np.full(129, _UNUSABLE, np.uint8)
         with suppress(OSError):  # a cache that can only be read
             kept.write(sha256, found)
@@ -123,7 +125,11 @@ def hash_videos(sha256s: Sequence[str], store: FrameStore) -> UInt8[np.ndarray, 
 
     with ThreadPoolExecutor() as pool:  # reading and checksums release the interpreter
         found = track(pool.map(hashed, sha256s), "Comparing", len(sha256s), transient=True, disable=len(sha256s) < 100)
-        return np.array(list(found), np.uint8).reshape(-1, 129)
+        hashes = np.array(list(found), np.uint8).reshape(-1, 129)
+    if lost:
+        of = f"{len(lost)} of {len(sha256s)} videos, whose frames are not in {store.folder}"
+        warnings.warn(f"Near-duplicates of {of}, are not looked for", stacklevel=2)
+    return hashes
 
 
 def name_clusters(manifest: pd.DataFrame, store: FrameStore) -> list[str]:

@@ -56,7 +56,11 @@ def prepare_videos(options: DataOptions, console: Console, manifest_path: Path |
         return _resume(options, read_manifest(manifest_path), console)
     manifest, stats = _read_source(options, console)
     classes = class_order([label for label in manifest["label"] if label], options.classes)
+    given = list(manifest["split"])
     _assign_splits(manifest, options)
+    if options.split.grouped and given != list(manifest["split"]) and (unknown := (manifest["creator"] == "").sum()):
+        text = f"The creators of {unknown} of {len(manifest)} videos are unknown (data.creator_pattern)"
+        console.print(f"[yellow]{text}[/yellow]: the same one may be in several drawn splits", soft_wrap=True)
     if options.decisions:
         decisions = read_decisions(options.decisions)
         groups = _groups(manifest, options)

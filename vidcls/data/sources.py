@@ -221,8 +221,8 @@ def _list_rows(
             problem = "each split to be train, val, test or empty"
         elif not is_url(file) and not os.path.isfile(file):
             problem = f"each path to be a file, relative to the folder of the .{extension(source)} or absolute"
-        elif (first.label, first.split) != (label, split):
-            problem = "one label and one split per path"
+        elif (first.label, first.split, first.creator) != (label, split, creator):
+            problem = "one label, split and creator per path"
         elif first is not video:
             ignored["rows given twice"] += 1
         elif names.setdefault(path, file) != file:
