@@ -23,12 +23,12 @@ def main(cfg: DictConfig) -> None:
     # Imported here: decoding processes import this file again. Options are checked before torch is imported.
     from rich.console import Console
 
-    from vidcls.errors import UserError, check_integer
+    from vidcls.errors import UserError, check_seed
     from vidcls.prediction.journal import check_output
     from vidcls.training.run_folder import check_run_options
 
     console, output, run = Console(), Path(str(cfg.output)), None
-    check_integer("seed", cfg.seed, minimum=0)
+    check_seed("seed", cfg.seed)
     check_output(output)
     if cfg.run is None:
         options = instantiate(cfg.data)

@@ -196,6 +196,12 @@ def _explain(error: Exception) -> UserError | None:
     if memory and limit != resource.RLIM_INFINITY:
         remedy = "Lift the limit: ulimit -v unlimited."
         return UserError("more address space", f"ulimit -v {limit // 1024}: {why}", remedy, "address-space")
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "allocate memory" in why:
+        remedy = "Free some, or lower data.batch_size, data.num_frames or data.resolution."
+        return UserError("enough memory, of the GPU if one is used", why, remedy, "memory")
+    if "DataLoader worker" in why:
+        remedy = "Free some memory (of a container, give --shm-size too), or lower data.num_workers."
+        return UserError("loader processes that are left alive", why, remedy, "lost-loader")
     return None
 
 

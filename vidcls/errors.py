@@ -56,11 +56,17 @@ def one_line(error: object, limit: int = 200) -> str:
     return " ".join(str(error).split())[:limit]
 
 
-def check_integer(option: str, value: Any, minimum: int = 1) -> int:
-    """``value`` if it is an integer >= ``minimum``; otherwise raises a `UserError` that names the ``option``."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        raise UserError(f"{option} to be an integer >= {minimum}", repr(value), f"Change {option}.", option)
+def check_integer(option: str, value: Any, minimum: int = 1, maximum: float | int = math.inf) -> int:
+    """``value`` if it is an integer from ``minimum`` to ``maximum``; else raises a `UserError` with its ``option``."""
+    if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= maximum:
+        limits = f">= {minimum}" if maximum == math.inf else f"from {minimum} to {maximum}"
+        raise UserError(f"{option} to be an integer {limits}", repr(value), f"Change {option}.", option)
     return value
+
+
+def check_seed(option: str, value: Any) -> int:
+    """``value`` if it is a seed that NumPy and Lightning take; otherwise raises a `UserError`."""
+    return check_integer(option, value, 0, 2**32 - 1)
 
 
 def check_number(

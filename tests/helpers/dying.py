@@ -20,3 +20,11 @@ class DieInSecondEpoch(L.Callback):
             and "VIDCLS_TEST_DIES" in os.environ
         ):
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+class KillLoaders(L.Callback):
+    """Kills the loader processes of a run, as the system does when memory is short."""
+
+    def on_train_batch_start(self, trainer: L.Trainer, module: Any, batch: Any, batch_idx: int) -> None:
+        for worker in trainer.train_dataloader._iterator._workers:  # type: ignore[union-attr]
+            os.kill(worker.pid, signal.SIGKILL)

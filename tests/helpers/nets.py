@@ -33,3 +33,14 @@ class Unrepeatable(nn.Module):
     def forward(self, clips: Tensor) -> Tensor:
         logits = self.layer(clips.mean(dim=(1, 3, 4)))
         return logits.clone().put_(torch.tensor([0]), torch.tensor([1.0]))
+
+
+class Hungry(nn.Module):
+    """A network that needs more memory than there is."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(num_classes))
+
+    def forward(self, clips: Tensor) -> Tensor:
+        return self.bias + torch.empty(2**50, dtype=torch.uint8)[: len(clips), None]

@@ -239,6 +239,12 @@ def test_a_run_that_stopped_early_stays_stopped(tmp_path: Path, stay: bool, trai
     assert module.epochs_trained == trained_on  # without it, Lightning trains another epoch before it looks
 
 
+def test_without_patience_a_run_ends_with_its_first_epoch_that_is_no_better(tmp_path: Path) -> None:
+    module = Scripted([1.0, 0.5, 0.7, 0.1])
+    fit(tmp_path, module, [EarlyStopping("val/loss", patience=0), StayStopped()], epochs=4)
+    assert module.epochs_trained == 3
+
+
 def test_a_run_that_had_patience_left_goes_on(tmp_path: Path) -> None:
     def callbacks() -> list[L.Callback]:
         return [EarlyStopping("val/loss", patience=2), StayStopped(), last(tmp_path)]

@@ -122,7 +122,7 @@ def test_one_device_trains_the_same(two_devices: Path, options: list[str], tmp_p
     run = tmp_path / "run"
     result = train(*options, "data.batch_size=2", f"run_dir={run}")
     assert result.code == 0, result.stderr
-    for name in ("val/loss", "val/auroc", "val/calibration_error"):
+    for name in ("val/loss", "val/auroc", "val/calibration_error", "train/loss", "train/accuracy"):
         assert scalars(run).get(name) == pytest.approx(scalars(two_devices).get(name), abs=1e-5)
     for split in ("train", "val", "test"):
         one, two = metrics_of(run)[split], metrics_of(two_devices)[split]

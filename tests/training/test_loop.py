@@ -14,7 +14,18 @@ import pytest
 import torch
 import yaml
 from helpers.commands import train
-from helpers.runs import CLASSES, csv_source, events, metrics_of, refused, same_weights, scalars, table, weights
+from helpers.runs import (
+    CLASSES,
+    csv_source,
+    evaluate,
+    events,
+    metrics_of,
+    refused,
+    same_weights,
+    scalars,
+    table,
+    weights,
+)
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -268,18 +279,25 @@ def test_a_limited_run_says_so_and_has_no_metrics_of_what_it_did_not_predict(tin
 
 
 def test_the_best_epoch_is_that_of_best_ckpt_whatever_chooses_it(tiny: list[str], tmp_path: Path) -> None:
-    """The highest loss here, which is never that of the epoch with the lowest."""
-    run = tmp_path / "run"
-    result = train(*tiny, "callbacks.best.mode=max", "trainer.max_epochs=3", f"run_dir={run}")
+    """The last here, which is not that of the lowest loss."""
+    run, latest = tmp_path / "run", ["callbacks.best.monitor=epoch", "callbacks.best.mode=max"]
+    result = train(*tiny, *latest, "trainer.max_epochs=3", f"run_dir={run}")
     assert result.code == 0, result.stderr
     best, losses = metrics_of(run)["best_epoch"], table(run / "history.csv").set_index("epoch")["val/loss"]
-    assert best == losses.idxmax() != losses.idxmin() and losses[best] == pytest.approx(metrics_of(run)["val"]["loss"])
-    assert f"Metrics of the best epoch ({best}, by val/loss)" in result.stdout
+    assert best == 3 != losses.idxmin() and losses[best] == pytest.approx(metrics_of(run)["val"]["loss"])
+    assert "Metrics of the best epoch (3, by epoch)" in result.stdout
 
 
-@pytest.mark.parametrize("other", ["+callbacks.best.save_top_k=3", "callbacks.best.filename=other"])
-def test_a_best_checkpoint_that_others_overwrite_is_refused(tiny: list[str], tmp_path: Path, other: str) -> None:
-    refused(train(*tiny, other, f"run_dir={tmp_path / 'run'}"), "[callbacks.best]")
+def test_metrics_are_those_of_the_weights_in_best_ckpt(tiny: list[str], tmp_path: Path) -> None:
+    """Validated after two of three batches, they are saved after the third."""
+    run = tmp_path / "run"
+    result = train(*tiny, "data.batch_size=2", "+trainer.val_check_interval=2", f"run_dir={run}")
+    assert result.code == 0, result.stderr
+    assert len(table(run / "manifest.csv").query("split == 'train'")) == 6
+    tested = metrics_of(run)["val"]
+    evaluate(run, "split=val")
+    evaluated = json.loads((run / "evaluations" / "val" / "metrics.json").read_text())["val"]
+    assert {name: evaluated[name] for name in tested} == tested
 
 
 def test_epochs_without_a_validation_have_no_metrics_of_another(tiny: list[str], tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from helpers.commands import train
 from helpers.modules import CLASSES, OPTIM, SPEC, build, clips, loader, trainer
-from helpers.runs import evaluate, metrics_of, results
+from helpers.runs import evaluate, metrics_of, results, scalars
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -241,3 +241,13 @@ def test_a_run_with_all_of_it(tiny: list[str], tmp_path: Path) -> None:
     evaluate(run, "split=val")
     again, before = results(run / "evaluations" / "val")["val"], metrics_of(run)["val"]
     assert {name: again[name] for name in before} == before
+
+
+def test_the_loss_of_a_step_does_not_depend_on_accumulation(tiny: list[str], tmp_path: Path) -> None:
+    still, runs = ["optim.lr=0.0", "model.dropout=0.0", "data.batch_size=2", "trainer.max_epochs=1"], []
+    for number in (1, 3):
+        run = tmp_path / str(number)
+        result = train(*tiny, *still, f"trainer.accumulate_grad_batches={number}", f"run_dir={run}")
+        assert result.code == 0, result.stderr
+        runs.append(scalars(run)["train/loss_step"])
+    assert runs[1] == pytest.approx(runs[0][2::3])

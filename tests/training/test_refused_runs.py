@@ -116,3 +116,26 @@ def test_operations_that_cannot_be_repeated(tiny: list[str], tmp_path: Path) -> 
     own += ["model=custom", "model._target_=helpers.nets.Unrepeatable", "trainer.max_epochs=1"]
     refused(train(*own, f"run_dir={tmp_path / 'run'}"), "[not-deterministic]", "trainer.deterministic=warn")
     assert train(*own, "trainer.deterministic=warn", f"run_dir={tmp_path / 'warn'}").code == 0
+
+
+@pytest.mark.parametrize(
+    "other", ["+callbacks.best.save_top_k=3", "callbacks.best.filename=other", "callbacks.last.filename=other"]
+)
+def test_a_best_checkpoint_that_others_overwrite_is_refused(tiny: list[str], tmp_path: Path, other: str) -> None:
+    refused(train(*tiny, other, f"run_dir={tmp_path / 'run'}"), "[callbacks.")
+
+
+@pytest.mark.parametrize(
+    "missing",
+    [["callbacks.best.monitor=val/f1"], ["callbacks=early_stopping", "callbacks.early_stopping.monitor=val/f1"]],
+)
+def test_a_metric_that_there_is_not_ends_in_one_line(missing: list[str], tiny: list[str], tmp_path: Path) -> None:
+    refused(train(*tiny, *missing, f"run_dir={tmp_path / 'run'}"), "val/f1", "[lightning]")
+
+
+def test_too_little_memory(tiny: list[str], tmp_path: Path) -> None:
+    own = [text for text in tiny if not text.startswith("model.")]
+    hungry = train(*own, "model=custom", "model._target_=helpers.nets.Hungry", f"run_dir={tmp_path / 'hungry'}")
+    refused(hungry, "[memory]", "data.batch_size")
+    killed = "+callbacks.killed._target_=helpers.dying.KillLoaders"
+    refused(train(*tiny, killed, "data.num_workers=1", f"run_dir={tmp_path / 'killed'}"), "[lost-loader]")

@@ -217,6 +217,15 @@ def test_an_edited_config_is_refused(finished: Path, tmp_path: Path, old: str, n
     refused(train(f"resume={run}"), "[changed-config]", new.replace(": ", "="))
 
 
+@pytest.mark.parametrize("old, new", [("mean: null", "mean: [0.5, 0.5, 0.5]"), ("    - 4\n    - 8\n", "    - 4\n")])
+def test_a_config_with_a_list_more_or_less_is_refused(finished: Path, tmp_path: Path, old: str, new: str) -> None:
+    run = copy_of(finished, tmp_path / "run")
+    text = (run / "config.yaml").read_text()
+    assert text.count(old) == 1
+    (run / "config.yaml").write_text(text.replace(old, new))
+    refused(train(f"resume={run}"), "[changed-config]", "nothing")
+
+
 def test_a_run_that_has_lost_its_manifest_is_refused(finished: Path, tmp_path: Path) -> None:
     """Its splits might be drawn otherwise, with videos that it was trained on in val."""
     run = copy_of(finished, tmp_path / "run")

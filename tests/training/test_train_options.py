@@ -19,6 +19,7 @@ from vidcls.training.options import check_train_options
 BACKBONE = ["model=encoder_head", "model.encoder.name=timm/test_resnet"]
 STRONG = ["experiment=strong"]
 PLAIN_VIDEO = ["model=r3d_18"]
+PLATEAU = "_target_:torch.optim.lr_scheduler.ReduceLROnPlateau"
 
 
 @cache
@@ -40,6 +41,7 @@ def composed(*overrides: str) -> DictConfig:
     ("overrides", "code"),
     [
         (["seed=-1"], "seed"),
+        (["seed=4294967296"], "seed"),  # NumPy takes no more than 32 bits
         (["objective=auc"], "objective"),
         (["compile=1"], "compile"),
         (["trainer.max_epochs=0"], "trainer.max_epochs"),
@@ -78,6 +80,11 @@ def composed(*overrides: str) -> DictConfig:
         (["model=encoder_head", "model.motion=flow"], "model.motion"),
         (["model=r3d_18", "model.name=resnet"], "model.name"),
         (["model=r3d_18", "model.norm_eval=true"], "model.weights"),
+        (["callbacks.best.monitor=val/accuracy"], "callbacks.best.mode"),  # min: the worst epoch
+        (["callbacks.best.mode=max"], "callbacks.best.mode"),
+        (["callbacks=early_stopping", "callbacks.early_stopping.monitor=val_f1/safe"], "callbacks.early_stopping.mode"),
+        ([f"optim.schedule={{{PLATEAU},mode:max}}"], "optim.schedule.mode"),
+        ([f"optim.schedule={{{PLATEAU},monitor:val/auroc}}"], "optim.schedule.mode"),
         (["~callbacks.history"], "callbacks"),
         (["~callbacks"], "callbacks"),
         (["logger=wandb"], "missing-package"),
@@ -123,6 +130,8 @@ def test_out_of_range(overrides: list[str], code: str) -> None:
         ["~logger"],
         ["trainer=gpu"],
         ["optim=adamw", "optim.warmup=0", "optim.schedule={_target_:torch.optim.lr_scheduler.StepLR,step_size:5}"],
+        ["callbacks.best.monitor=val/accuracy", "callbacks.best.mode=max"],
+        ["callbacks.best.monitor=epoch", "callbacks.best.mode=max"],
         ["model._target_=json.loads", "model.dropout=7"],
     ],
     ids=str,

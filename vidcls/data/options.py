@@ -12,7 +12,7 @@ from typing import Any
 
 from vidcls.data.sampling import SAMPLINGS, ClipSpec, StoreSpec, stored_frames
 from vidcls.data.urls import refuse_credentials
-from vidcls.errors import UserError, check_choice, check_integer, check_number
+from vidcls.errors import UserError, check_choice, check_integer, check_number, check_seed
 
 SPLITS = ("train", "val", "test")
 ENGINES = ("local", "ray")
@@ -158,7 +158,7 @@ class DataOptions:
 
     def __post_init__(self) -> None:
         refuse_credentials("data.source", self.source)
-        check_integer("seed", self.seed, minimum=0)
+        check_seed("seed", self.seed)
         for name in ("num_frames", "resolution", "batch_size", "num_clips"):
             check_integer(f"data.{name}", getattr(self, name))
         check_integer("data.num_workers", self.num_workers, minimum=0)

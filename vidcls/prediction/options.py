@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from vidcls.data.decoding.plan import WindowPlan
 from vidcls.data.sampling import StoreSpec, window_starts
-from vidcls.errors import UserError, check_choice, check_integer, check_number
+from vidcls.errors import UserError, check_choice, check_integer, check_number, check_seed
 from vidcls.moderation.aggregation import AGGREGATIONS
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class SelectOptions:
 
     def __post_init__(self) -> None:
         check_integer("count", self.count)
-        check_integer("seed", self.seed, minimum=0)
+        check_seed("seed", self.seed)
         for name in ("random_share", "diverse_share"):
             check_number(name, getattr(self, name), 0.0, 1.0)
         if (total := self.random_share + self.diverse_share) > 1:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vidcls.errors import UserError, check_choice, check_integer
+from vidcls.errors import UserError, check_choice, check_integer, check_seed
 from vidcls.files import hash_file
 
 PROTOCOLS = ("grouped", "random")
@@ -31,7 +31,7 @@ class Plan:
         _check_distinct("seeds", self.seeds)
         _check_distinct("splits", self.splits)
         for seed in self.seeds:
-            check_integer("seeds", seed, minimum=0)
+            check_seed("seeds", seed)
         for split in self.splits:
             check_choice("splits", split, POOLED)
 

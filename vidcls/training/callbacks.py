@@ -209,7 +209,8 @@ class StayStopped(L.Callback):
     """Ends training at once where a resumed run had already stopped early."""
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        if any(isinstance(c, EarlyStopping) and c.wait_count >= c.patience for c in trainer.early_stopping_callbacks):
+        callbacks = [c for c in trainer.early_stopping_callbacks if isinstance(c, EarlyStopping)]
+        if any(c.wait_count >= max(c.patience, 1) for c in callbacks):  # patience 0 stops as 1 does
             trainer.should_stop = True
 
 

@@ -13,6 +13,7 @@ import torch
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
 from vidcls.data.datamodule import VideoDataModule
@@ -67,7 +68,7 @@ def build_module(cfg: DictConfig, datamodule: VideoDataModule) -> VideoClassifie
     model = build_model(spec, [str(cfg.model["_target_"]).partition(".")[0]], compiled=cfg.compile)
     last = load_last(folder, classes)
     if last is not None:
-        check_unchanged(cfg, last[1].raw.get("settings", {}))  # which those of earlier versions lack
+        check_unchanged(cfg, last[1].raw.get("settings", {}))
     else:
         model.encoder.load_weights()
     trained_with = model.encoder.normalisation or {"mean": [0.0] * 3, "std": [1.0] * 3}
@@ -147,8 +148,13 @@ def fit(
         if trainer.interrupted:  # Lightning turns Ctrl-C into exit code 1
             raise KeyboardInterrupt from None
         raise
-    except RuntimeError as error:  # as of max_pool3d of s3d and mvit_v2_s on CUDA
-        if "deterministic" not in str(error):
+    except (MisconfigurationException, RuntimeError) as error:
+        if isinstance(error, MisconfigurationException) or "conditioned on metric" in str(error):  # of early stopping
+            remedy = "Change the options of callbacks.*, trainer.* or optim.schedule that it speaks of."
+            raise UserError(
+                "options that Lightning can train with", one_line(error, 300), remedy, "lightning"
+            ) from error
+        if "deterministic" not in str(error):  # as of max_pool3d of s3d and mvit_v2_s on CUDA
             raise
         raise UserError(
             "operations that repeat to the last bit, for trainer.deterministic=true",
@@ -172,8 +178,12 @@ def fit(
         find_callback(trainer, History).best_epoch = int(best.raw["epoch"]) + 1
     shared: Any = trainer.strategy.broadcast(best and (best.state_dict, best.val_predictions, best.oof_predictions))
     weights, val, module.oof_predictions = shared
-    assert val is not None
     module.load_state_dict(weights)
+    if val is None:  # saved at another step than that of a validation, as with trainer.val_check_interval
+        val = test(trainer, module, datamodule, ("val",)).get("val")
+    if val is None:
+        got, remedy = "trainer.limit_test_batches=0", "Leave it out, or what has best.ckpt saved without a validation."
+        raise UserError("val predictions of the best weights", got, remedy, "never-validated")
     return trainer, val
 
 

@@ -71,6 +71,7 @@ class VideoClassifier(L.LightningModule):
         self.predictions: Predictions | None = None
         self.oof_predictions: Predictions | None = None
         self.metrics: dict[str, Any] | None = None
+        self._validated_at: int | None = None  # the step whose weights ``predictions`` of a validation are of
         self.features_dtype = torch.float32  # of cached features: what the encoder gives in this precision
         self._outputs: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
         self._train_totals = torch.zeros(2)  # of this epoch's clips so far, the sums of loss and accuracy
@@ -131,12 +132,16 @@ class VideoClassifier(L.LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         if self.trainer.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            self.log("train/loss_step", outputs["loss"], on_step=True, on_epoch=False, prog_bar=True)
+            loss = outputs["loss"] * self.trainer.accumulate_grad_batches  # of which this is its share
+            self.log("train/loss_step", loss, on_step=True, on_epoch=False, prog_bar=True)
 
     def train_averages(self) -> dict[str, Tensor]:
-        """Means over the epoch's clips so far, with dropout and augmentation on, as Keras reports them."""
-        loss, accuracy = self._train_totals / self._train_clips
-        return {"train/loss": loss, "train/accuracy": accuracy}
+        """Means over the clips of the epoch so far, of all devices, with dropout and augmentation on, as by Keras."""
+        sums = torch.cat([self._train_totals, self._train_totals.new_tensor([self._train_clips])])
+        if self._trainer is not None:
+            sums = self.trainer.strategy.reduce(sums, reduce_op="sum")
+        loss, accuracy, clips = sums
+        return {"train/loss": loss / clips, "train/accuracy": accuracy / clips}
 
     def on_train_epoch_end(self) -> None:
         # The callback History sends these to the loggers, before the epoch's checkpoint rather than after it.
@@ -155,6 +160,7 @@ class VideoClassifier(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         self.predictions = self._gather()
+        self._validated_at = self.global_step
         if self.refit and self.oof_predictions is not None:  # these weights have seen val
             self.predictions = self.oof_predictions.last(len(self.predictions.labels))
         self.metrics = self.predictions.summary(self.spec.classes)
@@ -197,7 +203,8 @@ class VideoClassifier(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what rebuilds the model and repeats the decoding, and the validation predictions of these weights."""
         checkpoint["vidcls"], checkpoint["settings"] = self.spec.to_dict(), self.settings
-        for name, predictions in (("val_predictions", self.predictions), ("oof_predictions", self.oof_predictions)):
+        val = self.predictions if self._validated_at == self.global_step else None  # others are of earlier weights
+        for name, predictions in (("val_predictions", val), ("oof_predictions", self.oof_predictions)):
             checkpoint[name] = None if predictions is None else predictions.tensors()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """The optimiser and the learning rate of each stage of a network, from the options ``optim.*``."""
 
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from inspect import signature
 from typing import Any
@@ -40,6 +41,9 @@ def build_optimizer(
     trainable = [[parameter for parameter in stage if parameter.requires_grad] for stage in stages]
     groups: list[dict[str, Any]] = [{"params": parameters} for parameters in trainable if parameters]
     above = [len(stages) - 1 - place for place, parameters in enumerate(trainable) if parameters]
+    if late := sum(stages_above * ours["unfreeze_epochs"] >= max(epochs, 1) for stages_above in above):
+        note = f"{late} of {len(above)} stages of the network never train: their turn comes after {epochs} epochs"
+        warnings.warn(f"{note}. Lower optim.unfreeze_epochs, or train longer.", stacklevel=2)
     if isinstance(schedule, Mapping):
         for group, stages_above in zip(groups, above, strict=True):
             group["lr"] = optim["lr"] * (encoder_lr_factor if stages_above else 1.0)

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from vidcls.cli import launched_processes
 from vidcls.data.options import DataOptions
-from vidcls.errors import UserError, check_choice, check_integer, check_number
+from vidcls.errors import UserError, check_choice, check_integer, check_number, check_seed
 from vidcls.metrics.objectives import LOWER_IS_BETTER
 from vidcls.models.downloads import check_downloadable
 from vidcls.training.logistic_options import check_fixed_clips, is_logistic
@@ -84,7 +84,7 @@ _share: Check = partial(check_number, minimum=0.0, maximum=1.0)
 _not_negative: Check = partial(check_integer, minimum=0)
 
 CHECKS: dict[str, Check] = {
-    "seed": _not_negative,
+    "seed": check_seed,
     "objective": _choice(*LOWER_IS_BETTER),
     "test": _check_flag,
     "figures": _check_flag,
@@ -161,11 +161,15 @@ def check_train_options(cfg: DictConfig) -> None:
     if missing := {"best", "last", "history", "timing"} - set(plain.get("callbacks") or {}):
         expected, remedy = "the callbacks best, last, history and timing", "Add them: see conf/callbacks/default.yaml."
         raise UserError(expected, f"no {', '.join(sorted(missing))}", remedy, "callbacks")
-    best = plain["callbacks"]["best"]
-    if best.get("filename") != "best" or best.get("save_top_k", 1) != 1:  # several would overwrite each other
-        expected = "callbacks.best to keep one checkpoint, best.ckpt"
-        got = f"filename={best.get('filename')}, save_top_k={best.get('save_top_k', 1)}"
-        raise UserError(expected, got, "Leave both as they are; add a callback of another name.", "callbacks.best")
+    folder = os.path.join(str(plain["run_dir"]), "checkpoints")
+    for name in ("best", "last"):  # nobody would find them elsewhere, and several would overwrite each other
+        kept = {"save_top_k": 1, "dirpath": None, "filename": None} | plain["callbacks"][name]
+        wanted = {"save_top_k": 1, "dirpath": folder, "filename": name}
+        if wrong := [f"{key}={kept[key]}" for key in wanted if kept[key] != wanted[key]]:
+            expected = f"callbacks.{name} to keep one checkpoint, {name}.ckpt, in the folder of the run"
+            remedy = "Leave that as it is; add a callback of another name."
+            raise UserError(expected, ", ".join(wrong), remedy, f"callbacks.{name}")
+    _check_monitors(plain)
     solves = is_logistic(plain["optim"])
     if not solves:
         _check_schedule(plain["optim"])
@@ -258,6 +262,24 @@ def _check_schedule(optim: dict[str, Any]) -> None:
     if schedule == "one_cycle" and not 0 < (warmup or 0) < 1:
         expected = "optim.warmup between 0 and 1, for optim.schedule=one_cycle"
         raise UserError(expected, str(warmup), "Give optim.warmup=0.3.", "optim.warmup")
+
+
+def _check_monitors(plain: dict[str, Any]) -> None:
+    """Refuses a callback or schedule that would take the worst value of one of our metrics for the best."""
+    watching = {f"callbacks.{name}": options for name, options in plain["callbacks"].items()}
+    if str(_find(plain, "optim.schedule._target_")[1]).endswith(".ReduceLROnPlateau"):
+        watching["optim.schedule"] = {"monitor": "val/loss"} | plain["optim"]["schedule"]
+    for option, options in watching.items():
+        monitor, mode = str((options or {}).get("monitor")), (options or {}).get("mode", "min")
+        group, _, name = monitor.partition("/")
+        lower = LOWER_IS_BETTER.get(name) if group in ("train", "val") else None
+        lower = False if group in ("val_precision", "val_recall", "val_f1") else lower
+        best = mode if lower is None else "min" if lower else "max"
+        if mode != best:
+            expected = f"{option}.mode={best}, for {monitor}"
+            raise UserError(
+                expected, f"{mode}, which is for the worst", f"Give {option}.mode={best}.", f"{option}.mode"
+            )
 
 
 def _check_loggers(loggers: dict[str, Any]) -> None:

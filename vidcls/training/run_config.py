@@ -144,16 +144,21 @@ def lasting_settings(cfg: DictConfig) -> dict[str, Any]:
 
 
 def check_unchanged(cfg: DictConfig, before: dict[str, Any]) -> None:
-    """Raises `UserError` where a config.yaml has other lasting settings than the ``before`` of its run's checkpoint."""
+    """Raises `UserError` where a config.yaml has other lasting settings than the ``before`` of its run's checkpoint.
+
+    Checkpoints of earlier versions say nothing: {}.
+    """
     then, now = (
         {key: value for key, value in leaves(settings) if not MOVABLE & set(key.split("."))}
         for settings in (upgrade(before), lasting_settings(cfg))
     )
-    if changed := [key for key in then if key in now and then[key] != now[key]]:
+    absent = "nothing"  # as of a list that is longer or shorter, or was null
+    changed = [key for key in then | now if then.get(key, absent) != now.get(key, absent)]
+    if before and changed:
         key = changed[0]
         raise UserError(
-            f"the settings that the run was started with: {key}={then[key]}",
-            f"{key}={now[key]} in its config.yaml",
+            f"the settings that the run was started with: {key}={then.get(key, absent)}",
+            f"{key}={now.get(key, absent)} in its config.yaml",
             "Restore it, or start a new run with the other settings.",
             "changed-config",
         )
