@@ -322,3 +322,12 @@ def test_a_network_without_torchvision_does_not_import_it() -> None:
     code = "import sys, vidcls.models.classifiers; print([n for n in ('torchvision', 'timm') if n in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("target", ["torch.nn.Flatten", "torch.nn.Identity"])
+def test_a_model_of_ones_own_with_other_outputs_than_classes_is_refused(target: str) -> None:
+    """More logits than classes would train: cross-entropy asks only that each label has one."""
+    model = build_classifier(target, {}, 3, 8, 4, trust=["torch"])
+    with pytest.raises(UserError) as error:
+        model(torch.zeros(2, 4, 3, 8, 8))
+    assert error.value.code == "model-output"

@@ -64,17 +64,24 @@ class Classifier(nn.Module):
 class PlainNetwork(Classifier):
     """Any network from float [B, T, 3, R, R] to logits [B, K], as a `Classifier` whose encoder is empty."""
 
-    def __init__(self, net: nn.Module) -> None:
+    def __init__(self, net: nn.Module, num_classes: int) -> None:
         nn.Module.__init__(self)
         self.encoder = Encoder()
         self.standardise = nn.Identity()
         self.net = net
+        self.num_classes = num_classes
 
     def encode(self, frames: Float[Tensor, "B T 3 R R"]) -> Float[Tensor, "B T 3 R R"]:
         return frames
 
     def classify(self, features: Float[Tensor, "B T 3 R R"]) -> Float[Tensor, "B K"]:
-        return self.net(features)
+        logits: Tensor = self.net(features)
+        shape = tuple(getattr(logits, "shape", ()))
+        if len(shape) != 2 or shape[1] != self.num_classes:  # more logits than classes would train without a word
+            got = f"shape {list(shape)}" if shape else type(logits).__name__
+            remedy = "Give its last layer one output per class: it is passed num_classes if it takes that."
+            raise UserError(f"logits [B, {self.num_classes}] of {type(self.net).__name__}", got, remedy, "model-output")
+        return logits
 
 
 def cnn_lstm(
@@ -182,7 +189,7 @@ def build_classifier(
     if not isinstance(model, nn.Module):
         remedy = "Name a torch.nn.Module, or a function that returns one."
         raise UserError(f"a network from {target}", type(model).__name__, remedy, "not-a-network")
-    return model if isinstance(model, Classifier) else PlainNetwork(model)
+    return model if isinstance(model, Classifier) else PlainNetwork(model, num_classes)
 
 
 def _find(target: str, trust: Sequence[str]) -> Callable[..., Any]:
