@@ -40,6 +40,23 @@ def test_a_short_passage_of_a_long_video_surfaces_with_its_time(bright: Path, tm
     assert len(peaks) == 2 and 31 <= peaks[0] <= 34 and 80 <= peaks[1] <= 84
 
 
+def test_a_picture_that_stays_is_a_segment_as_long_as_it_is_shown(bright: Path, tmp_path: Path) -> None:
+    """Nothing new appears for a minute, twice, so that no window is read there: a bright picture that stays."""
+    dark, lone = lit(2), lit(0.04, (0, 1))
+    times = [*range(0, 2000, 40), 2000, *range(62000, 64000, 40), 64000]
+    video = write_video(tmp_path / "slides.mp4", np.concatenate([dark, lone, dark, lone]), pts=times, fps=1 / 60)
+    options = ["predict.window_seconds=2", "predict.stride_seconds=1", "predict.max_whole_seconds=5"]
+    predict(bright, video, tmp_path / "out", *options)
+    assert int(rows_of(tmp_path / "out").loc["slides.mp4", "windows"]) < 12
+    found = table(tmp_path / "out" / "segments.csv")
+    np.testing.assert_allclose(found[["start_seconds", "end_seconds"]], [[2, 62], [64, 124]], atol=1)
+    assert "124.0]" in (tmp_path / "out" / "report.html").read_text()  # the plot goes on as long
+    # Of 11 windows few are bright, but of the time nearly all is.
+    predict(bright, video, tmp_path / "mean", *options, "predict.aggregation=mean")
+    mean = rows_of(tmp_path / "mean").loc["slides.mp4"]
+    assert mean["decision"] == "block" and float(mean["harmful"]) == pytest.approx(120 / 124, abs=0.02)
+
+
 def test_a_video_of_more_windows_than_allowed_is_partial_and_reviewed(bright: Path, tmp_path: Path) -> None:
     """It is bright while no window looks; windows without a picture of their own are not read at all."""
     write_video(tmp_path / "in" / "long.mp4", lit(60, (30, 33)))

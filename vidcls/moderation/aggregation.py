@@ -4,6 +4,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 AGGREGATIONS = ("max", "mean", "top_k_mean")
+MAX_REPEATED = 100_000  # rows
 
 
 def video_score(probabilities: Float[np.ndarray, "W K"], aggregation: str, top_k: int = 3) -> Float[np.ndarray, " K"]:
@@ -35,6 +36,21 @@ def video_class(probabilities: Float[np.ndarray, "W K"], safe_class: int, aggreg
         if c != safe_class and int(np.argmax(probabilities[best[:, c]].mean(axis=0, dtype=np.float64))) == c
     ]
     return max(holding, key=lambda c: float(score[c])) if holding else safe_class
+
+
+def repeat_for_unread(
+    probabilities: Float[np.ndarray, "W K"], starts: Float[np.ndarray, " W"], last_start: float, stride_seconds: float
+) -> Float[np.ndarray, "_ K"]:
+    """Each window as often as those that it stands for: where a picture stays, those that would show it are not read.
+
+    ``last_start`` is when the last window of the video would start. Of very many rows, fewer in the same proportions.
+
+    >>> repeat_for_unread(np.array([[0.1], [0.9], [0.2]]), np.array([0.0, 1.0, 4.0]), 4.0, 1.0).ravel().tolist()
+    [0.1, 0.9, 0.9, 0.9, 0.2]
+    """
+    counts = np.maximum(np.rint(np.diff(starts, append=last_start + stride_seconds) / stride_seconds), 1)
+    counts = np.ceil(counts * min(1, MAX_REPEATED / counts.sum()))
+    return np.repeat(probabilities, counts.astype(np.int64), axis=0)
 
 
 def _best_windows(probabilities: Float[np.ndarray, "W K"], aggregation: str, top_k: int) -> Int[np.ndarray, "k K"]:

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from vidcls.data.decoding.result import USABLE, DecodeResult
-from vidcls.moderation.aggregation import video_class, video_score
+from vidcls.moderation.aggregation import repeat_for_unread, video_class, video_score
 from vidcls.moderation.policy import REVIEW, Decision, Policy, decide, harmful_scores
 from vidcls.moderation.timeline import segments
 from vidcls.prediction.journal import VideoDetails
@@ -57,6 +57,11 @@ def build_result(
         starts, ends, rows = zip(*windows, strict=True)
         outputs = np.stack(rows)  # [W, K + P]
         probabilities = outputs[:, : len(classes)]
+        length = ends[0] - starts[0]
+        until = decoded.seconds if decoded.status == "ok" else ends[-1]  # a worker may have been lost before the end
+        if options.aggregation == "mean" and options.search == "full" and options.stride_seconds:
+            stride = float(options.stride_seconds)
+            probabilities = repeat_for_unread(probabilities, np.array(starts), until - length, stride)
         scores = video_score(probabilities, *aggregation)
         cells |= {name: f"{p:.9g}" for name, p in zip(classes, scores.tolist(), strict=True)}
         best = int(scores.argmax())
@@ -64,17 +69,16 @@ def build_result(
             best = video_class(probabilities, classes.index(policy.safe_class), *aggregation)
             cells["score"] = f"{max(harmful_scores(policy, probabilities, *aggregation).values()):.9g}"
         cells |= {"predicted": classes[best] if np.isfinite(scores).all() else "", "windows": str(len(windows))}
-        until = decoded.seconds if decoded.status == "ok" else ends[-1]  # a worker may have been lost before the end
         thresholds = options.enter_threshold, options.exit_threshold, options.min_seconds
         found = [
             (name, segment.start_seconds, segment.end_seconds, segment.peak, segment.peak_seconds)
             for k, name in enumerate(classes)
             if policy is None or name != policy.safe_class
-            for segment in segments(np.array(starts), ends[0] - starts[0], until, probabilities[:, k], *thresholds)
+            for segment in segments(np.array(starts), length, until, outputs[:, k], *thresholds)
         ]
         highest = peaks.found(skip=policy.safe_class if policy else None)
         vector = [float(f"{value:.6g}") for value in outputs[:, len(classes) :].mean(axis=0)]
-        details = VideoDetails(list(starts), list(ends), probabilities.tolist(), found, *highest, vector)
+        details = VideoDetails(list(starts), list(ends), outputs[:, : len(classes)].tolist(), found, *highest, vector)
     if policy is not None:
         decision = decide(policy, probabilities, decoded.status, decoded.reason, *aggregation)
     else:
