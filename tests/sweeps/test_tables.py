@@ -13,7 +13,7 @@ from helpers.runs import refused
 from helpers.written_sweeps import FRAMES, HIDDEN, Writer, report
 
 from vidcls.plots.sweep_plots import pareto_front
-from vidcls.sweeps.sweep_report import caveats, report_text
+from vidcls.sweeps.sweep_report import caveats, report_text, sweep_figures
 from vidcls.sweeps.tables import (
     effects,
     margin_noise,
@@ -89,6 +89,19 @@ def test_a_seed_that_failed_does_not_make_the_others_win(tmp_path: Path) -> None
     sweep = read_sweep(tmp_path)
     winner = winning_job(sweep, rank(sweep))
     assert winner is not None and winner["objective"] == 0.9
+
+
+def test_plots_show_no_mean_that_a_failed_seed_flatters(tmp_path: Path) -> None:
+    writer = Writer(tmp_path, [FRAMES, HIDDEN, "seed"], planned=5)
+    for frames, hidden, accuracy in ((8, 32, 0.9), (8, 64, 0.5), (16, 32, 0.7), (16, 64, 0.6)):
+        writer.done({FRAMES: frames, HIDDEN: hidden, "seed": 0}, accuracy)
+    writer.failed({FRAMES: 8, HIDDEN: 32, "seed": 1}, "training has diverged")
+    sweep = read_sweep(tmp_path)
+    figures = sweep_figures(sweep, rank(sweep))
+    cells = [text.get_text() for axes in figures["heatmap"].axes for text in axes.texts]
+    assert "0.700" in cells and "0.900" not in cells
+    front = [text.get_text() for text in figures["pareto"].legends[0].get_texts()]
+    assert any("0.700" in text for text in front) and not any("0.900" in text for text in front)
 
 
 def test_a_job_that_a_sampler_repeats_counts_once(tmp_path: Path) -> None:

@@ -57,13 +57,17 @@ def write_report(sweep: Sweep, console: Console) -> None:
 def sweep_figures(sweep: Sweep, ranking: pd.DataFrame) -> dict[str, Any]:
     """The matplotlib figures of a sweep that can be drawn, by name: see `PLOTS`."""
     objective, done = (sweep.objective_name, sweep.lower_is_better), sweep.done.dropna(subset="objective")
+    complete = is_complete(ranking)
+    ranked = ranking[complete | (not complete.any())]  # what may win
+    fair = sweep.jobs["configuration"].isin(ranked["configuration"])
     discrete = [option for option in sweep.varying(sweep.settings) if option not in sweep.continuous]
     averaged = [option for option in sweep.varying(sweep.options) if option not in discrete]
     figures: dict[str, Any] = {}
     if len(discrete) > 1 and len(done):
-        figures["heatmap"] = sweep_plots.heatmap_figure(sweep.jobs, discrete, averaged, *objective)
-    labels = [label(row, sweep) for _, row in ranking.iterrows()]
-    figures["pareto"] = sweep_plots.pareto_figure(ranking.assign(label=labels), *objective)
+        jobs = sweep.jobs.assign(objective=sweep.jobs["objective"].where(fair))
+        figures["heatmap"] = sweep_plots.heatmap_figure(jobs, discrete, averaged, *objective)
+    labels = [label(row, sweep) for _, row in ranked.iterrows()]
+    figures["pareto"] = sweep_plots.pareto_figure(ranked.assign(label=labels), *objective)
     ranks = dict(zip(ranking["configuration"], ranking["rank"], strict=True))
     curves = []
     for number in dict.fromkeys([*ranks, *sweep.jobs["configuration"].tolist()]):
