@@ -27,10 +27,10 @@ Result = TypeVar("Result")
 NO_MEMORY = ("start new thread", "allocate memory", "not enough memory", "Resource temporarily")
 LISTS = ("run", "sweep", "data.decisions", "decisions")  # options that name a path or several: run=[A,B]
 QUOTES = ("'", '"')
-# How gloo and NCCL say that the process at the other end is gone.
+# Messages of gloo and NCCL if the process at the other end is gone.
 LOST_PROCESS = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
-_HEX = "utf8_hex_"  # of a key that Hydra's grammar has no room for
-# What Hydra takes for a key, and for no number or constant.
+_HEX = "utf8_hex_"  # the prefix of an encoded key that Hydra's grammar does not allow
+# What Hydra takes for a key rather than for a number or constant.
 PLAIN_KEY = re.compile(r"(?!(?:true|false|null|nan|inf)\Z)[A-Za-z_][A-Za-z0-9_]*", re.IGNORECASE)
 
 # Torch reads this at its first tensor: large tensors use pages of 2 MB where Linux allows it. On a CPU, clearing pages
@@ -39,7 +39,7 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
 def launched_processes() -> int:
-    """How many processes torchrun has started for this run; 1 where nobody else starts any."""
+    """The number of processes that torchrun has started for this run; 1 without it."""
     return int(os.environ["WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in os.environ else 1
 
 
@@ -53,7 +53,7 @@ def new_run_dir(folder: str, resume: str | None) -> str:
         if os.environ["WORLD_SIZE"] != os.environ["LOCAL_WORLD_SIZE"] or not launcher.exists():
             remedy = "Give run_dir=DIR, a new folder that all of them share."
             raise UserError("run_dir, for the processes of several machines", "none", remedy, "missing-option")
-        # man 5 proc: in which tick the launcher was started, and the second in which the system was.
+        # man 5 proc: the tick in which the launcher was started, and the second in which the system was.
         tick = int(launcher.read_text().rpartition(")")[2].split()[19])
         booted = re.search(r"btime (\d+)", Path("/proc/stat").read_text())
         started = tick / os.sysconf("SC_CLK_TCK") + (int(booted[1]) if booted else 0)
@@ -61,12 +61,11 @@ def new_run_dir(folder: str, resume: str | None) -> str:
     return f"{folder}/{time.strftime('%Y-%m-%d_%H-%M-%S', time.localtime(started))}_{identity}"
 
 
-# Cached: one process asks several times and must get the same answer.
+# Cached, as it must be the same each time.
 OmegaConf.register_new_resolver("new_run_dir", new_run_dir, use_cache=True, replace=True)
 
 
 def run_folder() -> Path:
-    """The folder of the run that this process works for."""
     return Path(HydraConfig.get().runtime.output_dir)
 
 
@@ -99,7 +98,7 @@ def quote_overrides(*options: str) -> None:
 
 
 def quote(value: str) -> str:
-    """A value as Hydra's grammar takes it for a text, whatever characters are in it."""
+    """A value quoted for Hydra's grammar, which then takes it for a string."""
     escaped = value.replace("'", "\\'")
     return f"'{escaped}'"
 
@@ -116,9 +115,9 @@ def folders_of(value: Any) -> list[Path]:
 
 
 def allow_new_keys(group: str) -> None:
-    """Lets the command line say ``group.name.option=value`` for any name, such as that of a class.
+    """Allows ``group.name.option=value`` on the command line for any name, such as that of a class.
 
-    Hydra asks for ``++`` before it, and takes ASCII identifiers alone: other names are given as `key_name` reads them.
+    Adds the ``++`` that Hydra requires, and encodes names that are not ASCII identifiers, see `key_name`.
     """
     for place, text in enumerate(sys.argv[1:], 1):
         named = re.fullmatch(rf"{re.escape(group)}\.(.+)\.(\w+)=([^=]*)", text)
@@ -129,19 +128,19 @@ def allow_new_keys(group: str) -> None:
 
 
 def key_name(key: str) -> str:
-    """The name that a key of `allow_new_keys` stands for."""
+    """Decodes a key of `allow_new_keys`."""
     return os.fsdecode(bytes.fromhex(key.removeprefix(_HEX))) if key.startswith(_HEX) else key
 
 
 def check_missing(cfg: DictConfig) -> None:
-    """Raises `UserError` where an option that has no default has not been given."""
+    """Raises `UserError` if an option without a default was not given."""
     if missing := sorted(OmegaConf.missing_keys(cfg)):
         remedy = f"Give {missing[0]}=... on the command line."
         raise UserError(f"a value for {missing[0]}", "none", remedy, "missing-option")
 
 
 def user_errors_exit(main: Callable[[DictConfig], Result]) -> Callable[[DictConfig], Result]:
-    """Ends a process with one clear line and exit code 2 for a `UserError`, 130 for Ctrl-C; debug shows tracebacks."""
+    """Exits with one clear line and code 2 for a `UserError`, 130 for Ctrl-C; ``debug=true`` shows tracebacks."""
 
     @functools.wraps(main)
     def guarded(cfg: DictConfig) -> Result:
@@ -151,11 +150,11 @@ def user_errors_exit(main: Callable[[DictConfig], Result]) -> Callable[[DictConf
         except Exception as error:
             user_error = find_user_error(error) or _explain(error)
             if user_error is None or cfg.debug:
-                os.environ["HYDRA_FULL_ERROR"] = "1"  # or Hydra shows the last lines alone
+                os.environ["HYDRA_FULL_ERROR"] = "1"  # or Hydra shows only the last lines
                 raise
             _remove_if_empty(run_folder())
             if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-                signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is ending
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the process is ending already
             print(f"error: {user_error}", file=sys.stderr)
             sys.exit(2)
         except KeyboardInterrupt:
@@ -169,13 +168,13 @@ def user_errors_exit(main: Callable[[DictConfig], Result]) -> Callable[[DictConf
 
 
 def lost_process(got: str) -> UserError:
-    """The error of a process whose run cannot go on without another one that has died."""
+    """The error of a process of a run in which another one has died."""
     remedy = f"See what it printed; the same launcher with resume={shlex.quote(str(run_folder()))} continues."
-    return UserError("all processes of the run to work on", got, remedy, "lost-process")
+    return UserError("all processes of the run to stay alive", got, remedy, "lost-process")
 
 
 def end_with_others() -> None:
-    """From now on, where a launcher ends this process since another one has died, it says so in one line."""
+    """From now on, SIGTERM from a launcher, after another process has died, ends this one with one clear line."""
 
     def end(*_: object) -> None:
         raise lost_process("SIGTERM: another one has ended, or the run was stopped")
@@ -185,7 +184,7 @@ def end_with_others() -> None:
 
 
 def _explain(error: Exception) -> UserError | None:
-    """What a user can do about an error of Hydra's or of the system's; None for bugs."""
+    """A `UserError` for an error of Hydra or of the system; None for bugs."""
     why, limit = one_line(error, 300), resource.getrlimit(resource.RLIMIT_AS)[0]
     if isinstance(error, InstantiationException):
         remedy = "Change the options beside that _target_; debug=true shows the traceback."

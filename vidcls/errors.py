@@ -11,8 +11,8 @@ DISK_ERRORS = {*FULL_DISK, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, er
 class UserError(Exception):
     """A configuration or an input that cannot be used.
 
-    Its ``code`` is a short, stable name in kebab-case, such as ``empty-source``, by which scripts and tests tell errors
-    apart; for a single option with a bad value it is the option's name, such as ``data.num_frames``.
+    ``code`` is a short, stable name in kebab-case for scripts and tests, such as ``empty-source``; for a single option
+    with a bad value it is the option's name, such as ``data.num_frames``.
 
     Example:
         >>> str(UserError("a folder of videos", "an empty folder: clips/", "Check data.source.", "empty-source"))
@@ -20,7 +20,7 @@ class UserError(Exception):
     """
 
     def __init__(self, expected: str, got: str, remedy: str, code: str = "") -> None:
-        super().__init__(expected, got, remedy, code)  # kept apart, so that it can be pickled across processes
+        super().__init__(expected, got, remedy, code)  # separately, so that it can be pickled
 
     @property
     def code(self) -> str:
@@ -32,9 +32,9 @@ class UserError(Exception):
 
 
 def find_user_error(error: BaseException | None) -> UserError | None:
-    """The `UserError` in a chain of causes, as Hydra wraps what is raised while it builds an object; None for bugs.
+    """The `UserError` in a chain of causes, as Hydra wraps exceptions; None for bugs.
 
-    What a disk refuses (full, read-only, damaged, not permitted) counts as one, whichever library met it.
+    Errors of the disk (full, read-only, damaged, not permitted) become one, whichever library raised them.
     """
     while error is not None:
         if isinstance(error, UserError):
@@ -52,12 +52,12 @@ def find_user_error(error: BaseException | None) -> UserError | None:
 
 
 def one_line(error: object, limit: int = 200) -> str:
-    """What an error says, on one line of at most so many characters."""
+    """The message of an error on one line of at most ``limit`` characters."""
     return " ".join(str(error).split())[:limit]
 
 
 def check_integer(option: str, value: Any, minimum: int = 1, maximum: float | int = math.inf) -> int:
-    """``value`` if it is an integer from ``minimum`` to ``maximum``; else raises a `UserError` with its ``option``."""
+    """``value`` if it is an integer from ``minimum`` to ``maximum``; otherwise raises `UserError`."""
     if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= maximum:
         limits = f">= {minimum}" if maximum == math.inf else f"from {minimum} to {maximum}"
         raise UserError(f"{option} to be an integer {limits}", repr(value), f"Change {option}.", option)
@@ -72,10 +72,7 @@ def check_seed(option: str, value: Any) -> int:
 def check_number(
     option: str, value: Any, minimum: float = 0.0, maximum: float = math.inf, *, open_ends: bool = False
 ) -> float:
-    """``value`` if it is a finite number from ``minimum`` to ``maximum``, without these for ``open_ends``.
-
-    Otherwise raises a `UserError`.
-    """
+    """``value`` if it is in [``minimum``, ``maximum``], or for ``open_ends`` between them; else raises `UserError`."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     if not number or not minimum <= value <= maximum or (open_ends and value in (minimum, maximum)):
         limits = f"{'>' if open_ends else '>='} {minimum:g}"
@@ -87,7 +84,7 @@ def check_number(
 
 
 def check_choice(option: str, value: Any, choices: tuple[str, ...]) -> str:
-    """``value`` if it is one of ``choices``; otherwise raises a `UserError` that lists them."""
+    """``value`` if it is one of ``choices``; otherwise raises `UserError`."""
     if value not in choices:
         raise UserError(f"{option} to be one of {', '.join(choices)}", repr(value), f"Change {option}.", option)
     return str(value)

@@ -20,7 +20,7 @@ from vidcls.files import hash_file
 from vidcls.prediction.run import LoadedRun
 from vidcls.training.run_folder import best_checkpoint
 from vidcls.training.spec import RunSpec
-from vidcls.training.transforms import Preprocess
+from vidcls.training.transforms import Preprocess, resize_frames
 
 METADATA_FILE = "vidcls.json"  # in a .pt2: torch.export.load(path, extra_files=files) fills files["vidcls.json"]
 TOLERANCE = 1e-5
@@ -31,7 +31,7 @@ Classify = Callable[[UInt8[np.ndarray, "B T H W 3"]], Float[np.ndarray, "B K"]]
 
 
 class ExportedClassifier(nn.Module):
-    """What an exported file computes: preprocessing without augmentation, the network, softmax; on the CPU."""
+    """The exported computation: preprocessing without augmentation, the network, softmax; on the CPU."""
 
     def __init__(self, model: nn.Module, preprocess: Preprocess) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class ExportedClassifier(nn.Module):
         self.eval()
 
     def forward(self, frames: UInt8[Tensor, "B T H W 3"]) -> Float[Tensor, "B K"]:
-        # Not model(...): a compiled model cannot be exported.
+        # Not model(...), as a compiled model cannot be exported.
         return self.model.forward(self.preprocess(frames)).float().softmax(dim=1)
 
     @torch.inference_mode()
@@ -49,7 +49,7 @@ class ExportedClassifier(nn.Module):
 
 
 def describe(spec: RunSpec, checkpoint_sha256: str) -> dict[str, str]:
-    """The metadata of an exported file: all that is needed to use it; ``classes`` is a JSON list."""
+    """The metadata of an exported file; ``classes`` is a JSON list."""
     store = {"store_num_frames": spec.store.stored_frames, "store_resolution": spec.store.stored_resolution}
     data = {name: str(value) for name, value in (asdict(spec.clip) | store).items() if value is not None}
     return {"classes": json.dumps(spec.classes), **data, "checkpoint_sha256": checkpoint_sha256}
@@ -68,7 +68,7 @@ def stored_clips(
     clips: list[np.ndarray] = []
     for dataset, row in held_out:
         if len(clips) < max_clips:
-            with suppress(StoreEntryError):  # missing or damaged: others will do
+            with suppress(StoreEntryError):  # missing or damaged
                 clips.append(dataset.frames(row))
     if not clips:
         raise UserError(
@@ -104,7 +104,6 @@ def export_torch(classifier: ExportedClassifier, path: Path, metadata: dict[str,
 
 
 def open_onnx(path: Path) -> Classify:
-    """An ONNX file as a function of arrays."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -112,7 +111,6 @@ def open_onnx(path: Path) -> Classify:
 
 
 def open_torch(path: Path) -> Classify:
-    """A ``torch.export`` archive as a function of arrays."""
     program = torch.export.load(path).module()
     return lambda frames: program(torch.from_numpy(frames)).detach().numpy()
 
@@ -146,13 +144,7 @@ def check_parity(
 
 
 def resize(clips: UInt8[np.ndarray, "N T H W 3"], resolution: int) -> UInt8[np.ndarray, "N T R R 3"]:
-    """Clips at a network's resolution, exactly as `Preprocess` resizes stored ones."""
-    if clips.shape[2:4] == (resolution, resolution):
-        return clips
-    from torchvision.transforms import v2  # late, as its import takes seconds
-
-    channels_first = torch.from_numpy(clips).movedim(-1, 2)
-    resized = v2.functional.resize(channels_first, [resolution, resolution], antialias=True)
+    resized = resize_frames(torch.from_numpy(clips).movedim(-1, 2), resolution)
     return np.ascontiguousarray(resized.movedim(2, -1).numpy())
 
 
@@ -182,7 +174,7 @@ def export_checked(
     """
     write, read = (export_onnx, open_onnx) if format == "onnx" else (export_torch, open_torch)
     resolution = classifier.preprocess.resolution
-    # Two clips: torch.export takes a batch of one for a constant.
+    # Two clips, as torch.export would take a batch of one for a constant.
     example = torch.from_numpy(resize(np.repeat(clips[:1], 2, axis=0), resolution))
     try:
         output.parent.mkdir(parents=True, exist_ok=True)

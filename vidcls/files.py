@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, files that one process alone may create, and what identifies content."""
+"""Atomic writes, files that only one process may create, locks and hashes."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BufferedWriter]:
-    """A file to write to that appears whole or not at all, and survives a power cut once it has appeared.
+    """A file to write to that replaces ``path`` atomically at the end, and is synced to disk.
 
     Raises:
-        UserError: the disk is full; the part written is removed.
+        UserError: the disk is full; the partial file is removed.
     """
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("xb") as file:  # with the rights that other new files have, unlike those of tempfile
+        with part.open("xb") as file:  # with the permissions of other new files, unlike tempfile
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -50,24 +50,23 @@ def replacing(path: Path) -> Iterator[BufferedWriter]:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a file as `replacing` does."""
     with replacing(path) as file:
         file.write(content)
 
 
 def write_json(path: Path, content: object) -> None:
-    """Writes JSON as `replacing` does; raises ValueError for NaN, which is none."""
+    """Writes JSON atomically; raises ValueError for NaN, which JSON does not have."""
     write_atomically(path, json.dumps(content, indent=2, allow_nan=False).encode())
 
 
 def csv_bytes(table: pd.DataFrame) -> bytes:
-    """A table as CSV that is read back as it was: Python 3.11 does not quote a carriage return, as names may hold."""
+    """A table as CSV, with quotes if it holds a carriage return, which Python 3.11 would not quote."""
     text: str = table.to_csv(index=False)
     return (table.to_csv(index=False, quoting=csv.QUOTE_ALL) if "\r" in text else text).encode()
 
 
 def csv_writer(file: BufferedWriter, columns: Sequence[str]) -> Callable[[Sequence[str]], None]:
-    """Writes the header of a .csv; what is returned adds a row. For tables too large for memory; see `csv_bytes`."""
+    """Writes the header of a .csv, and returns a function that adds a row; for tables too large for `csv_bytes`."""
     text = TextIOWrapper(file, "utf-8", newline="", write_through=True)
     plain = csv.writer(text, lineterminator="\n")
     quoted = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
@@ -80,14 +79,14 @@ def csv_writer(file: BufferedWriter, columns: Sequence[str]) -> Callable[[Sequen
 
 
 def claim_file(path: Path, text: str) -> bool:
-    """Creates a file that must not exist yet, whole or not at all; False where another process has created it."""
+    """Creates a file atomically; returns False if it exists already."""
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     write_atomically(part, text.encode())
     try:
-        os.link(part, path)  # fails where the file exists, whoever came first
+        os.link(part, path)  # fails if the file exists
     except FileExistsError:
         return False
-    except OSError:  # a file system without links: the name is claimed first
+    except OSError:  # a file system without links
         try:
             path.touch(exist_ok=False)
         except FileExistsError:
@@ -99,7 +98,7 @@ def claim_file(path: Path, text: str) -> bool:
 
 
 def wait_for_file(path: Path, seconds: float, what: str, remedy: str, code: str) -> None:
-    """Waits until another process has written a file; raises `UserError`, of ``what``, where that takes too long."""
+    """Waits until another process has written a file; raises `UserError`, which expects ``what``, after ``seconds``."""
     deadline = time.monotonic() + seconds
     while not path.exists():
         if time.monotonic() > deadline:
@@ -109,7 +108,7 @@ def wait_for_file(path: Path, seconds: float, what: str, remedy: str, code: str)
 
 @contextmanager
 def locked(path: Path, waiting_for: str) -> Iterator[None]:
-    """Holds a lock between processes; if that takes longer it prints what it is waiting for."""
+    """Holds a lock between processes; prints what it is waiting for if that takes longer."""
     lock = FileLock(path)
     try:
         lock.acquire(timeout=2)
@@ -123,7 +122,7 @@ def locked(path: Path, waiting_for: str) -> Iterator[None]:
 
 
 def readable(path: str | bytes | Path) -> str:
-    r"""A path as text that can be written anywhere: bytes that are not UTF-8 appear as \xff."""
+    r"""A path as valid Unicode: bytes that are not UTF-8 appear as \xff."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 

@@ -1,7 +1,7 @@
-"""Pages in one file that need no network: page.html.j2 is what all begin with, page.css how all look.
+"""HTML pages in one file that need no network; all extend page.html.j2 and use page.css.
 
-Names of files come from strangers: they reach a page as escaped text only, through `visible`, and a
-Content-Security-Policy forbids all but the page's own scripts, styles and pictures.
+File names are untrusted: pages show them as escaped text, through `visible`, and a Content-Security-Policy allows only
+the page's own scripts, styles and pictures.
 """
 
 import base64
@@ -18,11 +18,7 @@ HERE = Path(__file__).parent
 
 
 def render_page(folder: Path, name: str, **values: Any) -> bytes:
-    """The page ``name``.html.j2 of a folder, which extends page.html.j2.
-
-    It has each .css and .js there whose name begins with ``name``. ``values`` are the template's variables, beside
-    ``style`` and ``script``.
-    """
+    """Renders ``name``.html.j2 of a folder with ``values``, and with each .css and .js whose name begins so."""
     environment = Environment(
         loader=FileSystemLoader([folder, HERE]),
         autoescape=True,
@@ -36,7 +32,7 @@ def render_page(folder: Path, name: str, **values: Any) -> bytes:
         "visible": visible,
         "number": number,
         "probability": lambda value: "–" if value is None else f"{value:.3f}",  # noqa: RUF001
-        # How a Content-Security-Policy allows this script or style alone.
+        # The source expression by which a Content-Security-Policy allows this script or style.
         "source": lambda text: f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'",
     }
     style, script = (
@@ -60,9 +56,9 @@ def clock(seconds: float | None) -> str:
 
 
 def visible(text: str) -> str:
-    r"""The text with control and format characters, line ends and lone surrogates written out, as they may hide others.
+    r"""The text with escaped control and format characters, line ends and lone surrogates.
 
-    The two joiners stay, since emojis and some scripts need them.
+    The two joiners are kept, since emojis and some scripts need them.
 
     >>> visible("a\nb \u202egpj.exe")
     'a\\nb \\u202egpj.exe'

@@ -1,7 +1,7 @@
 """``hydra/sweeper=optuna``: an Optuna sampler proposes the jobs of a sweep from the results of earlier ones.
 
-Hydra's own plugin is for Optuna 2 and an old SQLAlchemy; it ends a sweep at the first job without a value, and
-proposes the same jobs again when a seeded study is continued.
+Hydra's own plugin needs Optuna 2 and an old SQLAlchemy, ends a sweep at the first job without a value, and proposes the
+same jobs again when a seeded study is continued.
 """
 
 # No `from __future__ import annotations`: Hydra runs plugin modules before they are in sys.modules, where dataclasses
@@ -37,10 +37,8 @@ class OptunaSweeperConf:
     direction: str = "${direction:${objective}}"
     storage: str = "sqlite:///${hydra.sweep.dir}/study.db"
     study_name: str = "sweep"
-    # In total: a continued sweep runs what is missing to it, and failed jobs again.
-    n_trials: int = 20
-    # Jobs that are proposed and launched at a time.
-    n_jobs: int = 1
+    n_trials: int = 20  # in total: a continued sweep runs the missing and the failed ones
+    n_jobs: int = 1  # proposed and launched at a time
     # option: choice(1,2), range(1,5), interval(0.1,1) or tag(log,interval(1e-4,1e-2))
     params: dict[str, str] = field(default_factory=dict)
 
@@ -77,7 +75,7 @@ class OptunaSweeper(Sweeper):
         )
         for left in study.get_trials(states=[TrialState.RUNNING]):  # by a sweep that was killed
             study.tell(left.number, state=TrialState.FAIL)
-        # With the same seed the sampler of a continued study would propose its first jobs again.
+        # Another seed for a continued study, whose sampler would otherwise propose its first jobs again.
         study.sampler = options.sampler(seed=None if options.seed is None else options.seed + len(study.trials))
         missing = options.n_trials - len(study.get_trials(states=[TrialState.COMPLETE]))
         while missing > 0:

@@ -142,7 +142,7 @@ def test_hashes_are_kept(source: Path, tmp_path: Path, monkeypatch: pytest.Monke
     pool_videos(chosen, ("train",), Console(quiet=True))
     monkeypatch.setattr(near_duplicates, "hash_frames", None)
     pool_videos(chosen, ("train",), Console(quiet=True))
-    kept = next(near_duplicates.kept_hashes(frame_store(chosen)).glob("*/*"))
+    kept = next(near_duplicates.hash_folder(frame_store(chosen)).glob("*/*"))
     kept.write_bytes(kept.read_bytes()[:-1])  # a damaged one is made again
     with pytest.raises(TypeError):
         pool_videos(chosen, ("train",), Console(quiet=True))
@@ -152,7 +152,7 @@ def test_hashes_that_cannot_be_kept_are_computed_again(source: Path, tmp_path: P
     chosen = options(source, tmp_path, near_duplicates="ignore")
     pool_videos(chosen, ("train",), Console(quiet=True))
     store = frame_store(chosen)
-    near_duplicates.kept_hashes(store).parent.write_text("in the way")
+    near_duplicates.hash_folder(store).parent.write_text("in the way")
     known = [path.stem for path in store.folder.glob("*/*.safetensors")]
     with pytest.warns(UserWarning, match=f"Near-duplicates of 1 of {len(known) + 1} videos"):
         hashes = near_duplicates.hash_videos([*known, "0" * 64], store)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from vidcls.data.datamodule import VideoDataModule
 from vidcls.data.decisions import read_decisions
 from vidcls.data.manifest import read_manifest
-from vidcls.data.reviewed_labels import UNSETTLED, agreement, apply_decisions, settle
+from vidcls.data.reviewed_labels import UNRESOLVED, agreement, apply_decisions, resolve
 from vidcls.errors import UserError
 from vidcls.files import hash_file
 
@@ -34,10 +34,10 @@ def content(number: int) -> str:
         (["safe"], "safe", "safe", "safe"),
         (["unsure"], None, None, None),
         (["unsure", "safe"], "safe", "safe", "safe"),
-        (["safe", "adult"], UNSETTLED, "adult", UNSETTLED),
-        (["safe", "safe", "adult"], "safe", "adult", UNSETTLED),
-        (["bad_file", "bad_file", "adult", "unsure"], "bad_file", "adult", UNSETTLED),
-        (["adult", "safe", "bad_file"], UNSETTLED, "bad_file", UNSETTLED),
+        (["safe", "adult"], UNRESOLVED, "adult", UNRESOLVED),
+        (["safe", "safe", "adult"], "safe", "adult", UNRESOLVED),
+        (["bad_file", "bad_file", "adult", "unsure"], "bad_file", "adult", UNRESOLVED),
+        (["adult", "safe", "bad_file"], UNRESOLVED, "bad_file", UNRESOLVED),
     ],
 )
 def test_disagreement_is_settled_as_asked(
@@ -46,8 +46,8 @@ def test_disagreement_is_settled_as_asked(
     rows = [(content(1), f"reviewer {number}", one) for number, one in enumerate(said)]
     table = read_decisions([decisions(tmp_path / "d.csv", *rows)])
     for option, expected in {"majority": majority, "latest": latest, "drop": drop}.items():
-        settled = settle(table, option)
-        found = [row.label or row.verdict for row in settled.itertuples()]
+        resolved = resolve(table, option)
+        found = [row.label or row.verdict for row in resolved.itertuples()]
         assert found == ([] if expected is None else [expected]), option
 
 
@@ -81,8 +81,8 @@ def test_held_out_videos_stay_as_they_are_whatever_is_decided(data: st.DataObjec
         content(number): data.draw(st.sampled_from([("label", "a"), ("label", "b"), ("bad_file", "")]))
         for number in range(0, 8, 2)
     }
-    settled = pd.DataFrame.from_dict(verdicts, "index", columns=["verdict", "label"])
-    kept = apply_decisions(table, groups, settled)
+    resolved = pd.DataFrame.from_dict(verdicts, "index", columns=["verdict", "label"])
+    kept = apply_decisions(table, groups, resolved)
     assert (kept["label"] != "").all() and not set(kept["path"]) - set(table["path"])
     held = table["split"].isin(["val", "test"]) & (table["label"] != "")
     pd.testing.assert_frame_equal(

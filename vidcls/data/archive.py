@@ -1,4 +1,4 @@
-"""A zip of videos to a folder of videos, once, trusting nothing the zip says about itself."""
+"""Extracts a zip of videos into the cache, once, and trusts nothing that the zip says about itself."""
 
 import errno
 import hashlib
@@ -40,30 +40,28 @@ def is_archive(source: str) -> bool:
 
 
 def unpack(options: DataOptions) -> Path | None:
-    """The folder of the files of ``options.source`` where that is a .zip, see `extract`; None where it is none."""
+    """`extract` for a .zip in ``options.source``; None for other sources."""
     if not is_archive(options.source):
         return None
-    return extract(
-        Path(local_path(options.source)), Path(options.cache_dir), options.zip.max_gigabytes, options.zip.max_ratio
-    )
+    archive, limits = Path(local_path(options.source)), options.zip
+    return extract(archive, Path(options.cache_dir), limits.max_gigabytes, limits.max_ratio)
 
 
 def extract(archive: Path, cache_dir: Path, max_gigabytes: float | int, max_ratio: float | int) -> Path:
-    """The folder that holds the files of ``archive``: ``cache_dir/extracted/<first 16 of its sha256>``.
+    """Extracts into ``cache_dir/extracted/<first 16 of its sha256>`` what is not there already; returns that folder.
 
-    It is extracted under another name and renamed at the end, so a folder of that name was complete once. Of two
+    Files are extracted under another name and renamed at the end, so that the folder is never incomplete. Of two
     processes that extract at once, the second to finish keeps the first's result.
 
     Args:
         archive: a .zip file.
         cache_dir: nothing is written outside this folder.
-        max_gigabytes: the most that the members may declare together, in 1e9 bytes.
-        max_ratio: the most of those bytes per byte of the archive on disk. The size on disk, not the sum of compressed
-            sizes, is the measure, so members that share the same compressed bytes gain nothing (D. Fifield, "A better
-            zip bomb", WOOT 2019).
+        max_gigabytes: limit on the sum of the declared sizes, in 1e9 bytes.
+        max_ratio: limit on that sum per byte of the archive on disk; not per compressed byte, as members may share
+            compressed bytes (D. Fifield, "A better zip bomb", WOOT 2019).
 
     Raises:
-        UserError: it is not a zip, is damaged, encrypted or over a limit, names a place outside the folder, holds a
+        UserError: it is not a zip, is damaged, encrypted or over a limit, names a path outside the folder, holds a
             link, or cannot be written. Nothing is left behind.
     """
     home = cache_dir / "extracted"
@@ -92,11 +90,7 @@ def extract(archive: Path, cache_dir: Path, max_gigabytes: float | int, max_rati
 def check_members(
     archive: Path, infos: list[zipfile.ZipInfo], max_gigabytes: float | int, max_ratio: float | int
 ) -> dict[str, zipfile.ZipInfo]:
-    """The files among ``infos`` by checked relative path; decides from the zip's table of contents alone.
-
-    Raises:
-        UserError: at the first member that is refused, or where the declared sizes are over a limit.
-    """
+    """The files among ``infos`` by relative path, checked by the zip's table of contents alone; see `extract`."""
     files: dict[str, zipfile.ZipInfo] = {}
     for info in infos:
         name = info.orig_filename  # zipfile cuts `filename` at a NUL
@@ -159,7 +153,7 @@ def _check_sizes(archive: Path, size: int, max_gigabytes: float | int, max_ratio
 
 
 def _missing(folder: Path, sizes: dict[str, int]) -> list[str]:
-    """The files that somebody has removed or changed since they were extracted, or all."""
+    """The files that are missing or of another size than when they were extracted."""
 
     def size(path: str) -> int | None:
         try:
@@ -171,7 +165,7 @@ def _missing(folder: Path, sizes: dict[str, int]) -> list[str]:
 
 
 def _write_files(archive: Path, zipped: zipfile.ZipFile, members: dict[str, zipfile.ZipInfo], folder: Path) -> None:
-    """Extracts into a folder beside ``folder``, then renames it, or where ``folder`` is there each file."""
+    """Extracts into a temporary folder and renames it, or each of its files where ``folder`` exists."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch, _progress() as progress:
         partial = Path(scratch, "files")  # with the rights that other new folders have, unlike those of tempfile
@@ -208,9 +202,9 @@ def _write_member(
 
 
 def _identity(archive: Path) -> str:
-    """A name for this state of this file, so that a huge archive is hashed once.
+    """A name for the current state of the file, so that a huge archive is hashed once.
 
-    Any write to a file moves its change time, which, unlike its modification time, cannot be set back.
+    Any write updates a file's change time, which, unlike its modification time, cannot be set.
     """
     state = archive.stat()
     fields = (archive.resolve(), state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
@@ -223,18 +217,12 @@ def _sha256(archive: Path) -> str:
 
 
 def _progress() -> Progress:
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    return Progress(*columns)
+    columns = BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
+    return Progress(TextColumn("{task.description}", markup=False), *columns)
 
 
 def _os_error(archive: Path, cache_dir: Path, failure: OSError) -> UserError:
-    """``failure`` in the user's words; which side failed shows in its file name, or in there being none."""
+    """``failure`` for the user; its file name tells whether reading or writing failed."""
     got = f"{failure.strerror or failure} ({failure.filename or archive})"
     if failure.errno in FULL_DISK:
         expected, remedy = f"room for the zip's files under {cache_dir}", "Free some space, or move the cache."

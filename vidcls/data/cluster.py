@@ -1,7 +1,7 @@
-"""Readers of videos on a Ray cluster: replaced when they die, and what they had not finished is handed out again.
+"""Readers of videos on a Ray cluster. A reader that dies is replaced, and what it had not finished is requeued.
 
-That is in smaller shards, at last one by one to a reader that reads nothing else. A video that kills that one
-`MAX_DEATHS` times is given up. What is read, and what becomes of it, is another file's: prediction's or ingest's.
+It is requeued in smaller shards, in the end one item at a time for a reader of suspects alone. A video that kills
+that reader `MAX_DEATHS` times is given up. What a reader does is defined by the subclasses for prediction and ingest.
 """
 
 import asyncio
@@ -30,11 +30,11 @@ from vidcls.data.hashing import HashResult, hash_video
 from vidcls.data.options import DecodeLimits, EngineOptions, FetchLimits
 from vidcls.errors import UserError
 
-MAX_DEATHS = 2  # of readers that read one video alone, until it is not tried again
-FEW = 4  # items of a shard whose reader died, to be read one by one
-MAX_LOST = 20  # readers in a row, without a single result
-SHARD_BYTES = 2**28  # of a shard, at most; but one video at least
-READS_AT_ONCE = 2  # shards of a reader: while it waits for the last batch of one, it decodes the next
+MAX_DEATHS = 2  # of readers that read a video alone, after which it is given up
+FEW = 4  # a shard of at most so many items is requeued one item at a time
+MAX_LOST = 20  # readers in a row without a single result
+SHARD_BYTES = 2**28  # of a shard with more than one video, at most
+READS_AT_ONCE = 2  # shards per reader: while it waits for the last batch of one, it decodes the next
 START_ATTEMPTS = 3
 QUARANTINED = f"the process that reads it died {MAX_DEATHS} times"
 
@@ -64,25 +64,24 @@ def start_ray(engine: EngineOptions, num_readers: int) -> None:
 
 
 def num_machines() -> int:
-    """The machines of the cluster."""
     return sum(bool(node["Alive"]) for node in ray.nodes())
 
 
 def count_readers(limits: DecodeLimits, num_videos: int) -> int:
-    """One per CPU of the cluster, at most ``limits.workers``, and at most one per video."""
+    """One per CPU of the cluster, but at most ``limits.workers`` and one per video."""
     num_cpus = max(ray.cluster_resources().get("CPU", 1), 1)
     return int(min(limits.workers or math.inf, num_cpus, max(num_videos, 1)))
 
 
 def fetch_share(limits: FetchLimits, num_readers: int) -> FetchLimits:
-    """What fetching a shard may cost of what a machine may: there is always room for the largest video."""
+    """A shard's share of a machine's limits; its disk space always suffices for the largest video."""
     per_machine = math.ceil(num_readers / num_machines())
     space = max(limits.max_gigabytes, limits.space_gigabytes / (per_machine * READS_AT_ONCE))
     return replace(limits, workers=max(1, limits.workers // per_machine), space_gigabytes=space)
 
 
 def check_shared(file: Path, hashed: HashResult) -> None:
-    """Refuses that a reader's machine has no file where this one has it: the video is not to blame."""
+    """Raises `UserError` if a file that a reader could not read exists on this machine: the path is not shared."""
     if not hashed.sha256 and hash_video(file).sha256:
         expected = "the machines of the cluster to find videos at the same paths as this one"
         raise UserError(expected, f"{file}: {hashed.error}", "Put them on a shared file system.", "shared-paths")
@@ -91,8 +90,8 @@ def check_shared(file: Path, hashed: HashResult) -> None:
 class BaseReader:
     """One process on any machine of the cluster.
 
-    Names of its folders of fetched files begin with ``prefix``, which no other reader has at the same time: what one
-    that was killed has left is removed.
+    The names of its folders of fetched files begin with ``prefix``, which no other reader has at the same time, so that
+    it can remove what a killed predecessor has left.
     """
 
     def __init__(self, prefix: str) -> None:
@@ -106,22 +105,20 @@ class BaseReader:
         """Returns once this process has started."""
 
     def make_folder(self) -> Path:
-        """A new folder for fetched files, on the disk of this machine."""
         return Path(tempfile.mkdtemp(prefix=self._prefix))
 
     def remove(self, folder: Path) -> None:
-        """Removes fetched files."""
         shutil.rmtree(folder, ignore_errors=True)
 
 
 @dataclass(eq=False)
 class Shard:
-    """What a reader gets at once; items that are finished are removed."""
+    """The unit of work of a reader; finished items are removed."""
 
     items: list[Any] = field(default_factory=list)
 
 
-class _Lane:
+class _ReaderSlot:
     """One reader at a time, replaced when it dies."""
 
     def __init__(self, start_reader: Callable[[], Any], count_lost: Callable[[Exception], None]) -> None:
@@ -129,7 +126,6 @@ class _Lane:
         self._reader: Any = None
 
     async def reader(self) -> Any:
-        """A reader that has started."""
         while True:
             reader = self._reader = self._reader or self._start_reader()
             try:
@@ -139,28 +135,24 @@ class _Lane:
                 self.lose(reader, error)
 
     def lose(self, reader: Any, error: Exception) -> None:
-        """The reader is dead, as several calls may find."""
+        """Forgets a dead reader; several calls may report the same one."""
         if self._reader is reader:
             self._reader = None
             self._count_lost(error)
 
 
 class Driver(ABC):
-    """Hands out shards and takes what comes back, in one thread.
+    """Distributes shards to readers and collects results, in one thread.
 
-    ``arguments`` gives what a reader is made of, by its number; but for its last argument, the prefix of its folders,
-    which is the same if the command that writes into ``folder`` is repeated.
+    ``arguments`` returns the constructor arguments of a reader by its number, without the last one: the prefix of its
+    folders, which is the same when the command that writes into ``folder`` is repeated.
     """
 
     reader: type[BaseReader]
     doing: str
 
     def __init__(
-        self,
-        arguments: Callable[[int], Sequence[Any]],
-        num_readers: int,
-        num_videos: int,
-        folder: Path,
+        self, arguments: Callable[[int], Sequence[Any]], num_readers: int, num_videos: int, folder: Path
     ) -> None:
         self.num_readers, self._num_videos = num_readers, num_videos
         self._reader, self._arguments = ray.remote(self.reader), arguments
@@ -170,35 +162,35 @@ class Driver(ABC):
         self._num_open, self._finished = 0, asyncio.Event()
         self._deaths: Counter[Hashable] = Counter()  # of readers, by the item that they read alone
         self._num_lost = 0
-        self._lanes = [_Lane(partial(self._start_reader, number), self._count_lost) for number in range(num_readers)]
-        # The reader of suspects takes no CPU in Ray's account, as the others may have them all.
-        self._lane_of_suspects = _Lane(partial(self._start_reader, -1, num_cpus=0), self._count_lost)
+        self._slots = [_ReaderSlot(partial(self._start_reader, i), self._count_lost) for i in range(num_readers)]
+        # The reader of suspects requests no CPU from Ray, as the others may hold them all.
+        self._suspect_slot = _ReaderSlot(partial(self._start_reader, -1, num_cpus=0), self._count_lost)
 
     @abstractmethod
     async def read(self, reader: Any, shard: Any) -> None:
-        """Has a reader read a shard, and removes from it what is finished."""
+        """Has a reader read a shard, and removes finished items from it."""
 
     @abstractmethod
     def num_done(self) -> int:
-        """The videos with a result."""
+        """The number of videos with a result."""
 
     @abstractmethod
     def key(self, item: Any) -> Hashable:
-        """What tells items apart."""
+        """Identifies an item."""
 
     @abstractmethod
-    def anew(self, shard: Any, items: list[Any], few: bool) -> Any:
-        """A shard of those ``items`` of one whose reader has died; they are ``few`` if they are read one by one."""
+    def make_shard(self, shard: Any, items: list[Any], few: bool) -> Any:
+        """A new shard of some ``items`` of a shard whose reader has died; ``few`` if they are read one at a time."""
 
     @abstractmethod
     def give_up(self, item: Any) -> None:
-        """Has `QUARANTINED` as the result of an item."""
+        """Records `QUARANTINED` as the result of an item."""
 
     async def run(self, console: Console) -> None:
-        """Returns when all that has been `put` is finished."""
-        serving = [self._serve(lane) for lane in self._lanes[: self._num_open] for _ in range(READS_AT_ONCE)]
-        waiting = [self._wait(console), self._serve_suspects(), *serving]
-        tasks = [asyncio.create_task(one) for one in waiting]
+        """Returns when all shards that were `put` are finished."""
+        serving = [self._serve(slot) for slot in self._slots[: self._num_open] for _ in range(READS_AT_ONCE)]
+        coroutines = [self._wait(console), self._serve_suspects(), *serving]
+        tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
             task.result()
@@ -213,42 +205,42 @@ class Driver(ABC):
                 progress.update(task, completed=self.num_done())
 
     def put(self, shard: Any, suspect: bool = False) -> None:
-        """Has a shard read, by a reader that reads nothing else if it is ``suspect``."""
+        """Queues a shard, for the reader of suspects if it is ``suspect``."""
         self._num_open += 1
         (self._suspects if suspect else self._shards).put_nowait(shard)
 
     def progressed(self) -> None:
-        """There is a result: readers live."""
+        """To be called for each result: readers are alive."""
         self._num_lost = 0
 
     def _start_reader(self, number: int, num_cpus: int = 1) -> Any:
         options = self._reader.options(num_cpus=num_cpus, max_concurrency=READS_AT_ONCE + 1)
         return options.remote(*self._arguments(number), f"vidcls-{self._command}-{number}-")
 
-    async def _serve(self, lane: _Lane) -> None:
+    async def _serve(self, slot: _ReaderSlot) -> None:
         while True:
-            await lane.reader()  # first: one that waits for room in the cluster must hold no shard
-            await self._read(lane, await self._shards.get())
+            await slot.reader()  # first: a slot must hold no shard while it waits for a free CPU
+            await self._read(slot, await self._shards.get())
 
     async def _serve_suspects(self) -> None:
         while True:
-            await self._read(self._lane_of_suspects, await self._suspects.get())
+            await self._read(self._suspect_slot, await self._suspects.get())
 
-    async def _read(self, lane: _Lane, shard: Any) -> None:
-        reader = await lane.reader()
+    async def _read(self, slot: _ReaderSlot, shard: Any) -> None:
+        reader = await slot.reader()
         try:
             await self.read(reader, shard)
         except RayTaskError as error:
             raise error.cause from None
         except RayError as error:
-            lane.lose(reader, error)
-            self.hand_out_again(shard, alone=lane is self._lane_of_suspects)
+            slot.lose(reader, error)
+            self.requeue(shard, alone=slot is self._suspect_slot)
         self._num_open -= 1
         if not self._num_open:
             self._finished.set()
 
-    def hand_out_again(self, shard: Any, alone: bool) -> None:
-        """What a lost reader has not finished; see the top of this file."""
+    def requeue(self, shard: Any, alone: bool) -> None:
+        """Queues what a lost reader has not finished; see the top of this file."""
         for item in shard.items if alone else ():
             self._deaths[self.key(item)] += 1
             if self._deaths[self.key(item)] >= MAX_DEATHS:
@@ -258,18 +250,18 @@ class Driver(ABC):
         few = len(shard.items) <= FEW
         step = 1 if few else math.ceil(len(shard.items) / 4)
         for first in range(0, len(shard.items), step):
-            self.put(self.anew(shard, shard.items[first : first + step], few), suspect=few)
+            self.put(self.make_shard(shard, shard.items[first : first + step], few), suspect=few)
 
     def _count_lost(self, error: Exception) -> None:
         self._num_lost += 1
         if self._num_lost > MAX_LOST:
             got = f"{MAX_LOST} in a row that died ({str(error).strip().splitlines()[-1].strip()})"
             remedy = "See the logs of Ray; vidcls must be installed on its machines, and files lie at the same paths."
-            raise UserError("processes that read videos to live", got, remedy, "workers-failed") from error
+            raise UserError("processes that read videos to stay alive", got, remedy, "workers-failed") from error
 
 
 def cut(items: Sequence[tuple[Any, int]], most: int) -> Iterator[list[Any]]:
-    """Cuts (item, bytes) into shards of at most ``most`` items and `SHARD_BYTES`, but one item at least."""
+    """Cuts (item, bytes) pairs, the largest first, into shards of at most ``most`` items and `SHARD_BYTES`."""
     shard: list[Any] = []
     total = 0
     for item, size in sorted(items, key=lambda one: -one[1]):

@@ -22,14 +22,14 @@ Loader = DataLoader[VideoBatch | FeatureBatch]
 
 
 class VideoDataModule(Videos, L.LightningDataModule):
-    """Prepares videos once, on the first process, and serves them on every process.
+    """Prepares videos once, on rank 0, and serves them on every rank.
 
     Args:
         options: where the videos are and how they are read.
-        manifest_path: where the first process writes the manifest and the others read it; None: one process only.
-            If the file exists, its videos and splits are used.
+        manifest_path: where rank 0 writes the manifest and the others read it; None for a single process. If the file
+            exists, its videos and splits are used.
         prepared: videos that are prepared already.
-        wait_seconds: how long the other processes wait for the manifest: the first one may decode for hours.
+        wait_seconds: how long the other ranks wait for the manifest: rank 0 may decode for hours.
 
     Example::
 
@@ -54,7 +54,7 @@ class VideoDataModule(Videos, L.LightningDataModule):
             self._take(prepared)
 
     def prepare_data(self) -> None:
-        """Lists, decodes and splits the videos, and writes the manifest; called by Lightning on the first process only.
+        """Lists, decodes and splits the videos, and writes the manifest; called by Lightning on rank 0 only.
 
         Raises:
             UserError: see `vidcls.data.preparation.prepare_videos`.
@@ -69,7 +69,7 @@ class VideoDataModule(Videos, L.LightningDataModule):
             write_manifest(self.manifest_path, self.manifest)
 
     def setup(self, stage: str | None = None) -> None:
-        """Reads the manifest on the processes that did not write it; called by Lightning on every process.
+        """Reads the manifest on the ranks that did not write it; called by Lightning on every rank.
 
         Raises:
             UserError: it does not appear within ``wait_seconds``.
@@ -86,7 +86,7 @@ class VideoDataModule(Videos, L.LightningDataModule):
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def loader(self, split: str, *, train: bool = False) -> Loader:
-        """As `Videos.loader`, but from a GPU's own memory where train and val fit there: see ``data.device_cache``."""
+        """`Videos.loader`, or batches from GPU memory where train and val fit there: see ``data.device_cache``."""
         loader = super().loader(split, train=train)
         device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
         dataset = loader.dataset
@@ -94,15 +94,11 @@ class VideoDataModule(Videos, L.LightningDataModule):
         stacks = self._stacked(split, dataset, device) if device.type == "cuda" and len(dataset) else None
         if stacks is None:
             return loader
-        return DeviceLoader(
-            DeviceDataset(dataset, stacks),
-            batch_size=loader.batch_size,
-            sampler=loader.sampler,
-            generator=loader.generator,
-        )
+        options: Any = {name: getattr(loader, name) for name in ("batch_size", "sampler", "generator")}
+        return DeviceLoader(DeviceDataset(dataset, stacks), **options)
 
     def _stacked(self, split: str, dataset: VideoDataset | FeatureDataset, device: torch.device) -> Tensor | None:
-        if split == "test":  # is read once
+        if split == "test":  # it is read only once
             return None
         key = split, type(dataset)
         if key not in self._stacks:
@@ -112,7 +108,7 @@ class VideoDataModule(Videos, L.LightningDataModule):
         return self._stacks[key]
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """To a GPU while it still computes: on a stream of its own, out of pinned memory."""
+        """Copies to a GPU while it still computes: on a separate stream, from pinned memory."""
         if device.type != "cuda" or batch.label.is_cuda:
             return super().transfer_batch_to_device(batch, device, dataloader_idx)
         if self._copies is None:
@@ -122,7 +118,7 @@ class VideoDataModule(Videos, L.LightningDataModule):
         computing = torch.cuda.current_stream(device)
         computing.wait_stream(self._copies)
         for tensor in batch:
-            tensor.record_stream(computing)  # only after that its memory may be used again
+            tensor.record_stream(computing)  # so that its memory is not reused before that stream is done with it
         return batch
 
     def train_dataloader(self) -> Loader:

@@ -1,4 +1,4 @@
-"""Stored videos as map-style datasets, and the sampler that orders them and shares them out over devices."""
+"""Stored videos as map-style datasets, and the sampler that orders them and shards them over devices."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,8 +18,8 @@ class VideoBatch(NamedTuple):
     """One video, or with a leading B a batch of them."""
 
     frames: Tensor  # uint8 [T, H, W, 3]; of all of M > 1 clips [M, T, H, W, 3]
-    label: Tensor  # int64, the class's place in the class order
-    index: Tensor  # type: ignore[assignment]  # int64, the video's place in its split; not the method of tuples
+    label: Tensor  # int64, the index of the class
+    index: Tensor  # type: ignore[assignment]  # int64, the video's index in its split; not the method of tuples
 
 
 class FeatureBatch(NamedTuple):
@@ -31,14 +31,14 @@ class FeatureBatch(NamedTuple):
 
 
 class SampleIndex(NamedTuple):
-    """What a sampler asks of a dataset: a video's place in its split, and a seed for what is random in reading it."""
+    """What a sampler yields: a video's index in its split, and a seed for the random choice of its clip and frames."""
 
     index: int  # type: ignore[assignment]  # not the method of tuples
     seed: int = 0
 
 
 def random_clip(generator: np.random.Generator, count: int) -> int:
-    """Which of the M clips of a video is trained on; of a single clip, nothing is drawn."""
+    """Which of the M clips of a video is trained on; draws nothing for a single clip."""
     return int(generator.integers(count)) if count > 1 else 0
 
 
@@ -48,7 +48,7 @@ class VideoDataset(Dataset[VideoBatch]):
 
     store: FrameStore  # where the frames are, by the videos' ``sha256s``
     sha256s: list[str]
-    labels: list[int]  # the videos' classes, as places in the class order
+    labels: list[int]  # the indices of their classes
     num_frames: int  # T, frames used out of the F stored
     temporal_jitter: bool  # choose each frame at random from its run of F / T stored ones instead of the middle one
     all_clips: bool = False  # return all of a video's M > 1 clips, for evaluation, instead of a random one
@@ -59,12 +59,9 @@ class VideoDataset(Dataset[VideoBatch]):
     def __getitem__(self, sample: SampleIndex | int) -> VideoBatch:
         index, seed = sample if isinstance(sample, SampleIndex) else SampleIndex(sample)
         chosen = self.chosen(seed)
-        frames = self.store.read(self.sha256s[index], chosen.reshape(-1)).reshape(*chosen.shape, *self._frame_shape)
-        return VideoBatch(torch.from_numpy(frames), torch.tensor(self.labels[index]), torch.tensor(index))
-
-    @property
-    def _frame_shape(self) -> tuple[int, int, int]:
-        return self.store.spec.stored_resolution, self.store.spec.stored_resolution, 3
+        frames = self.store.read(self.sha256s[index], chosen.reshape(-1))  # [T or M * T, H, W, 3]
+        clips = torch.from_numpy(frames).unflatten(0, chosen.shape)
+        return VideoBatch(clips, torch.tensor(self.labels[index]), torch.tensor(index))
 
     @property
     def is_random(self) -> bool:
@@ -72,7 +69,7 @@ class VideoDataset(Dataset[VideoBatch]):
         return self.temporal_jitter or (self.store.spec.num_clips > 1 and not self.all_clips)
 
     def chosen(self, seed: int) -> Int[np.ndarray, "*places"]:
-        """The places of a sample's frames among the M * F stored ones: [T], or of all M > 1 clips [M, T]."""
+        """The indices of a sample's frames among the M * F stored ones: [T], or of all M > 1 clips [M, T]."""
         generator, count = np.random.default_rng(seed), self.store.spec.num_clips
         if count > 1 and self.all_clips:
             return np.stack([self._places(clip) for clip in range(count)])
@@ -83,10 +80,9 @@ class VideoDataset(Dataset[VideoBatch]):
         return self.store.read(self.sha256s[index], np.arange(self.store.spec.frames_per_video))
 
     def frames(self, index: int, clip: int | None = None) -> UInt8[np.ndarray, "T H W 3"]:
-        """The frames of one clip of a video; None: of the middle clip."""
-        return self.store.read(
-            self.sha256s[index], self._places(self.store.spec.num_clips // 2 if clip is None else clip)
-        )
+        """The frames of one clip of a video, by default the middle one."""
+        clip = self.store.spec.num_clips // 2 if clip is None else clip
+        return self.store.read(self.sha256s[index], self._places(clip))
 
     def _places(self, clip: int, jitter: np.random.Generator | None = None) -> Int[np.ndarray, " T"]:
         spec = self.store.spec
@@ -118,28 +114,27 @@ class FeatureDataset(Dataset[FeatureBatch]):
         return self.videos.store.spec.num_clips > 1 and not self.videos.all_clips
 
     def chosen(self, seed: int) -> Int[np.ndarray, "*places"]:
-        """The place of a sample's clip among the M stored ones, []; or of all M > 1 clips, [M]."""
+        """The index of a sample's clip among the M stored ones, []; or of all M > 1 clips, [M]."""
         count = self.videos.store.spec.num_clips
         if count > 1 and self.videos.all_clips:
             return np.arange(count)
         return np.array(random_clip(np.random.default_rng(seed), count))
 
     def stack(self, index: int) -> Float[np.ndarray, "M *features"]:
-        """The features of all M clips of a video."""
         features = self.store.read(self.videos.sha256s[index])
         return features if self.videos.store.spec.num_clips > 1 else features[None]
 
 
 @dataclass(eq=False, kw_only=True)
 class VideoSampler(Sampler[SampleIndex]):
-    """The order of one epoch, a pure function of seed and epoch; over several devices, this device's share of it.
+    """This rank's shard of the order of one epoch, which is a pure function of seed and epoch.
 
-    Shuffled (for training), every share has the same length: the first few videos fill up the last round, as
-    gradients are exchanged in step. In order (for evaluation), each video is in exactly one share; but no share is
-    empty, as its device would not take part in gathering: where devices outnumber videos, some share a video.
+    Shuffled (for training), all shards have the same length, as gradients are exchanged in step: the first few videos
+    are repeated. In order (for evaluation), each video is in exactly one shard; but no shard is empty, as its rank
+    would not take part in gathering: where ranks outnumber videos, some get the same video.
 
     With the videos' classes in ``balance``, each class has an equal share of an epoch's N draws, up to one: videos of
-    a small class come several times, those of a large one take turns over the epochs.
+    a small class are repeated, those of a large one take turns over the epochs.
 
     >>> [sample.index for sample in VideoSampler(length=5, shuffle=False, seed=0, rank=1, world_size=2)]
     [1, 3]
@@ -173,10 +168,10 @@ class VideoSampler(Sampler[SampleIndex]):
         yield from map(SampleIndex, rows[mine].tolist(), seeds[mine].tolist())
 
     def _balanced(self, classes: Int[np.ndarray, " N"]) -> Int[np.ndarray, " N"]:
-        """The epoch's videos, not yet in order.
+        """The epoch's videos, before shuffling.
 
-        Over all epochs the draws go round the classes, abcabcabc..., and each class goes round its videos, each time
-        in another order. An epoch is N draws of that, so the next one goes on where it ends.
+        Over all epochs the draws cycle through the classes, abcabcabc..., and each class cycles through its videos,
+        reshuffled in each cycle. An epoch is N such draws; the next one continues from there.
         """
         rows, names = np.empty(self.length, int), np.unique(classes)
         turns = self.epoch * self.length + np.arange(self.length)

@@ -1,4 +1,4 @@
-"""decisions.csv: what people have decided about videos on the page of predict.py, one row per video and reviewer."""
+"""decisions.csv: what reviewers have decided about videos in report.html, one row per video and reviewer."""
 
 import csv
 import math
@@ -18,13 +18,13 @@ COLUMNS = ("path", "sha256", "verdict", "label", "reviewer", "seconds", "time", 
 
 
 def read_decisions(paths: Iterable[Path | str]) -> pd.DataFrame:
-    """The latest decision by ``time`` of each reviewer about each content, from files of any number of reviewers.
+    """The latest decision of each reviewer about each content, from the files of any number of reviewers.
 
-    Columns as in `COLUMNS`, sorted by ``sha256`` and ``reviewer``: ``seconds`` is float, ``time`` is UTC, ``label`` is
-    "" unless ``verdict`` is ``label``. What was withdrawn has no row.
+    Has the columns `COLUMNS`, sorted by ``sha256`` and ``reviewer``: ``seconds`` is float, ``time`` is UTC, ``label``
+    is "" unless ``verdict`` is ``label``. Withdrawn decisions have no row.
 
     Raises:
-        UserError: a file cannot be read, or a row of it is none of a decision; it says in which line.
+        UserError: a file cannot be read, or a row is not a decision; the message names the line.
     """
     rows = [row for path in paths for row in _read(Path(path))]
     table = pd.DataFrame(rows, columns=list(COLUMNS)).astype({"seconds": float, "time": "datetime64[us, UTC]"})
@@ -51,7 +51,7 @@ def _read(path: Path) -> Iterator[dict[str, Any]]:
 
 def _parse(row: Mapping[Any, Any]) -> dict[str, Any]:
     if None in row or None in row.values():
-        raise ValueError("another number of cells than columns")
+        raise ValueError("the number of cells is not that of the columns")
     cells: dict[str, Any] = {name: unescape_formula(row[name]) for name in COLUMNS}
     cells["seconds"] = float(cells["seconds"])
     time = datetime.fromisoformat(cells["time"])
@@ -71,7 +71,7 @@ def _parse(row: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def unescape_formula(cell: str) -> str:
-    """The text of a cell that the page has kept spreadsheets from computing, by an apostrophe before it.
+    """The text of a cell, without the apostrophe by which report.html keeps spreadsheets from evaluating it.
 
     >>> unescape_formula("'=1+1"), unescape_formula("''=1+1"), unescape_formula("'tis")
     ('=1+1', "'=1+1", "'tis")

@@ -37,8 +37,8 @@ SPLIT_FRACTIONS = {"train": 0.70, "val": 0.15, "test": 0.15}
 SIZES = ((128, 96), (96, 128), (112, 112), (160, 96), (96, 160), (128, 128), (180, 102), (102, 180))  # width, height
 FRAME_RATES = (10, 12, 15, 24, 25, 30)
 START_SPREAD = 0.25  # turns to either side of the top: starts cover the upper half of the ellipse
-SHAPES = {1.0: 1.25, 2.0: 1.0, 8.0: 0.9}  # a diamond, a disc and a square: by what their radii make their areas alike
-RECIPE = 1  # raise it when the same arguments come to draw other videos, so that old folders are drawn anew
+SHAPES = {1.0: 1.25, 2.0: 1.0, 8.0: 0.9}  # diamond, disc and square: the factors of their radii for equal areas
+RECIPE = 1  # raised when the same arguments draw other videos, so that old folders are replaced
 ARGUMENTS_FILE = "demo.json"
 DEMO_FILES = re.compile(r"demo\.json|README\.txt|rtp/(train|val|test)/(safe|harmful|adult)/drawn\.creator_\d+_\d+\.mp4")
 
@@ -110,7 +110,7 @@ def draw_demo(folder: Path, *, seed: int, creators: int, videos_per_creator: int
         videos_per_creator: a multiple of 3, as many for each class.
 
     Raises:
-        UserError: the numbers cannot be had, or ``folder`` holds something that is not the demo's.
+        UserError: a number is out of range, or ``folder`` holds something that is not the demo's.
     """
     check_integer("data.demo.seed", seed, minimum=0)
     check_integer("data.demo.creators", creators, minimum=len(SPLIT_FRACTIONS))
@@ -139,7 +139,7 @@ def draw_demo(folder: Path, *, seed: int, creators: int, videos_per_creator: int
 
 
 def _holds_demo(folder: Path, arguments: dict[str, int]) -> bool:
-    """Whether these arguments have drawn ``folder``; raises `UserError` if it holds anything that is not the demo's."""
+    """Whether ``folder`` was drawn with these arguments; raises `UserError` if it holds anything but a demo."""
     try:
         if json.loads((folder / ARGUMENTS_FILE).read_text()) == arguments:
             return True
@@ -149,13 +149,13 @@ def _holds_demo(folder: Path, arguments: dict[str, int]) -> bool:
         name = path.relative_to(folder).as_posix()
         if path.is_symlink() or (not path.is_dir() and not DEMO_FILES.fullmatch(name)):
             remedy = "Choose another folder, or train on what is there with data=folder data.source=PATH."
-            got = f"other things there: {path}"
+            got = f"a folder that holds {path}"
             raise UserError("a new folder, or one of demo videos alone, to draw them in", got, remedy, "demo-folder")
     return False
 
 
 def split_of_creators(creators: int, rng: np.random.Generator) -> list[str]:
-    """Which split each creator belongs to: shuffled, about 70 % train, 15 % val, 15 % test, and at least one in each.
+    """The split of each creator: about 70 % train, 15 % val, 15 % test, at least one in each.
 
     >>> sorted(split_of_creators(4, np.random.default_rng(0)))
     ['test', 'train', 'train', 'val']
@@ -178,7 +178,7 @@ def _draw_all(folder: Path, seed: int, creators: int, videos_per_creator: int) -
                 jobs.append((folder / "rtp" / split / label / name, label, look, take))
     for path in {path.parent for path, *_ in jobs}:
         path.mkdir(parents=True)
-    # Threads are enough: the encoder and numpy let go of the interpreter, and threads start at once.
+    # Threads suffice, as the encoder and NumPy release the GIL.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         futures = [pool.submit(_encode, *job) for job in jobs]
         try:
@@ -189,7 +189,7 @@ def _draw_all(folder: Path, seed: int, creators: int, videos_per_creator: int) -
 
 
 def draw_look(rng: np.random.Generator, size: tuple[int, int]) -> Look:
-    """A creator's look at random, for frames of ``size``."""
+    """A random look of a creator, for frames of ``size``."""
     width, height = size
     hue, tint = rng.random(2)
     # Inside the frame, for 0.32 + 0.04 + 1.25 * 0.11 < 0.5.
@@ -211,7 +211,6 @@ def draw_look(rng: np.random.Generator, size: tuple[int, int]) -> Look:
 
 
 def draw_take(rng: np.random.Generator) -> Take:
-    """A take at random."""
     return Take(
         seconds=rng.uniform(1.5, 3.5),
         frame_rate=int(rng.choice(FRAME_RATES)),
@@ -233,10 +232,8 @@ def _enlarge(coarse: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def frame_numbers(take: Take) -> np.ndarray:
-    """When the frames are shown, in multiples of 1 / frame_rate, int [F], ascending from 0.
-
-    An even count before some go missing, so that each class passes exactly the same positions.
-    """
+    """When the frames are shown, in multiples of 1 / frame_rate, int [F], ascending from 0."""
+    # An even count, before frames are dropped, so that each class passes exactly the same positions.
     count = 2 * round(take.seconds * take.frame_rate / 2)
     kept = np.random.default_rng(take.seed).random(count) < (0.75 if take.uneven else 1.0)
     kept[0] = kept[-1] = True  # the video starts and ends as it would
@@ -244,7 +241,6 @@ def frame_numbers(take: Take) -> np.ndarray:
 
 
 def draw_frames(label: str, look: Look, take: Take) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
-    """The frames of one video, RGB, in order."""
     width, height = look.size
     numbers = frame_numbers(take)
     progress = (numbers + 0.5) / (numbers[-1] + 1)

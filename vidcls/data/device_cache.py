@@ -1,4 +1,4 @@
-"""Small data sets stay on the GPU, so that an epoch reads and moves nothing."""
+"""Keeps small data sets in GPU memory, so that an epoch reads and copies nothing."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -12,7 +12,7 @@ from vidcls.data.dataset import FeatureBatch, FeatureDataset, SampleIndex, Video
 
 
 def fits_on_device(needed_bytes: int, limit_gigabytes: float | int, free_bytes: int) -> bool:
-    """Whether data may stay on a device: within the limit, and in a quarter of what is free, as training needs more.
+    """Whether data fit in the limit and in a quarter of the free memory, as training needs the rest.
 
     Example:
         >>> fits_on_device(2 * 2**30, limit_gigabytes=4, free_bytes=70 * 2**30)
@@ -24,7 +24,7 @@ def fits_on_device(needed_bytes: int, limit_gigabytes: float | int, free_bytes: 
 
 
 def stack_videos(dataset: VideoDataset | FeatureDataset, device: torch.device) -> Tensor:
-    """All that is stored of a dataset's videos, [N, S, ...] on ``device``; raises `StoreEntryError`."""
+    """All stored frames or features of a dataset, [N, S, ...] on ``device``; raises `StoreEntryError`."""
     first = torch.from_numpy(dataset.stack(0))
     stacks = torch.empty((len(dataset), *first.shape), dtype=first.dtype, device=device)
     for row in range(len(dataset)):
@@ -33,7 +33,7 @@ def stack_videos(dataset: VideoDataset | FeatureDataset, device: torch.device) -
 
 
 class DeviceDataset(Dataset[Any]):
-    """A dataset whose ``stacks`` [N, S, ...] lie on a device; `DeviceLoader` serves it."""
+    """A dataset whose ``stacks`` [N, S, ...] are on a device; for `DeviceLoader`."""
 
     def __init__(self, dataset: VideoDataset | FeatureDataset, stacks: Tensor) -> None:
         self.dataset = dataset
@@ -49,7 +49,7 @@ class DeviceDataset(Dataset[Any]):
         return len(self.dataset)
 
     def batches(self, samples: list[SampleIndex], batch_size: int) -> Iterator[VideoBatch | FeatureBatch]:
-        """What the dataset gives for ``samples``, in batches; the indices of all go to the device at once."""
+        """The dataset's ``samples`` in batches; copies all indices to the device at once."""
         dataset, device = self.dataset, self.labels.device
         build = VideoBatch if isinstance(dataset, VideoDataset) else FeatureBatch
         seeds = [sample.seed for sample in samples] if dataset.is_random else [0]
@@ -63,7 +63,7 @@ class DeviceDataset(Dataset[Any]):
 
 
 class DeviceLoader(DataLoader[Any]):
-    """The batches of a `DeviceDataset`, equal to those that a loader of its dataset gives with the same sampler."""
+    """The batches of a `DeviceDataset`, equal to those of a `DataLoader` of its dataset with the same sampler."""
 
     dataset: DeviceDataset
 

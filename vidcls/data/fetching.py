@@ -1,4 +1,4 @@
-"""Many files fetched at once, by threads that share the room for them."""
+"""Fetches many files at once, by threads that share a limit on disk space."""
 
 import shutil
 import threading
@@ -18,17 +18,17 @@ POLL_SECONDS = 0.01
 
 
 class CancelledError(Exception):
-    """All downloads have been ended, or there is no room for this one."""
+    """All downloads were cancelled, or there is no disk space for this one."""
 
 
 class FetchSpace:
-    """The room for all files that are fetched and not removed yet; who needs more waits, or is refused."""
+    """The disk space for fetched files; `acquire` waits until there is enough, or raises `CancelledError`."""
 
     def __init__(self, gigabytes: float | int, waits: bool = True) -> None:
         self._waits = waits
         self._free, self._changed, self.cancelled = float(gigabytes) * 1e9, threading.Condition(), threading.Event()
 
-    def take(self, size: float) -> None:
+    def acquire(self, size: float) -> None:
         with self._changed:
             if self._waits:
                 self._changed.wait_for(lambda: self._free >= size or self.cancelled.is_set())
@@ -36,23 +36,22 @@ class FetchSpace:
                 raise CancelledError
             self._free -= size
 
-    def give(self, size: float) -> None:
+    def release(self, size: float) -> None:
         with self._changed:
             self._free += size
             self._changed.notify_all()
 
     def cancel(self) -> None:
-        """Ends all downloads, and the waiting for room."""
         self.cancelled.set()
-        self.give(0.0)
+        self.release(0.0)  # wakes up who waits
 
 
 def map_unordered(
     function: Callable[[Item], Result], items: Iterable[Item], workers: int
 ) -> Generator[Result | None, None, None]:
-    """The results of ``function``, as they come, from ``workers`` threads; few items are taken ahead.
+    """Yields the results of ``function`` as they are ready, from ``workers`` threads; takes few items ahead.
 
-    None whenever none is ready, so that the caller can settle what holds the others up.
+    Yields None whenever no result is ready, so that the caller can do what the others wait for.
     """
     remaining, pool = iter(items), ThreadPoolExecutor(workers)
     waiting: dict[Future[Result], int] = {}
@@ -80,10 +79,7 @@ def map_unordered(
 def fetching(
     function: Callable[[Item, FetchSpace], Result], items: Iterable[Item], folder: Path, limits: FetchLimits
 ) -> Iterator[Iterator[Result | None]]:
-    """`map_unordered` with a function that fetches into ``folder``, within the space that it is given.
-
-    The folder is for this alone: what an interrupted call has left there is removed at the start, and all at the end.
-    """
+    """`map_unordered` for a function that fetches into ``folder``, which is emptied at the start and at the end."""
     space = FetchSpace(limits.space_gigabytes)
     shutil.rmtree(folder, ignore_errors=True)
     found = map_unordered(lambda item: function(item, space), items, limits.workers)

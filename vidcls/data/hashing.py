@@ -1,4 +1,4 @@
-"""SHA-256 of many files: in threads, with a progress bar, and remembered for files that have not changed since."""
+"""SHA-256 of many files: in threads, with a progress bar, and cached for files that have not changed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vidcls.files import hash_file, readable
 
 
 def local_version(state: FileState | None) -> str:
-    """A text that changes with a local file; that of a file that cannot be read is never the same as before."""
+    """A text that changes with a local file; "" if it cannot be read."""
     return " ".join(map(str, state)) if state else ""
 
 
@@ -43,22 +43,18 @@ class FileState(NamedTuple):
 
 @dataclass(frozen=True)
 class HashResult:
-    """The SHA-256 of a file's content in hexadecimal, or "" and the reason why the file cannot be read.
+    """The SHA-256 of a file's content, or why the file cannot be read."""
 
-    ``state`` is the file's state when it had this content; None if it changed while it was hashed. ``version`` is that
-    of the remote file (see `vidcls.data.remote`) of which this is a copy, or None.
-    """
-
-    sha256: str
+    sha256: str  # in hexadecimal; "" if the file cannot be read
     error: str = ""
-    state: FileState | None = None
-    version: str | None = None
+    state: FileState | None = None  # when it had this content; None if it changed while it was hashed
+    version: str | None = None  # of the remote file of which this is a copy, see `vidcls.data.remote.version_of`
 
 
 class HashCache:
     """An SQLite file of known hashes, by path, size, inode, modification and change time.
 
-    Any trouble with the file (locked, damaged, read-only) is a warning, after which nothing is remembered.
+    If it cannot be used (locked, damaged, read-only), that is a warning, and nothing is cached.
     """
 
     def __init__(self, path: Path, timeout: float = 60.0) -> None:
@@ -80,7 +76,6 @@ class HashCache:
             self._give_up(error)
 
     def get(self, file: Path, state: FileState) -> str | None:
-        """The hash of a file that was in this state."""
         where = "path = ? AND size = ? AND inode = ? AND mtime_ns = ? AND ctime_ns = ?"
         rows = self._execute(f"SELECT sha256 FROM file_hashes WHERE {where}", (readable(file.resolve()), *state))
         return str(rows[0][0]) if rows else None
@@ -90,7 +85,7 @@ class HashCache:
         self._execute("INSERT OR REPLACE INTO file_hashes VALUES (?, ?, ?, ?, ?, ?)", values)
 
     def get_remote(self, url: str) -> tuple[str, str]:
-        """The version (see `vidcls.data.remote`) and the hash of a remote file when it was fetched; or "", ""."""
+        """The `vidcls.data.remote.version_of` a remote file when it was fetched and its hash then; or "", ""."""
         rows = self._execute("SELECT version, sha256 FROM remote_hashes WHERE url = ?", (redact(url),))
         return (rows[0][0], rows[0][1]) if rows else ("", "")
 
@@ -117,7 +112,7 @@ class HashCache:
 
 
 def hash_files(files: Sequence[Path], cache: HashCache | None, console: Console | None = None) -> list[HashResult]:
-    """The hashes of ``files``, in their order; one is remembered only if its file did not change while it was read."""
+    """The hashes of ``files``, in their order; cached unless a file changed while it was read."""
     states = [FileState.of(file) for file in files]
     known = [cache.get(file, state) if cache and state else None for file, state in zip(files, states, strict=True)]
     results = [HashResult(sha256 or "", "", state) for sha256, state in zip(known, states, strict=True)]
@@ -133,7 +128,7 @@ def hash_files(files: Sequence[Path], cache: HashCache | None, console: Console 
 
 
 def hash_video(file: Path) -> HashResult:
-    """The hash of one file, read to its end."""
+    """The hash of one file, without a cache."""
     if file.exists() and not file.is_file():  # reading a pipe would never end
         return HashResult("", "the file cannot be read: not a regular file")
     try:

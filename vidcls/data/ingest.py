@@ -1,6 +1,6 @@
-"""A list of videos to a store of frames and a manifest: hash or fetch, de-duplicate, decode what the store lacks.
+"""From listed videos to stored frames and a manifest: hash or fetch, de-duplicate, decode what the store lacks.
 
-An interrupted ingest continues where it was. Imports no decoder: only the worker processes of the pool do.
+An interrupted ingest can be repeated. Imports no decoder: only the worker processes of the pool do.
 """
 
 import time
@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -31,8 +30,6 @@ from vidcls.files import locked
 
 @dataclass(frozen=True)
 class IngestStats:
-    """What an ingest has cost."""
-
     seconds: float = 0.0
     decoded: int = 0  # videos that were not in the store and are now
 
@@ -45,10 +42,10 @@ def ingest(
     fetch_limits: FetchLimits | None = None,
     engine: EngineOptions | None = None,
 ) -> tuple[pd.DataFrame, IngestStats]:
-    """Brings every video of a listing (see `vidcls.data.sources`) into the store; hashing has no time limit.
+    """Decodes every video of a `vidcls.data.sources.Listing` into the store; hashing has no time limit.
 
-    A video behind a URL is fetched unless its version is that of a stored one, and its local copy removed again. Gives
-    the manifest (`MANIFEST_COLUMNS` and ``file``, in the listing's order), with a status as in `DecodeResult`.
+    A video behind a URL is fetched unless its version is that of a stored one; its copy is then removed. Returns the
+    manifest (`MANIFEST_COLUMNS` and ``file``, in the listing's order).
 
     Raises:
         UserError: the store cannot be written, as when the disk is full. What was stored until then is kept.
@@ -74,9 +71,9 @@ def ingest(
 
 
 def known_hashes(videos: pd.DataFrame, cache: HashCache, limits: FetchLimits) -> list[HashResult | None]:
-    """The hashes of the videos of a listing, without fetching any: None where a remote one would have to be.
+    """The hashes of listed videos, without fetching any: None for a remote video that would have to be fetched.
 
-    A remote video whose version is another one than when it was fetched has the hash "".
+    A remote video that has changed since it was fetched has the hash "".
     """
     locations = list(videos["file"])
     local = [place for place, location in enumerate(locations) if not is_url(location)]
@@ -95,7 +92,7 @@ def known_hashes(videos: pd.DataFrame, cache: HashCache, limits: FetchLimits) ->
 
 
 class Ingest:
-    """The videos at ``locations``, what is known of each, and how the rest becomes known."""
+    """The state of an ingest of the videos at ``locations``: paths or URLs."""
 
     def __init__(
         self, locations: list[str], store: FrameStore, cache: HashCache | None, fetch_limits: FetchLimits
@@ -103,8 +100,8 @@ class Ingest:
         self.locations, self.store, self.cache, self.fetch_limits = locations, store, cache, fetch_limits
         self.hashes: list[HashResult | None] = [None] * len(locations)
         self.results: dict[str, DecodeResult] = {}  # by hash
-        self.failures: dict[int, DecodeResult] = {}  # by place, of what has no hash
-        self.decoded: set[str] = set()  # usable contents that were not in the store, by hash
+        self.failures: dict[int, DecodeResult] = {}  # by index, of videos without a hash
+        self.decoded: set[str] = set()  # hashes of usable contents that were not in the store
 
     def find_stored(self) -> None:
         wanted = {hashed.sha256 for hashed in self.hashes if hashed} - {"", *self.results}
@@ -113,7 +110,7 @@ class Ingest:
             self.results |= {sha256: result for sha256, result in found if result is not None}
 
     def missing(self) -> list[int]:
-        """The places of videos whose content has no result."""
+        """The indices of videos whose content has no result."""
         return [
             place
             for place, (location, hashed) in enumerate(zip(self.locations, self.hashes, strict=True))
@@ -121,13 +118,16 @@ class Ingest:
         ]
 
     def decode(self, limits: DecodeLimits, folder: Path, pool: ProcessPool | None = None) -> None:
-        """Decodes what is missing, in processes of ``pool`` if given; fetches into ``folder``, which it removes."""
+        """Decodes what is missing, in processes of ``pool`` if given; fetches into ``folder``."""
         missing, arrived = self.missing(), list[tuple[str, FetchedFile | None]]()
         if not missing:
             return
-        urls = [(place, self.locations[place]) for place in missing if is_url(self.locations[place])]
-        # Around it all, as the last files are removed at its end.
-        with fetching(partial(self._fetch, folder), urls, folder, self.fetch_limits) as found:
+        urls = [place for place in missing if is_url(self.locations[place])]
+
+        def fetch(place: int, space: FetchSpace) -> tuple[int, FetchedFile | UnfetchableError]:
+            return place, try_fetch(self.locations[place], folder, self.fetch_limits, space)
+
+        with fetching(fetch, urls, folder, self.fetch_limits) as found:
             arrivals = self._arrivals(missing, found, arrived)
             results = decode_into_store(arrivals, len(missing), self.store, limits, pool)
             for number, result in track(results, "Decoding", len(missing), disable=pool is not None):
@@ -138,18 +138,13 @@ class Ingest:
                 if fetched is not None:
                     fetched.remove()
 
-    def _fetch(
-        self, folder: Path, pair: tuple[int, str], space: FetchSpace
-    ) -> tuple[int, FetchedFile | UnfetchableError]:
-        return pair[0], try_fetch(pair[1], folder, self.fetch_limits, space)
-
     def _arrivals(
         self,
         missing: list[int],
         fetched: Iterator[tuple[int, FetchedFile | UnfetchableError] | None],
         arrived: list[tuple[str, FetchedFile | None]],
     ) -> Iterator[tuple[Path, HashResult] | None]:
-        """Files to be decoded, each content once; ``arrived`` gets the hash of each, and the copy to remove."""
+        """The files to decode, each content once; appends the hash of each, and the copy to remove, to ``arrived``."""
         local = {
             hashed.sha256: (Path(self.locations[place]), hashed)
             for place in missing
@@ -181,7 +176,7 @@ class Ingest:
             yield found.path, hashed
 
     def remember(self, place: int) -> None:
-        """Keeps the hash of a remote video for the next run."""
+        """Caches the hash of a remote video for the next run."""
         if self.cache and (hashed := self.hashes[place]):
             self.cache.put_remote(self.locations[place], hashed.version or "", hashed.sha256)
 
@@ -197,7 +192,7 @@ class Ingest:
 
 @contextmanager
 def _locked(store: FrameStore) -> Iterator[None]:
-    """Holds the store's lock, so that of several runs that need the same videos one decodes."""
+    """Holds the store's lock, so that of several runs that need the same videos only one decodes them."""
     try:
         store.folder.mkdir(parents=True, exist_ok=True)
         with locked(store.folder / ".ingest.lock", f"another run that decodes into {store.folder}"):

@@ -1,4 +1,4 @@
-"""Names of videos, one at a time: below a folder, or in a list; here or behind a URL. Opens no video."""
+"""Lists videos one at a time: below a folder or in a list, local or remote. Opens no video."""
 
 import csv
 import os
@@ -21,10 +21,10 @@ S3_PAGE = 1000  # names that S3 lists at once
 
 
 def walk_folder(folder: str, ignored: Counter[str]) -> Iterator[tuple[str, str]]:
-    """The videos below a folder: their paths, with / and relative to it, and `vidcls.data.remote.version_of` each.
+    """The path (with /, relative to the folder) and version of each video below a folder.
 
-    The version is "" where the folder is a local one. What is no video is counted in ``ignored``, by kind. Links to
-    folders are followed, but not a link to a folder that it lies in: it would have no end.
+    The version is that of `vidcls.data.remote.version_of`, "" for local files. Other files are counted in ``ignored``,
+    by kind. Links to folders are followed, except to a folder that contains the link.
     """
     found = walk(folder) if is_url(folder) else ((path, "") for path in _walk_local(folder, ignored))
     return ((path, version) for path, version in found if is_video(path, ignored))
@@ -55,10 +55,10 @@ def _walk_local(root: str, ignored: Counter[str]) -> Iterator[str]:
 
 
 def is_folder(url: str) -> bool:
-    """Whether a URL names a folder; that of a web server does if it ends with /.
+    """Whether a URL names a folder; on a web server, if it ends with /.
 
     Raises:
-        UserError: it cannot be asked.
+        UserError: the server cannot be reached.
     """
     system, path = open_filesystem(url)
     if url.lower().startswith("http"):
@@ -72,7 +72,7 @@ def is_folder(url: str) -> bool:
 
 
 def walk(url: str) -> Iterator[tuple[str, str]]:
-    """The files below a remote folder, a page at a time: their paths below it, and `version_of` each.
+    """The relative path and `version_of` of each file below a remote folder, a page at a time.
 
     Raises:
         UserError: it cannot be listed.
@@ -80,8 +80,8 @@ def walk(url: str) -> Iterator[tuple[str, str]]:
     system, path = open_filesystem(url)
     root = path.rstrip("/")
     try:
-        pages = _s3_pages(system, root) if hasattr(system, "call_s3") else _walk_pages(system, root)
-        for page in pages:
+        walked = (files.values() for _, _, files in system.walk(root, detail=True, on_error="raise"))
+        for page in _s3_pages(system, root) if hasattr(system, "call_s3") else walked:
             for info in page:
                 name = str(info["name"]).rstrip("/")
                 if name.startswith(f"{root}/"):
@@ -111,13 +111,8 @@ def _s3_pages(system: Any, root: str) -> Iterator[list[dict[str, Any]]]:
         query["ContinuationToken"] = page["NextContinuationToken"]
 
 
-def _walk_pages(system: Any, root: str) -> Iterator[list[dict[str, Any]]]:
-    for _, _, files in system.walk(root, detail=True, on_error="raise"):
-        yield list(files.values())
-
-
 def is_video(path: str, ignored: Counter[str]) -> bool:
-    """Whether a file's name says so; counts it in ``ignored`` otherwise."""
+    """Whether a file has the name of a video; counts it in ``ignored`` otherwise."""
     parts = path.split("/")
     if "__MACOSX" in parts or parts[-1].startswith("._"):
         ignored["macOS leftovers (__MACOSX, ._*)"] += 1
@@ -131,13 +126,13 @@ def is_video(path: str, ignored: Counter[str]) -> bool:
 
 
 def read_list(location: str, limits: FetchLimits, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
-    """The rows of a list, a local file or a URL: their line or number, and their cells by column name in lower case.
+    """The line number and the cells (by column name in lower case) of each row of a local or remote list.
 
-    A .txt has a path or URL per line, the column ``path``. A .csv or .parquet has the ``columns``, and may have more;
-    ``url`` is another name of ``path``. Rows without any value are left out.
+    A .txt has a path or URL per line, which becomes the column ``path``. A .csv or .parquet has at least ``columns``;
+    ``url`` is another name of ``path``. Empty rows are skipped.
 
     Raises:
-        UserError: it cannot be read, is no such list, or lacks a column.
+        UserError: it cannot be read, is not such a list, or lacks a column.
     """
     if not is_url(location):
         yield from _read_local(Path(location), location, columns)
@@ -198,7 +193,7 @@ def _read_parquet(file: Path, shown: str, columns: tuple[str, ...]) -> Iterator[
 
 
 def _check_header(header: list[str], shown: str, columns: tuple[str, ...]) -> list[str]:
-    """The names of the columns, url being called path where there is no other."""
+    """The names of the columns, with ``url`` renamed to ``path`` unless there is a ``path`` too."""
     if "path" not in header:
         header = ["path" if name == "url" else name for name in header]
     if not set(columns) <= set(header):
@@ -212,5 +207,5 @@ def _check_header(header: list[str], shown: str, columns: tuple[str, ...]) -> li
 
 
 def _used(columns: tuple[str, ...]) -> tuple[str, ...]:
-    """The columns that are read: those of labelled videos may have two more."""
+    """The columns that are read: labelled videos may have a split and a creator too."""
     return (*columns, "split", "creator") if "label" in columns else columns

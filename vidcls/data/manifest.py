@@ -1,4 +1,4 @@
-"""The table of a run's videos, manifest.csv: its columns, how it is read, and what it says of the splits."""
+"""The table of a run's videos, manifest.csv: its columns, reading and writing, and counts per split."""
 
 import hashlib
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from vidcls.files import csv_bytes, write_atomically
 
 INGESTED = ["sha256", "status", "reason", "decoder", "seconds", "coverage"]
 MANIFEST_COLUMNS = ["path", "label", "split", "creator", *INGESTED, "label_source", "cluster"]
-LATER_COLUMNS = {"label_source": "folder", "cluster": ""}  # which manifests of earlier versions lack
+LATER_COLUMNS = {"label_source": "folder", "cluster": ""}  # missing in manifests of earlier versions
 MANIFEST_PATTERNS = {
     "split": "train|val|test|",
     "sha256": "[0-9a-f]{64}|",  # empty: of a file that could not be read
@@ -29,22 +29,19 @@ MANIFEST_PATTERNS = {
 
 
 def digest_path(path: Path) -> Path:
-    """The digest of a manifest.csv, as `sha256sum` writes and checks it."""
+    """The digest of a manifest.csv, in the format of `sha256sum`."""
     return path.with_name(f"{path.name}.sha256")
 
 
 def write_manifest(path: Path, manifest: pd.DataFrame) -> None:
-    """Writes a manifest.csv, and its digest before it: rows that go missing later leave a table like any other."""
+    """Writes a manifest.csv and its digest, without which a table that has lost rows would look complete."""
     content = csv_bytes(manifest[MANIFEST_COLUMNS])
     write_atomically(digest_path(path), f"{hashlib.sha256(content).hexdigest()}  {path.name}\n".encode())
     write_atomically(path, content)
 
 
 def read_manifest(path: Path) -> pd.DataFrame:
-    """A manifest.csv as it was written: a creator called 007 stays a text; raises `UserError` where it is damaged.
-
-    Earlier versions wrote no digest of it.
-    """
+    """Reads a manifest.csv, all texts as str; raises `UserError` if it is damaged. Old runs have no digest of it."""
     texts = dict.fromkeys(set(MANIFEST_COLUMNS) - {"seconds", "coverage"}, str)
     remedy, digest = "Restore it, or start a new run.", digest_path(path)
     try:
@@ -55,7 +52,7 @@ def read_manifest(path: Path) -> pd.DataFrame:
         manifest = pd.read_csv(BytesIO(content), keep_default_na=False, dtype=texts)
         manifest = manifest.assign(**{name: text for name, text in LATER_COLUMNS.items() if name not in manifest})
         if not set(MANIFEST_COLUMNS) <= set(manifest.columns) or not content.endswith(b"\n"):
-            raise ValueError("it has other columns, or an end that is missing")
+            raise ValueError("it has other columns, or its end is missing")
         for name, pattern in MANIFEST_PATTERNS.items():
             if not (fits := manifest[name].astype(str).str.fullmatch(pattern)).all():
                 raise ValueError(f"{name} is {manifest[name][~fits].iloc[0]!r}")
@@ -67,17 +64,13 @@ def read_manifest(path: Path) -> pd.DataFrame:
 
 
 def usable_rows(manifest: pd.DataFrame, split: str) -> pd.DataFrame:
-    """The rows of a split that have frames, in the manifest's order, numbered from 0."""
+    """The rows of a split that have frames, with a new index from 0."""
     usable = manifest["status"].isin(USABLE) & (manifest["split"] == split)
     return manifest[usable].reset_index(drop=True)
 
 
 def count_training_videos(manifest: pd.DataFrame, classes: Sequence[str], option: str) -> list[int]:
-    """How many training videos each class has.
-
-    Raises:
-        UserError: a class has none, for an option that balances classes.
-    """
+    """The training videos of each class; raises `UserError` if a class has none, for an ``option`` that balances."""
     labels = usable_rows(manifest, "train")["label"]
     counts = [int((labels == name).sum()) for name in classes]
     if 0 in counts:
@@ -100,7 +93,7 @@ def report_bad(manifest: pd.DataFrame, console: Console, limit: int = 20) -> Non
 
 
 def print_splits(manifest: pd.DataFrame, classes: Sequence[str], console: Console) -> None:
-    """Prints how many usable videos of each class each split has, and how many are lost."""
+    """Prints the number of usable videos by class and split, and of those without frames."""
     table = Table(title="Videos", title_justify="left")
     table.add_column("class")
     labels = {split: usable_rows(manifest, split)["label"] for split in SPLITS}
@@ -111,7 +104,7 @@ def print_splits(manifest: pd.DataFrame, classes: Sequence[str], console: Consol
     console.print(table)
     for split in [split for split in SPLITS if len(labels[split])]:
         if missing := [name for name in classes if not (labels[split] == name).any()]:
-            means = "the network cannot learn to name them" if split == "train" else "its metrics do not speak of them"
+            means = "the network cannot learn them" if split == "train" else "its metrics say nothing about them"
             text = f"No {split} video of {', '.join(missing)}: {means}"
             console.print(Text(text, "yellow"), soft_wrap=True)
     for split in SPLITS:

@@ -1,9 +1,9 @@
-"""Copies with other bytes: re-encoded, scaled, cropped a little, mirrored, with a logo or a part cut off.
+"""Finds copies with other bytes: re-encoded, scaled, cropped a little, mirrored, trimmed, or with a logo.
 
-A video has two 256-bit hashes of its stored frames: one of its mean frame (the picture), one of where it moves (the
-motion). Copies agree in both; videos of one camera agree in the picture alone. The hash is PDQ, see
+A video has two 256-bit hashes of its stored frames: of its mean frame (the picture) and of the deviation of its pixels
+over time (the motion). Copies agree in both; videos of one camera agree in the picture alone. The hash is PDQ, see
 https://github.com/facebook/ThreatExchange/blob/main/hashing/hashing.pdf, whose own rule for videos (frames at a
-distance of 31 or less) takes videos of one camera for copies: experiments/review has the figures.
+distance of 31 or less) takes videos of one camera for copies: see experiments/review.
 """
 
 import warnings
@@ -24,7 +24,7 @@ from vidcls.data.store import FeatureStore, FrameStore, StoreEntryError
 HASH_VERSION = 1  # raised whenever the hash of the same frames changes
 MAX_DISTANCE = 64  # of 256 bits, in the picture and in the motion; unrelated videos differ in about 128
 STILL_DISTANCE = 31  # PDQ's own threshold, for videos without motion
-MIN_QUALITY = 50  # PDQ's own: pictures with less detail have no hash that means anything
+MIN_QUALITY = 50  # PDQ's own: hashes of pictures with less detail are meaningless
 NOISE_LEVEL = 4.0  # what compression adds, in grey levels
 STILL_LEVEL = 8.0  # nothing moves in a video whose pixels deviate less over time
 BLOCK = 1024  # videos compared with as many others at a time: at most 200 MB
@@ -47,7 +47,7 @@ def pdq(luma: Float[np.ndarray, "H W"]) -> tuple[UInt8[np.ndarray, "2 32"], int]
 
 
 def _shrink(picture: Float[np.ndarray, "H W"]) -> Float[np.ndarray, "H 64"]:
-    """Rows of 64 pixels: two passes of PDQ's box filter, then the nearest pixels."""
+    """Shrinks rows to 64 pixels: two passes of PDQ's box filter, then the nearest pixels."""
     width = picture.shape[1]
     window = (width + 127) // 128
     ends = np.arange(width) + (window + 2) // 2
@@ -59,7 +59,7 @@ def _shrink(picture: Float[np.ndarray, "H W"]) -> Float[np.ndarray, "H 64"]:
 
 
 def hash_frames(frames: UInt8[np.ndarray, "F H W 3"]) -> UInt8[np.ndarray, " 129"]:
-    """The hashes of a video, picture and motion, as it is and mirrored, and whether they can be used."""
+    """The hashes of picture and motion, each also mirrored, and in the last byte whether they can be used."""
     luma = frames @ _LUMA
     deviation = luma.std(axis=0)
     picture, quality = pdq(luma.mean(axis=0))
@@ -69,7 +69,7 @@ def hash_frames(frames: UInt8[np.ndarray, "F H W 3"]) -> UInt8[np.ndarray, " 129
 
 
 def find_clusters(hashes: UInt8[np.ndarray, "N 129"]) -> Int[np.ndarray, " N"]:
-    """A number for each video, the same for all its near-duplicates, also in a chain; memory does not grow with N²."""
+    """The cluster of each video: connected components of near-duplicates. Memory does not grow with N²."""
     clusters, usable = np.arange(len(hashes)), np.flatnonzero(hashes[:, -1] != _UNUSABLE)
     blocks = [usable[start : start + BLOCK] for start in range(0, len(usable), BLOCK)]
     for place, first in enumerate(blocks):
@@ -84,7 +84,7 @@ def find_clusters(hashes: UInt8[np.ndarray, "N 129"]) -> Int[np.ndarray, " N"]:
 def _near(
     first: UInt8[np.ndarray, "A 129"], second: UInt8[np.ndarray, "B 129"]
 ) -> Iterator[tuple[Int[np.ndarray, " P"], Int[np.ndarray, " P"]]]:
-    """The pairs of near-duplicates between two sets of videos: first as they are, then with the second mirrored."""
+    """The pairs of near-duplicates between two sets of videos: first as they are, then with one side mirrored."""
     mine, theirs = (side[:, :-1].reshape(-1, 2, 2, 32) for side in (first, second))
     signs = _signs(mine[:, 0, 0])
     for turn in (0, 1):
@@ -97,18 +97,17 @@ def _near(
 
 
 def _signs(hashes: UInt8[np.ndarray, "A 32"]) -> Float[np.ndarray, "A 256"]:
-    """Bits as -1 and 1: the product of two hashes is then 256 less twice their distance."""
+    """Bits as -1 and 1: the dot product of two hashes is then 256 minus twice their Hamming distance."""
     return np.unpackbits(hashes, axis=1) * np.float32(2) - np.float32(1)
 
 
-def kept_hashes(store: FrameStore) -> Path:
-    """The folder of the hashes of these frames."""
+def hash_folder(store: FrameStore) -> Path:
     return store.folder.parents[1] / "near_duplicates" / f"{store.folder.name}_hash{HASH_VERSION}"
 
 
 def hash_videos(sha256s: Sequence[str], store: FrameStore) -> UInt8[np.ndarray, "N 129"]:
-    """The hashes of stored videos, kept beside the store; of those that are not stored, ones that match nothing."""
-    kept, lost = FeatureStore(kept_hashes(store)), list[str]()
+    """The hashes of stored videos, cached on disk; a video that is not stored gets one that matches nothing."""
+    kept, lost = FeatureStore(hash_folder(store)), list[str]()
     every = np.arange(store.spec.frames_per_video)
 
     def hashed(sha256: str) -> UInt8[np.ndarray, " 129"]:
@@ -133,9 +132,9 @@ def hash_videos(sha256s: Sequence[str], store: FrameStore) -> UInt8[np.ndarray, 
 
 
 def name_clusters(manifest: pd.DataFrame, store: FrameStore) -> list[str]:
-    """The cluster of each row of a manifest, named by the path of its first video; "" of videos without copies.
+    """The cluster of each row of a manifest, named after its first path; "" without near-duplicates.
 
-    Videos with the same bytes are one video here.
+    Videos with the same bytes count as one.
     """
     usable = manifest[manifest["status"].isin(USABLE)].drop_duplicates("sha256")
     clusters = find_clusters(hash_videos(list(usable["sha256"]), store))

@@ -33,7 +33,7 @@ RESERVED_CLASS_NAMES |= {"repeat", "seed", "fold", "creator"}
 
 @dataclass(frozen=True)
 class DecodeLimits:
-    """What one video may cost: the time per decoder until its worker is killed, and the worker's address space."""
+    """The number of decoding processes, each video's time limit per decoder, and each process's address space."""
 
     workers: int | None = None  # one per core
     timeout_seconds: float | int = 60.0
@@ -64,7 +64,7 @@ class SplitOptions:
 
 @dataclass(frozen=True)
 class ZipOptions:
-    """The archives that are refused: larger than this when extracted, or more strongly compressed."""
+    """Limits on the extracted size and on the compression ratio; archives beyond them are refused."""
 
     max_gigabytes: float | int = 100.0
     max_ratio: float | int = 100.0
@@ -76,7 +76,7 @@ class ZipOptions:
 
 @dataclass(frozen=True)
 class FetchLimits:
-    """What fetching videos from elsewhere may cost: connections, attempts, time, and space on the local disk."""
+    """Limits on fetching remote videos: connections, attempts, time, and space on the local disk."""
 
     workers: int = 16
     attempts: int = 4
@@ -153,8 +153,7 @@ class DataOptions:
     pin_memory: bool = False
     device_cache: float | int = 4.0
     demo: Mapping[str, int] | None = None
-    notes: tuple[str, ...] = field(default=(), init=False)
-    """What the user should know: options that had to be raised."""
+    notes: tuple[str, ...] = field(default=(), init=False)  # for the user: which options had to be raised
 
     def __post_init__(self) -> None:
         refuse_credentials("data.source", self.source)
@@ -191,7 +190,6 @@ class DataOptions:
 
     @property
     def clip(self) -> ClipSpec:
-        """What the network sees of a video."""
         return ClipSpec(self.num_frames, self.resolution, self.sampling, self.clip_seconds, self.num_clips)
 
     def _check_clip_seconds(self) -> None:
@@ -234,7 +232,7 @@ def _check_classes(classes: Sequence[str] | None) -> None:
 
 
 def check_class_names(classes: Iterable[str]) -> None:
-    """Refuses names that are also those of other columns, such as ``path``."""
+    """Refuses names that other columns already have, such as ``path``."""
     if taken := RESERVED_CLASS_NAMES & set(classes):
         raise UserError(
             "classes that are not named as a column of the tables of predictions",
@@ -254,17 +252,17 @@ def _check_creator_pattern(pattern: str) -> None:
         raise UserError(expected, f"{pattern!r} {fault}", "Correct data.creator_pattern.", "data.creator_pattern")
 
 
-def folded(name: str) -> str:
-    """What two names have in common that people take for one: they differ in case, spaces or Unicode composition alone.
+def canonical_name(name: str) -> str:
+    """The same text for names that differ only in case, spaces or Unicode composition.
 
-    >>> folded("Ann") == folded("ann"), folded("jos\u00e9") == folded("jose\u0301")
+    >>> canonical_name("Ann") == canonical_name("ann"), canonical_name("jos\u00e9") == canonical_name("jose\u0301")
     (True, True)
     """
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", " ".join(name.split())).casefold())
 
 
 def class_order(labels: Sequence[str], classes: Sequence[str] | None) -> list[str]:
-    """The one order of classes of a run: as the user gave them, else by name, over all splits together.
+    """The classes of a run, in the order of its probabilities: as the user gave them, else sorted by name.
 
     >>> class_order(["safe", "adult", "safe"], None), class_order(["safe", "adult"], ["safe", "adult"])
     (['adult', 'safe'], ['safe', 'adult'])

@@ -11,14 +11,14 @@ from vidcls.data.store import FrameStore, StoreEntryError
 
 
 def thumbnails(store: FrameStore, sha256: str, count: int, side: int) -> UInt8[np.ndarray, "N R R 3"]:
-    """Frames from the middles of ``count`` equal parts of a video, each once; raises `StoreEntryError`."""
+    """Frames from the middles of ``count`` equal segments of a video, resized; raises `StoreEntryError`."""
     places = ((np.arange(count) + 0.5) * store.spec.frames_per_video / count).astype(np.int64)
     frames = store.read(sha256, np.unique(places))
     return np.stack([np.asarray(Image.fromarray(frame).resize((side, side))) for frame in frames])
 
 
 def strip(store: FrameStore, sha256: str, count: int, side: int) -> str:
-    """`thumbnails` side by side, as JPEG in base64; "" where the store has lost them."""
+    """`thumbnails` side by side, as JPEG in base64; "" if the store does not have the video."""
     try:
         frames = thumbnails(store, sha256, count, side)
     except StoreEntryError:
@@ -27,7 +27,6 @@ def strip(store: FrameStore, sha256: str, count: int, side: int) -> str:
 
 
 def jpeg_base64(image: Image.Image, quality: int) -> str:
-    """The picture as JPEG, in base64 as pages hold it."""
     file = io.BytesIO()
     image.save(file, "JPEG", quality=quality)
     return base64.b64encode(file.getvalue()).decode()

@@ -1,4 +1,4 @@
-"""From a source to a manifest: list, hash, decode, split, report what is wrong. Imports neither torch nor decoders."""
+"""From a source to a manifest: list, hash, decode, split, report problems. Imports neither torch nor decoders."""
 
 import warnings
 from collections.abc import Sequence
@@ -26,10 +26,12 @@ from vidcls.data.splits import HELD_OUT_FIRST, assign_splits, check_all_or_none,
 from vidcls.data.store import FrameStore
 from vidcls.errors import UserError
 
+MAX_SHOWN = 20  # leaks
+
 
 @dataclass(frozen=True)
 class PreparedVideos:
-    """A manifest, its K classes in the order of the probabilities, and what it has cost."""
+    """A manifest, its K classes in the order of the probabilities, and the cost of its ingest."""
 
     manifest: pd.DataFrame
     classes: list[str]
@@ -42,13 +44,13 @@ def frame_store(options: DataOptions) -> FrameStore:
 
 
 def prepare_videos(options: DataOptions, console: Console, manifest_path: Path | None = None) -> PreparedVideos:
-    """Lists, decodes and splits the videos of a source, and reports what is wrong with them.
+    """Lists, decodes and splits the videos of a source, and reports problems.
 
-    Where ``manifest_path`` exists the run is resumed: its videos and splits hold, whatever the source holds now.
+    If ``manifest_path`` exists, the run is resumed with the videos and splits in it, even if the source has changed.
 
     Raises:
-        UserError: the source holds nothing to train on, or what ``data.leakage`` or ``data.on_bad`` forbid; of a
-            resumed run, frames are lost and their videos have changed.
+        UserError: the source holds nothing to train on, or what ``data.leakage`` or ``data.on_bad`` forbid; or the
+            store has lost videos of a resumed run, and they have changed since.
     """
     for note in options.notes:
         console.print(note, soft_wrap=True)
@@ -66,7 +68,7 @@ def prepare_videos(options: DataOptions, console: Console, manifest_path: Path |
         groups = _groups(manifest, options)
         manifest = use_decisions(manifest, groups, decisions, options.disagreement, classes, console)
         classes = class_order(list(manifest["label"]), options.classes)
-    manifest = _settle_leaks(manifest, find_leaks(manifest), HELD_OUT_FIRST, options.leakage, console)
+    manifest = _handle_leaks(manifest, find_leaks(manifest), HELD_OUT_FIRST, options.leakage, console)
     print_splits(manifest, classes, console)
     for name in ("train", "val"):
         if usable_rows(manifest, name).empty:
@@ -82,10 +84,7 @@ def prepare_videos(options: DataOptions, console: Console, manifest_path: Path |
 
 
 def survey_videos(options: DataOptions, console: Console) -> tuple[pd.DataFrame, str]:
-    """All videos of a source, decoded, and split as for training, or why they cannot be.
-
-    The manifest has the column ``file`` too.
-    """
+    """The manifest of all videos of a source, with the column ``file``, and why they cannot be split, or ""."""
     manifest, _ = _read_source(options, console)
     try:
         _assign_splits(manifest, options)
@@ -131,7 +130,7 @@ def _resume(options: DataOptions, manifest: pd.DataFrame, console: Console) -> P
 
 
 def _report_changes(listing: pd.DataFrame, manifest: pd.DataFrame, options: DataOptions, console: Console) -> None:
-    """Prints how a source differs from the manifest of a run that is resumed."""
+    """Prints how the source differs from the manifest of a resumed run."""
     known = dict(zip(manifest["path"], manifest["sha256"], strict=True))
     kept = listing[listing["path"].isin(list(known))]
     with closing(HashCache(_hash_cache(options))) as cache:
@@ -150,17 +149,17 @@ def _report_changes(listing: pd.DataFrame, manifest: pd.DataFrame, options: Data
 def prepare_external(options: DataOptions, split: str, trained_on: pd.DataFrame, console: Console) -> PreparedVideos:
     """Lists and decodes other data of the classes ``options.classes``, to evaluate a trained network on.
 
-    If the source has split folders (or a csv a split column) those of ``split`` are used; else all are.
+    If the source has splits, only ``split`` is used, else all videos.
 
     Args:
         options: the run's, with the other source.
-        split: under which the videos are listed in the manifest.
+        split: the split of the videos in the manifest.
         trained_on: the manifest of the network's own videos. What the source shares with it is reported as leakage.
-        console: for what is wrong with the videos.
+        console: for reports.
 
     Raises:
-        UserError: unknown classes, none of the wanted split, no video that can be decoded, or what ``data.on_bad``
-            or ``data.leakage`` forbid.
+        UserError: unknown classes, no video of ``split``, none that can be decoded, or what ``data.on_bad`` or
+            ``data.leakage`` forbid.
     """
     assert options.classes is not None
     classes = list(options.classes)
@@ -178,9 +177,9 @@ def prepare_external(options: DataOptions, split: str, trained_on: pd.DataFrame,
     both["cluster"] = _clusters(both, options)
     leaks = find_leaks(both)
     leaks = leaks[leaks["splits"].str.contains("evaluated")]
-    # From what is evaluated: the network has been trained on the rest already.
+    # Drop from what is evaluated, as the network has been trained on the rest already.
     order = [("evaluated", ("train of run", "val of run"))]
-    manifest = _settle_leaks(both, leaks, order, options.leakage, console)[: len(manifest)].assign(split=split)
+    manifest = _handle_leaks(both, leaks, order, options.leakage, console)[: len(manifest)].assign(split=split)
     if usable_rows(manifest, split).empty:
         remedy = "See the statuses and reasons above."
         raise UserError("at least one video to evaluate", f"none of {len(listing)}", remedy, "nothing-to-evaluate")
@@ -190,11 +189,11 @@ def prepare_external(options: DataOptions, split: str, trained_on: pd.DataFrame,
 def pool_videos(
     options: DataOptions, splits: Sequence[str], console: Console, recorded: pd.DataFrame | None = None
 ) -> tuple[pd.DataFrame, int]:
-    """The usable videos of a source's ``splits``, decoded, and how many videos of other splits were left alone.
+    """The usable videos of ``splits``, or of a source without splits, and the number of videos of other splits.
 
-    A source without splits is pooled as a whole. The columns are those of a manifest and ``file``; ``cluster`` is ""
-    unless copies are to be kept together, ``label`` where ``options.decisions`` may give one. Where videos have been
-    ``recorded`` before (path, label, sha256) those must be there again, and new ones are not used.
+    The columns are those of a manifest and ``file``; ``cluster`` is "" unless near-duplicates are to be grouped, and
+    ``label`` may be "" with ``options.decisions``. If videos were ``recorded`` before (path, label, sha256), exactly
+    those are used.
 
     Raises:
         UserError: none can be decoded, recorded ones have changed, or what ``data.on_bad`` forbids.
@@ -230,10 +229,10 @@ def pool_videos(
 def redecode_missing(
     options: DataOptions, manifest: pd.DataFrame, splits: Sequence[str], console: Console
 ) -> IngestStats:
-    """Decodes again those videos of ``splits`` in a run's manifest that the store does not hold any more.
+    """Decodes those videos of ``splits`` in a run's manifest again that the store has lost.
 
     Raises:
-        UserError: such a video is not in the source any more, has changed, or cannot be decoded again.
+        UserError: such a video is no longer in the source, has changed, or cannot be decoded again.
     """
     store = frame_store(options)
     rows = pd.concat([usable_rows(manifest, split) for split in splits])
@@ -303,25 +302,24 @@ def _clusters(manifest: pd.DataFrame, options: DataOptions) -> list[str]:
     return [""] * len(manifest) if ignored else name_clusters(manifest, frame_store(options))
 
 
-def _settle_leaks(
+def _handle_leaks(
     manifest: pd.DataFrame,
     leaks: pd.DataFrame,
     order: Sequence[tuple[str, Sequence[str]]],
     leakage: str,
     console: Console,
-    limit: int = 20,
 ) -> pd.DataFrame:
-    """The manifest, after all that ``data.leakage`` asks for; ``order`` is that of `drop_leaks`."""
+    """Prints leaks, and does what ``data.leakage`` says; ``order`` is that of `drop_leaks`."""
     if leaks.empty:
         return manifest
     table = Table(title=f"Leakage between splits (data.leakage={leakage})", title_justify="left")
     for column in leaks.columns:
         table.add_column(column)
-    for leak in leaks.head(limit).itertuples(index=False):
+    for leak in leaks.head(MAX_SHOWN).itertuples(index=False):
         table.add_row(*(Text(str(value)[:60]) for value in leak))
     console.print(table)
-    if len(leaks) > limit:
-        console.print(f"... and {len(leaks) - limit} more")
+    if len(leaks) > MAX_SHOWN:
+        console.print(f"... and {len(leaks) - MAX_SHOWN} more")
     if leakage == "error":
         raise UserError(
             "no video, copy or creator in two splits, for data.leakage=error",

@@ -39,7 +39,7 @@ MAX_SHARD = 32  # videos
 
 
 def decode_on_ray(job: Ingest, limits: DecodeLimits, engine: EngineOptions) -> None:
-    """As ``job.decode``, on a cluster whose machines find videos and store at the same paths; Ray ends with it."""
+    """`Ingest.decode` on a cluster whose machines find videos and store at the same paths."""
     if not job.missing():
         return
     started = not ray.is_initialized()
@@ -57,7 +57,7 @@ def decode_on_ray(job: Ingest, limits: DecodeLimits, engine: EngineOptions) -> N
 
 
 class StoreReader(BaseReader):
-    """Fetches, and decodes into a store, the latter in a confined process of its own."""
+    """Fetches videos, and decodes them into a store in a confined process."""
 
     def __init__(
         self, store: FrameStore, proof: Path, limits: DecodeLimits, fetch_limits: FetchLimits, prefix: str
@@ -69,22 +69,22 @@ class StoreReader(BaseReader):
         self._pool = self._stack.enter_context(create_store_pool(self._limits, 1, store))
 
     def decode(self, locations: list[str], hashes: Sequence[HashResult | None]) -> Ingest:
-        """What is known of these videos when all are decoded, or found in the store.
+        """Decodes these videos, unless the store has them.
 
         Raises:
-            UserError: the store is not that of the process which hands them out, or cannot be written.
+            UserError: the store is not shared with the driver, or cannot be written.
         """
         if not self._proof.exists():
-            got = f"{self._store.folder}, another one there"
+            got = f"{self._store.folder}, which is another folder on one of them"
             remedy = "Set cache_dir to a folder on a shared file system."
             raise UserError("the machines of the cluster to share cache_dir", got, remedy, "shared-paths")
         job = Ingest(locations, self._store, None, self._fetch_limits)
         job.hashes = [_seen_here(*video) for video in zip(locations, hashes, strict=True)]
-        job.find_stored()  # by a reader that died, or under another name
+        job.find_stored()  # decoded by a reader that died, or under another name
         folder = self.make_folder()
         try:
             job.decode(self._limits, folder / "fetched", self._pool)
-        except (BrokenExecutor, RuntimeError):  # no process to decode can be started: another reader may have room
+        except (BrokenExecutor, RuntimeError):  # no decoding process can be started here: let another reader try
             os._exit(1)
         finally:
             self.remove(folder)
@@ -92,16 +92,14 @@ class StoreReader(BaseReader):
 
 
 def _seen_here(location: str, hashed: HashResult | None) -> HashResult | None:
-    """A hash with the state that the file has on this machine, or why it cannot be read here."""
+    """A hash with the file's state on this machine, or why the file cannot be read here."""
     if hashed is None or is_url(location) or FileState.of(Path(location)) == hashed.state:
         return hashed
     here = hash_video(Path(location))
     return here if here.sha256 in ("", hashed.sha256) else hashed  # decoding says that it has changed
 
 
-class _Driver(Driver):
-    """Items are places of videos in ``job``."""
-
+class _Driver(Driver):  # its items are indices of videos in ``job``
     reader, doing = StoreReader, "Decoding"
 
     def __init__(self, job: Ingest, store: FrameStore, proof: Path, limits: DecodeLimits) -> None:
@@ -153,7 +151,7 @@ class _Driver(Driver):
     def key(self, item: int) -> int:
         return item
 
-    def anew(self, shard: Shard, items: list[int], few: bool) -> Shard:
+    def make_shard(self, shard: Shard, items: list[int], few: bool) -> Shard:
         return Shard(items)
 
     def give_up(self, item: int) -> None:

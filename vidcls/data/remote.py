@@ -1,7 +1,7 @@
-"""A video behind a URL, fetched to a local file that is removed after use; all of fsspec.
+"""Fetches videos behind URLs to local files that are removed after use. The only file that uses fsspec.
 
-Decoding opens local files only, in processes without a network, so fetching is a step of its own. Credentials are those
-of fsspec's file systems (environment, profiles, fsspec's configuration); no text that leaves this file holds any.
+Videos are decoded in processes without a network, so fetching is a separate step. Credentials come from the
+environment, profiles or fsspec's configuration; no text that leaves this file holds any.
 """
 
 from __future__ import annotations
@@ -29,32 +29,31 @@ from vidcls.errors import FULL_DISK, UserError
 
 Result = TypeVar("Result")
 
-BACKOFF_SECONDS = 1.0  # before the second attempt; each further one waits twice as long
-# What tells two states of a file apart, by the names that file systems give it.
+BACKOFF_SECONDS = 1.0  # before the second attempt; doubled for each further one
+# The keys under which file systems report a version or time of a file.
 _VERSIONS = ("ETag", "etag", "md5Hash", "blob_id", "Last-Modified", "LastModified", "mtime", "created")
 _S3 = ("s3", "s3a")
 _FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, ImportError, ValueError, TypeError)
 _TEMPORARY_STATUSES = {408, 425, 429, *range(500, 600)}
-_NOT_MD5: set[str] = set()  # buckets whose ETags have been seen to be no MD5, as of encrypted objects
+_NOT_MD5: set[str] = set()  # buckets whose ETags were found not to be MD5s, as of encrypted objects
 
 
 class UnfetchableError(Exception):
-    """A video that could not be fetched; the message, which holds no credentials, says why."""
+    """A video that could not be fetched; the message holds no credentials."""
 
 
 class FetchedFile:
-    """A local copy of a remote video, hashed on the way; removed by `remove`, or at the end of a ``with`` block."""
+    """A local copy of a remote video; deleted by `remove`, or at the end of a ``with`` block."""
 
     def __init__(self, path: Path, sha256: str, version: str, release: Callable[[], None]) -> None:
         self.path, self.sha256, self.version = path, sha256, version
         self._release = release
 
     def hashed(self) -> HashResult:
-        """What `vidcls.data.hashing.hash_files` says of a local file."""
         return HashResult(self.sha256, "", FileState.of(self.path), self.version)
 
     def remove(self) -> None:
-        """Removes the file; a second time does nothing."""
+        """Deletes the file; may be called twice."""
         shutil.rmtree(self.path.parent, ignore_errors=True)
         self._release()
         self._release = lambda: None
@@ -67,17 +66,16 @@ class FetchedFile:
 
 
 def fetch(url: str, folder: Path, limits: FetchLimits, space: FetchSpace | None = None) -> FetchedFile:
-    """Downloads a video into ``folder``, checked by its size and by its ETag where that is an MD5.
+    """Downloads a video into ``folder``, and checks its size, and its ETag where that is an MD5.
 
-    What may pass (a lost connection, a server's error, a truncated or changing file) is tried ``limits.attempts``
-    times.
+    Temporary failures (a lost connection, a server error, a truncated or changing file) are retried.
 
     Raises:
         UnfetchableError: it cannot be fetched, or is larger than ``limits`` allow.
         UserError: the local disk is full, or no package for this kind of URL is installed.
     """
     space = space or FetchSpace(limits.space_gigabytes)
-    earlier: set[str] = set()  # what attempts with a wrong MD5 have got
+    earlier: set[str] = set()  # the hashes of attempts with a wrong MD5
     for attempt in range(limits.attempts):
         if space.cancelled.is_set():
             raise CancelledError
@@ -98,7 +96,7 @@ def fetch(url: str, folder: Path, limits: FetchLimits, space: FetchSpace | None 
 
 
 def try_fetch(url: str, folder: Path, limits: FetchLimits, space: FetchSpace) -> FetchedFile | UnfetchableError:
-    """`fetch`, but why a video cannot be fetched is returned: it never stops the others."""
+    """`fetch` that returns `UnfetchableError` instead of raising it."""
     try:
         return fetch(url, folder, limits, space)
     except UnfetchableError as error:
@@ -112,7 +110,7 @@ class _Download:
         self.system, self.path = open_filesystem(url)
         self.limits, self.space, self.received = limits, space, 0
         self.most = limits.max_gigabytes * 1e9
-        # Under its own name, which messages of decoders repeat and whose extension tells FFmpeg something.
+        # Under its own name, as decoders repeat it in messages and FFmpeg uses its extension.
         name = posixpath.basename(path_of(url))
         fits = name not in ("", ".", "..") and len(os.fsencode(name)) < 256
         self.file = folder / secrets.token_hex(8) / (name if fits else "video")
@@ -124,7 +122,7 @@ class _Download:
         size, taken = info.get("size"), float(self.most if info.get("size") is None else info["size"])
         if taken > self.most:
             raise UnfetchableError(f"not fetched: {taken / 1e9:.3g} GB, more than data.fetch.max_gigabytes")
-        self.space.take(taken)
+        self.space.acquire(taken)
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             self.call("get_file", self.path, str(self.file), callback=self.watch())
@@ -133,17 +131,17 @@ class _Download:
                 raise OSError(f"{found} of {size} bytes arrived")
             sha256, md5 = self.hash()
             if md5 != _md5_of(info, self.path):
-                if sha256 in earlier:  # twice the same: it is the ETag that is no MD5
+                if sha256 in earlier:  # the same content twice: the ETag is not an MD5
                     _NOT_MD5.add(self.path.partition("/")[0])
                 elif _md5_of(info, self.path):
                     earlier.add(sha256)
                     raise OSError("the content does not match its ETag")
                 if version_of(self.call("info", self.path)) != version_of(info):
-                    raise OSError("it has changed while it was fetched")
-            return FetchedFile(self.file, sha256, version_of(info), lambda: self.space.give(taken))
+                    raise OSError("it changed while it was fetched")
+            return FetchedFile(self.file, sha256, version_of(info), lambda: self.space.release(taken))
         except BaseException:
             shutil.rmtree(self.file.parent, ignore_errors=True)
-            self.space.give(taken)
+            self.space.release(taken)
             raise
 
     def hash(self) -> tuple[str, str]:
@@ -158,7 +156,7 @@ class _Download:
         return _call(self.system, self.limits.timeout_seconds, self.space.cancelled, method, *arguments, **options)
 
     def watch(self) -> Any:
-        """A callback that ends a download which is cancelled, or longer than a video may be."""
+        """A callback that ends a download that is cancelled or too large."""
         from fsspec.callbacks import Callback
 
         def check(received: int) -> None:
@@ -174,16 +172,16 @@ class _Download:
 
 
 def open_filesystem(url: str) -> tuple[Any, str]:
-    """The file system of a URL, which remembers no listings, and the path in it.
+    """The file system of a URL, without a cache of listings, and the path in it.
 
     Raises:
-        UserError: there is none of this name, or its package is missing.
+        UserError: the scheme is unknown, or its package is not installed.
     """
     import fsspec
 
     options: dict[str, Any] = {"use_listings_cache": False}
     s3 = url.partition("://")[0].lower() in _S3
-    if s3:  # retried here, by one rule for all file systems
+    if s3:  # `fetch` retries, for all file systems alike
         configured = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
         options["config_kwargs"] = {"retries": {"total_max_attempts": 1}} | configured
     try:
@@ -198,13 +196,13 @@ def open_filesystem(url: str) -> tuple[Any, str]:
 
 
 def version_of(info: dict[str, Any]) -> str:
-    """A text that changes with a remote file: its size, and its ETag or time; "" where neither is known."""
+    """A text that changes with a remote file: its size, and its ETag or time; "" if neither is known."""
     found = next((str(info[key]).strip('"') for key in _VERSIONS if info.get(key)), "")
     return f"{info.get('size')} {found}" if found else ""
 
 
 def remote_version(url: str, limits: FetchLimits) -> str:
-    """`version_of` a remote file as it is now; "" also where it cannot be asked."""
+    """`version_of` a remote file as it is now; "" also if the server cannot be reached."""
     system, path = open_filesystem(url)
     try:
         return version_of(_call(system, limits.timeout_seconds, threading.Event(), "info", path))
@@ -213,7 +211,7 @@ def remote_version(url: str, limits: FetchLimits) -> str:
 
 
 def with_retries(call: Callable[[], Result], attempts: int = 4) -> Result:
-    """What ``call`` gives, tried again where what has failed may pass."""
+    """The result of ``call``, which is repeated after temporary failures."""
     for attempt in range(attempts - 1):
         try:
             return call()
@@ -225,7 +223,7 @@ def with_retries(call: Callable[[], Result], attempts: int = 4) -> Result:
 
 
 def describe(error: BaseException, limits: FetchLimits) -> str:
-    """Why something failed, in one line without credentials."""
+    """An error in one line without credentials."""
     cause = _cause(error)
     if isinstance(cause, TimeoutError):
         return f"timed out after {limits.timeout_seconds:g} s (data.fetch.timeout_seconds)"
@@ -237,7 +235,7 @@ def describe(error: BaseException, limits: FetchLimits) -> str:
 
 
 def _is_final(error: BaseException) -> bool:
-    """Whether another attempt would fail alike."""
+    """Whether another attempt would fail too."""
     cause = _cause(error)
     if (status := getattr(cause, "status", None)) is not None:
         return status not in _TEMPORARY_STATUSES
@@ -245,7 +243,7 @@ def _is_final(error: BaseException) -> bool:
 
 
 def _cause(error: BaseException) -> BaseException:
-    """What is behind an error: fsspec says of any answer of a web server, and of none, that the file was not found."""
+    """The cause of an error: fsspec raises FileNotFoundError for any failed request to a web server."""
     cause = error.__cause__
     known = isinstance(cause, TimeoutError) or type(cause).__module__.startswith("aiohttp")
     return cause if isinstance(error, FileNotFoundError) and cause is not None and known else error
@@ -254,7 +252,7 @@ def _cause(error: BaseException) -> BaseException:
 def _call(
     system: Any, seconds: float | int, cancelled: threading.Event, method: str, *arguments: Any, **options: Any
 ) -> Any:
-    """Calls a method of a file system, which ends after so many seconds, or when all is cancelled."""
+    """Calls a method of a file system, with a time limit, until all downloads are cancelled."""
     if not system.async_impl:
         return getattr(system, method)(*arguments, **options)
     timed = asyncio.wait_for(getattr(system, f"_{method}")(*arguments, **options), seconds)
@@ -267,7 +265,7 @@ def _call(
 
 
 def _md5_of(info: dict[str, Any], path: str) -> str:
-    """The MD5 of a remote file where its ETag is one, as of objects that were written to S3 at once, unencrypted."""
+    """The MD5 of a remote file if its ETag is one, as for unencrypted objects in S3 uploaded in one part; else ""."""
     etag = str(info.get("ETag", "")).strip('"').lower()
     known = "VersionId" in info and path.partition("/")[0] not in _NOT_MD5  # as S3 describes files, but not web servers
     return etag if known and re.fullmatch("[0-9a-f]{32}", etag) else ""

@@ -1,7 +1,7 @@
-"""Decisions of reviewers become labels of training videos; val and test stay what they would be without them.
+"""Decisions of reviewers become labels of training videos; val and test stay as they would be without them.
 
-People review what a network is unsure of: such videos in a test set would make it another one, easier or harder than
-what comes in, and a network trained on the answers would be tested on them.
+People review what a network is unsure of. Such videos would bias a test set, and a network trained on their labels
+would be tested on them.
 """
 
 import math
@@ -18,33 +18,33 @@ from rich.text import Text
 from vidcls.data.decisions import BAD_FILE, LABEL, UNSURE
 from vidcls.errors import UserError
 
-UNSETTLED = "unsettled"  # a verdict of ours: reviewers disagree
-LEFT_OUT = {BAD_FILE: "reviewed: a bad file", UNSETTLED: "reviewed: reviewers disagree"}
+UNRESOLVED = "unresolved"  # where reviewers disagree, beside `vidcls.data.decisions.VERDICTS`
+LEFT_OUT = {BAD_FILE: "reviewed: a bad file", UNRESOLVED: "reviewed: reviewers disagree"}
 _SHOWN = 20
 
 
-def settle(decisions: pd.DataFrame, disagreement: str) -> pd.DataFrame:
-    """The verdict and label on each content of `read_decisions`, by ``sha256``; who is unsure has no say.
+def resolve(decisions: pd.DataFrame, disagreement: str) -> pd.DataFrame:
+    """The verdict and label of each content in `read_decisions`, indexed by ``sha256``; ``unsure`` does not count.
 
-    ``disagreement`` is ``majority`` (a tie is `UNSETTLED`), ``latest`` or ``drop`` (`UNSETTLED`).
+    ``disagreement`` is ``majority`` (a tie is `UNRESOLVED`), ``latest`` or ``drop`` (`UNRESOLVED`).
     """
     voices = decisions[decisions["verdict"] != UNSURE].sort_values("time", kind="stable")
     opinions: dict[str, list[tuple[str, str]]] = {}
     for row in voices.itertuples():
         opinions.setdefault(row.sha256, []).append((row.verdict, row.label))
-    settled = {}
+    resolved = {}
     for sha256, given in opinions.items():
         (first, most), *others = Counter(given).most_common(2)
         if others and (disagreement == "drop" or (disagreement == "majority" and others[0][1] == most)):
-            first = UNSETTLED, ""
-        settled[sha256] = given[-1] if others and disagreement == "latest" else first
-    return pd.DataFrame.from_dict(settled, "index", columns=["verdict", "label"])
+            first = UNRESOLVED, ""
+        resolved[sha256] = given[-1] if others and disagreement == "latest" else first
+    return pd.DataFrame.from_dict(resolved, "index", columns=["verdict", "label"])
 
 
 def agreement(decisions: pd.DataFrame) -> pd.DataFrame:
-    """How far each two reviewers agree on what both have seen: one, other, videos, agreed, Cohen's kappa.
+    """The agreement of each two reviewers on what both have reviewed: one, other, videos, agreed, Cohen's kappa.
 
-    ``unsure`` and ``bad_file`` count as answers. Kappa is NaN where both give one and the same answer throughout.
+    ``unsure`` and ``bad_file`` count as answers. Kappa is NaN where both always give the same single answer.
     """
     from sklearn.metrics import cohen_kappa_score  # only here: it takes a while
 
@@ -60,14 +60,14 @@ def agreement(decisions: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["one", "other", "videos", "agreed", "kappa"])
 
 
-def apply_decisions(manifest: pd.DataFrame, groups: Sequence[str], settled: pd.DataFrame) -> pd.DataFrame:
-    """A manifest whose training videos have the labels of reviewers, by content; see the head of this file.
+def apply_decisions(manifest: pd.DataFrame, groups: Sequence[str], resolved: pd.DataFrame) -> pd.DataFrame:
+    """A manifest whose training videos have the labels of reviewers, by content; see the top of this file.
 
-    Videos without a label ("") that reviewers have given one join the training videos, unless their split or that of
-    one in their group (see `group_videos`) is val or test; all others without one go. What is left out of training by
-    reviewers is ``dropped``.
+    Videos without a label ("") that reviewers have labelled become training videos, unless they or one in their group
+    (see `group_videos`) are in val or test; others without a label are removed. Those that reviewers exclude get the
+    status ``dropped``.
     """
-    found = settled.reindex(manifest["sha256"]).set_axis(manifest.index)
+    found = resolved.reindex(manifest["sha256"]).set_axis(manifest.index)
     held_out = manifest["split"].isin(["val", "test"])
     tied = pd.Series(groups, manifest.index).isin({group for group, held in zip(groups, held_out, strict=True) if held})
     kept = manifest.copy()
@@ -89,21 +89,21 @@ def use_decisions(
     classes: Sequence[str],
     console: Console,
 ) -> pd.DataFrame:
-    """`apply_decisions`, and a report of what that has changed and of what reviewers disagree about.
+    """`apply_decisions`, with a report of what has changed and of disagreements.
 
     Raises:
-        UserError: a reviewer has given a label that is none of ``classes``.
+        UserError: a reviewer has given a label that is not in ``classes``.
     """
     if others := sorted(set(decisions["label"]) - {"", *classes}):
         remedy = "Correct the decisions, or name the class in data.classes."
         raise UserError(f"decisions for {', '.join(classes)}", repr(others[0]), remedy, "unknown-classes")
-    settled = settle(decisions, disagreement)
-    kept = apply_decisions(manifest, groups, settled)
-    _print_agreement(decisions, settled, disagreement, console)
+    resolved = resolve(decisions, disagreement)
+    kept = apply_decisions(manifest, groups, resolved)
+    _print_agreement(decisions, resolved, disagreement, console)
     before = manifest.set_index("path")["label"]
     decided = kept[kept["label_source"] == "decisions"]
     old = before[decided["path"]].to_numpy()
-    held_out = kept["split"].isin(["val", "test"]) & kept["sha256"].isin(settled.index)
+    held_out = kept["split"].isin(["val", "test"]) & kept["sha256"].isin(resolved.index)
     dropped = Counter(kept["reason"][kept["status"] == "dropped"])
     counts = {
         "labels are changed": int(((old != "") & (old != decided["label"])).sum()),
@@ -113,7 +113,7 @@ def use_decisions(
         "reviewed videos are held out (val, test): these keep the label of the source": int(held_out.sum()),
         "videos without a label are not used: not decided, or held out by their split or creator": len(manifest)
         - len(kept),
-        "reviewed videos are not in the source": len(set(settled.index) - set(manifest["sha256"])),
+        "reviewed videos are not in the source": len(set(resolved.index) - set(manifest["sha256"])),
     }
     for what, count in counts.items():
         if count:
@@ -121,7 +121,7 @@ def use_decisions(
     return kept
 
 
-def _print_agreement(decisions: pd.DataFrame, settled: pd.DataFrame, disagreement: str, console: Console) -> None:
+def _print_agreement(decisions: pd.DataFrame, resolved: pd.DataFrame, disagreement: str, console: Console) -> None:
     pairs = agreement(decisions)
     voices = decisions[decisions["verdict"] != UNSURE].groupby("sha256")
     disputed = [(sha256, rows) for sha256, rows in voices if len(rows[["verdict", "label"]].drop_duplicates()) > 1]
@@ -138,10 +138,10 @@ def _print_agreement(decisions: pd.DataFrame, settled: pd.DataFrame, disagreemen
             table.add_row(*map(Text, (row.one, row.other, str(row.videos), str(row.agreed), kappa)))
         console.print(table)
     if disputed:
-        table = Table("video", "decisions", "settled", title="Disputed")
+        table = Table("video", "decisions", "resolved", title="Disputed")
         for sha256, rows in disputed[:_SHOWN]:
             said = ", ".join(f"{row.reviewer}: {row.label or row.verdict}" for row in rows.itertuples())
-            verdict, label = settled.loc[sha256]
+            verdict, label = resolved.loc[sha256]
             table.add_row(*map(Text, (rows["path"].iloc[0], said, label or verdict)))
         console.print(table)
     for name, count in {"pairs of reviewers": len(pairs), "disputed videos": len(disputed)}.items():

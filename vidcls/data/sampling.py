@@ -1,4 +1,4 @@
-"""Which frames: pure functions from real timestamps to frame indices.
+"""Frame sampling: pure functions from timestamps to frame indices.
 
 Uniform sampling cuts the video into T segments of equal *time* and takes the frame on screen in the middle of each.
 Ten frames at a steady rate, T = 4 (``x`` taken, ``.`` not; a bar is a segment's end)::
@@ -6,8 +6,8 @@ Ten frames at a steady rate, T = 4 (``x`` taken, ``.`` not; a bar is a segment's
     frame    0 1 2 3 4 5 6 7 8 9
              . x .|. x . . x|. x .     seconds 1.25 3.75 6.25 8.75 at 1 frame per second
 
-With a variable frame rate the same four instants fall on other frames: time decides, not the count. The same
-sampling is applied to each clip, and to each window of a long video.
+With a variable frame rate the same four instants fall on other frames. The same sampling is applied to each clip, and
+to each window of a long video.
 """
 
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ ROUNDING_SECONDS = 1e-6  # sums of strides are not exact in floating point
 
 @dataclass(frozen=True)
 class ClipSpec:
-    """What the network sees of a video: M clips of T frames of R x R pixels."""
+    """The network's input from a video: M clips of T frames of R x R pixels."""
 
     num_frames: int  # T, of a clip
     resolution: int  # R
@@ -37,7 +37,7 @@ class ClipSpec:
 
 @dataclass(frozen=True)
 class StoreSpec:
-    """What is decoded and kept of a video: uint8 [M * F, stored_resolution, stored_resolution, 3], clip after clip."""
+    """What is decoded and stored of a video: uint8 [M * F, stored_resolution, stored_resolution, 3], by clips."""
 
     stored_frames: int  # F, of a clip
     stored_resolution: int
@@ -47,8 +47,7 @@ class StoreSpec:
 
     @property
     def frames_per_video(self) -> int:
-        """M * F."""
-        return self.num_clips * self.stored_frames
+        return self.num_clips * self.stored_frames  # M * F
 
 
 def segment_middles(start_seconds: float, end_seconds: float, num_frames: int) -> Float[np.ndarray, " T"]:
@@ -102,10 +101,10 @@ def window_indices(
 
 
 def clip_starts(seconds: float, clip_seconds: float | int, num_clips: int) -> Float[np.ndarray, " M"]:
-    """When the M clips that stand for the video [0, ``seconds``) start, ascending.
+    """The start times of the M clips that represent the video [0, ``seconds``), ascending.
 
-    They are evenly spaced, the first starts and the last ends with the video; a single one lies in its middle. Clips
-    overlap where they must. A video no longer than one clip yields the whole video M times.
+    They are evenly spaced, and may overlap; the first starts and the last ends with the video. A single clip is in the
+    middle. A video no longer than one clip yields the whole video M times.
 
     Example, clips of 4 s of a video of 10 s, M = 3 and M = 1::
 
@@ -143,15 +142,13 @@ def clip_indices(timestamps: Float[np.ndarray, " N"], end_seconds: float, spec: 
 
 
 def window_starts(seconds: float, window_seconds: float, stride_seconds: float) -> Float[np.ndarray, " W"]:
-    """When the windows that cover the video [0, ``seconds``) start, ascending, the first one at 0.
+    """The start times of the windows that cover the video [0, ``seconds``), ascending from 0.
 
-    A window is a half-open range of time, [start, start + window_seconds). They lie a stride apart; the last one is
-    moved back to end with the video where it would stick out. A video that is not longer than a window has exactly one,
-    which is the whole video.
+    A window is a half-open range of time, [start, start + window_seconds). Windows are a stride apart; the last one is
+    moved back so that it ends with the video. A video no longer than a window has exactly one, the whole video.
 
     Raises:
-        UserError: a window or a stride that is not positive, or a stride longer than the window (which would leave
-            parts of the video unseen).
+        UserError: the window or the stride is not positive, or the stride is longer than the window.
 
     Example, a window of 4 s each 3 s in a video of 12 s (the last window would have started at 9)::
 
@@ -177,16 +174,15 @@ def window_starts(seconds: float, window_seconds: float, stride_seconds: float) 
     if seconds <= window_seconds:
         return np.zeros(1)
     last = seconds - window_seconds
-    # 0.3 s in steps of 0.1 must not get a window more because (0.3 - 0.1) / 0.1 is a hair above 2.
+    # 0.3 s in steps of 0.1 must not get another window because (0.3 - 0.1) / 0.1 is slightly above 2.
     before = max(int(np.ceil(last / stride_seconds - ROUNDING_SECONDS)), 1)
     return np.append(np.arange(before) * float(stride_seconds), last)
 
 
 def stored_frames(num_frames: int, store_num_frames: int | None, sampling: str) -> int:
-    """F, how many frames the store must hold for a run that uses T = ``num_frames``.
+    """F, the number of stored frames for a run that uses T = ``num_frames``: T by default, and at least.
 
-    None is what the run itself uses. Values below T are raised to T; reporting that is up to the caller.
-    Raises `UserError` where F is not a multiple of T: evenly spaced frames would not stay so (``uniform`` only).
+    Raises `UserError` for uniform sampling if T does not divide F: the frames used would not be evenly spaced.
     """
     if store_num_frames is None or check_integer("data.store.num_frames", store_num_frames) <= num_frames:
         return num_frames

@@ -1,4 +1,4 @@
-"""A folder, a .zip or a list to a table of labelled videos; reads names only, opens no video."""
+"""A folder, a .zip or a list becomes a table of labelled videos; reads names only, opens no video."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from vidcls.data.listing import LIST_EXTENSIONS, VIDEO_EXTENSIONS, read_list, walk_folder
-from vidcls.data.options import DataOptions, check_class_names, folded
+from vidcls.data.options import DataOptions, canonical_name, check_class_names
 from vidcls.data.urls import extension, is_url, join, local_path, path_of, redact
 from vidcls.errors import UserError
 
@@ -32,10 +32,10 @@ class Listing:
     """What a source holds.
 
     Attributes:
-        videos: one row per video, sorted by path, all str: ``path`` (as the source names it: with / and relative to the
-            source's root, or as written in a list, without credentials), ``file`` (absolute, or the URL to fetch, which
-            may hold credentials), ``label``, ``split`` (train, val, test, or "" where the source says nothing),
-            ``creator`` ("" unknown) and ``version`` (of a remote file, see `vidcls.data.remote`; "" unknown).
+        videos: one row per video, sorted by path, all str: ``path`` (with / and relative to the source's root, or as
+            written in a list, without credentials), ``file`` (an absolute path, or the URL to fetch, which may hold
+            credentials), ``label``, ``split`` (train, val, test, or "" if not given), ``creator`` ("" unknown) and
+            ``version`` (of a remote file, see `vidcls.data.remote.version_of`; "" unknown).
         ignored: how many files, by kind, are in the source but not in ``videos``.
     """
 
@@ -59,19 +59,19 @@ def list_videos(
 
     Folders and zips: a folder named train, val or test (or training, valid, validation, testing; in any case) is a
     split, at any depth, and the folder in it is the class. Without split folders the class is the folder right below
-    the deepest one that holds all the videos. A .csv or .parquet has the columns path, label[, split, creator], and
-    paths relative to its own folder; of the paths in a .txt the folders tell, as in a folder. Where
-    ``options.decisions`` may give a label, that of a .csv or .parquet may be "".
+    the deepest one that holds all the videos. The same holds for the paths in a .txt. A .csv or .parquet has the
+    columns path, label[, split, creator], with paths relative to its own folder; where ``options.decisions`` may give
+    labels, a label may be "".
 
     Args:
         options: of which the source and the pattern of creators matter.
-        classes: the classes to keep, None for all there are.
-        refuse_others: for data that a trained network is evaluated on: videos of other classes than ``classes`` are an
-            error rather than ignored, and not every class must have videos.
-        unpacked: of a .zip, the folder of its files, see `vidcls.data.archive.unpack`.
+        classes: the classes to keep; None keeps all.
+        refuse_others: videos of other classes are an error rather than ignored, and a class may have no videos: for
+            data that a trained network is evaluated on.
+        unpacked: the folder of the files of a .zip, see `vidcls.data.archive.unpack`.
 
     Raises:
-        UserError: the source cannot be read, classes differ in case alone, or classes lack videos that must have some.
+        UserError: the source cannot be read, classes differ in case alone, or a class has no videos.
     """
     source, ignored = local_path(options.source), Counter[str]()
     try:
@@ -117,7 +117,7 @@ def _list_source(
 
 
 def creator_of(stem: str, pattern: re.Pattern[str]) -> str:
-    """Who made the video, by its file name without extension; "" where the name does not tell.
+    """The creator in a file name without extension; "" where the pattern does not match.
 
     >>> pattern = re.compile("(?P<creator>.+)_[^_]+")
     >>> creator_of("dr._no_7000", pattern), creator_of("holiday", pattern)
@@ -128,12 +128,12 @@ def creator_of(stem: str, pattern: re.Pattern[str]) -> str:
 
 
 def place_videos(folders: Sequence[Sequence[str]], classes: Sequence[str] | None) -> list[tuple[str, str] | str]:
-    """Split ("" for none) and class of each video by the folders it lies in, or what kind of stray it is.
+    """Split ("" for none) and class of each video by its folders, or why it is in no class.
 
     Args:
         folders: per video, the names of the folders from the source's root down.
-        classes: the classes that the user named; these names are then no splits, and without split folders the first
-            folder so named is the class, wherever it lies.
+        classes: the classes that the user named. A folder of such a name is never a split, and without split folders
+            the first one is the class, at any depth.
 
     >>> place_videos([["rtp", "train", "safe"], ["rtp", "Validation", "safe", "day 1"]], None)
     [('train', 'safe'), ('val', 'safe')]
@@ -253,8 +253,8 @@ def _check_found(
     if classes is not None and (empty := [name for name in classes if name not in found]):
         expected = f"videos of each of data.classes in {source}"
         raise UserError(expected, f"none of {_some(empty)}{also}", "Correct data.classes.", "data.classes")
-    spellings = Counter(map(folded, found))
-    if classes is None and (alike := [name for name in found if spellings[folded(name)] > 1]):
+    spellings = Counter(map(canonical_name, found))
+    if classes is None and (alike := [name for name in found if spellings[canonical_name(name)] > 1]):
         remedy = f"Rename them, or give data.classes=[{','.join(found)}] if they are different ones."
         raise UserError(f"classes in {source} that differ in more than case", _some(alike), remedy, "classes-alike")
     if len(found) < fewest:

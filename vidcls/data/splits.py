@@ -10,22 +10,20 @@ import pandas as pd
 from jaxtyping import Float, Int
 
 from vidcls.data.decoding.result import USABLE
-from vidcls.data.options import folded
+from vidcls.data.options import canonical_name
 from vidcls.errors import UserError
 
 _ATTEMPTS = 100
 _BYTES, _LABELS, _NEAR, _CREATOR = "same bytes", "same bytes, different labels", "near-duplicate", "same creator"
-HELD_OUT_FIRST = (("val", ("test",)), ("train", ("val", "test")))
-"""What is dropped if it leaks from which splits."""
+HELD_OUT_FIRST = (("val", ("test",)), ("train", ("val", "test")))  # each drops what it shares with the others
 
 
 def group_videos(videos: pd.DataFrame, *, creators: bool = True, clusters: bool = True) -> list[str]:
-    """Names the groups of videos that must stay together: of one creator, one content or one cluster of copies.
+    """The name of each video's group: videos of one creator, one content or one cluster of copies stay together.
 
-    ``videos`` have path, creator, sha256 and may have cluster; "" is unknown and connects nothing, and creators and
-    clusters need not count. Videos may be connected through others, and creators that differ in case alone are one. A
-    group is named by the creator of most of its videos, or by its hash: by nothing that changes when other groups come
-    or go.
+    ``videos`` has the columns path, creator, sha256 and optionally cluster; "" is unknown and connects nothing. Groups
+    are connected components. A group is named after the creator of most of its videos, or after a hash, so that its
+    name does not change when other groups come or go.
 
     >>> hashes, names = ["a", "b", "b", "c"], ["ann", "bob", "", "ann"]
     >>> group_videos(pd.DataFrame({"path": ["1.mp4", "2.mp4", "3.mp4", "4.mp4"], "creator": names, "sha256": hashes}))
@@ -37,7 +35,7 @@ def group_videos(videos: pd.DataFrame, *, creators: bool = True, clusters: bool 
         for row in videos[kinds].itertuples(index=False, name=None)
     ]
     count, nodes = len(videos), dict[str, int]()
-    keys = [[folded(name) if name.startswith("creator ") else name for name in ties] for ties in names]
+    keys = [[canonical_name(name) if name.startswith("creator ") else name for name in ties] for ties in names]
     edges = [(video, nodes.setdefault(key, count + len(nodes))) for video, ties in enumerate(keys) for key in ties]
     ends = np.array(edges, dtype=np.int64).reshape(-1, 2).T
     components = number_components(*ends, count=count + len(nodes))[:count].tolist()
@@ -52,20 +50,17 @@ def group_videos(videos: pd.DataFrame, *, creators: bool = True, clusters: bool 
 
 
 def group_numbers(rows: pd.DataFrame) -> Int[np.ndarray, " N"]:
-    """The number of each video's group, see `group_videos`."""
-    names = group_videos(rows)
-    numbers: np.ndarray = np.unique(names, return_inverse=True)[1]
-    return numbers
+    """The groups of `group_videos` as numbers."""
+    return np.unique(group_videos(rows), return_inverse=True)[1]
 
 
 def number_components(one: Int[np.ndarray, " P"], other: Int[np.ndarray, " P"], *, count: int) -> Int[np.ndarray, " _"]:
-    """The number of the connected component of each of ``count`` nodes, of which P pairs are connected."""
+    """The connected component of each of ``count`` nodes, with edges between ``one[i]`` and ``other[i]``."""
     from scipy.sparse import coo_array  # only here: it takes a while
     from scipy.sparse.csgraph import connected_components
 
     graph = coo_array((np.ones(len(one)), (one, other)), shape=(count, count))
-    components: np.ndarray = connected_components(graph, directed=False)[1]
-    return components
+    return connected_components(graph, directed=False)[1]
 
 
 def assign_splits(
@@ -80,13 +75,12 @@ def assign_splits(
     """The split of each of N videos: as the source gives it, and drawn where it gives none.
 
     - Nothing given: train, val and test are drawn.
-    - train given but no val: val is drawn from train, ``val_fraction`` of it; an existing test split is kept,
-      otherwise there is none.
-    - train and val given: nothing is drawn, and without a given test there is none.
+    - train given but no val: ``val_fraction`` of train becomes val; a given test split is kept.
+    - train and val given: nothing is drawn.
 
-    A group's split follows from a hash of ``seed`` and its name alone, so that it stays where it is when videos are
-    added, removed or cannot be decoded. Only where a class would have less than half or more than twice its share of a
-    split, as happens with few groups, some groups go elsewhere. Each class is in each split that is drawn.
+    A group's split is a function of ``seed`` and the group's name alone, so that it does not change when videos are
+    added, removed or cannot be decoded. Only where a class would get less than half or more than twice its share of a
+    split, as happens with few groups, are some groups moved. Each class is in each split that is drawn.
 
     Raises:
         UserError: the given splits are incomplete, or no division has each class in each split.
@@ -144,9 +138,9 @@ def _unit_hash(text: str) -> float:
 def _try_draw(
     counts: Int[np.ndarray, "G K"], fractions: Sequence[float], place: Float[np.ndarray, " G"]
 ) -> Int[np.ndarray, " G"] | None:
-    """The number of each group's split, the last one being train; None where a class is missing from a split.
+    """The index of each group's split, train being the last; None where a class is missing from a split.
 
-    A group whose place in [0, 1) is within the first ``fractions[0]`` prefers split 0, and so on.
+    A group whose ``place`` in [0, 1) is below ``fractions[0]`` prefers split 0, and so on.
     """
     train, has = len(fractions), counts > 0
     preferred = np.searchsorted(np.cumsum(fractions), place, side="right")
@@ -179,10 +173,9 @@ def _try_draw(
 def assign_folds(
     labels: Sequence[str] | Int[np.ndarray, " N"], groups: Sequence[str], folds: int, seed: int | None
 ) -> list[int]:
-    """The fold of each of N videos, 0 to ``folds`` - 1: groups stay together, and classes are spread over the folds.
+    """The fold of each of N videos by scikit-learn's ``StratifiedGroupKFold``, which depends on their order.
 
-    scikit-learn's ``StratifiedGroupKFold`` over videos in the order given: sort them first. ``seed`` None: groups are
-    not shuffled.
+    With ``seed=None`` groups are not shuffled.
 
     Raises:
         UserError: there are fewer groups than folds.
@@ -203,11 +196,10 @@ def assign_folds(
 
 
 def find_leaks(manifest: pd.DataFrame) -> pd.DataFrame:
-    """What is in two splits and should not be: the table kind, key, splits, videos; a row per hash, cluster or creator.
+    """What splits share and should not: a row (kind, key, splits, videos) per hash, cluster or creator.
 
-    Rows without a split, undecodable ones and those already dropped do not count. The kinds, in this order: "same
-    bytes" in two splits; "same bytes, different labels" in any; "near-duplicate" in two splits, where ``manifest`` has
-    a column ``cluster``; "same creator" in two splits.
+    The kinds, in this order: "same bytes" in two splits; "same bytes, different labels" anywhere; "near-duplicate" in
+    two splits; "same creator" in two splits. Rows without a split, undecodable and dropped ones do not count.
     """
     live = _live(manifest)
     leaks = []
@@ -223,11 +215,11 @@ def find_leaks(manifest: pd.DataFrame) -> pd.DataFrame:
 
 
 def drop_leaks(manifest: pd.DataFrame, order: Sequence[tuple[str, Sequence[str]]] = HELD_OUT_FIRST) -> pd.DataFrame:
-    """A copy of ``manifest`` where leaking videos have the status "dropped" and a reason; evaluation splits come first.
+    """A copy of ``manifest`` where leaking videos have the status "dropped" and a reason.
 
-    Drops the videos of a split that share content, cluster or creator with other splits, one (split, others) of
-    ``order`` after the other. Of videos with the same bytes but different labels all copies in train go, since nobody
-    knows which label is right; in val and test they stay, and `find_leaks` still names them.
+    For each (split, others) of ``order``, drops the videos of the split that share content, cluster or creator with the
+    others. Of videos with the same bytes but different labels all copies in train are dropped, since it is unknown
+    which label is right; in val and test they stay, and `find_leaks` still reports them.
     """
     kept = manifest.copy()
     for split, others in order:
@@ -244,7 +236,7 @@ def drop_leaks(manifest: pd.DataFrame, order: Sequence[tuple[str, Sequence[str]]
 
 def _live(manifest: pd.DataFrame) -> pd.DataFrame:
     live = manifest[(manifest["split"] != "") & manifest["status"].isin(USABLE)]
-    live = live.assign(creator=live["creator"].map(folded))
+    live = live.assign(creator=live["creator"].map(canonical_name))
     return live if "cluster" in live else live.assign(cluster="")
 
 

@@ -1,7 +1,6 @@
 """Decoded frames and cached features on disk: one safetensors file per video, addressed by content.
 
-A file appears under its name whole or not at all, so a killed process leaves nothing that is trusted later, and what
-the disk altered afterwards fails its checksum. Any number of runs and processes may share one store.
+Files are written atomically and have checksums. Any number of runs and processes may share one store.
 """
 
 from __future__ import annotations
@@ -24,12 +23,12 @@ from vidcls.data.sampling import StoreSpec
 from vidcls.errors import UserError
 from vidcls.files import write_atomically
 
-# Raised whenever decoding changes what it gives for the same video and settings: old entries are then not found.
+# Raised whenever decoding gives other frames for the same video and options, so that old entries are not found.
 DECODE_VERSION = 6
 
 
 def decoding_versions() -> dict[str, str | int]:
-    """What decodes, and how: results on frames of other versions cannot be compared."""
+    """The versions of decoders and decoding: results on frames of other versions cannot be compared."""
     return decoder_versions() | {"version": DECODE_VERSION}
 
 
@@ -64,10 +63,7 @@ class _Store:
 
 
 class FrameStore(_Store):
-    """Decoded videos of one `StoreSpec`, as uint8 stacks [M * F, R, R, 3], with a checksum of each frame.
-
-    All specs share the folder ``root``.
-    """
+    """Decoded videos of one `StoreSpec`, as uint8 stacks [M * F, R, R, 3], in a subfolder of ``root``."""
 
     def __init__(self, root: Path, spec: StoreSpec) -> None:
         self.spec = spec
@@ -77,14 +73,14 @@ class FrameStore(_Store):
         super().__init__(root / f"{address}_{versions}")
 
     def write(self, sha256: str, frames: Frames, result: DecodeResult) -> None:
-        """Stores a decoded video, atomically; raises `UserError` where the disk is full."""
+        """Stores a decoded video; raises `UserError` if the disk is full."""
         text = json.dumps(asdict(result))
         checksums = np.array([zlib.crc32(part) for part in [*frames, text.encode()]], np.uint32)
         content = save({"frames": frames, "checksums": checksums}, {"reading": text})
         write_atomically(self.path(sha256), content)
 
     def find(self, sha256: str) -> DecodeResult | None:
-        """The decode result of a stored video, checked to the last byte; None if it is not stored, or broken."""
+        """The decode result of a stored video, all of which is checked; None if it is not stored, or is damaged."""
         try:
             self.read(sha256, np.arange(self.spec.frames_per_video))
             with self._open(sha256) as file:
@@ -96,7 +92,7 @@ class FrameStore(_Store):
             return None
 
     def read(self, sha256: str, indices: Int[np.ndarray, " T"]) -> UInt8[np.ndarray, "T R R 3"]:
-        """The frames ``indices`` of a stored video, read from the memory-mapped file and checked.
+        """The frames ``indices`` of a stored video, from the memory-mapped file, checked.
 
         Raises:
             StoreEntryError: the entry is missing, truncated, altered or of another shape.
@@ -116,16 +112,16 @@ class FrameStore(_Store):
 
 
 class FeatureStore(_Store):
-    """Features of videos from one frozen encoder, with a checksum; its folder is of this encoder alone."""
+    """Features of videos from one frozen encoder, which has the folder to itself."""
 
     def write(self, sha256: str, features: Shaped[np.ndarray, "*features"]) -> None:
-        """Stores a video's features, atomically; raises `UserError` where the disk is full."""
+        """Stores a video's features; raises `UserError` if the disk is full."""
         features = np.ascontiguousarray(features)
         content = save({"features": features}, {"checksum": str(zlib.crc32(features.data))})
         write_atomically(self.path(sha256), content)
 
     def read(self, sha256: str) -> Shaped[np.ndarray, "*features"]:
-        """The features of a stored video; raises `StoreEntryError` where they are missing, truncated or altered."""
+        """The features of a stored video; raises `StoreEntryError` if they are missing or damaged."""
         with self._open(sha256) as file:
             features, checksum = file.get_tensor("features"), int(file.metadata()["checksum"])
         if zlib.crc32(features.data) != checksum:
@@ -133,7 +129,7 @@ class FeatureStore(_Store):
         return features
 
     def holds(self, sha256: str) -> bool:
-        """Whether the features of a video are stored, and whole."""
+        """Whether the features of a video are stored and undamaged."""
         try:
             self.read(sha256)
         except StoreEntryError:

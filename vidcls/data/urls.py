@@ -1,4 +1,4 @@
-"""URLs of videos, and how they are written down: without the credentials that they may hold. Imports nothing heavy."""
+"""URLs of videos, and how they are shown without credentials. Imports nothing heavy."""
 
 import os
 import posixpath
@@ -13,8 +13,8 @@ _USER = re.compile(
     |(\bhttps?://)[^/?\#\s]+@""",
     re.IGNORECASE | re.VERBOSE,
 )
-# Parameters by which a URL is signed or gives access, as S3, Google, Azure, CloudFront and others name them; those that
-# say until when are left out too, so that a video signed again keeps its name.
+# Parameters that sign a URL or give access, as S3, Google, Azure, CloudFront and others name them; also those with its
+# expiry time, so that a video signed again keeps its name.
 _SECRET = re.compile(
     r"""([?&;\#](?:[\w.-]*(?:token|secret|signature|credential|passw(?:or)?d|api[-_]?key|access[-_]?key(?:[-_]?id)?|auth
     |authorization)|x-(?:amz|goog|ms|oss|cos)-[\w-]+|sig|pwd|key|key-pair-id|policy|expires|GoogleAccessId|se|st|ske|skt
@@ -38,7 +38,7 @@ def local_path(text: str) -> str:
 
 
 def join(base: str, name: str) -> str:
-    """Where ``name`` is: as it says if it is a URL or absolute, else below the folder ``base``, which may be a URL.
+    """``name`` itself if it is a URL or absolute, else relative to the folder ``base``, which may be a URL.
 
     >>> join("s3://bucket/clips", "day 1/a.mp4"), join("/clips", "https://host/a.mp4")
     ('s3://bucket/clips/day 1/a.mp4', 'https://host/a.mp4')
@@ -54,12 +54,12 @@ def join(base: str, name: str) -> str:
 
 
 def absolute(location: str) -> str:
-    """A URL as it is, and a path with all folders above it."""
+    """A URL as it is; of a path, the real path."""
     return location if is_url(location) else os.path.realpath(local_path(location))
 
 
 def path_of(location: str) -> str:
-    """A path as it is, and of a URL what comes before the query.
+    """A path as it is; of a URL, the part before the query.
 
     >>> path_of("https://host/a.mp4?width=3"), path_of("s3://bucket/really?.mp4")  # keys of S3 may hold ? and #
     ('https://host/a.mp4', 's3://bucket/really?.mp4')
@@ -70,7 +70,7 @@ def path_of(location: str) -> str:
 
 
 def extension(location: str) -> str:
-    """The extension of a file's name in lower case and without its dot; of a URL, without the query.
+    """The extension of a path or URL, in lower case and without its dot.
 
     >>> extension("https://host/a.MP4?width=3"), extension("clips/a.b.mkv"), extension("s3://my.bucket")
     ('mp4', 'mkv', '')
@@ -93,11 +93,7 @@ def redact(text: str) -> str:
 
 
 def refuse_credentials(option: str, text: str) -> None:
-    """Refuses a URL with a password, token or signature as an option, since configurations are written down.
-
-    Raises:
-        UserError: it holds one.
-    """
+    """Raises `UserError` for a URL with a password, token or signature, as options are stored in config.yaml."""
     if redact(text) != text:
         raise UserError(
             f"{option} without credentials",

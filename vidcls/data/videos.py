@@ -37,7 +37,7 @@ class Videos:
         return usable_rows(self.manifest, split)
 
     def dataset(self, split: str, *, train: bool = False) -> VideoDataset:
-        """The videos of one split: jittered and one random clip of each for training, else all clips."""
+        """The videos of one split: with jitter and one random clip each for training, else all clips."""
         rows, options = self.rows(split), self.options
         labels = [self.classes.index(label) for label in rows["label"]]
         jitter = options.temporal_jitter and train
@@ -47,7 +47,7 @@ class Videos:
         return 0, 1
 
     def loader(self, split: str, *, train: bool = False) -> DataLoader[VideoBatch | FeatureBatch]:
-        """Batches: shuffled and jittered for training, else in order, each video once over all devices."""
+        """Batches: shuffled and jittered for training, else in order, each video once over all ranks."""
         rank, world_size = self.rank_and_world_size()
         videos, options = self.dataset(split, train=train), self.options
         return DataLoader(
@@ -64,7 +64,7 @@ class Videos:
             num_workers=options.num_workers,
             pin_memory=options.pin_memory,
             persistent_workers=options.num_workers > 0,
-            # Its own: creating a loader draws from the global one, earlier in a resumed run than in a whole one.
+            # Its own: creating a loader draws from the global one, and a resumed run creates it at another time.
             generator=torch.Generator(),
         )
 

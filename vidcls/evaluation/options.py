@@ -13,7 +13,7 @@ from vidcls.data.options import SPLITS, DataOptions, check_class_names
 from vidcls.data.sources import list_videos
 from vidcls.data.urls import refuse_credentials
 from vidcls.errors import UserError, check_choice, check_number
-from vidcls.moderation.targets import check_targets
+from vidcls.moderation.policy import check_targets
 from vidcls.prediction.members import check_splits, read_members, results_folder
 from vidcls.training.logistic_options import is_logistic
 from vidcls.training.run_config import read_config
@@ -24,7 +24,7 @@ DEFAULT_SAFE_CLASS, DEFAULT_REVIEW_MARGIN = "safe", 0.2
 
 @dataclass(frozen=True)
 class PolicyOptions:
-    """What a new policy is fitted to; see `vidcls.moderation.policy.fit_policy`."""
+    """The options of `vidcls.moderation.policy.fit_policy`."""
 
     safe_class: str
     targets: dict[str, dict[str, float]]
@@ -35,16 +35,16 @@ class PolicyOptions:
 class EvaluationPlan:
     """What to evaluate."""
 
-    split: str  # whose metrics are asked for
-    splits: list[str]  # to be predicted: that one, and val and test where a policy is fitted and reported on
-    policy: PolicyOptions | None  # what to fit a policy to; None keeps the one that the run has, if any
+    split: str  # the option
+    splits: list[str]  # to predict: that one, and val and test where a policy is fitted and reported on
+    policy: PolicyOptions | None  # None keeps the run's policy, if any
 
 
 def plan_evaluation(cfg: DictConfig) -> EvaluationPlan:
     """Checks evaluate.py's configuration against the run folder, or those of an ensemble.
 
     Raises:
-        UserError: there is no such run, split, source or class, an option is out of range, or runs do not fit together.
+        UserError: there is no such run, split, source or class, an option is out of range, or runs cannot be averaged.
     """
     members = read_members(check_runs(cfg))
     folder = members[0].folder
@@ -61,7 +61,9 @@ def plan_evaluation(cfg: DictConfig) -> EvaluationPlan:
             expected = "policy.* without data.source, as a policy is fitted on the run's own val videos"
             remedy = "Fit the policy first, in a call without data.source; this call then reports on it."
             raise UserError(expected, f"data.source={cfg.data.source}", remedy, "policy-source")
-        _check_source(str(cfg.data.source), classes, run_config)
+        if not is_archive(str(cfg.data.source)):  # it must be extracted first
+            options = DataOptions(str(cfg.data.source), "", creator_pattern=run_config.data.creator_pattern)
+            list_videos(options, classes, refuse_others=True)
         return EvaluationPlan(cfg.split, [cfg.split], None)
     held = set(manifest.loc[manifest["status"].isin(USABLE), "split"])
     intact_val = manifest[(manifest["split"] == "val") & (manifest["status"] == "ok")]
@@ -76,7 +78,7 @@ def plan_evaluation(cfg: DictConfig) -> EvaluationPlan:
         raise UserError(f"videos in the run's {cfg.split} split", "none", remedy, "split")
     wanted = {cfg.split}
     if policy is not None:
-        # What a policy would do is shown on test, too, but for jobs of a sweep, which must not choose by it.
+        # The policy is reported on test too, except for jobs of a sweep, which must not be chosen by it.
         wanted |= {"val", "test"} if run_config.test else {"val"}
     splits = [split for split in SPLITS if split in wanted & held]
     check_splits(members, splits)
@@ -100,9 +102,3 @@ def _policy_options(options: DictConfig, classes: list[str], has_policy: bool) -
     review_margin = check_number("policy.review_margin", review_margin, 0.0, 1.0, open_ends=True)
     targets = check_targets(classes, safe_class, {key_name(str(key)): target for key, target in targets.items()})
     return PolicyOptions(safe_class, targets, review_margin)
-
-
-def _check_source(source: str, classes: list[str], run_config: DictConfig) -> None:
-    if not is_archive(source):  # it must be extracted first
-        pattern = run_config.data.creator_pattern
-        list_videos(DataOptions(source, "", creator_pattern=pattern), classes, refuse_others=True)

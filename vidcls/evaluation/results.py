@@ -1,4 +1,4 @@
-"""What evaluate.py measures and leaves in a run folder: metrics with intervals, curves, errors, and a policy."""
+"""The results of evaluate.py in a run folder: metrics with intervals, curves, errors, and a policy."""
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -56,11 +56,11 @@ class SplitResult:
 def prepare_evaluation(
     run: BaseRun, plan: EvaluationPlan, source: str | None, cache_dir: str | None, console: Console
 ) -> Videos:
-    """The videos to evaluate on: the run's own, as they were split, or those of ``source``.
+    """The videos to evaluate on: the run's own, or those of ``source``.
 
     Raises:
         UserError: a video has changed or cannot be found, the source cannot be used, or a member of an ensemble was
-            trained on what it is to be evaluated on.
+            trained on some of the videos.
     """
     videos = run.videos(source, cache_dir)
     if source is None:
@@ -75,7 +75,7 @@ def prepare_evaluation(
 
 
 def _check_unseen(run: BaseRun, rows: pd.DataFrame, own: bool) -> None:
-    """Refuses an ensemble with a member that was trained on these videos; of its own, val is out-of-fold if so."""
+    """Raises `UserError` if a member of an ensemble was trained on these videos; its own val is out-of-fold if so."""
     for member in run.members if len(run.members) > 1 else ():
         splits = ("train",) if own else member.fitted_splits
         fitted = member.manifest[member.manifest["split"].isin(splits)]
@@ -91,7 +91,7 @@ def _check_unseen(run: BaseRun, rows: pd.DataFrame, own: bool) -> None:
 def predict_held_out(
     run: BaseRun, predictor: Predictor, videos: Videos, split: str, source: str | None
 ) -> tuple[Predictions, Float[np.ndarray, "N P"]]:
-    """Predictions and clip vectors of a split; of val out-of-fold where the network is fitted to it (refit=true)."""
+    """Predictions and clip vectors of a split; out-of-fold for val if the network is fitted to it (refit=true)."""
     if source is None and split == "val" and run.refit:
         val = _out_of_fold(run)[1].last(len(videos.rows("val")))
         return val, np.empty((len(val.labels), 0))
@@ -107,7 +107,7 @@ def _out_of_fold(run: BaseRun) -> tuple[pd.DataFrame, Predictions]:
 
 
 def evaluate_run(folder: Path, accelerator: str | None, trust: Sequence[str], console: Console) -> dict[str, Any]:
-    """The metrics of the run in ``folder`` on the test split of its own videos; writes nothing into it.
+    """The test metrics of the run in ``folder``, which is not changed.
 
     Raises:
         UserError: it is not the folder of a finished run, or the split is empty.
@@ -124,17 +124,17 @@ def evaluate_run(folder: Path, accelerator: str | None, trust: Sequence[str], co
 def choose_policy(
     run: BaseRun, options: PolicyOptions | None, videos: Videos, predictions: dict[str, Predictions]
 ) -> Policy | None:
-    """A policy fitted and saved, if one is asked for; else the one that the run has, if any.
+    """Fits and saves a policy for ``options``, to the run's out-of-fold predictions or else to those of val.
 
-    It is fitted to the run's out-of-fold predictions if it has them, else to those of val.
+    Without ``options``, returns the run's policy, if any.
 
     Raises:
-        UserError: these videos cannot support the targets, or the run's policy.json is not one.
+        UserError: there are too few videos for the targets, or the run's policy.json is damaged.
     """
     if options is None:
         path = run.policy_path
         return load_policy(path, run.classes, run.identity) if path.exists() else None
-    # A damaged video is always for review: thresholds are for the others. A copy is no further evidence.
+    # Without damaged videos, which are always for review, and without copies, which are not independent.
     if run.oof_predictions is None:
         rows, given = videos.rows("val"), predictions["val"]
     else:
@@ -163,7 +163,7 @@ def evaluate_split(
     policy: Policy | None,
     folder: Path,
 ) -> SplitResult:
-    """Measures a split, once, for everything that is then written, plotted and printed."""
+    """Computes all that is then written, plotted and printed about a split."""
     rows, classes, report, calibrated = videos.rows(split), run.classes, None, None
     groups = group_numbers(rows)
     unit = "creators" if (rows["creator"] != "").any() else "videos"
@@ -193,7 +193,7 @@ def evaluate_split(
 
 
 def absent_class_notes(split: str, metrics: Mapping[str, Any]) -> Iterator[str]:
-    """Which classes a split has no videos of, and what that means for its metrics."""
+    """Notes about classes without videos."""
     if absent := [name for name, of_class in metrics["per_class"].items() if of_class["support"] == 0]:
         yield (
             f"Note: no video of {split} is of {', '.join(absent)}. In the macro F1 the F1 of such a class counts as 0, "
@@ -202,7 +202,7 @@ def absent_class_notes(split: str, metrics: Mapping[str, Any]) -> Iterator[str]:
 
 
 def result_folder(run: BaseRun, source: str | None, split: str) -> Path:
-    """evaluations/<split> of the run folder, or evaluations/<name>_<hash>_<split> for other data."""
+    """``evaluations/<split>`` of the run folder, or ``evaluations/<name>_<hash>_<split>`` for other data."""
     if source is None:
         return run.folder / "evaluations" / split
     path = Path(absolute(source))

@@ -12,11 +12,11 @@ from vidcls.moderation.policy import Policy, policy_notes
 from vidcls.prediction.drift import drift_notes
 from vidcls.prediction.run import BaseRun
 
-FEW_CREATORS = 20  # of fewer, videos are hardly independent: see docs/evaluation.md
+FEW_CREATORS = 20  # with fewer, videos are hardly independent: see docs/evaluation.md
 
 
 def print_evaluation(run: BaseRun, results: dict[str, SplitResult], policy: Policy | None, console: Console) -> None:
-    """Prints the metrics of each split of a run, the policy and what it would do."""
+    """Prints the metrics of each split, the policy and its outcomes."""
     classes = run.classes
     columns = {
         split + " (out-of-fold)" * (run.refit and result.folder.name == "val"): _metric_cells(result.metrics)
@@ -85,7 +85,7 @@ def _creator_notes(policy: Policy, run: BaseRun) -> Iterator[str]:
 
 
 def _by_split(title: str, columns: dict[str, dict[str, str]]) -> Table:
-    # A column per split, as there are more metrics, and a terminal may be 80 wide.
+    # A column per split, as there are more metrics, and terminals may be only 80 characters wide.
     table = Table("", title=Text(title), title_justify="left")
     for split in columns:
         table.add_column(split, justify="right")
@@ -121,6 +121,6 @@ def _number(value: float | None) -> str:
 
 
 def _interval(interval: list[float] | None) -> str:
-    if interval is None or interval[0] == interval[1]:  # the bootstrap of metrics without an error has no width
+    if interval is None or interval[0] == interval[1]:  # without any error, a bootstrap interval has no width
         return "-"
     return f"{interval[0]:.2f} to {interval[1]:.2f}"

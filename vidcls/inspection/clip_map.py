@@ -1,4 +1,4 @@
-"""Where each video lies among the others: by what it looks like, or by what a network sees in it."""
+"""Maps videos by color and motion, or by a network's clip vectors, and counts neighbours."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +21,8 @@ from vidcls.prediction.run import BaseRun
 MAX_MAPPED = 2000  # videos; a random choice of more
 COMPONENTS = 32
 NEIGHBOURS = 5
-CELLS = 8  # of a side of the picture
-SPRITE = 48  # pixels
+CELLS = 8  # per side of the picture
+SPRITE = 48  # pixels per side
 
 
 @dataclass(frozen=True)
@@ -31,16 +31,16 @@ class VideoMap:
 
     rows: pd.DataFrame  # of the manifest
     vectors: Float[np.ndarray, "N P"]
-    explained: Float[np.ndarray, " P"]  # the share of the variance in each
-    features: str  # what the vectors are of, in words
+    explained: Float[np.ndarray, " P"]  # the share of the variance in each component
+    features: str  # a description of the features
 
 
 def map_videos(
     manifest: pd.DataFrame, store: FrameStore, seed: int, run: BaseRun | None, accelerator: str | None
 ) -> VideoMap:
-    """Maps the videos that have frames, each content once, by the clip vectors of ``run``, or without any weights.
+    """Maps the labelled videos that have frames, each content once, by the clip vectors of ``run`` or `frame_features`.
 
-    Raises `UserError` where no video has frames. ``run`` must have a `vidcls.training.reference`.
+    Raises `UserError` if no video has frames. ``run`` must have a `vidcls.training.reference`.
     """
     usable = manifest[manifest["status"].isin(USABLE) & (manifest["label"] != "")].drop_duplicates("sha256")
     if usable.empty:
@@ -58,7 +58,7 @@ def map_videos(
 
 
 def frame_features(store: FrameStore, sha256: str) -> Float[np.ndarray, " D"]:
-    """The mean color and the deviation of the brightness over time, in `CELLS` x `CELLS` parts of the picture."""
+    """The mean color and the deviation of the brightness over time, in `CELLS` x `CELLS` cells of the picture."""
     frames = store.read(sha256, np.arange(store.spec.frames_per_video)).astype(np.float32)
     pictures = np.concatenate([frames.mean(axis=0), frames.mean(axis=3).std(axis=0)[..., None]], axis=2)
     return adaptive_avg_pool2d(torch.from_numpy(pictures).movedim(2, 0), CELLS).flatten().numpy()
@@ -67,7 +67,7 @@ def frame_features(store: FrameStore, sha256: str) -> Float[np.ndarray, " D"]:
 def principal_components(
     vectors: Float[np.ndarray, "N D"],
 ) -> tuple[Float[np.ndarray, "N P"], Float[np.ndarray, " P"]]:
-    """The first `COMPONENTS`, and the share of the variance in each."""
+    """The projections on the first `COMPONENTS`, and the share of the variance in each."""
     u, s, _ = np.linalg.svd(vectors - vectors.mean(axis=0), full_matrices=False)
     return (u * s)[:, :COMPONENTS], (s**2 / max((s**2).sum(), 1e-12))[:COMPONENTS]
 
@@ -75,9 +75,9 @@ def principal_components(
 def neighbour_shares(
     vectors: Float[np.ndarray, "N P"], alike: Bool[np.ndarray, "N N"], allowed: Bool[np.ndarray, "N N"]
 ) -> tuple[Float[np.ndarray, " N"], Float[np.ndarray, " N"]]:
-    """Of each video, how many of the `NEIGHBOURS` nearest among those ``allowed`` are ``alike``, and of all of those.
+    """For each video, the fraction ``alike`` among its `NEIGHBOURS` nearest ``allowed`` ones, and among all of those.
 
-    The second is what chance would give. NaN where none are allowed.
+    The second is the fraction expected by chance. NaN where none are allowed.
     """
     counts, alike = allowed.sum(axis=1), alike & allowed
     distances = np.where(allowed, cdist(vectors, vectors), np.inf)
@@ -101,7 +101,7 @@ def creators_and_classes(
 
 
 def neighbour_table(videos: VideoMap) -> list[tuple[str, float, float]]:
-    """What is alike, its share among the nearest neighbours, and its share by chance."""
+    """Rows of what is alike, its mean share among the nearest neighbours, and its share by chance."""
     creators, labels = (videos.rows[key].to_numpy(object) for key in ("creator", "label"))
     found = creators_and_classes(videos.vectors, creators, labels)
     means = {what: [one[~np.isnan(one)] for one in pair] for what, pair in found.items()}
@@ -109,7 +109,7 @@ def neighbour_table(videos: VideoMap) -> list[tuple[str, float, float]]:
 
 
 def write_projector(folder: Path, videos: VideoMap, store: FrameStore) -> None:
-    """The map for TensorBoard's projector, with a picture of each video."""
+    """Writes the map for TensorBoard's projector, with a picture of each video."""
     columns = ["path", "label", "creator", "split"]
     metadata = [[visible(text) for text in row] for row in videos.rows[columns].itertuples(index=False)]
     pictures = np.concatenate([thumbnails(store, sha256, 1, SPRITE) for sha256 in videos.rows["sha256"]])

@@ -1,4 +1,4 @@
-"""data.html: what a source holds, in one file that needs no network."""
+"""data.html: the videos of a source, in one file that needs no network."""
 
 import colorsys
 import math
@@ -21,11 +21,11 @@ from vidcls.pages import render_page
 
 SHEET = 24  # videos of a class on its contact sheet
 MAX_ROWS = 100  # of a table
-MAX_VALUES = 8  # of a property that are named
-MAX_CLASSES = 8  # that have a column each
-SIDE = 96  # pixels of a picture
-MAP = 400  # units of a side of the map
-# Okabe and Ito's, without black, and two more.
+MAX_VALUES = 8  # of a property that are listed
+MAX_CLASSES = 8  # with a column each
+SIDE = 96  # pixels per side of a picture
+MAP = 400  # units per side of the map
+# Those of Okabe and Ito, without black, and two more.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c564b", "#b8ac00")
 
 
@@ -96,7 +96,7 @@ def _creators(usable: pd.DataFrame) -> list[tuple[str, int, str]]:
 
 
 def _properties(manifest: pd.DataFrame, headers: Sequence[VideoHeader | None]) -> Iterator[dict[str, Any]]:
-    """What may tell classes apart that nobody wants learnt: each value with its videos of each class."""
+    """Properties from which a network could learn the class by mistake: each value with its videos of each class."""
     table = manifest[["label", "seconds"]].assign(
         **{"header": headers, "bytes": [_size(file) for file in manifest["file"]]}
     )[manifest["status"].isin(USABLE).to_numpy()]
@@ -127,7 +127,7 @@ def _values(name: str, labels: pd.Series, values: pd.Series) -> dict[str, Any]:
 
 
 def _ranges(numbers: pd.Series) -> pd.Series:
-    """Six ranges of equal width, named by their ends; the numbers themselves where they are few or nearly alike."""
+    """Six ranges of equal width, named by their ends; the numbers themselves if they are few or nearly equal."""
     known = numbers.dropna()
     if known.nunique() > 6:
         ranges = pd.cut(known, 6)
@@ -138,7 +138,7 @@ def _ranges(numbers: pd.Series) -> pd.Series:
 
 
 def _size(file: str) -> float:
-    """The bytes of a local file; NaN where they are not known."""
+    """The size of a local file in bytes; NaN if unknown."""
     try:
         return float(Path(file).stat().st_size)
     except OSError:
@@ -165,7 +165,7 @@ def _clusters(usable: pd.DataFrame, store: FrameStore) -> list[dict[str, Any]]:
 
 
 def _sheets(usable: pd.DataFrame, store: FrameStore, seed: int) -> Iterator[tuple[str, int, list[tuple[str, str]]]]:
-    """Of each class: its name, its videos, and path and picture of some, drawn at random."""
+    """For each class: its name, its number of videos, and path and picture of some random ones."""
     for label, rows in usable.drop_duplicates("sha256").groupby("label"):
         drawn = rows.sample(min(len(rows), SHEET), random_state=seed)
         yield str(label), len(rows), [(row.path, strip(store, row.sha256, 1, SIDE)) for row in drawn.itertuples()]
@@ -187,7 +187,7 @@ def _points(videos: VideoMap, key: str) -> dict[str, Any]:
 
 
 def _color(place: int, count: int) -> str:
-    """Colours that most eyes tell apart, as long as they last; else those of a wheel."""
+    """One of `COLORS`, which colour-blind readers can distinguish; of a colour wheel if there are too few."""
     if count <= len(COLORS):
         return COLORS[place]
     red, green, blue = colorsys.hls_to_rgb(place * 0.618034 % 1, 0.35 + 0.25 * (place % 2), 0.7)

@@ -1,1 +1,1 @@
-"""Predictions to numbers: pure functions, arrays in, plain values out."""
+"""Metrics: pure functions from arrays to plain values."""

@@ -9,8 +9,8 @@ from jaxtyping import Float, Int
 from vidcls.metrics.classification import check_predictions
 
 PERCENTILES = (2.5, 97.5)
-MIN_RESAMPLES = 100  # of which percentiles are still taken
-_DRAWS_AT_ONCE = 2**20  # 8 MiB of each array that is as large
+MIN_RESAMPLES = 100  # for percentiles
+_DRAWS_AT_ONCE = 2**20  # 8 MiB of float64
 
 
 def bootstrap_intervals(
@@ -24,12 +24,12 @@ def bootstrap_intervals(
     resamples: int = 2000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """95 % intervals of what `vidcls.metrics.classification.summarise` gives, JSON-ready; ``unit`` names a group.
+    """95 % intervals of the metrics of `vidcls.metrics.classification.summarise`, JSON-ready; ``unit`` names a group.
 
     The cluster bootstrap (Field & Welsh 2007) with percentile intervals (Efron & Tibshirani 1993, section 13.3): the G
     groups are resampled with replacement, each with all its videos. All are None if G < 2, and too narrow for small G
-    (Cameron, Gelbach & Miller 2008). A resample without videos of a class is left out of its recall, which is None if
-    fewer than 100 remain; 0/0 is 0 elsewhere.
+    (Cameron, Gelbach & Miller 2008). The recall of a class ignores resamples without videos of it, and is None if fewer
+    than 100 remain; elsewhere 0/0 is 0.
 
     Raises:
         ValueError: as in `vidcls.metrics.classification.summarise`.
@@ -38,7 +38,7 @@ def bootstrap_intervals(
     k, finite = len(classes), bool(np.isfinite(losses).all())
     predicted = probabilities.argmax(axis=1)
     numbers, group = np.unique(groups, return_inverse=True)
-    # Of each group's confusion matrix all that the metrics need: its diagonal and its margins, and the losses.
+    # For each group: the diagonal and the margins of its confusion matrix, and the sum of losses.
     table = np.zeros((len(numbers), 3 * k + 1))  # [G, 3K + 1]
     correct = predicted == labels
     np.add.at(table, (group[correct], labels[correct]), 1)
@@ -73,9 +73,9 @@ def bootstrap_intervals(
 def resample_groups(
     num_groups: int, resamples: int, seed: int, columns: int = 1
 ) -> Iterator[Float[np.ndarray, "_R G"]]:
-    """How often each resample holds each group: `Generator.multinomial` in a fraction of its time, some at a time.
+    """How often each resample holds each group, in chunks; faster than `Generator.multinomial`.
 
-    Fewer at a time where the caller goes on with arrays of so many ``columns``.
+    Chunks are smaller if the caller derives arrays with more ``columns`` from them.
     """
     generator = np.random.default_rng(seed)
     at_once = max(_DRAWS_AT_ONCE // max(num_groups, columns), 1)
@@ -87,7 +87,7 @@ def resample_groups(
 
 
 def resample_videos(groups: Int[np.ndarray, " N"], resamples: int, seed: int) -> Iterator[Float[np.ndarray, "_R N"]]:
-    """How often each resample of the groups holds each video, some resamples at a time."""
+    """How often each resample of the groups holds each video, in chunks of resamples."""
     group = np.unique(groups, return_inverse=True)[1]
     for times in resample_groups(int(group.max()) + 1, resamples, seed, columns=len(group)):
         yield times[:, group]

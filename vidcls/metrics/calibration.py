@@ -30,7 +30,7 @@ class Reliability:
 def reliability(
     probabilities: Float[np.ndarray, "N K"], labels: Int[np.ndarray, "N"], bins: int = CALIBRATION_BINS
 ) -> Reliability:
-    """What a reliability diagram shows, for the predicted class (Guo et al. 2017, fig. 1)."""
+    """The reliability diagram of the predicted class (Guo et al. 2017, fig. 1)."""
     confidence = probabilities.max(axis=1).astype(np.float64)
     correct = probabilities.argmax(axis=1) == labels
     index = confidence_bins(confidence, bins)
@@ -44,17 +44,17 @@ def reliability(
 
 
 def confidence_bins(confidence: Float[np.ndarray, " N"], bins: int = CALIBRATION_BINS) -> Int[np.ndarray, " N"]:
-    """The number of the bin of each confidence, from 0."""
-    # Sorted in single precision, so that 0.6 of a float32 network and 0.6 are in the same bin.
+    """The bin of each confidence, from 0."""
+    # In single precision, so that 0.6 from a float32 network and 0.6 are in the same bin.
     edges = np.linspace(0, 1, bins + 1, dtype=np.float32)
     return np.clip(np.searchsorted(edges, confidence.astype(np.float32), side="right") - 1, 0, bins - 1)
 
 
 def fit_temperature(probabilities: Float[np.ndarray, "N K"], labels: Int[np.ndarray, "N"]) -> float:
-    """The T in [0.05, 20] for which softmax(log(p) / T) gives the labels the highest likelihood.
+    """The T in [0.05, 20] that maximises the likelihood of the labels under softmax(log(p) / T).
 
-    Temperature scaling (Guo et al. 2017, section 4.2). The predicted class stays the same. T is 1 where every label is
-    predicted correctly: the likelihood would only grow as T falls, which says nothing about confidence.
+    Temperature scaling (Guo et al. 2017, section 4.2). T is 1 if all predictions are correct, as the likelihood would
+    then be maximal for the lowest T, whatever the confidence.
 
     Example: 99 % confident, but correct only 3 times out of 4.
         >>> p = np.array([[0.99, 0.01], [0.99, 0.01], [0.99, 0.01], [0.99, 0.01]])
@@ -70,26 +70,24 @@ def fit_temperature(probabilities: Float[np.ndarray, "N K"], labels: Int[np.ndar
         return 1.0
 
     def loss(log_temperature: float) -> float:
-        # -log_softmax(logs / T) of the labels; written out, as a fit takes twice as long with scipy's.
+        # -log_softmax(logs / T) of the labels, twice as fast as SciPy's.
         scaled = math.exp(-log_temperature)
         return float((np.log(np.exp(logs * scaled).sum(axis=1)) - of_labels * scaled).mean())
 
     low, high = map(math.log, TEMPERATURES)
-    from scipy.optimize import minimize_scalar  # only here, as its import takes a second
+    from scipy.optimize import minimize_scalar  # takes a second
 
-    # The loss is convex in 1 / T, so it has one minimum in log T, which a bounded search finds.
+    # The loss is convex in 1 / T, so it has a single minimum in log T.
     found = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-9})
     return math.exp(found.x)
 
 
 def calibrate(probabilities: Float[np.ndarray, "*N K"], temperature: float) -> Float[np.ndarray, "*N K"]:
     """softmax(log(p) / temperature), in float64."""
-    calibrated: np.ndarray = softmax(safe_log(probabilities) / temperature, axis=-1)
-    return calibrated
+    return softmax(safe_log(probabilities) / temperature, axis=-1)
 
 
 def safe_log(probabilities: np.ndarray) -> np.ndarray:
-    """The logarithm in float64; of the smallest float32 where a probability was rounded to 0."""
-    # In C order, so that a row is summed in the same order alone as among others.
-    logs: np.ndarray = np.log(np.maximum(np.ascontiguousarray(probabilities, dtype=np.float64), _TINY))
-    return logs
+    """The logarithm in float64, with probabilities of 0 replaced by the smallest float32."""
+    # In C order, so that a row is summed in the same order alone and among others.
+    return np.log(np.maximum(np.ascontiguousarray(probabilities, dtype=np.float64), _TINY))

@@ -26,7 +26,7 @@ def summarise(
     Raises:
         ValueError: no videos, shapes that do not match, labels out of range, rows that are not probabilities.
     """
-    # Here, as it takes seconds, which those who only need `check_predictions` should not pay.
+    # Takes seconds, which callers of `check_predictions` need not spend.
     from sklearn.metrics import confusion_matrix, precision_recall_fscore_support, roc_auc_score
 
     check_predictions(probabilities, labels, losses, classes)
@@ -70,7 +70,7 @@ def check_predictions(
     losses: Float[np.ndarray, "_"],
     classes: Sequence[str],
 ) -> None:
-    """Refuses, with a ValueError, arrays that do not fit together, and rows that are not probabilities."""
+    """Raises ValueError for arrays of different sizes, labels out of range and rows that are not probabilities."""
     n, k = len(labels), len(classes)
     if n == 0:
         raise ValueError("expected at least one video; got none, for which no metric is defined")

@@ -1,4 +1,4 @@
-"""Whether videos are like others that are known, and how accurate predictions of them are, without labels. Pure."""
+"""Compares new videos with known ones, and estimates the accuracy on them without labels. Pure."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +13,7 @@ from vidcls.metrics.calibration import calibrate, fit_temperature
 PERMUTATIONS = 999
 SHARE_RESAMPLES = 2000
 RESAMPLES = 200  # each of which fits a temperature
-_ROWS = 64  # of distances at once
+_ROWS = 64  # of the distance matrix at a time
 
 
 def energy_test(
@@ -21,14 +21,13 @@ def energy_test(
     groups: Int[np.ndarray, " N"],
     known: Float[np.ndarray, "M D"],
     known_groups: Int[np.ndarray, " M"],
-    seed: int = 0,
 ) -> tuple[float, float]:
     """The energy distance of two samples (Székely & Rizzo 2013), 2 E|X-Y| - E|X-X'| - E|Y-Y'|, and its p-value.
 
-    Groups are permuted with all their videos, since those of one creator are alike. The p-value is the share of
-    permutations that are as far apart, and at least 0.001.
+    Groups are permuted with all their videos, since those of one creator are similar. The p-value is the share of
+    permutations with at least this distance, and at least 0.001.
 
-    Example: two samples of two groups each. One permutation in three puts them together as they are.
+    Example: two samples of two groups each. One permutation in three reproduces them.
         >>> distance, p = energy_test(np.array([[0.0], [0.0]]), np.array([0, 1]), np.ones((2, 1)), np.array([0, 1]))
         >>> distance, round(p, 1)
         (2.0, 0.3)
@@ -45,7 +44,7 @@ def energy_test(
         rows.append(np.add.reduceat(distances, starts, axis=1))
     between = np.add.reduceat(np.concatenate(rows), starts, axis=0)  # [G, G], summed over the videos of two groups
     is_new = np.isin(np.arange(len(sizes)), group[: len(new)]).astype(np.float64)
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     drawn = np.stack([is_new, *(generator.permutation(is_new) for _ in range(PERMUTATIONS))])
     n = drawn @ sizes
     m = len(values) - n
@@ -53,7 +52,7 @@ def energy_test(
     inside = (products * drawn).sum(axis=1)
     across = products.sum(axis=1) - inside
     distance = 2 * across / (n * m) - inside / n**2 - (between.sum() - inside - 2 * across) / m**2
-    scaled = distance * n * m / (n + m)  # of samples of other sizes
+    scaled = distance * n * m / (n + m)  # as permuted samples have other sizes
     p = (1 + (scaled[1:] >= scaled[0] * (1 - 1e-9)).sum()) / (1 + PERMUTATIONS)
     return float(distance[0]), float(p)
 
@@ -68,21 +67,17 @@ def estimate_accuracy(
 ) -> tuple[float, list[float]]:
     """The accuracy on N videos without their labels, with a 95 % interval: their mean calibrated confidence (CBPE).
 
-    The temperature is fitted to M ``known`` predictions. The interval resamples the groups of both, as that is
-    estimated too, and draws which of the videos are right. It assumes that a calibrated probability means on new
-    videos what it meant on known ones.
+    The temperature is fitted to M ``known`` predictions. The interval resamples the groups of both, and draws which
+    videos are correct. Assumes that calibrated probabilities are calibrated on new videos too.
     """
 
     def confidence(known_weights: np.ndarray) -> Float[np.ndarray, " N"]:
         rows = np.repeat(np.arange(len(labels)), known_weights.astype(np.int64))
-        highest: np.ndarray = calibrate(probabilities, fit_temperature(known[rows], labels[rows])).max(axis=1)
-        return highest
+        return calibrate(probabilities, fit_temperature(known[rows], labels[rows])).max(axis=1)
 
-    drawn = []
-    for of in (groups, known_groups):
-        drawn.append(np.concatenate(list(resample_videos(of, RESAMPLES, seed))))
-        seed += 1
-    generator = np.random.default_rng(seed)
+    both = enumerate((groups, known_groups), seed)
+    drawn = [np.concatenate(list(resample_videos(each, RESAMPLES, number))) for number, each in both]
+    generator = np.random.default_rng(seed + 2)
     estimates = [
         np.average(generator.random(len(groups)) < confidence(of_known), weights=of_new)
         for of_new, of_known in zip(*drawn, strict=True)
@@ -100,10 +95,10 @@ def compare_shares(
 ) -> dict[str, dict[str, Any]]:
     """For each class the share of N videos that are predicted as it, and its difference to that of M other videos.
 
-    ``ci95`` holds 95 % intervals of the difference for all K classes together (Bonferroni), the widest of three: groups
-    are resampled with all their videos, since those of one creator are alike; or single videos, since with few groups
-    the former are too narrow; or that of Agresti and Caffo (2000), since resamples of a few videos that are all
-    predicted alike do not differ. ``differs`` where 0 is outside.
+    ``ci95`` are 95 % intervals of the difference for all K classes together (Bonferroni), the widest of three: from
+    resampled groups, since videos of one creator are similar; from resampled videos, since the former are too narrow
+    for few groups; and that of Agresti and Caffo (2000), since resamples of equal predictions do not vary. ``differs``
+    if 0 is outside.
     """
     tail = 100 * 0.05 / 2 / max(len(classes) - 1, 1)
     drawn = [
@@ -126,12 +121,11 @@ def compare_shares(
 def _added_difference(
     predicted: Int[np.ndarray, " N"], reference: Int[np.ndarray, " M"], num_classes: int
 ) -> tuple[Float[np.ndarray, " K"], Float[np.ndarray, " K"]]:
-    """Agresti and Caffo: as if each sample had one video more of each class and one more of another; and its error."""
+    """The difference of Agresti and Caffo, with one more success and failure in each sample, and its standard error."""
     sizes = np.array([len(predicted), len(reference)]) + 2
     counts = np.stack([np.bincount(one, minlength=num_classes) for one in (predicted, reference)])  # [2, K]
     shares = (counts + 1) / sizes[:, None]
-    spread: np.ndarray = np.sqrt((shares * (1 - shares) / sizes[:, None]).sum(axis=0))
-    return shares[0] - shares[1], spread
+    return shares[0] - shares[1], np.sqrt((shares * (1 - shares) / sizes[:, None]).sum(axis=0))
 
 
 def _shares(
@@ -142,5 +136,4 @@ def _shares(
     table = np.zeros((int(group.max()) + 1, num_classes))
     np.add.at(table, (group, predicted), 1)
     counts = np.concatenate([times @ table for times in resample_groups(len(table), SHARE_RESAMPLES, seed)])
-    shares: np.ndarray = counts / counts.sum(axis=1, keepdims=True)
-    return shares
+    return counts / counts.sum(axis=1, keepdims=True)

@@ -9,13 +9,13 @@ from jaxtyping import Float, Int
 
 @dataclass(frozen=True)
 class Curve:
-    """What the threshold of one class trades, from the highest (no video is called this class) to the lowest."""
+    """The curve of one class against all others, from the highest threshold to the lowest."""
 
-    x: Float[np.ndarray, " P"]  # recall, or the false positive rate of a ROC curve; never falls
+    x: Float[np.ndarray, " P"]  # recall, or the false positive rate of a ROC curve; ascending
     y: Float[np.ndarray, " P"]  # precision, or the true positive rate
     area: float  # average precision, or the area under the ROC curve
-    support: int  # how many videos are of the class
-    prevalence: float  # their fraction: the precision of guessing
+    support: int  # the number of videos of the class
+    prevalence: float  # their fraction, which is the precision of guessing
 
 
 def precision_recall_curves(
@@ -41,7 +41,7 @@ def precision_recall_curves(
 def roc_curves(
     probabilities: Float[np.ndarray, "N K"], labels: Int[np.ndarray, "N"], classes: Sequence[str]
 ) -> dict[str, Curve | None]:
-    """The true against the false positive rate of each class; None for one that no video is of, or all are.
+    """The true against the false positive rate of each class; None if no video is of the class, or all are.
 
     Points are joined by straight lines (Fawcett 2006).
     """

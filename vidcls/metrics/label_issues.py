@@ -8,12 +8,12 @@ from jaxtyping import Bool, Float, Int
 
 @dataclass(frozen=True)
 class LabelIssues:
-    """What out-of-fold probabilities say about the labels of N videos."""
+    """Suspect labels among those of N videos."""
 
-    suggested: Int[np.ndarray, " N"]  # the class that a video most likely has, if not its label
-    margins: Float[np.ndarray, " N"]  # the probability of its label less the highest of another class; low is suspect
-    suspect: Bool[np.ndarray, " N"]  # whether it is confidently of another class
-    joint: Float[np.ndarray, "K K"]  # the estimated share of videos with label i that are truly of class j; sums to 1
+    suggested: Int[np.ndarray, " N"]  # the most likely class other than the label
+    margins: Float[np.ndarray, " N"]  # the probability of the label minus the highest of another class; low is suspect
+    suspect: Bool[np.ndarray, " N"]  # whether the video is confidently of another class
+    joint: Float[np.ndarray, "K K"]  # the estimated share of videos with label i and true class j; sums to 1
 
     def ranked(self) -> list[int]:
         """All videos, the most suspect first."""
@@ -21,12 +21,12 @@ class LabelIssues:
 
 
 def find_label_issues(probabilities: Float[np.ndarray, "N K"], labels: Int[np.ndarray, " N"]) -> LabelIssues:
-    """Compares labels with probabilities by networks that have not seen these videos.
+    """Compares labels with out-of-fold probabilities.
 
-    A video counts as of class j if its probability of j is at least the mean of those with label j, so that a class
-    that networks are less sure of needs less (section 3.1). It is suspect if the most probable such j is not its label.
+    A video counts as class j if its probability of j is at least the mean over videos with label j (section 3.1). It is
+    suspect if the most probable such j is not its label.
 
-    Example: of two videos with label 1, the last is as sure of class 0 as those of class 0 are.
+    Example: of two videos with label 1, the last has the probability of class 0 that those of class 0 have.
         >>> p = np.array([[0.9, 0.1], [0.8, 0.2], [0.1, 0.9], [0.9, 0.1]])
         >>> found = find_label_issues(p, np.array([0, 0, 1, 1]))
         >>> found.suspect.tolist(), found.ranked()[0], found.joint.tolist()
@@ -43,7 +43,7 @@ def find_label_issues(probabilities: Float[np.ndarray, "N K"], labels: Int[np.nd
     others[rows, labels] = -1.0
     pairs = np.zeros((count, count))
     np.add.at(pairs, (labels[counted], likely[counted]), 1)
-    pairs[pairs.sum(axis=1) == 0] += np.eye(count)[pairs.sum(axis=1) == 0]  # of a class that is nowhere confident
+    pairs[pairs.sum(axis=1) == 0] += np.eye(count)[pairs.sum(axis=1) == 0]  # of a class without confident videos
     joint = pairs / pairs.sum(axis=1, keepdims=True) * (videos / len(labels))[:, None]
     suggested = np.where(suspect, likely, others.argmax(axis=1))
     return LabelIssues(suggested, given - others.max(axis=1), suspect, joint)

@@ -1,4 +1,4 @@
-"""The metrics of a cross-validation, from the predictions of every video while it was held out. Pure."""
+"""The metrics of a cross-validation, from out-of-fold predictions. Pure."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,17 +15,16 @@ RESAMPLES, SEED = 2000, 0
 
 @dataclass(frozen=True)
 class OutOfFold:
-    """Each of N videos, predicted once per run over all folds; there are R repeats (other folds) of S seeds."""
+    """Out-of-fold predictions of N videos, in R repeats (other folds) and S seeds."""
 
     labels: Int[np.ndarray, " N"]
-    groups: Int[np.ndarray, " N"]  # what intervals resample, such as creators
+    groups: Int[np.ndarray, " N"]  # resampled for intervals, such as creators
     probabilities: Float[np.ndarray, "R S N K"]
 
     def metrics(self, weights: Float[np.ndarray, "D N"], classes: Sequence[str]) -> dict[str, Float[np.ndarray, "..."]]:
-        """Each metric of D weightings of the videos: [R, S, D], of the true shares [D].
+        """Each metric for D weightings of the videos: [R, S, D]; the true shares [D].
 
-        Metrics pool the videos of all folds of one repeat and seed. ``auroc`` is NaN where no class has both positive
-        and negative videos.
+        Metrics pool the folds of a repeat and seed. ``auroc`` is NaN if no class has both positive and negative videos.
         """
         n = weights.sum(axis=1)
         found: dict[str, list[np.ndarray]] = {
@@ -35,7 +34,7 @@ class OutOfFold:
             predicted = run.argmax(axis=1)
             correct = (predicted == self.labels).astype(np.float64)
             losses = -safe_log(run)[np.arange(len(run)), self.labels]
-            # |accuracy - confidence| of a bin, weighted by its videos, is the absolute sum of their differences.
+            # A bin's |accuracy - confidence|, weighted by its videos, is the absolute value of the sum of differences.
             gaps = np.zeros((len(run), CALIBRATION_BINS))
             confidence = run.max(axis=1)
             gaps[np.arange(len(run)), confidence_bins(confidence)] = correct - confidence
@@ -55,11 +54,10 @@ class OutOfFold:
 
 
 def summarise_out_of_fold(predictions: OutOfFold, classes: Sequence[str]) -> dict[str, Any]:
-    """For each metric its mean over repeats and seeds, an interval, and its spread; JSON-ready, None if undefined.
+    """The mean of each metric over repeats and seeds, its interval and spread; JSON-ready, None if undefined.
 
-    ``ci95`` resamples groups with all their videos and all runs of them (see `vidcls.metrics.bootstrap`): what other
-    creators may bring. ``std_repeats`` is the standard deviation over repeats of the mean over seeds, ``std_seeds`` the
-    one over seeds of the mean over repeats: what other folds and other seeds change.
+    ``ci95`` resamples groups with all their videos and runs (see `vidcls.metrics.bootstrap`). ``std_repeats`` is the
+    standard deviation over repeats of the mean over seeds, ``std_seeds`` that over seeds of the mean over repeats.
     """
     point = predictions.metrics(np.ones((1, len(predictions.labels))), classes)
     drawn = _stack(
@@ -91,11 +89,7 @@ def summarise_out_of_fold(predictions: OutOfFold, classes: Sequence[str]) -> dic
 
 
 def compare_out_of_fold(one: OutOfFold, other: OutOfFold, classes: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """``other`` minus ``one`` for each metric, for predictions of the same videos: groups are resampled in pairs.
-
-    Raises:
-        ValueError: the videos differ.
-    """
+    """``other`` minus ``one`` for each metric, with paired resamples; raises ValueError if the videos differ."""
     same = np.array_equal(one.labels, other.labels) and np.array_equal(one.groups, other.groups)
     if not same:
         raise ValueError("expected predictions of the same videos, in the same order")

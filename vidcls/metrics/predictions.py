@@ -1,4 +1,4 @@
-"""What a network predicts for every video of a split."""
+"""The predictions of a network for every video of a split."""
 
 from __future__ import annotations
 
@@ -39,12 +39,11 @@ class Predictions:
         return [int(row) for row in wrong[np.argsort(-confidence, kind="stable")][:limit]]
 
     def last(self, count: int) -> Predictions:
-        """Those of the last ``count`` videos."""
         return Predictions(**{name: values[len(values) - count :] for name, values in vars(self).items()})
 
     def tensors(self) -> dict[str, Tensor]:
-        """The attributes as a checkpoint can hold them."""
-        import torch  # for checkpoints alone
+        """The attributes as tensors, for checkpoints."""
+        import torch
 
         return {name: torch.from_numpy(values) for name, values in vars(self).items()}
 

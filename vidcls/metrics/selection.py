@@ -1,4 +1,4 @@
-"""Which videos are worth a label: some at random, some that a network is unsure of, some unlike all others. Pure."""
+"""Selects videos to label: random, uncertain and diverse ones. Pure."""
 
 from typing import NamedTuple
 
@@ -9,22 +9,21 @@ RANDOM, UNCERTAIN, DIVERSE = REASONS = ("random", "uncertain", "diverse")
 
 
 class Selected(NamedTuple):
-    """A chosen video."""
+    """A selected video."""
 
     row: int
     reason: str  # one of `REASONS`
-    score: float  # its uncertainty, or of a diverse one its squared distance times its uncertainty; of a random one 0
+    score: float  # 0 if random; the uncertainty; or if diverse, the uncertainty times the squared distance
 
 
 def uncertainty(probabilities: Float[np.ndarray, "N K"]) -> Float[np.ndarray, " N"]:
-    """One less the margin between the two highest probabilities.
+    """1 minus the margin between the two highest probabilities.
 
     >>> uncertainty(np.array([[0.5, 0.5, 0.0], [0.9, 0.1, 0.0]])).round(3).tolist()
     [1.0, 0.2]
     """
     second, first = np.sort(probabilities, axis=1)[:, -2:].T
-    margins: np.ndarray = 1 - (first - second)
-    return margins
+    return 1 - (first - second)
 
 
 def select_rows(
@@ -39,10 +38,9 @@ def select_rows(
 ) -> list[Selected]:
     """Chooses ``count`` of N videos, first the random ones, then the most uncertain, then diverse ones.
 
-    Each video is among the random ones with the same probability, whatever the others are, so that these stay a fair
-    sample. Diverse ones are drawn as in k-means++ (Arthur & Vassilvitskii 2007): with a probability that grows with the
-    squared distance of the clip vector to the nearest of ``known`` and chosen ones, times the uncertainty. Without
-    clip vectors (P = 0) the most uncertain take their place.
+    The random ones are a fair sample of all N. Diverse ones are drawn as in k-means++ (Arthur & Vassilvitskii 2007),
+    with a probability proportional to the uncertainty times the squared distance of the clip vector to the nearest of
+    ``known`` and chosen ones. Without clip vectors (P = 0) the most uncertain take their place.
     """
     generator, total = np.random.default_rng(seed), len(probabilities)
     count = min(count, total)
@@ -61,7 +59,7 @@ def select_rows(
         distances = np.minimum(distances, np.square(vectors - vector).sum(axis=1))
     for _ in range(num_diverse):
         scores = np.where(free, np.where(np.isinf(distances), 1.0, distances) * unsure, 0.0)
-        weights = scores if scores.sum() > 0 else free.astype(np.float64)  # all are copies of what is known
+        weights = scores if scores.sum() > 0 else free.astype(np.float64)  # if all are copies of known videos
         row = int(generator.choice(total, p=weights / weights.sum()))
         chosen.append(Selected(row, DIVERSE, float(scores[row])))
         free[row] = False

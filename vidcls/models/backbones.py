@@ -20,13 +20,13 @@ VIDEO_NETS = ("i3d", "r3d_18", "mc3_18", "r2plus1d_18", "s3d", "mvit_v2_s", "swi
 
 
 class Backbone(Pretrained):
-    """An image network, timm/NAME or torchvision/NAME, without its last layer, on each frame on its own.
+    """An image network, timm/NAME or torchvision/NAME, without its last layer, applied to each frame.
 
-    With ``temporal_shift`` its residual blocks see parts of the frames before and after, see `TemporalShift`.
+    With ``temporal_shift``, features are shifted between neighbouring frames, see `TemporalShift`.
 
     Raises:
-        UserError: no such network or stage, one that does not take frames of this size, or one without residual blocks
-            to be shifted.
+        UserError: no such network or stage, or one that does not take frames of this size, or has no residual blocks to
+            shift.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Backbone(Pretrained):
 
 
 class VideoNet(Pretrained):
-    """One of `VIDEO_NETS`, `I3D` or of torchvision, without its last layer, on whole clips.
+    """One of `VIDEO_NETS` without its last layer, on whole clips.
 
     r3d_18, mc3_18, r2plus1d_18: Tran et al. 2018 (https://arxiv.org/abs/1711.11248); s3d: Xie et al. 2018
     (https://arxiv.org/abs/1712.04851); mvit_v2_s: Li et al. 2022 (https://arxiv.org/abs/2112.01526); swin3d_t: Liu et
@@ -83,27 +83,27 @@ class VideoNet(Pretrained):
         net: Any = I3D() if name == "i3d" else get_model(name, weights=None)
         num_features = I3D.num_features if name == "i3d" else remove_classifier(net)
         if name == "s3d":
-            net.avgpool = nn.AdaptiveAvgPool3d(1)  # the same at 16 frames of 224 pixels, where its own is [2, 7, 7]
+            net.avgpool = nn.AdaptiveAvgPool3d(1)  # torchvision's [2, 7, 7] is the same at 16 frames of 224 pixels
         if name == "mvit_v2_s":
-            # The number of patches is all that it keeps of a clip's size, beside its table of relative positions. That
-            # stays as its weights have it, for 16 frames of 224 pixels; the network interpolates it for others.
+            # The network depends on the clip's size by this number of patches, and by its table of relative positions,
+            # which is that of its weights, for 16 frames of 224 pixels, and is interpolated for others.
             net.pos_encoding.temporal_size = math.ceil(num_frames / 2)
             net.pos_encoding.spatial_size = (math.ceil(resolution / 4), math.ceil(resolution / 4))
         super().__init__(net, name, weights, trainable_from, norm_eval)
         self.num_features = num_features  # D
 
     def forward(self, clips: Float[Tensor, "B T 3 R R"]) -> Float[Tensor, "B D"]:
-        # Stored frames are channels-last, which is what the kernels of GPUs work in.
+        # Stored frames are channels-last, which GPU kernels prefer.
         layout = torch.channels_last_3d if clips.is_cuda else torch.contiguous_format
         return self.net(clips.transpose(1, 2).contiguous(memory_format=layout))  # from [B, 3, T, R, R]
 
 
 def build_net(name: str, in_channels: int) -> nn.Module:
-    """An image network with random weights and no classifier: [B, C, R, R] to [B, D]; `UserError` if there is none."""
+    """An image network with random weights, without classifier: [B, C, R, R] to [B, D]; `UserError` if unknown."""
     model = name.partition("/")[2]
     known = [f"torchvision/{known}" for known in torchvision.models.list_models(module=torchvision.models)]
     if name not in known:
-        import timm  # takes seconds, which networks without it need not pay
+        import timm  # takes seconds
 
         known += [f"timm/{known}" for known in timm.list_models() + timm.list_models(pretrained=True)]
         if name not in known:
@@ -130,7 +130,7 @@ def count_features(net: nn.Module, name: str, resolution: int, in_channels: int)
     try:
         with torch.no_grad():
             features = net.eval()(torch.zeros(1, in_channels, resolution, resolution))
-    except (AssertionError, RuntimeError, ValueError) as error:  # too small for so many strides, or of a fixed size
+    except (AssertionError, RuntimeError, ValueError) as error:  # too small for its strides, or not its fixed size
         raise UserError(
             f"data.resolution that {name} takes",
             f"{resolution}: {(str(error).splitlines() or ['refused'])[0]}",
@@ -141,7 +141,7 @@ def count_features(net: nn.Module, name: str, resolution: int, in_channels: int)
 
 
 def native_resolution(name: str) -> int:
-    """R of the images that a network's weights were trained with."""
+    """The resolution that a network's weights were trained with."""
     if name.startswith("timm/"):
         return timm_config(name).input_size[-1]
     return torchvision.models.get_model_weights(name.partition("/")[2]).DEFAULT.transforms().crop_size[0]

@@ -1,4 +1,4 @@
-"""Clips to logits: [B, T, 3, R, R] to [B, K]. Each model is a function whose keywords are the keys of conf/model/."""
+"""From clips [B, T, 3, R, R] to logits [B, K]. Each model is a function whose keywords are the keys of conf/model/."""
 
 import importlib
 import os
@@ -18,10 +18,7 @@ from vidcls.models.motion import build_motion
 
 
 class Classifier(nn.Module):
-    """Encoder ([B, T, 3, R, R] to [B, T', D] or [B, D]), head (that to [B, E]), dropout and an output layer.
-
-    With ``standardise``, the head's output is standardised by the statistics of the training clips, see `Standardise`.
-    """
+    """Encoder ([B, T, 3, R, R] to [B, T', D] or [B, D]), head (to [B, E]), `Standardise`, dropout and output layer."""
 
     def __init__(
         self,
@@ -45,7 +42,7 @@ class Classifier(nn.Module):
         return self.encoder(frames)
 
     def embed(self, features: Float[Tensor, "B *features"]) -> Float[Tensor, "B E"]:
-        """The clip vectors that the output layer sees."""
+        """The clip vectors, which are the input of the output layer."""
         return self.standardise(self.head(features))
 
     def classify(self, features: Float[Tensor, "B *features"]) -> Float[Tensor, "B K"]:
@@ -55,7 +52,7 @@ class Classifier(nn.Module):
         return self.classify(self.encode(frames))
 
     def stages(self) -> list[list[Parameter]]:
-        """The trainable parameters from the input to the output; the last stage is all that is not pretrained."""
+        """The parameters from the input to the output; the last stage is all that is not pretrained."""
         pretrained = self.encoder.stages()
         known = {id(parameter) for stage in pretrained for parameter in stage}
         return [*pretrained, [parameter for parameter in self.parameters() if id(parameter) not in known]]
@@ -100,7 +97,7 @@ def cnn_lstm(
 
 
 def cnn_mean(num_classes: int, resolution: int, encoder: dict[str, Any], dropout: float) -> Classifier:
-    """`cnn_lstm` with a mean over the frames instead of the LSTM: a baseline that cannot see their order."""
+    """`cnn_lstm` with a mean over the frames instead of the LSTM: a baseline that ignores their order."""
     frames = ConvEncoder(**encoder, resolution=resolution)
     head = PoolHead(frames.num_features)
     return Classifier(frames, head, head.num_features, dropout, num_classes)
@@ -121,7 +118,7 @@ def encoder_head(
     def build(channels: int) -> Encoder:
         if encoder["name"] == "cnn":
             return ConvEncoder(encoder["channels"], resolution=resolution, in_channels=channels)
-        from vidcls.models.backbones import Backbone  # imports torchvision, which other networks need not pay for
+        from vidcls.models.backbones import Backbone  # imports torchvision, which takes seconds
 
         return Backbone(**encoder, resolution=resolution, in_channels=channels)
 
@@ -156,10 +153,10 @@ def build_classifier(
     num_frames: int,
     trust: Sequence[str] = (),
 ) -> Classifier:
-    """The model that ``target`` names (a `torch.nn.Module` or a function that returns one), with random weights.
+    """The model ``target`` (a `torch.nn.Module` or a function that returns one), with random weights.
 
-    ``target`` lies in this module or in a package of ``trust``, whose code is run. ``options`` are its keywords;
-    the other arguments are passed too where it takes them.
+    ``target`` must be in this module or in a package of ``trust``, whose code is run. ``options`` are its keywords;
+    the other arguments are passed if it takes them.
 
     Raises:
         UserError: it is not from a trusted package, cannot be imported, or does not take these options.
@@ -181,7 +178,7 @@ def build_classifier(
     try:
         model = build(**arguments)
     except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        if build.__module__ != __name__:  # a mistake in somebody else's model needs its traceback
+        if build.__module__ != __name__:  # an error in a custom model needs its traceback
             raise
         why = f"{type(error).__name__}: {one_line(error)}"
         remedy = "Change model.*, data.num_frames or data.resolution."
@@ -201,10 +198,9 @@ def _find(target: str, trust: Sequence[str]) -> Callable[..., Any]:
             return build
     elif package in trust:
         if os.getcwd() not in sys.path:
-            sys.path.append(os.getcwd())  # where people keep a module of their own
+            sys.path.append(os.getcwd())  # for custom modules
         try:
-            found: Callable[..., Any] = getattr(importlib.import_module(module or package), name)
-            return found
+            return getattr(importlib.import_module(module or package), name)
         except (ImportError, AttributeError, ValueError) as error:
             remedy = "Check model._target_: PACKAGE.MODULE.NAME, importable from this folder."
             raise UserError(f"{target} to be importable", str(error), remedy, "unknown-model") from error

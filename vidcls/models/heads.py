@@ -1,4 +1,4 @@
-"""A clip's frame features to one vector: [B, T, D] to [B, E]."""
+"""From a clip's frame features [B, T, D] to one vector [B, E]."""
 
 from typing import Any
 
@@ -8,20 +8,20 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-ATTENTION_UNITS = 64  # between a frame's state and its attention score
+ATTENTION_UNITS = 64  # of the hidden layer that scores a frame
 
 
 class Head(nn.Module):
-    """The interface of heads; ``num_features`` is E."""
+    """The interface of heads."""
 
-    num_features: int
+    num_features: int  # E
 
 
 class LSTMHead(Head):
-    """The last hidden state of an LSTM over the frames, built and initialised as Keras does.
+    """The last hidden state of an LSTM over the frames, initialised as in Keras.
 
-    Keras has one bias per gate, torch two that are added. The second is fixed at zero: training both would double the
-    learning rate of the bias.
+    Keras has one bias per gate, torch has two that are added. The second is fixed at zero: training both would double
+    the learning rate of the bias.
     """
 
     def __init__(self, num_features: int, hidden_size: int) -> None:
@@ -42,11 +42,11 @@ class LSTMHead(Head):
 
 
 class Pooling(Head):
-    """The states of all frames to one vector: the ``last``, their ``mean`` or ``max``, ``attention`` or ``statistics``.
+    """Pools the states of all frames: ``last``, ``mean``, ``max``, ``attention`` or ``statistics``.
 
-    ``attention`` weighs the frames by a learned score of each, softmax(u . tanh(W h + b)) as in Yang et al. 2016
-    (https://aclanthology.org/N16-1174); it starts as the mean, as u starts at zero. ``statistics`` concatenates mean,
-    standard deviation (Snyder et al. 2018), maximum, and mean absolute change from frame to frame: E = 4 D.
+    ``attention`` weights the frames by softmax(u . tanh(W h + b)) (Yang et al. 2016,
+    https://aclanthology.org/N16-1174), and starts as the mean, with u = 0. ``statistics`` concatenates mean, standard
+    deviation (Snyder et al. 2018), maximum, and mean absolute change from frame to frame: E = 4 D.
     """
 
     def __init__(self, kind: str, size: int) -> None:
@@ -66,7 +66,7 @@ class Pooling(Head):
         if self.kind == "max":
             return states.amax(dim=1)
         if self.kind == "statistics":
-            change = F.pad(states.diff(dim=1).abs(), (0, 0, 1, 0)).mean(dim=1)  # none before the first frame
+            change = F.pad(states.diff(dim=1).abs(), (0, 0, 1, 0)).mean(dim=1)  # that of the first frame is 0
             spread = states.std(dim=1, correction=0)
             return torch.cat([states.mean(dim=1), spread, states.amax(dim=1), change], dim=-1)
         weights = self.score(states).softmax(dim=1)  # [B, T, 1]
@@ -74,7 +74,7 @@ class Pooling(Head):
 
 
 class Standardise(nn.Module):
-    """Subtracts the mean of each feature of the training clips, and divides by their standard deviation; see `fit`."""
+    """Subtracts the mean of each feature over the training clips, and divides by the standard deviation."""
 
     mean: Tensor
     scale: Tensor
@@ -85,8 +85,8 @@ class Standardise(nn.Module):
         self.register_buffer("scale", torch.ones(num_features))
 
     def fit(self, clips: Float[np.ndarray, "N E"]) -> None:
-        """Takes mean and standard deviation from ``clips``; what never varies is not scaled."""
-        from sklearn.preprocessing import StandardScaler  # only here: it takes a while
+        """Sets the statistics from ``clips``; constant features are not scaled."""
+        from sklearn.preprocessing import StandardScaler  # takes a while
 
         scaler = StandardScaler().fit(clips.astype(np.float64))
         self.mean.copy_(torch.from_numpy(scaler.mean_))
@@ -97,7 +97,7 @@ class Standardise(nn.Module):
 
 
 class PoolHead(Head):
-    """Pools the frames' features. With ``mean`` it cannot see their order: the baseline for heads that can."""
+    """Pools the frames' features. With ``mean`` it ignores their order: a baseline for other heads."""
 
     def __init__(self, num_features: int, pooling: str = "mean") -> None:
         super().__init__()
@@ -152,7 +152,7 @@ class TransformerHead(Head):
 
 
 def build_head(num_features: int, num_frames: int, name: str, **options: Any) -> Head:
-    """The head called ``name`` in conf/model/head/, for clips of ``num_frames`` features of ``num_features``."""
+    """The head ``name`` of conf/model/head/."""
     if name == "pool":
         return PoolHead(num_features, **options)
     if name == "transformer":

@@ -21,9 +21,8 @@ CHANNELS = {
     "5b": (256, 160, 320, 32, 128, 128),
     "5c": (384, 192, 384, 48, 128, 128),
 }
-"""Of each Inception block: 1x1; 1x1 and 3x3; 1x1 and 3x3; 1x1 after max-pooling."""
-POOLED = {"4b": (3, 2), "5b": (2, 2)}
-"""Kernel and stride, in time and space, of the max-pooling before a block."""
+"""The channels of each Inception block: 1x1; 1x1 and 3x3; 1x1 and 3x3; 1x1 after max-pooling."""
+POOLED = {"4b": (3, 2), "5b": (2, 2)}  # kernel and stride of the max-pooling before a block
 
 
 class I3D(nn.Module):
@@ -80,7 +79,7 @@ class Inception(nn.Module):
 
 
 def pad_same(x: Float[Tensor, "B C T H W"], kernel: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
-    """Zeros around a clip so that a convolution gives ceil(size / stride), the odd one at the end, as TensorFlow does.
+    """Pads a clip with zeros as TensorFlow's SAME does: to ceil(size / stride), with an odd one at the end.
 
     Example:
         >>> pad_same(torch.ones(1, 1, 1, 1, 4), (1, 1, 3), (1, 1, 2)).flatten().tolist()
@@ -94,7 +93,7 @@ def pad_same(x: Float[Tensor, "B C T H W"], kernel: tuple[int, ...], stride: tup
 
 
 def max_pool(x: Float[Tensor, "B C T H W"], kernel: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
-    """Padded with zeros, which never exceed what a ReLU gives."""
+    """Max-pooling with SAME padding; zeros do not matter after a ReLU."""
     return F.max_pool3d(pad_same(x, kernel, stride), kernel, stride)
 
 
@@ -118,7 +117,7 @@ def read_kinetics_weights(path: Path) -> dict[str, Tensor]:
     """The state dict of an `I3D` from a pickle of arrays, nested by the names of DeepMind's release.
 
     Raises:
-        OSError, pickle.UnpicklingError: no such file, or one that holds something else than arrays by name.
+        OSError, pickle.UnpicklingError: no such file, or one that holds more than arrays by name.
         LookupError: arrays are missing.
     """
     with path.open("rb") as file:
@@ -142,7 +141,7 @@ def read_kinetics_weights(path: Path) -> dict[str, Tensor]:
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Reads arrays and dicts; anything else that a pickle could name, which would be run, is refused."""
+    """Reads arrays and dicts only, as anything else in a pickle could run code."""
 
     def find_class(self, module: str, name: str) -> Any:
         if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "_reconstruct":

@@ -1,4 +1,4 @@
-"""What the encoder sees: frames, differences between frames, or both. Wrappers around encoders of frames."""
+"""Motion inputs: wrappers that give an encoder differences between frames, or frames and differences."""
 
 from collections.abc import Callable
 
@@ -13,8 +13,8 @@ from vidcls.models.encoders import Encoder
 class Difference(Encoder):
     """Encodes the difference of each frame to the one before it: T frames give T - 1 features.
 
-    A static background vanishes, and with it most of what identifies a camera (RGB difference of Wang et al. 2016,
-    https://arxiv.org/abs/1608.00859). Frames arrive normalised, so differences are in units of ``std``.
+    Removes a static background, and most of what identifies a camera (RGB difference of Wang et al. 2016,
+    https://arxiv.org/abs/1608.00859). Frames are normalised, so differences are in units of ``std``.
     """
 
     def __init__(self, encoder: Encoder) -> None:
@@ -35,15 +35,15 @@ class Difference(Encoder):
 
 
 class MultiscaleDifference(Difference):
-    """Encodes the differences of each frame to those 1, 2 and 4 before it, in grey, as the three channels of one image.
+    """Encodes the grey differences of each frame to those 1, 2 and 4 before it, as the three channels of one image.
 
-    Slow and fast motion both show, and the colour of an edge says how fast it moves. Grey is the mean of the normalised
-    channels. Each of the three is scaled to one standard deviation over the clip, so that contrast and noise of a
-    camera count less; a clip in which nothing moves stays zero.
+    The colour of an edge then tells its speed. Grey is the mean of the normalised channels. Each difference is scaled
+    to the same standard deviation over the clip, so that contrast and noise of a camera matter less; a still clip stays
+    zero.
     """
 
     GAPS = (1, 2, 4)
-    STD = 0.15  # about that of differences of a lively clip
+    STD = 0.15  # typical of the differences of a clip with much motion
 
     def forward(self, frames: Float[Tensor, "B T 3 R R"]) -> Float[Tensor, "B T-4 D"]:
         grey = frames.mean(dim=2)  # [B, T, R, R]
@@ -69,7 +69,7 @@ class EarlyFusion(Difference):
 
 
 class LateFusion(Difference):
-    """Frames and differences, each with an encoder of its own, and their features side by side."""
+    """Concatenates the features of frames and of differences, each with an encoder of its own."""
 
     def __init__(self, encoder: Encoder, motion_encoder: Encoder) -> None:
         super().__init__(encoder)
@@ -95,10 +95,10 @@ MOTIONS: dict[str, Callable[[Callable[[int], Encoder]], Encoder]] = {
     "early_fusion": lambda build: EarlyFusion(build(6)),
     "late_fusion": lambda build: LateFusion(build(3), build(3)),
 }
-"""What each motion input makes of ``build``, which gives an encoder for a number of channels."""
+"""The encoder for each motion input; ``build`` returns an encoder for a number of channels."""
 
 
 def build_motion(motion: str, num_frames: int, build: Callable[[int], Encoder]) -> tuple[Encoder, int]:
-    """The encoder for one of `MOTIONS`, and T', the number of features it gives for a clip of ``num_frames``."""
+    """The encoder for one of `MOTIONS`, and T', the number of its features for a clip of ``num_frames``."""
     lost = {"rgb": 0, "multiscale_difference": max(MultiscaleDifference.GAPS)}.get(motion, 1)
     return MOTIONS[motion](build), num_frames - lost

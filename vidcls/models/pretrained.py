@@ -20,8 +20,8 @@ from vidcls.models.downloads import kinetics_weights
 from vidcls.models.encoders import Encoder
 from vidcls.models.i3d import read_kinetics_weights
 
+# Names, in timm and torchvision, of modules whose children are stages.
 CONTAINERS = ("encoder", "features", "blocks", "layers", "stages", "trunk_output")
-"""What timm and torchvision call a module that holds blocks, each of which is a stage of its own."""
 TORCHVISION_CLASSIFIERS = ("fc", "classifier", "head", "heads", "aux1", "aux2", "AuxLogits")
 HALF_CENTRED = ("i3d", "torchvision/googlenet", "torchvision/inception_v3")
 
@@ -29,10 +29,10 @@ State = dict[str, Tensor]
 
 
 class Pretrained(Encoder):
-    """An encoder around a network without its classifier, built with random values until `load_weights`.
+    """An encoder around a network without its classifier, with random values until `load_weights`.
 
-    ``weights`` is ``default``, a path, or None: trained from scratch. ``trainable_from`` is ``all``, ``none``, or the
-    first stage that trains, see `split_stages`. With ``norm_eval``, BatchNorm stays in eval mode in all of them.
+    ``weights`` is ``default``, a path, or None to train from scratch. ``trainable_from`` is ``all``, ``none``, or the
+    first stage that trains, see `split_stages`. With ``norm_eval``, BatchNorm stays in eval mode everywhere.
     """
 
     def __init__(self, net: nn.Module, name: str, weights: str | None, trainable_from: str, norm_eval: bool) -> None:
@@ -71,7 +71,7 @@ class Pretrained(Encoder):
 
 
 def option_path(name: str, key: str) -> str:
-    """The option of a network; those of single frames are an encoder of a model."""
+    """The name of a network's option: networks of single frames are the encoder of a model."""
     return f"model.encoder.{key}" if "/" in name else f"model.{key}"
 
 
@@ -94,7 +94,7 @@ def split_stages(net: nn.Module) -> dict[str, list[Parameter]]:
     last: list[Parameter] = []
     for name, is_block, parameters in _parts(net, ""):
         if is_block and any(parameter.ndim > 1 for parameter in parameters):
-            # What comes before the first stage belongs to it; what came before another has joined the one before.
+            # Parameters before the first stage belong to it; those between two stages were added to the former.
             last = stages[name] = parameters if stages else last + parameters
         else:
             last.extend(parameters)
@@ -113,14 +113,14 @@ def _parts(module: nn.Module, name: str) -> Iterator[tuple[str, bool, list[Param
 
 
 def frozen_stages(net: nn.Module, trainable_from: str, option: str) -> list[list[Parameter]]:
-    """The stages before the first that trains: its name, ``all`` or ``none``; raises `UserError` naming ``option``."""
+    """The stages before ``trainable_from``; raises `UserError` for ``option`` if that is not a stage, all or none."""
     stages = split_stages(net)
     ends = {"all": 0, "none": len(stages), **{name: place for place, name in enumerate(stages)}}
     return list(stages.values())[: ends[check_choice(option, trainable_from, tuple(ends))]]
 
 
 def set_frozen_eval(net: nn.Module, trainable_from: str) -> None:
-    """Puts everything before a stage into eval mode."""
+    """Puts everything before the stage ``trainable_from`` into eval mode."""
     if trainable_from == "all":
         return
     for name, module in net.named_modules():
@@ -131,7 +131,7 @@ def set_frozen_eval(net: nn.Module, trainable_from: str) -> None:
 
 
 def remove_classifier(net: nn.Module) -> int:
-    """Replaces the last layer of a torchvision network, and the dropout before it, by identities; gives D."""
+    """Replaces the last layer of a torchvision network, and the dropout before it, by identities; returns D."""
     kinds = (nn.Linear, nn.Conv2d, nn.Conv3d)
     path, last = [(path, part) for path, part in net.named_modules() if isinstance(part, kinds)][-1]
     parent, _, name = path.rpartition(".")
@@ -148,11 +148,11 @@ def remove_classifier(net: nn.Module) -> int:
 
 
 def normalisation(name: str) -> dict[str, list[float]]:
-    """``mean`` and ``std`` per channel, of pixels in 0..1, with which a network's weights were trained."""
+    """The ``mean`` and ``std`` per channel, for pixels in 0..1, with which a network's weights were trained."""
     if name.startswith("timm/"):
         transforms = timm_config(name)
     elif name in HALF_CENTRED:
-        # From TensorFlow. torchvision feeds pixels normalised otherwise, and has its two networks correct that.
+        # From TensorFlow. torchvision normalises differently, and corrects that inside its two networks.
         return {"mean": [0.5] * 3, "std": [0.5] * 3}
     else:
         transforms = get_model_weights(name.rpartition("/")[2]).DEFAULT.transforms()
@@ -160,8 +160,8 @@ def normalisation(name: str) -> dict[str, list[float]]:
 
 
 def timm_config(name: str) -> Any:
-    """The configuration that timm has of a network's weights: ``mean``, ``std``, ``input_size``, ``classifier``."""
-    import timm  # takes seconds, which networks without it need not pay
+    """The configuration in timm of a network's weights: ``mean``, ``std``, ``input_size``, ``classifier``."""
+    import timm  # takes seconds
 
     return timm.get_pretrained_cfg(name.removeprefix("timm/"), allow_unregistered=False)
 
@@ -169,17 +169,17 @@ def timm_config(name: str) -> Any:
 def load_weights(net: nn.Module, name: str, weights: str) -> None:
     """Loads all parameters and statistics of a network without its classifier.
 
-    ``weights`` are ``default``, the library's own, which it downloads; or the path of a state dict, alone or under
+    ``weights`` is ``default``, for a download of the library's own, or the path of a state dict, alone or under
     ``state_dict`` or ``model`` (.safetensors, or what `torch.load` reads with ``weights_only=True``).
 
     Raises:
-        UserError: there are no such weights, or keys are missing or unexpected, other than the classifier's.
+        UserError: there are no such weights, or keys other than the classifier's are missing or unexpected.
     """
     if weights == "default" and name != "i3d":
         state = _download(name)
     else:
         state = _read(kinetics_weights() if weights == "default" else Path(weights), name)
-    # Densenet's files are older than its present names.
+    # Densenet's files have names from before a change in torchvision.
     state = {re.sub(r"(denselayer\d+\.(norm|conv))\.([12]\.)", r"\1\3", key): value for key, value in state.items()}
     expected = net.state_dict()
     first = next(f"{path}.weight" for path, part in net.named_modules() if isinstance(part, (nn.Conv2d, nn.Conv3d)))
@@ -189,7 +189,7 @@ def load_weights(net: nn.Module, name: str, weights: str) -> None:
     prefixes = tuple(f"{prefix}." for prefix in ([classifier] if isinstance(classifier, str) else classifier))
     shared = {key: value for key, value in state.items() if key in expected}
     faults = {
-        # BatchNorm counts batches, which nothing here reads and old files lack.
+        # Old files lack BatchNorm's count of batches, which is not used.
         "missing": [key for key in expected if key not in state and not key.endswith("num_batches_tracked")],
         "unexpected": [key for key in state if key not in expected and not key.startswith(prefixes)],
         "of another shape": [
@@ -215,14 +215,13 @@ def _first_few(keys: list[str]) -> str:
 
 
 def repeat_channels(kernel: Float[Tensor, "O 3 H W"], channels: int) -> Float[Tensor, "O C H W"]:
-    """A kernel for C channels, a multiple of 3: repeated and scaled, as `timm.models.adapt_input_conv` does.
+    """A kernel for C channels, a multiple of 3, repeated and scaled like `timm.models.adapt_input_conv`.
 
     Example:
         >>> repeat_channels(torch.tensor([2.0, 4, 6]).view(1, 3, 1, 1), 6).flatten()
         tensor([1., 2., 3., 1., 2., 3.])
     """
-    repeats = channels // 3
-    return kernel.repeat(1, repeats, 1, 1) / repeats
+    return kernel.repeat(1, channels // 3, 1, 1) / (channels // 3)
 
 
 def _download(name: str) -> State:
@@ -233,7 +232,7 @@ def _download(name: str) -> State:
 
             return timm.create_model(model, pretrained=True, num_classes=0).state_dict()
         return dict(get_model_weights(model).DEFAULT.get_state_dict(progress=False, check_hash=True))
-    except Exception as error:  # each library, and each of those that they download with, has its own
+    except Exception as error:  # of the library, or of the one that it downloads with
         raise UserError(
             f"{library or 'torchvision'} to download the weights of {name}",
             f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}",
@@ -255,8 +254,8 @@ def _read(path: Path, name: str) -> State:
             if isinstance(state, dict) and isinstance(state.get(key), dict):
                 state = state[key]
         if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-            raise TypeError("it holds something else than tensors by name")
-    except Exception as error:  # a file of another kind makes the readers fail in any way
+            raise TypeError("it does not hold tensors by name")
+    except Exception as error:  # files of other types may raise anything
         raise UserError(
             f"{option_path(name, 'weights')} to be null, default, or the path of a state dict",
             f"{path}, which cannot be read: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}",

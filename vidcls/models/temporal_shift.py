@@ -1,4 +1,4 @@
-"""Temporal shift: convolutions of single frames that see parts of their neighbours, at no cost in parameters."""
+"""Temporal shift: 2D convolutions that see channels of neighbouring frames, without further parameters."""
 
 from collections.abc import Sequence
 
@@ -6,13 +6,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-FOLD = 8  # 1/8 of the channels each way: the paper's best for residual shifts
+FOLD = 8  # 1/8 of the channels in each direction, the paper's best for residual shifts
 
 
 def shift(frames: Float[Tensor, "B T C *size"], fold: int = FOLD) -> Float[Tensor, "B T C *size"]:
-    """Gives each frame the first C // fold channels of the next frame, and the next C // fold of the one before.
+    """Replaces the first C // fold channels of each frame by the next frame's, and the next C // fold by the previous'.
 
-    The frames past either end are zero. Section 3 of Lin et al. 2019 (https://arxiv.org/abs/1811.08383).
+    Frames beyond either end are zero. Section 3 of Lin et al. 2019 (https://arxiv.org/abs/1811.08383).
 
     Example:
         >>> shift(torch.tensor([[[1.0, 2, 3], [4, 5, 6], [7, 8, 9]]]), fold=3)
@@ -28,12 +28,12 @@ def shift(frames: Float[Tensor, "B T C *size"], fold: int = FOLD) -> Float[Tenso
 
 
 class TemporalShift:
-    """Shifts what goes into convolutions of [B*T, C, H, W]; T is ``num_frames``, to be set before each pass."""
+    """Shifts the input of convolutions, [B*T, C, H, W]; T is ``num_frames``, to be set before each forward pass."""
 
     def __init__(self, convolutions: Sequence[nn.Module]) -> None:
         self.num_frames = 1
         for convolution in convolutions:
-            # A hook rather than a module around it, which would change the names in the state dict.
+            # A hook, as a wrapper would change the keys of the state dict.
             convolution.register_forward_pre_hook(self)
 
     def __call__(self, module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
@@ -42,9 +42,9 @@ class TemporalShift:
 
 
 def shifted_convolutions(net: nn.Module) -> list[nn.Module]:
-    """The first convolution of each residual block: a shift before it leaves the block's shortcut alone.
+    """The first convolution of each residual block, so that a shift does not affect the block's shortcut.
 
-    Of ResNets and their kin, and of the inverted residual blocks of mobile networks, in torchvision and in timm.
+    Supports ResNets and similar networks, and inverted residual blocks of mobile networks, of torchvision and timm.
     """
     convolutions: list[nn.Module | None] = []
     for block in net.modules():

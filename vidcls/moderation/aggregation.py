@@ -1,4 +1,4 @@
-"""From the probabilities of a video's windows to one score per class, and to the video's class. Pure."""
+"""Aggregates the probabilities of a video's windows to one score per class, and to the video's class. Pure."""
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -10,8 +10,8 @@ MAX_REPEATED = 100_000  # rows
 def video_score(probabilities: Float[np.ndarray, "W K"], aggregation: str, top_k: int = 3) -> Float[np.ndarray, " K"]:
     """One score per class: its highest, mean or mean of the ``top_k`` highest probabilities over a video's windows.
 
-    With more than one window, the scores of ``max`` and ``top_k_mean`` come from different ones and do not sum to 1,
-    so the highest score does not name the video's class: see `video_class`.
+    With several windows, the scores of ``max`` and ``top_k_mean`` come from different ones and do not sum to 1, so the
+    highest score does not determine the video's class: see `video_class`.
 
     Example:
         >>> windows = np.array([[0.9, 0.1], [0.2, 0.8], [0.7, 0.3]])
@@ -23,10 +23,10 @@ def video_score(probabilities: Float[np.ndarray, "W K"], aggregation: str, top_k
 
 
 def video_class(probabilities: Float[np.ndarray, "W K"], safe_class: int, aggregation: str, top_k: int = 3) -> int:
-    """The class of the whole video: the highest-scoring harmful class that holds, else ``safe_class``.
+    """The class of the whole video: the harmful class with the highest score, else ``safe_class``.
 
-    A class holds if, on average over the windows that made its score, it is also the most probable one. With one window
-    this is the most probable class.
+    Only classes count that are also the most probable ones on average over the windows that determine their score. With
+    one window this is the most probable class.
     """
     score = video_score(probabilities, aggregation, top_k)
     best = _best_windows(probabilities, aggregation, top_k)
@@ -54,7 +54,7 @@ def repeat_for_unread(
 
 
 def _best_windows(probabilities: Float[np.ndarray, "W K"], aggregation: str, top_k: int) -> Int[np.ndarray, "k K"]:
-    """For each class the windows, in order of time, that make its score."""
+    """For each class the windows, in order of time, that determine its score."""
     windows = len(probabilities)
     used = {"max": 1, "mean": windows, "top_k_mean": min(top_k, windows)}[aggregation]
     # A stable sort: of equally probable windows the earlier ones count.

@@ -22,7 +22,6 @@ from vidcls.files import write_json
 from vidcls.metrics.calibration import TEMPERATURES, calibrate, fit_temperature, reliability
 from vidcls.metrics.classification import check_predictions, wilson_interval
 from vidcls.moderation.aggregation import video_score
-from vidcls.moderation.targets import check_targets
 from vidcls.moderation.thresholds import block_threshold, review_threshold
 
 ALLOW, REVIEW, BLOCK = DECISIONS = ("allow", "review", "block")
@@ -33,7 +32,7 @@ class Policy:
     """A fitted policy, as policy.json holds it.
 
     Raises:
-        ValueError: values that no fit gives, such as thresholds out of range, as a policy.json may hold them.
+        ValueError: values that no fit gives, such as thresholds out of range.
     """
 
     model: str  # the identity of the network it was fitted for
@@ -42,8 +41,8 @@ class Policy:
     temperature: float
     review: dict[str, float]  # by harmful class, the calibrated probability from which on a person looks at a video
     block: dict[str, float]  # from which on it is blocked; never below review
-    targets: dict[str, dict[str, float]]  # the recall and precision that were asked for
-    support: dict[str, int]  # how many videos of each class it was fitted on
+    targets: dict[str, dict[str, float]]  # the requested recall and precision, by harmful class
+    support: dict[str, int]  # the number of videos of each class that it was fitted on
     calibration_error: dict[str, float]  # before and after calibration, on the videos it was fitted on
 
     def __post_init__(self) -> None:
@@ -65,12 +64,12 @@ class Policy:
 
     @property
     def identity(self) -> str:
-        """The first 12 hex digits of the sha256 of everything above, as canonical JSON."""
+        """The first 12 hex digits of the SHA-256 of the fields as canonical JSON."""
         return _identity(asdict(self))
 
 
 class Decision(NamedTuple):
-    """What to do with one video, and why; the reason is "" where it is allowed."""
+    """The decision about one video, and the reason, which is "" for `ALLOW`."""
 
     decision: str
     reason: str
@@ -88,13 +87,13 @@ def fit_policy(
 ) -> Policy:
     """The policy that meets the ``targets`` on videos of a ``split``, from the network's uncalibrated probabilities.
 
-    A target ``{class: {"recall": r, "precision": p}}`` sets with its recall the review threshold of the class, with its
-    precision the block threshold. With one of the two, the other threshold is ``review_margin`` away; with neither,
+    A target ``{class: {"recall": r, "precision": p}}`` sets the review threshold of the class by the recall, and the
+    block threshold by the precision. With one of the two, the other threshold is ``review_margin`` away; with neither,
     they are 0.5 -+ ``review_margin`` / 2. Without a recall, the review threshold is at most 0.5 / (K - 1): a video that
     is more probably harmful than safe, all harmful classes together, is never allowed.
 
     Raises:
-        UserError: targets out of range, of unknown or safe classes, or that the videos cannot support.
+        UserError: targets out of range, of unknown or safe classes, or with too few videos.
         ValueError: arrays that do not fit together.
     """
     checked = check_targets(classes, safe_class, targets)
@@ -116,6 +115,26 @@ def fit_policy(
     return Policy(model, tuple(classes), safe_class, temperature, review, block, checked, support, error)
 
 
+def check_targets(classes: Sequence[str], safe_class: str, targets: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """The ``targets`` of `fit_policy` as plain values; raises `UserError` for unknown classes and other values."""
+    if safe_class not in classes:
+        expected = f"policy.safe_class to be one of {', '.join(classes)}"
+        raise UserError(expected, repr(safe_class), "Change policy.safe_class.", "policy.safe_class")
+    harmful = [name for name in classes if name != safe_class]
+    for name, target in targets.items():
+        if name not in harmful:
+            got = f"{name!r}, which is policy.safe_class" if name == safe_class else repr(name)
+            expected = f"policy.target to name harmful classes, of {', '.join(harmful)}"
+            raise UserError(expected, got, "Change its name.", "policy.target")
+        if not isinstance(target, Mapping) or not set(target) <= {"recall", "precision"}:
+            got = ", ".join(map(str, target)) if isinstance(target, Mapping) else repr(target)
+            expected = f"policy.target.{name} to hold recall, precision or both"
+            raise UserError(expected, got, f"Set policy.target.{name}.recall=0.95.", f"policy.target.{name}")
+        for metric, value in target.items():
+            check_number(f"policy.target.{name}.{metric}", value, 0.0, 1.0, open_ends=True)
+    return {name: {metric: float(value) for metric, value in target.items()} for name, target in targets.items()}
+
+
 def _band(low: float | None, high: float | None, margin: float, most: float) -> tuple[float, float]:
     if low is None:
         below = 0.5 - margin / 2 if high is None else max(0.0, high - margin)
@@ -126,7 +145,7 @@ def _band(low: float | None, high: float | None, margin: float, most: float) -> 
 def harmful_scores(
     policy: Policy, probabilities: Float[np.ndarray, "W K"], aggregation: str = "max", top_k: int = 3
 ) -> dict[str, float]:
-    """The `video_score` of each harmful class, from the network's own probabilities, which are calibrated first."""
+    """The `video_score` of each harmful class, after calibration of the network's ``probabilities``."""
     found = video_score(calibrate(probabilities, policy.temperature), aggregation, top_k).tolist()
     return {name: score for name, score in zip(policy.classes, found, strict=True) if name != policy.safe_class}
 
@@ -139,10 +158,9 @@ def decide(
     aggregation: str = "max",
     top_k: int = 3,
 ) -> Decision:
-    """What to do with one video, from the network's own (uncalibrated) probabilities, in one window or in W.
+    """The decision about one video, from the network's uncalibrated probabilities in one window or in W.
 
-    A ``status`` other than ``ok`` is always for review, with its ``reason``, whatever the ``probabilities``. So is a
-    video without windows, or whose probabilities are not valid, such as NaN.
+    A video with a ``status`` other than ``ok``, without windows or with invalid probabilities is always for review.
     """
     if status != "ok":
         return Decision(REVIEW, f"{status}: {reason}" if reason else status)
@@ -165,7 +183,7 @@ def policy_report(decisions: Sequence[str], labels: Sequence[str], safe_class: s
     """The outcome of a policy for videos whose class is known, JSON-ready.
 
     ``review_load`` is the fraction for review. ``harmful_allowed`` and ``safe_blocked`` are ``{count, of, rate,
-    ci95}``: ``of`` counts the videos of that kind; Wilson's interval (1927) and the rate are None where it is 0.
+    ci95}``: ``of`` is the number of harmful or safe videos; rate and Wilson's interval (1927) are None if it is 0.
 
     Raises:
         ValueError: no videos, lengths that differ, or an unknown decision.
@@ -192,7 +210,7 @@ def _rate(events: list[bool]) -> dict[str, Any]:
 
 
 def policy_notes(policy: Policy, fitted_on: str) -> Iterator[str]:
-    """What a user of the policy must know of its temperature and of what it may allow."""
+    """Warnings about a temperature at a bound, and about what the policy may allow."""
     if policy.temperature > 0.99 * TEMPERATURES[1]:
         yield (
             f"Note: the {fitted_on} predictions are no better than guessing, so the network's scores say nothing: do "
@@ -201,7 +219,7 @@ def policy_notes(policy: Policy, fitted_on: str) -> Iterator[str]:
     if policy.temperature < 1.01 * TEMPERATURES[0]:
         yield (
             f"Note: the temperature is at its lower bound of {TEMPERATURES[0]:g}: on the {fitted_on} predictions the "
-            "network is far less sure than it is right, as after too little training. Calibrated, nearly every score "
+            "network is far less confident than accurate, as after too little training. Calibrated, nearly every score "
             "is 0 or 1: train longer before you use this policy."
         )
     for name in policy.review:
@@ -218,16 +236,14 @@ def policy_notes(policy: Policy, fitted_on: str) -> Iterator[str]:
 
 
 def save_policy(policy: Policy, path: Path) -> None:
-    """Writes ``policy`` as JSON, with its identity; every float reads back as it was."""
     write_json(path, {**asdict(policy), "identity": policy.identity})
 
 
 def load_policy(path: Path, classes: Sequence[str], model: str) -> Policy:
-    """The policy at ``path``, for the network ``model`` with these ``classes``.
+    """Reads a policy for the network ``model`` with these ``classes``.
 
     Raises:
-        UserError: no such file, a file that is no policy, one that was changed since it was fitted, or one for another
-            network.
+        UserError: the file is missing, damaged, was changed since the policy was fitted, or is for another network.
     """
     expected, got = f"a policy.json for the network {model}", ""
     try:

@@ -1,4 +1,4 @@
-"""Thresholds that meet a recall or a precision, with 95 % confidence on future videos. Pure; see docs/policy.md."""
+"""Thresholds for a recall or a precision, with 95 % confidence on future videos. Pure; see docs/policy.md."""
 
 import math
 
@@ -34,12 +34,12 @@ def block_threshold(
     """The lowest score whose lower bound of the precision (Clopper and Pearson 1934) is at least ``precision``.
 
     Raises:
-        UserError: no threshold will do: too few videos of the class, or too many others that score as high.
+        UserError: there is none, with too few videos of the class, or too many others that score as high.
     """
     order = np.argsort(-scores, kind="stable")
     ranked, hits = scores[order], np.cumsum(positives[order])
     bounds = lower_bound(hits, np.arange(1, len(scores) + 1))
-    bounds[:-1][ranked[:-1] == ranked[1:]] = 0.0  # videos that tie are blocked together: only the last counts them all
+    bounds[:-1][ranked[:-1] == ranked[1:]] = 0.0  # ties are blocked together: only the last one counts them all
     passing = np.flatnonzero(bounds >= precision)
     if len(passing) == 0:
         best = float(bounds.max(initial=0.0))
@@ -50,7 +50,7 @@ def block_threshold(
 
 def lower_bound(hits: Int[np.ndarray, "N"], n: Int[np.ndarray, "N"] | int) -> Float[np.ndarray, "N"]:
     """Clopper and Pearson's one-sided lower bound of a proportion, from ``hits`` in ``n``; 0 without a hit."""
-    from scipy.stats import beta  # only here, as its import takes a second, and predict.py needs no fit
+    from scipy.stats import beta  # takes a second, which predict.py need not spend
 
     return np.where(hits > 0, beta.ppf(1 - CONFIDENCE, np.maximum(hits, 1), n - hits + 1), 0.0)
 
@@ -59,7 +59,7 @@ def _not_supported(
     name: str, split: str, metric: str, target: float, condition: str, got: str, best: float
 ) -> UserError:
     needed = math.ceil(math.log(1 - CONFIDENCE) / math.log(target))
-    supported = math.floor(best * 1000) / 1000  # what these videos do support, rounded down
+    supported = math.floor(best * 1000) / 1000  # what these videos support, rounded down
     option = f"policy.target.{name}.{metric}"
     return UserError(
         f"at least {needed} {split} videos of {name!r}, {condition}, for {option}={target:g} at 95 % confidence",

@@ -1,4 +1,4 @@
-"""From the windows of a long video (half-open ranges of time) to segments. Pure; seconds in and out."""
+"""From the windows of a long video (half-open ranges of time) to segments. Pure."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from vidcls.data.sampling import ROUNDING_SECONDS
 
 @dataclass(frozen=True)
 class Segment:
-    """A stretch of time [start, end) in which one class was probable."""
+    """A range of time [start, end) in which a class is probable."""
 
     start_seconds: float
     end_seconds: float
@@ -40,10 +40,10 @@ def segments(
     exit_threshold: float,
     min_seconds: float,
 ) -> list[Segment]:
-    """When one class was shown, by hysteresis: a segment starts at p >= enter and lasts while p >= exit threshold.
+    """The segments of a class, by hysteresis: each starts at p >= enter and lasts while p >= exit threshold.
 
-    Each window stands for its *cell*, see `cell_cuts`. Segments shorter than ``min_seconds`` are dropped, where one of
-    n windows counts as at least n strides long.
+    Each window represents its *cell*, see `cell_cuts`. Segments shorter than ``min_seconds`` are dropped; one of n
+    windows counts as at least n strides long.
 
     Example, windows of 4 s every 2 s in a video of 12 s, centres at 2 4 6 8 10, cells cut at 3 5 7 9; thresholds 0.8
     and 0.5::

@@ -22,11 +22,7 @@ MAX_PANELS = 20  # of curves, one per class
 
 
 def confusion_figure(confusion: Sequence[Sequence[int]], classes: Sequence[str], title: str) -> Figure:
-    """K x K counts (rows = truth) and their fractions of each true class, coloured by the fraction.
-
-    Raises:
-        ValueError: the table is not K x K.
-    """
+    """K x K counts (rows = truth) and their fractions of each true class; raises ValueError if not K x K."""
     counts, k = np.asarray(confusion), len(classes)
     if counts.shape != (k, k):
         raise ValueError(f"expected a {k} x {k} table for {k} classes; got shape {counts.shape}")
@@ -59,10 +55,10 @@ def confusion_figure(confusion: Sequence[Sequence[int]], classes: Sequence[str],
 
 
 def strips_figure(frames: Sequence[UInt8[np.ndarray, "_T _H _W 3"]], captions: Sequence[str], title: str) -> Figure:
-    """One strip of up to eight frames per video (the middles of equal segments), its caption above it.
+    """A strip of up to eight evenly spaced frames per video, with its caption.
 
     Raises:
-        ValueError: as many captions as videos were expected, or a video holds no frames.
+        ValueError: there is not one caption per video, or a video has no frames.
     """
     if len(frames) != len(captions):
         raise ValueError(f"expected a caption for each video; got {len(frames)} videos and {len(captions)} captions")
@@ -70,7 +66,7 @@ def strips_figure(frames: Sequence[UInt8[np.ndarray, "_T _H _W 3"]], captions: S
         figure = new_figure(1.0, title)
         figure.text(0.015, 0.3, "no videos", color=QUIET, fontsize=11)
         return figure
-    columns = max(4, *(min(len(video), MAX_FRAMES) for video in frames))  # 4: short videos are not blown up
+    columns = max(4, *(min(len(video), MAX_FRAMES) for video in frames))  # 4: frames of short videos stay small
     strips = [_strip(video, columns) for video in frames]
     heights = [(WIDTH - 0.3) * strip.shape[0] / strip.shape[1] for strip in strips]  # inches
     figure = new_figure(0.5 + sum(heights) + 0.45 * len(strips), title)  # 0.45: a caption and the gap below a strip
@@ -83,14 +79,10 @@ def strips_figure(frames: Sequence[UInt8[np.ndarray, "_T _H _W 3"]], captions: S
 
 
 def learning_curves_figure(history: dict[str, list[tuple[int, float]]], best_epoch: int | None) -> Figure:
-    """One panel per metric, one curve per split, against the epoch; the best epoch is marked.
+    """A panel per metric with a curve per split, against the epoch; ``best_epoch`` is marked.
 
-    Args:
-        history: ``"split/metric"`` (as in "val/loss") to its (epoch, value) pairs.
-        best_epoch: None marks nothing.
-
-    Raises:
-        ValueError: a history without curves, or a key that is not "split/metric".
+    ``history`` maps "split/metric", such as "val/loss", to (epoch, value) pairs. Raises ValueError for other keys, or
+    without curves.
     """
     if not history or not all("/" in key for key in history):
         raise ValueError(f'expected curves named "split/metric", as "val/loss"; got {list(history)}')
@@ -169,7 +161,7 @@ def roc_figure(curves: Mapping[str, Curve | None], title: str) -> Figure:
 def _class_panels(
     curves: Mapping[str, Curve | None], title: str, area: str, drawstyle: Literal["default", "steps-pre"]
 ) -> tuple[Figure, list[tuple[Axes, Curve | None]]]:
-    # A square per class: its curve, and in grey those of the others, as nobody can tell twenty colours apart.
+    # A panel per class: its curve, and those of the others in grey, as twenty colours cannot be distinguished.
     if len(curves) > MAX_PANELS:
         title = f"{title}: the {MAX_PANELS} of {len(curves)} classes with the lowest {area}"
         lowest = sorted(curves, key=lambda name: math.inf if (curve := curves[name]) is None else curve.area)

@@ -34,10 +34,7 @@ def soften(axes: Axes) -> None:
 
 
 def printable(text: str, limit: int) -> str:
-    r"""One line of at most ``limit`` characters that the font holds, from a name that may contain anything.
-
-    Two dollar signs would start a formula, hence ``\$``, which matplotlib prints as $.
-    """
+    r"""Any text as one line of at most ``limit`` characters of the font, with ``\$`` for $, which starts formulas."""
     line = "".join(letter if ord(letter) in _letters() else "□" for letter in " ".join(text.split()))
     if len(line) > limit:
         head = (limit - 1) // 2
@@ -58,14 +55,13 @@ def ink_on(colour: tuple[float, float, float, float]) -> str:
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Writes a PNG."""
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=DPI)
     write_atomically(path, content.getvalue())
 
 
 def save_figures(figures: Mapping[str, Figure], folder: Path) -> dict[str, Path]:
-    """Writes each as ``<name>.png``; gives their paths by name."""
+    """Writes each as ``<name>.png``; returns their paths by name."""
     paths = {name: folder / f"{name}.png" for name in figures}
     for name, figure in figures.items():
         save_figure(figure, paths[name])

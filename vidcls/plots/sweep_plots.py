@@ -120,7 +120,7 @@ def heatmap_figure(
 
 
 def pareto_front(ranking: pd.DataFrame, lower_is_better: bool) -> pd.DataFrame:
-    """The configurations that no other beats in both speed and mean objective, from fast to slow."""
+    """The configurations that no other one dominates in speed and mean objective, from fast to slow."""
     losses = ranking["objective_mean"] * (1 if lower_is_better else -1)
     table = ranking.assign(loss=losses).sort_values(
         ["clips_per_second", "loss"], ascending=[False, True], kind="stable"

@@ -1,4 +1,4 @@
-"""Which videos are still to be classified, each content once, and what becomes of their results."""
+"""Tracks which videos are still to be classified, each content once, and writes their results into the journal."""
 
 import threading
 from collections import Counter
@@ -12,15 +12,14 @@ from vidcls.data.hashing import FileState, HashResult, local_version
 from vidcls.data.urls import is_url
 from vidcls.prediction.journal import Journal, VideoDetails
 
-MAX_READS = 3  # of a file that changes meanwhile
-LONG_WINDOWS = 100  # a video of more is read after all others: a few endless ones would hold them up
-Result = tuple[dict[str, str], VideoDetails | None]
-"""Cells and details of a video, as `vidcls.prediction.video_result.build_result` gives them."""
+MAX_READS = 3  # of a file that changes while it is read
+LONG_WINDOWS = 100  # a video of more is read after all others, so that very long ones do not hold them up
+Result = tuple[dict[str, str], VideoDetails | None]  # as `vidcls.prediction.video_result.build_result` returns it
 
 
 @dataclass(frozen=True)
 class Content:
-    """What is to be classified: the first file with a content, and its state when it was hashed."""
+    """A content to classify: the first file that has it, and the file's state when it was hashed."""
 
     sha256: str
     file: Path
@@ -33,9 +32,9 @@ class Content:
 
 
 class Catalogue:
-    """The videos that one command has to classify, beside the journal that it writes.
+    """The videos that one command has to classify, and its journal.
 
-    ``videos`` are paths or URLs by name; ``describe`` is `build_result` with all that is the same for all videos.
+    ``videos`` are paths or URLs by name; ``describe`` is `build_result` with the arguments that all videos share.
     """
 
     def __init__(self, videos: Mapping[str, str], journal: Journal, describe: Callable[..., Result]) -> None:
@@ -47,7 +46,7 @@ class Catalogue:
         self.num_done = 0  # videos with a result
 
     def assign(self, hashes: Mapping[str, HashResult], files: Mapping[str, Path] | None = None) -> list[Content]:
-        """Records which content each video has; returns those that are to be classified and are not yet.
+        """Records the content of each video; returns the new contents to classify.
 
         ``files`` are local copies of videos behind URLs, by name.
         """
@@ -69,9 +68,9 @@ class Catalogue:
         return new
 
     def finish(self, content: Content, result: Result | None) -> list[str]:
-        """Writes a result; returns the videos to be hashed again, since their file has changed: all if there is none.
+        """Writes a result; returns the videos whose file has changed, to be hashed again: all of them for None.
 
-        A file that keeps changing is for review.
+        A file that keeps changing is marked for review.
         """
         with self._lock:
             versions = {path: self._versions.pop(path) for path in self._copies.pop(content.sha256)}
@@ -90,7 +89,7 @@ class Catalogue:
         return again
 
     def postpone(self, content: Content) -> list[str]:
-        """Forgets that a content is being classified; returns the videos that are to be given to `assign` again."""
+        """Forgets a content; returns its videos, to be given to `assign` again later."""
         with self._lock:
             paths = self._copies.pop(content.sha256)
             for path in paths:
@@ -102,12 +101,12 @@ class Catalogue:
         return not is_url(location) and local_version(FileState.of(Path(location))) != version
 
     def lose(self, path: str, decoded: DecodeResult) -> None:
-        """Writes why nothing is known of a video."""
+        """Writes the result of a video that has no hash."""
         with self._lock:
             self._write_lost(path, decoded)
 
     def give_up(self, content: Content, reason: str) -> None:
-        """Writes that a content cannot be decoded."""
+        """Writes that a content cannot be decoded, and why."""
         self.finish(content, self._describe(undecodable(reason), [], None))
 
     def _write_lost(self, path: str, decoded: DecodeResult) -> None:

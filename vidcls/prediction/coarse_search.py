@@ -1,4 +1,4 @@
-"""search=coarse: windows of a long video that are far apart first, then all around those that look harmful."""
+"""search=coarse: classifies sparse windows of a long video first, then all windows around those that look harmful."""
 
 from dataclasses import dataclass, replace
 
@@ -16,10 +16,10 @@ from vidcls.prediction.video_stream import VideoFound
 
 @dataclass(frozen=True)
 class CoarseSearch:
-    """Where to look again, and what comes of both looks; with ``predict.search=full`` nowhere.
+    """Chooses the spans for the second pass, and joins both passes; with ``predict.search=full`` there is only one.
 
     Raises:
-        UserError: it is to be coarse, and there is no policy that says which classes are harmful.
+        UserError: the search is coarse, and there is no policy that says which classes are harmful.
     """
 
     options: PredictOptions
@@ -31,7 +31,7 @@ class CoarseSearch:
             raise UserError("a policy, for predict.search=coarse", "none", remedy, "search-without-policy")
 
     def spans(self, found: VideoFound) -> Spans | None:
-        """Where to look closely: as far as the next sparse windows around each that looks harmful; None: nowhere."""
+        """The spans for the second pass: around each window that looks harmful, up to the next ones; None for none."""
         decoded, windows, _ = found
         sparse = self.options.search == "coarse" and len(windows) > 1 and seen_fraction(windows) < 1
         if self.policy is None or not sparse or decoded.status not in USABLE:
@@ -48,9 +48,9 @@ class CoarseSearch:
 
     @staticmethod
     def join(first: VideoFound, second: VideoFound) -> VideoFound:
-        """The windows of both looks, each once; a video is as damaged as the worse of them found."""
+        """The windows of both passes, each once, and the worse of their decode results."""
         decoded, windows, peaks = second
-        if decoded.status in LOST:  # what the first look has found stays
+        if decoded.status in LOST:  # the first pass still counts
             return replace(first[0], status="partial", reason=decoded.reason), first[1], first[2]
         by_start: dict[float, tuple[float, float, np.ndarray]] = {one[0]: one for one in (*first[1], *windows)}
         joined: TimedOutputs = [by_start[start] for start in sorted(by_start)]

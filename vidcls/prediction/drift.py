@@ -1,4 +1,4 @@
-"""How new videos compare with those of training, for evaluate.py and predict.py; in numbers and in words."""
+"""Compares new videos with those of training, for evaluate.py and predict.py; in numbers and in words."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -20,13 +20,13 @@ from vidcls.metrics.predictions import Predictions
 from vidcls.prediction.journal import Journal
 from vidcls.prediction.run import BaseRun
 
-ALPHA = 0.01  # of each test, as there are several
-MIN_VIDEOS = 20  # of fewer, nothing is said
-MAX_VIDEOS = 2000  # random ones that are compared
+ALPHA = 0.01  # of each of several tests
+MIN_VIDEOS = 20  # fewer are not compared
+MAX_VIDEOS = 2000  # of more, a random choice is compared
 
 
 def known_predictions(run: BaseRun) -> tuple[pd.DataFrame, Predictions, str] | None:
-    """Videos of a run with predictions by networks that have not seen them: out-of-fold, or else val; None without."""
+    """The rows, predictions and their name, of held-out videos of a run: out-of-fold, else val; None without."""
     known, what = run.val_predictions, "the predictions of val"
     splits: tuple[str, ...] = ("val",)
     if run.oof_predictions is not None:
@@ -44,10 +44,10 @@ def compare_with_training(
     vectors: Float[np.ndarray, "N P"],
     labels: Int[np.ndarray, " N"] | None = None,
 ) -> dict[str, Any] | None:
-    """Shares of classes, confidence and clip vectors beside those of known videos, and the accuracy without labels.
+    """Compares shares of classes, confidence and clip vectors with `known_predictions`, and estimates the accuracy.
 
-    JSON-ready; None where there are no `known_predictions`. ``rows`` have path, creator and sha256. ``features`` is
-    None where there are no clip vectors to compare.
+    JSON-ready; None without `known_predictions`. ``rows`` have path, creator and sha256. ``features`` is None without
+    clip vectors.
     """
     found = known_predictions(run)
     if found is None or len(rows) == 0:
@@ -82,7 +82,7 @@ def compare_with_training(
 
 
 def drift_notes(name: str, found: dict[str, Any] | None) -> Iterator[str]:
-    """A sentence or two about each difference beyond chance of the videos ``name`` from `compare_with_training`."""
+    """A sentence or two about each significant difference of the videos ``name`` in `compare_with_training`."""
     if found is None:
         return
     reference, classes = found["reference"], found["per_class"]
@@ -92,34 +92,32 @@ def drift_notes(name: str, found: dict[str, Any] | None) -> Iterator[str]:
         true = "" if one["true"] is None else f"{one['true']:.0%} of {name} and "
         yield (
             f"Note: {one['share']:.0%} of {name} are predicted as {label}, against {one['reference']:.0%} of "
-            f"{reference}: more than chance explains (95 % interval of the difference {low:+.2f} to {high:+.2f}). "
-            f"Truly {label} are {true}{one['reference_true']:.0%} of those. Where the true "
-            "shares are alike, the threshold has shifted: choose it on videos like these."
+            f"{reference}, a significant difference (95 % interval {low:+.2f} to {high:+.2f}). The true share of "
+            f"{label} is {true}{one['reference_true']:.0%} of those. If the true shares are similar, the threshold has "
+            "shifted: choose it on videos like these."
         )
     confidence, features = found["confidence"], found["features"]
     if confidence["p"] <= ALPHA:
         yield (
-            f"Note: the network is not as sure of {name} as of {reference}: its confidence is {confidence['mean']:.2f} "
-            f"against {confidence['reference']:.2f} on average, and chance explains the difference in "
-            f"{confidence['p']:.1%} of cases."
+            f"Note: the network's mean confidence differs between {name} and {reference}: {confidence['mean']:.2f} "
+            f"against {confidence['reference']:.2f} (p-value {confidence['p']:.3f})."
         )
     if features is None:
-        yield f"The run keeps no clip vectors, so what {name} look like to the network is not compared."
+        yield f"The run has no clip vectors, so the features of {name} are not compared."
     elif features["p"] <= ALPHA:
         yield (
             f"Note: {name} look unlike the videos of {reference} to the network (energy distance of clip vectors "
-            f"{features['distance']:.3g}; chance explains it in {features['p']:.1%} of cases): other cameras, "
-            "encodings or content. What is measured on those may not hold here."
+            f"{features['distance']:.3g}, p-value {features['p']:.3f}): other cameras, encodings or content. What is "
+            "measured on those may not hold here."
         )
 
 
 def accuracy_note(found: dict[str, Any]) -> str:
-    """The estimated accuracy, and what it assumes."""
     value, (low, high) = found["estimated_accuracy"]["value"], found["estimated_accuracy"]["ci95"]
     return (
         f"Estimated accuracy on these {found['videos']} videos, without their labels: {value:.2f} ({low:.2f} to "
-        f"{high:.2f}), if a probability means here what it meant for {found['reference']}. Of videos unlike those it "
-        "need not: label some at random to know."
+        f"{high:.2f}), if probabilities are calibrated here as for {found['reference']}. On different videos they need "
+        "not be: label some at random to find out."
     )
 
 
@@ -130,9 +128,9 @@ def stack_vectors(run: BaseRun, vectors: Sequence[Sequence[float]]) -> Float[np.
 
 
 def predicted_drift(run: BaseRun, journal: Journal) -> list[str]:
-    """The sentences of `compare_with_training` for what predict.py has classified whole, which drift.json then holds.
+    """Writes drift.json for the videos that predict.py has classified whole, and returns its notes.
 
-    Copies count once. Long videos are left out: their scores and vectors come from many windows.
+    Copies count once. Long videos are left out, as their scores and vectors come from many windows.
     """
     whole = (pair for pair in journal.contents(single_window=True) if pair[0]["status"] in USABLE)
     chosen = list(islice(whole, MAX_VIDEOS))

@@ -1,7 +1,7 @@
 """Several runs as one: the mean of their probabilities.
 
-Each member's probabilities are calibrated by the temperature of its policy.json first, where it has one: a network that
-is too sure of itself would otherwise outvote the others. All members see the same stored frames, decoded once.
+Each member's probabilities are first calibrated by the temperature of its policy.json, if it has one: an overconfident
+network would otherwise outvote the others. All members use the same stored frames, decoded once.
 """
 
 from collections.abc import Sequence
@@ -21,9 +21,9 @@ from vidcls.prediction.run import BaseRun, LoadedRun
 
 @dataclass(frozen=True, kw_only=True)
 class Ensemble(BaseRun):
-    """Finished runs whose probabilities are averaged. What is of a single run, such as its manifest, is the first's.
+    """Finished runs whose probabilities are averaged. What belongs to one run, such as a manifest, is the first's.
 
-    Its predictions are the mean of the members', where all have them of the same videos.
+    Its predictions are the mean of the members', if all have them for the same videos.
     """
 
     runs: tuple[LoadedRun, ...]
@@ -43,15 +43,13 @@ class Ensemble(BaseRun):
         return EnsemblePredictor(self, accelerator)
 
     def average(self, probabilities: Sequence[Float[np.ndarray, "N K"]]) -> Float[np.ndarray, "N K"]:
-        """The mean of the members' probabilities, each calibrated by its own temperature."""
         pairs = zip(probabilities, self.temperatures, strict=True)
         calibrated = [p.astype(np.float64) if t is None else calibrate(p, t) for p, t in pairs]
-        mean: np.ndarray = np.mean(calibrated, axis=0)
-        return mean.astype(np.float32)
+        return np.mean(calibrated, axis=0).astype(np.float32)
 
 
 def join_runs(members: Sequence[Member], runs: Sequence[LoadedRun]) -> Ensemble:
-    """The ensemble of ``members``, whose networks are those of ``runs``; raises `UserError` for other stored frames."""
+    """The ensemble of ``members``, loaded as ``runs``; raises `UserError` if they use different stored frames."""
     first = runs[0]
     for run in runs[1:]:
         if run.spec.store != first.spec.store:
@@ -83,7 +81,7 @@ def join_runs(members: Sequence[Member], runs: Sequence[LoadedRun]) -> Ensemble:
 
 
 def _average(known: Sequence[tuple[Predictions | None, tuple[str, ...]]], ensemble: Ensemble) -> Predictions | None:
-    """The mean of what the members have predicted of these splits, where all have, and of the same videos in order."""
+    """The mean of the members' predictions of these splits; None unless all have them for the same videos, in order."""
     fitted = [
         run.manifest[run.manifest["split"].isin(splits)] for run, (_, splits) in zip(ensemble.runs, known, strict=True)
     ]

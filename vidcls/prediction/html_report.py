@@ -1,4 +1,4 @@
-"""report.html: what predict.py found, in one file that needs no network, for people who decide, and do so in it."""
+"""report.html: the results of predict.py in one file that needs no network, in which reviewers make decisions."""
 
 import heapq
 import math
@@ -18,8 +18,8 @@ from vidcls.prediction.journal import Journal, VideoDetails
 
 STATUSES = ("ok", "partial", *LOST)
 URGENCY = (BLOCK, REVIEW, ALLOW)
-MAX_COPIES = 5  # paths of one content that are named
-ROWS_AT_ONCE = 200  # of the table; more on request
+MAX_COPIES = 5  # paths of one content that are listed
+ROWS_AT_ONCE = 200  # of the table; more on demand
 Row = dict[str, str]
 
 
@@ -35,9 +35,9 @@ def write_report(
 ) -> Path:
     """Writes report.html into the journal's folder, and returns its path.
 
-    Only the ``max_videos`` most urgent videos get a row, and the most urgent of these loops, as many as fit into
-    ``loops_megabytes``; others get single frames. ``safe_class`` is not drawn over time, ``facts`` are shown above
-    everything else, and ``blur`` makes pictures blurred and grey until a person lifts that.
+    Only the ``max_videos`` most urgent videos get a row, and as many of these as fit into ``loops_megabytes`` get
+    loops; others get single frames. ``safe_class`` is not plotted over time, ``facts`` are shown at the top, and
+    ``blur`` shows pictures blurred and grey at first.
     """
     shown, counts = most_urgent(journal.rows(), max_videos), journal.counts()
     paths = journal.copies({row["sha256"] for row in shown} - {""})
@@ -87,7 +87,7 @@ def write_report(
 
 
 def most_urgent(rows: Iterable[Row], count: int) -> list[Row]:
-    """Block, review, allow; within these first what was not decoded completely, then no score, then the highest."""
+    """Block, review, allow; within these first incompletely decoded videos, then those without score, then by score."""
 
     def key(row: Row) -> tuple[int, bool, float]:
         score = number(row["score"])
@@ -97,21 +97,19 @@ def most_urgent(rows: Iterable[Row], count: int) -> list[Row]:
 
 
 def _facts(row: Row, paths: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    """What the page shows of a video that is opened."""
-    copies = _others(paths[row["sha256"]], row["path"]) if row["sha256"] else ""
+    """The facts about a single video on the page."""
+    copies = ""
+    if row["sha256"]:  # a viral video has thousands of copies, so only some are listed
+        same = paths[row["sha256"]]
+        listed = [other for other in same[: MAX_COPIES + 1] if other != row["path"]][:MAX_COPIES]
+        more = len(same) - 1 - len(listed)
+        copies = ", ".join(listed) + (f" and {more} more" if more else "")
     facts = {"Same content": copies, "Coverage": row["coverage"], "Decoder": row["decoder"], "SHA-256": row["sha256"]}
     return {name: visible(value) for name, value in facts.items() if value}
 
 
-def _others(paths: Sequence[str], path: str) -> str:
-    # A viral video has thousands of copies, so only some are named.
-    named = [other for other in paths[: MAX_COPIES + 1] if other != path][:MAX_COPIES]
-    more = len(paths) - 1 - len(named)
-    return ", ".join(named) + (f" and {more} more" if more else "")
-
-
 def _details(details: VideoDetails, classes: Sequence[str], until: float, with_loops: bool) -> dict[str, Any]:
-    """What the page's script draws of one content until its timeline ends; classes as numbers, times in seconds."""
+    """The data that the page's script plots for one content up to ``until``; classes as numbers, times in seconds."""
     cuts = cell_cuts(np.array(details.start_seconds), np.array(details.end_seconds), until)
     segments = [[classes.index(name), *map(_rounded, values)] for name, *values in details.segments]
     peaks = [[classes.index(name), *map(_rounded, values)] for name, *values in details.peaks]

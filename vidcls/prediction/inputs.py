@@ -1,4 +1,4 @@
-"""What ``input=`` names, listed one video at a time, and which of them are still to be classified. Imports no torch."""
+"""Lists the videos of ``input=``, and plans which of them are still to be classified. Imports no torch."""
 
 import glob
 import itertools
@@ -22,7 +22,7 @@ CHUNK = 1000  # names that are looked up in the journal at once
 
 
 class Input(NamedTuple):
-    """A video: its name in the results, its path or URL, and the version of a remote file where the listing has it."""
+    """A video: its name in the results, its path or URL, and the version of a remote file if the listing has it."""
 
     name: str
     location: str
@@ -32,8 +32,8 @@ class Input(NamedTuple):
 class Inputs:
     """Iterates over the videos at a path or URL, below a folder, in a list, or matched by a glob.
 
-    Names are relative to the folder, or as the glob or list gives them, without credentials. A file that is named
-    itself is taken whatever its extension, but for a list. ``ignored`` counts what was left out so far, by kind.
+    Names are relative to the folder, or as in the glob or list, without credentials. A single file may have any
+    extension but that of a list. ``ignored`` counts skipped files so far, by kind.
 
     Raises:
         UserError: there are none, or ``text`` holds credentials.
@@ -89,7 +89,7 @@ def _find(text: str, limits: FetchLimits, ignored: Counter[str]) -> Iterator[Inp
     else:
         for path in glob.iglob(text, recursive=True):
             if os.path.isdir(path):
-                if "**" not in text:  # which matches what is in them too
+                if "**" not in text:  # it matches what is in them too
                     ignored["folders"] += 1
             elif not os.path.isfile(path):
                 ignored["broken links or special files"] += 1
@@ -101,25 +101,25 @@ _known_schemes: set[str] = set()
 
 
 def _check_scheme(url: str) -> None:
-    """Refuses a kind of URL that no installed package reads, before anything is fetched."""
+    """Raises `UserError` for a URL scheme that no installed package reads, before anything is fetched."""
     if (scheme := url.partition("://")[0]) not in _known_schemes:
         open_filesystem(url)
         _known_schemes.add(scheme)
 
 
 class Plan(NamedTuple):
-    """The videos that are to be classified, by name: their paths or URLs; how many were listed, and had a result."""
+    """The videos to classify."""
 
-    videos: dict[str, str]
+    videos: dict[str, str]  # paths or URLs by name
     num_listed: int
-    num_again: int  # of ``videos``: their result is replaced
+    num_again: int  # of ``videos``: those whose result is replaced
 
 
 def plan_videos(inputs: Iterable[Input], journal: Journal, console: Console) -> Plan:
     """Lists all videos and keeps those without a final result in the journal, the largest first.
 
-    Of local files the state is looked at, so that one that has changed is classified again; of those behind URLs the
-    version that a listing gives. What a list of URLs names is not asked for again once there is a result.
+    A local file that has changed is classified again, as is a remote one if the listing has its version. URLs in a list
+    are not checked for changes.
 
     Raises:
         UserError: a folder cannot be read, or two URLs differ in their credentials alone.
@@ -141,7 +141,7 @@ def plan_videos(inputs: Iterable[Input], journal: Journal, console: Console) -> 
                     raise _same_name(name)
                 sizes[name] = int((versions[name] or "0").partition(" ")[0])
             status.update(f"Listing videos: {count:,}, of which {len(found):,} are to be classified")
-    # A large one that comes last would keep the others waiting.
+    # A large one at the end would keep the others waiting.
     names = sorted(found, key=lambda name: (-sizes[name], name))
     num_again = len(names) - journal.num_missing(names)
     return Plan({name: found[name] for name in names}, count, num_again)

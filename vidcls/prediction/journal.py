@@ -1,8 +1,8 @@
-"""journal.sqlite: what predict.py has found so far. One transaction per video, so that a killed run can continue.
+"""journal.sqlite: the results of predict.py so far. One transaction per video, so that a killed run can continue.
 
 settings   everything that results depend on
-results    one per distinct content: its cells of predictions.csv, its details as JSON, and the limits of its decoding
-videos     which result belongs to which path, as bytes, since names need not be UTF-8, and the version of the file then
+results    one per distinct content: its cells of predictions.csv, its details as JSON, and its decode limits
+videos     the result of each path (as bytes, since names need not be UTF-8), and the version of the file at that time
 """
 
 import json
@@ -27,7 +27,7 @@ SCHEMA = (
 
 @dataclass(frozen=True)
 class VideoDetails:
-    """The timeline of a video that could be decoded, as plain values."""
+    """The timeline of a decoded video, as plain values."""
 
     start_seconds: list[float]  # of its W windows
     end_seconds: list[float]
@@ -35,15 +35,14 @@ class VideoDetails:
     segments: list[tuple[str, float, float, float, float]]  # class, and a `vidcls.moderation.timeline.Segment`
     peaks: list[tuple[str, float, float]]  # class, middle of the window, probability
     loops: list[tuple[float, list[str]]]  # of the windows with peaks: its middle, JPEGs in base64
-    # The mean of its windows' clip vectors, in the components of the run's reference.
-    vector: list[float] = field(default_factory=list)
+    vector: list[float] = field(default_factory=list)  # the mean clip vector, in the run's reference components
 
 
 class Journal:
-    """The journal of an output folder, new or to be continued; one process at a time holds it.
+    """The journal of a new or existing output folder, for one process at a time.
 
-    ``settings`` are all that results depend on, as plain values; predict.json gets them too. ``limits`` are what one
-    video may cost: a result that is not ok is computed again under others.
+    ``settings`` are all that results depend on, as plain values, also written to predict.json. ``limits`` are the
+    decode limits of a video: if they change, results that are not ok are computed again.
 
     Raises:
         UserError: the folder cannot be written, holds something else, is in use, or was made with other settings.
@@ -58,7 +57,7 @@ class Journal:
                 self._database = sqlite3.connect(folder / "journal.sqlite", timeout=1, check_same_thread=False)
                 stack.callback(self.close)
                 self._open(json.dumps(settings, indent=2))
-                stack.pop_all()  # it stays open
+                stack.pop_all()  # keeps it open
         except (OSError, sqlite3.Error, TypeError, ValueError) as error:
             if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY:
                 expected, code = "an output folder that no other process writes to", "output-in-use"
@@ -66,8 +65,8 @@ class Journal:
             raise _unusable(folder, error) from error
 
     def _open(self, text: str) -> None:
-        # A lock that the kernel releases with the process. With it WAL needs no shared memory, which network file
-        # systems lack.
+        # The kernel releases this lock with the process. With it WAL needs no shared memory, which network file systems
+        # lack.
         for pragma in ("locking_mode = EXCLUSIVE", "journal_mode = WAL", "synchronous = NORMAL"):
             self._database.execute(f"PRAGMA {pragma}")
         with self._database as database:
@@ -89,7 +88,6 @@ class Journal:
         write_atomically(self.folder / "predict.json", text.encode())
 
     def close(self) -> None:
-        """Releases the folder."""
         self._database.close()
 
     @contextmanager
@@ -110,10 +108,10 @@ class Journal:
             raise _unusable(self.folder, f"a damaged journal.sqlite ({error})") from error
 
     def pending(self, versions: Mapping[str, str | None]) -> list[str]:
-        """The names of those videos that have no final result, or another version than when they got it.
+        """The names of the videos without a final result for their current version.
 
-        None as a version says that it is not known, and that any result is final; ``""`` that none is. What is not ok
-        is tried again under other limits, and what could not be fetched always.
+        A version of None is unknown, and any result final; for ``""`` none is. Results that are not ok are not final
+        under other limits, and those of unfetchable videos never.
         """
         paths = {os.fsencode(path): path for path in versions}
         query = (
@@ -129,9 +127,9 @@ class Journal:
         ]
 
     def assign(self, hashes: Mapping[str, str], versions: Mapping[str, str]) -> set[str]:
-        """Records which content (SHA-256) each path has now; returns the contents that are to be classified.
+        """Records the content (SHA-256) of each path; returns the contents to classify.
 
-        Those are the new ones, and those with a result that is not ok and had other limits; it is kept until then.
+        Those are new ones, and ones with a result that is not ok under other limits, which is kept until replaced.
         """
         with self._transaction() as database:
             database.executemany("DELETE FROM videos WHERE path = ?", ([os.fsencode(path)] for path in hashes))
@@ -144,10 +142,9 @@ class Journal:
     def write(
         self, versions: Mapping[str, str], sha256: str, cells: Mapping[str, str], details: VideoDetails | None
     ) -> None:
-        """Adds the result of videos with one content, whose hash is "" where it is not known.
+        """Adds the result of a content, whose hash is "" if unknown, for the paths in ``versions``.
 
-        ``versions`` are those of the videos by path; ``cells`` are the columns of predictions.csv but for path and
-        sha256; ``details`` is None if there are no frames.
+        ``cells`` are the columns of predictions.csv except path and sha256; ``details`` is None if there are no frames.
         """
         texts = json.dumps(cells), None if details is None else json.dumps(asdict(details)), self._limits
         replace = (
@@ -165,18 +162,17 @@ class Journal:
         return (_row(*found) for found in self._select(query))
 
     def rows_and_details(self) -> Iterator[tuple[dict[str, str], VideoDetails | None]]:
-        """`rows`, and the details of each."""
         query = "SELECT path, sha256, cells, details FROM videos JOIN results ON result = id ORDER BY path"
         return ((_row(*found), _details(text)) for *found, text in self._select(query))
 
     def contents(
         self, paths: Collection[str] | None = None, single_window: bool = False
     ) -> Iterator[tuple[dict[str, str], list[float]]]:
-        """The row of each decoded content, of one of ``paths`` if given, and its clip vector.
+        """The row of each decoded content, with one of ``paths`` if given, and its clip vector.
 
-        By hash, so that the first are a random choice. Those of which the network has returned NaN are left out.
+        Ordered by hash, so that the first ones are a random sample. Those with NaN from the network are left out.
         """
-        # A cross join keeps SQLite to this order of tables: first rows come at once, and no details are sorted.
+        # A cross join makes SQLite use this order of tables, so that first rows come at once and no details are sorted.
         query = (
             "SELECT path, sha256, cells, details ->> 'vector' FROM results CROSS JOIN videos ON result = id "
             "WHERE json_valid(details) AND sha256 IS NOT NULL AND (NOT ? OR cells ->> 'windows' = '1') "
@@ -189,7 +185,7 @@ class Journal:
                 yield _row(path, sha256, cells), json.loads(vector or "[]")
 
     def copies(self, sha256s: Collection[str]) -> dict[str, list[str]]:
-        """The paths with each of these contents, sorted."""
+        """The sorted paths of each of these contents."""
         found: dict[str, list[str]] = {sha256: [] for sha256 in sha256s}
         query = "SELECT path, sha256 FROM videos JOIN results ON result = id ORDER BY path"
         for path, sha256 in self._select(query):
@@ -198,18 +194,18 @@ class Journal:
         return found
 
     def num_missing(self, paths: Iterable[str]) -> int:
-        """How many of these videos have no result at all."""
+        """The number of these videos without any result."""
         query = "SELECT 1 FROM videos WHERE path = ?"
         return sum(not list(self._select(query, [os.fsencode(path)])) for path in paths)
 
     def counts(self) -> dict[tuple[str, str], int]:
-        """How many videos have which status and decision."""
+        """The number of videos by status and decision."""
         values = "cells ->> 'status', cells ->> 'decision'"
         query = f"SELECT {values}, count(*) FROM videos JOIN results ON result = id GROUP BY {values}"
         return {(status, decision): count for status, decision, count in self._select(query)}
 
     def details(self, sha256: str) -> VideoDetails | None:
-        """The details of a content; None where it could not be decoded."""
+        """The details of a content; None if it could not be decoded."""
         found = list(self._select("SELECT details FROM results WHERE sha256 = ?", [sha256]))
         return _details(found[0][0]) if found else None
 
@@ -231,7 +227,7 @@ def _details(text: str | None) -> VideoDetails | None:
 
 
 def check_output(folder: Path) -> None:
-    """Refuses an output folder that predict.py could not use, without changing anything."""
+    """Raises `UserError` for an output folder that predict.py cannot use; changes nothing."""
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise _unusable(folder, f"{existing} is not a writable folder")

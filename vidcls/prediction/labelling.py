@@ -1,4 +1,4 @@
-"""selected.csv and to_label.csv: which of the videos that predict.py has classified are worth a label."""
+"""selected.csv and to_label.csv: which of the videos that predict.py has classified should be labelled."""
 
 import json
 from collections import Counter
@@ -32,10 +32,9 @@ def write_selection(
     decided: Collection[str],
     console: Console,
 ) -> None:
-    """Chooses among the decoded videos of ``input=`` (``text``) that are in the journal of ``output``.
+    """Selects among the decoded videos of ``input=`` (``text``) that are in the journal of ``output``.
 
-    Contents of ``decided`` and of the run's own videos are left out, and names that are not UTF-8; of copies the first
-    is taken.
+    Contents in ``decided``, the run's own videos and names that are not UTF-8 are left out; copies count once.
 
     Raises:
         UserError: none are left.
@@ -44,7 +43,7 @@ def write_selection(
     for one in Inputs(text, limits):
         if readable(one.location) == one.location:
             locations[readable(one.name)] = one.location
-        else:  # no list could hold it, and training leaves it out
+        else:  # lists cannot hold it, and training ignores it
             skipped["with names that are not UTF-8"] += 1
     settings = json.loads((output / "predict.json").read_text())
     known = set(decided).union(*(member.manifest["sha256"] for member in run.members))
@@ -63,7 +62,7 @@ def write_selection(
     stacked = stack_vectors(run, vectors)
     complete = stacked.shape[1] > 0
     if not complete and options.diverse_share:
-        console.print("The run keeps no clip vectors: the most uncertain videos take the place of diverse ones.")
+        console.print("The run has no clip vectors: the most uncertain videos take the place of diverse ones.")
     chosen = select_rows(
         table[run.classes].to_numpy(np.float64),
         stacked,

@@ -20,13 +20,12 @@ def load_run(folder: Path | str, trust: Sequence[str] = ()) -> LoadedRun: ...
 @overload
 def load_run(folder: Sequence[Path | str], trust: Sequence[str] = ()) -> BaseRun: ...
 def load_run(folder: Path | str | Sequence[Path | str], trust: Sequence[str] = ()) -> BaseRun:
-    """Reads the finished run in ``folder``, or several as an ensemble that averages their probabilities.
+    """Loads the finished run in ``folder``, or several as an ensemble that averages their probabilities.
 
     Models may come only from this package and those in ``trust``.
 
     Raises:
-        UserError: it is not the folder of a finished run, its model is not of a trusted package, or runs do not fit
-            together, see `vidcls.prediction.ensemble`.
+        UserError: it is not the folder of a finished run, its model is not trusted, or the runs cannot be averaged.
     """
     folders = [Path(folder)] if isinstance(folder, (str, Path)) else [Path(one) for one in folder]
     members = read_members(folders)

@@ -1,4 +1,4 @@
-"""Which runs an ensemble is made of, and what identifies it: known before torch is imported."""
+"""The members of an ensemble and its identity, known before torch is imported."""
 
 import hashlib
 from collections.abc import Sequence
@@ -30,10 +30,10 @@ class Member:
 
 
 def read_members(folders: Sequence[Path]) -> list[Member]:
-    """The runs in ``folders``, in an order that does not depend on how they are given.
+    """The runs in ``folders``, in an order that does not depend on the order of ``folders``.
 
     Raises:
-        UserError: one is no finished run, one is given twice, or they have other classes.
+        UserError: one is not a finished run, one is given twice, or their classes differ.
     """
     calibrated = len(folders) > 1
     members = sorted((_read_member(folder, calibrated) for folder in folders), key=lambda member: member.identity)
@@ -61,24 +61,20 @@ def _read_member(folder: Path, calibrated: bool) -> Member:
 
 
 def ensemble_identity(members: Sequence[Member]) -> str:
-    """12 hex digits of all that the averaged probabilities depend on: the members' weights and temperatures."""
+    """12 hex digits of a hash of the members' weights and temperatures."""
     text = " ".join(f"{member.identity}:{member.temperature}" for member in members)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def results_folder(members: Sequence[Member]) -> Path:
-    """Where results and policy are: of a single run its folder, of an ensemble one in the first member's."""
+    """The folder for results and policy: a single run's own, or a subfolder of the first member's."""
     if len(members) == 1:
         return members[0].folder
     return members[0].folder / "ensembles" / ensemble_identity(members)
 
 
 def check_splits(members: Sequence[Member], splits: Sequence[str]) -> None:
-    """Refuses members whose ``splits`` are not of the same videos: some may have been trained on what others test on.
-
-    Raises:
-        UserError: they differ.
-    """
+    """Raises `UserError` if ``splits`` differ between members: some may have been trained on what others test on."""
     keys = ["sha256", "label"]
     if "val" in splits and len({bool(member.config.get("refit")) for member in members}) > 1:
         remedy = "Train all with the same refit, or give split=test."

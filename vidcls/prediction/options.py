@@ -1,4 +1,4 @@
-"""The options of predict.py: checked before torch is imported, and then completed from the run."""
+"""The options of predict.py: checked before torch is imported, then completed from the run."""
 
 from __future__ import annotations
 
@@ -15,20 +15,14 @@ from vidcls.moderation.aggregation import AGGREGATIONS
 if TYPE_CHECKING:
     import pandas as pd
 
-FAR_LONGER = 2.0  # than nine in ten of a run's videos: such a video does not set what is classified whole
-
-
+FAR_LONGER = 2.0  # videos longer than so many times the 90th percentile do not count for max_whole_seconds
 SEARCHES = ("full", "coarse")
-COARSE_WINDOWS = 10  # lengths of a window, between the starts of two that are read first
+COARSE_WINDOWS = 10  # the default stride of a coarse search, in window lengths
 
 
 @dataclass(frozen=True)
 class SelectOptions:
-    """The options of select_videos.py; see conf/select_videos.yaml.
-
-    Raises:
-        UserError: one is out of range.
-    """
+    """The options of select_videos.py; see conf/select_videos.yaml. Raises `UserError`."""
 
     count: int
     random_share: float | int
@@ -47,11 +41,7 @@ class SelectOptions:
 
 @dataclass(frozen=True)
 class PredictOptions:
-    """The options ``predict.*``; see conf/predict.yaml for what they mean.
-
-    Raises:
-        UserError: one is out of range.
-    """
+    """The options ``predict.*``; see conf/predict.yaml. Raises `UserError`."""
 
     max_whole_seconds: float | int | None = None
     window_seconds: float | int | None = None
@@ -85,10 +75,10 @@ class PredictOptions:
         return float(window_seconds / 2 if self.stride_seconds is None else self.stride_seconds)
 
     def complete(self, clip_seconds: float | int | None, manifest: pd.DataFrame) -> PredictOptions:
-        """With values in place of null, from a run's ``clip_seconds`` and the durations of its videos.
+        """Replaces None, by a run's ``clip_seconds`` and the durations of its videos.
 
-        The longest intact video of the run is classified whole, as it was in training or test; but not one that is far
-        longer than the others, which would have all new videos classified whole.
+        The longest intact video of the run is classified whole, as in training; but outliers are ignored, as all new
+        videos would be classified whole.
         """
         intact = manifest[manifest["status"] == "ok"]
         if intact.empty:
@@ -101,7 +91,7 @@ class PredictOptions:
         if max_whole is None:
             limit = FAR_LONGER * float(seconds.quantile(0.9, interpolation="lower"))
             longest = float(seconds[seconds <= limit].max())
-            # Half a second to spare, as containers disagree about when a video ends.
+            # Half a second more, as containers disagree about when a video ends.
             max_whole = math.ceil(check_number("predict.max_whole_seconds", longest) + 0.5)
             if (far := intact[seconds > limit]).size:
                 warnings.warn(
@@ -121,7 +111,7 @@ class PredictOptions:
         )
 
     def plan(self, store: StoreSpec) -> WindowPlan:
-        """How videos are cut into windows and decoded, from complete options."""
+        """The plan of windows; the options must be complete."""
         assert self.window_seconds is not None and self.stride_seconds is not None
         assert self.max_whole_seconds is not None
         lengths = self.window_seconds, self.stride_seconds, self.max_whole_seconds

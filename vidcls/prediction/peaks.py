@@ -10,9 +10,9 @@ from PIL import Image
 from vidcls.data.decoding.plan import Window
 from vidcls.data.pictures import jpeg_base64
 
-MAX_PEAKS = 8  # kept per class and video
-LOOP_FRAMES = 6  # of a peak
-LOOP_PIXELS = 160  # a side of them, at most
+MAX_PEAKS = 8  # per class and video
+LOOP_FRAMES = 6  # per peak
+LOOP_PIXELS = 160  # the longer side, at most
 
 
 class _Candidate(NamedTuple):
@@ -22,9 +22,9 @@ class _Candidate(NamedTuple):
 
 
 class Peaks:
-    """Per class, the best window of each run of windows with p >= ``exit_threshold``; without one, the best of all.
+    """Per class, the best window of each run of windows with p >= ``exit_threshold``, or the best of all.
 
-    Memory does not grow with the video: the frames of the best `MAX_PEAKS` runs are kept, and that of the last one.
+    Memory is constant: only the frames of the best `MAX_PEAKS` runs and of the last one are kept.
     """
 
     def __init__(self, classes: Sequence[str], exit_threshold: float) -> None:
@@ -34,7 +34,7 @@ class Peaks:
         self._in_run = dict.fromkeys(classes, False)
 
     def add(self, window: Window, probabilities: Float[np.ndarray, " K"]) -> None:
-        """Takes the next window, which is one clip."""
+        """Adds the next window, which must be one clip."""
         seconds = (window.start_seconds + window.end_seconds) / 2
         count = len(window.frames)
         evenly = (np.arange(min(LOOP_FRAMES, count)) + 0.5) * count / min(LOOP_FRAMES, count)
@@ -52,10 +52,10 @@ class Peaks:
                 runs[-1] = candidate
 
     def found(self, skip: str | None) -> tuple[list[tuple[str, float, float]], list[tuple[float, list[str]]]]:
-        """The peaks by class and time, without the class ``skip``, and a loop for each window that holds any.
+        """The peaks by class and time, without the class ``skip``, and a loop for each of their windows.
 
-        A peak is a class, the middle of its window, and the probability; a loop is the middle of a window, and JPEGs in
-        base64 of frames spread evenly over it.
+        A peak is (class, middle of its window, probability); a loop is (middle of its window, evenly spaced frames as
+        JPEGs in base64).
         """
         kept = {name: runs or [self._best[name]] for name, runs in self._runs.items() if name != skip}
         loops = {peak.seconds: peak.loop for runs in kept.values() for peak in runs}
@@ -64,7 +64,6 @@ class Peaks:
 
 
 def encode_jpeg(frame: UInt8[np.ndarray, "R R 3"]) -> str:
-    """A frame, at most `LOOP_PIXELS` wide, as JPEG in base64."""
     image = Image.fromarray(frame)
     image.thumbnail((LOOP_PIXELS, LOOP_PIXELS))
     return jpeg_base64(image, quality=70)

@@ -1,7 +1,4 @@
-"""From videos to results: hash or fetch, skip what the journal has, decode in worker processes, classify, write.
-
-Short videos are classified whole, as in training; longer ones in windows, see `vidcls.data.decoding.windows`.
-"""
+"""From videos to results: hash or fetch, skip what the journal has, decode in worker processes, classify, write."""
 
 import itertools
 import math
@@ -34,8 +31,8 @@ from vidcls.prediction.run import BaseRun
 from vidcls.prediction.video_result import build_result
 from vidcls.prediction.video_stream import ClassifiedEvent, VideoFound, WindowClassified, classify, collect
 
+# The name of a video, and the hash of a local file, the copy of a remote one, or why there is none.
 Obtained = tuple[str, HashResult | FetchedFile | UnfetchableError]
-"""The name of a video and what is there of it: a local file, a copy of a remote one, or why there is none."""
 
 
 def predict_videos(
@@ -51,16 +48,16 @@ def predict_videos(
 ) -> None:
     """Writes a result into the journal for each video, as soon as its last window is classified, long videos last.
 
-    Each content is decoded once, and not at all if it is in the journal. ``videos`` are paths or URLs by name; those
-    behind URLs are fetched, a few ahead, and removed after use. A file that has changed since it was hashed is read
-    again; if it keeps changing, it is for review.
+    Each content is decoded once, and not at all if it is in the journal. ``videos`` are paths or URLs by name; remote
+    ones are fetched, a few ahead, and removed after use. A file that has changed since it was hashed is read again; one
+    that keeps changing is marked for review.
     """
     predictor, plan = run.make_predictor(accelerator), options.plan(run.spec.store)
     describe = partial(build_result, model=run.identity, classes=run.classes, policy=policy, options=options)
     catalogue, batch_size = Catalogue(videos, journal, describe), run.spec.batch_size
     folder = journal.folder / "fetched"
     search = CoarseSearch(options, policy)
-    # What is being read, by number, with what a first look has found; and what is to be looked at again.
+    # What is being read, by number, with the result of its first pass; and what needs a second pass.
     contents: dict[int, tuple[Content, FetchedFile | None, VideoFound | None]] = {}
     again: deque[tuple[Source, tuple[Content, FetchedFile | None, VideoFound]]] = deque()
 
@@ -95,7 +92,7 @@ def predict_videos(
             for content in new:
                 contents[next(numbers)] = content, fetched, None
                 yield Source(content.file, content.state)
-        while contents or again:  # which may have to be looked at again
+        while contents or again:  # some may need a second pass
             yield from repeated()
             yield None
 
@@ -123,7 +120,7 @@ def predict_videos(
                     else:
                         both = search.join(first, seen) if first else seen
                         pending += catalogue.finish(content, None if content.changed else describe(*both))
-                    del contents[place]  # only now: nothing more is taken when this is empty
+                    del contents[place]  # only now, as `take` ends when this is empty
                     if fetched and not spans:
                         fetched.remove()
 
@@ -131,11 +128,11 @@ def predict_videos(
 def show_progress(
     events: Iterable[ClassifiedEvent], num_videos: int, num_done: Callable[[], int], console: Console
 ) -> Iterator[ClassifiedEvent]:
-    """Yields ``events`` unchanged while updating a progress bar."""
+    """Passes ``events`` through, with a progress bar."""
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"))
     started, seconds = time.monotonic(), 0.0
     videos: dict[int, VideoStarted] = {}
-    fractions: dict[int, float] = {}  # how much of each open video is classified
+    fractions: dict[int, float] = {}  # the classified fraction of each open video
     with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
         task = progress.add_task("Predicting", total=num_videos, note="")
         for event in events:

@@ -1,4 +1,4 @@
-"""A run's network over videos, in the arithmetic of the run's own test."""
+"""Classifies videos with a run's network, with the same numerics as the run's own test."""
 
 import os
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from vidcls.training.run_folder import ACCELERATORS
 from vidcls.training.spec import RunSpec
 from vidcls.training.transforms import Preprocess
 
-# What trainer.precision means in Lightning: the type of the weights, and that of autocast.
+# The meaning of trainer.precision in Lightning: the dtype of the weights, and that of autocast.
 PRECISIONS: dict[str, tuple[torch.dtype, torch.dtype | None]] = {
     **dict.fromkeys(("64", "64-true"), (torch.float64, None)),
     **dict.fromkeys(("32", "32-true"), (torch.float32, None)),
@@ -33,10 +33,10 @@ PRECISIONS: dict[str, tuple[torch.dtype, torch.dtype | None]] = {
 
 
 class Predictor:
-    """A network over new videos. It is moved to ``accelerator``, one of `ACCELERATORS`, by default that of training.
+    """Classifies new videos on ``accelerator``, one of `ACCELERATORS`, by default that of training.
 
     Raises:
-        UserError: no such device here.
+        UserError: there is no such device.
     """
 
     def __init__(
@@ -83,15 +83,15 @@ class Predictor:
         return torch.cat([logits.float(), (clips.float() - mean) @ components.T], dim=1)
 
     def __call__(self, stacks: Sequence[UInt8[np.ndarray, "_ H W 3"]]) -> Float[np.ndarray, "B K"]:
-        """Probabilities of stacks of frames, as `vidcls.data.decoding.frames.decode` gives them.
+        """Probabilities of stacks of frames from `vidcls.data.decoding.frames.decode`.
 
-        A stack of F frames is a clip; those of the M clips in one of M F frames are averaged.
+        A stack of F frames is one clip; the probabilities of the M clips in a stack of M * F frames are averaged.
         """
         return self.outputs(stacks)[:, : len(self.spec.classes)]
 
     @torch.inference_mode()
     def outputs(self, stacks: Sequence[UInt8[np.ndarray, "_ H W 3"]]) -> Float[np.ndarray, "B Q"]:
-        """Probabilities, as by calling it, and the clip vectors in the P components of the run's reference."""
+        """Probabilities, as of `__call__`, and clip vectors in the P components of the run's reference."""
         stored, batch_size = self.spec.store.stored_frames, self.spec.batch_size
         counts = [len(stack) // stored for stack in stacks]
         clips = [stack.reshape(-1, stored, *stack.shape[1:])[:, self._indices] for stack in stacks]
@@ -101,7 +101,7 @@ class Predictor:
         return np.concatenate([torch.cat(pair, dim=1).cpu().numpy() for pair in averaged])
 
     def predict_split(self, videos: Videos, split: str) -> Predictions:
-        """Predicts each video of a split once; raises `UserError` where the network returns NaN."""
+        """Predicts each video of a split once; raises `UserError` if the network returns NaN."""
         return self.classify_split(videos, split)[0]
 
     @torch.inference_mode()
@@ -124,13 +124,13 @@ class Predictor:
 
 
 def _average_outputs(outputs: Float[Tensor, "B M Q"], count: int) -> tuple[Float[Tensor, "B K"], Float[Tensor, "B P"]]:
-    """Of the clips of each video, with ``count`` classes: probabilities and clip vectors."""
-    # Contiguous, as in training: a softmax along another stride may round otherwise.
+    """Averages the clips of each video: the probabilities of ``count`` classes, and the clip vectors."""
+    # Contiguous, as in training: a softmax along another stride may round differently.
     return average_clips(outputs[..., :count].contiguous()), outputs[..., count:].mean(dim=1)
 
 
 def choose_device(accelerator: str) -> torch.device:
-    """The device that an accelerator's name means in Lightning; raises `UserError` where there is none."""
+    """The device that Lightning uses for an accelerator; raises `UserError` if there is none."""
     check_choice("accelerator", accelerator, ACCELERATORS)
     found = torch.accelerator.current_accelerator(check_available=True)
     if accelerator == "cpu" or (accelerator == "auto" and found is None):

@@ -1,8 +1,8 @@
 """engine=ray: the same results as `vidcls.prediction.pipeline`, computed on a cluster; see docs/scale.md.
 
-This process lists, decides and writes the journal. It hands out shards, a few videos each, to readers (one CPU each),
-which fetch what is behind URLs, send batches of windows to networks (one per GPU) and return results. What becomes of
-readers that die is in `vidcls.data.cluster`; networks are restarted by Ray, which repeats their calls.
+This process lists videos and writes the journal. It distributes shards, a few videos each, to readers (one CPU each),
+which fetch and decode them, send batches of windows to networks (one per GPU) and return results. Readers that die are
+replaced by `vidcls.data.cluster`; networks are restarted by Ray, which repeats their calls.
 """
 
 import asyncio
@@ -40,11 +40,11 @@ from vidcls.prediction.catalogue import LONG_WINDOWS, Catalogue, Content
 from vidcls.prediction.coarse_search import CoarseSearch
 from vidcls.prediction.journal import Journal
 from vidcls.prediction.options import PredictOptions
-from vidcls.prediction.ray_workers import LONG, Found, Network, Reader, Reading
+from vidcls.prediction.ray_workers import LONG, Found, Network, Reader, ReaderConfig
 from vidcls.prediction.run import BaseRun
 from vidcls.prediction.video_result import build_result
 
-SHARD_BATCHES = 8  # of a shard, at most
+SHARD_BATCHES = 8  # per shard, at most
 
 
 def predict_on_ray(
@@ -59,17 +59,17 @@ def predict_on_ray(
     engine: EngineOptions,
     console: Console,
 ) -> None:
-    """As `vidcls.prediction.pipeline.predict_videos`, on a cluster whose machines find the files at the same paths."""
+    """`vidcls.prediction.pipeline.predict_videos` on a cluster whose machines find the files at the same paths."""
     start_ray(engine, limits.workers or os.cpu_count() or 1)
     num_gpus = ray.cluster_resources().get("GPU", 0)
     on_gpu = (accelerator or str(run.config.trainer.accelerator)) != "cpu" and num_gpus >= 1
-    most = num_gpus if on_gpu else math.inf  # one that waits for a GPU would keep its batches
+    most = num_gpus if on_gpu else math.inf  # a network that waits for a GPU would block its batches
     num_networks = int(min(engine.networks or (most if on_gpu else num_machines()), most))
     num_readers = count_readers(limits, len(videos))
     describe = partial(build_result, model=run.identity, classes=run.classes, policy=policy, options=options)
     plan, batch_size = options.plan(run.spec.store), run.spec.batch_size
     make_predictor = ray.put(ray.cloudpickle.dumps(partial(run.make_predictor, accelerator)))
-    reading = Reading(
+    config = ReaderConfig(
         plan,
         limits,
         fetch_share(fetch_limits, num_readers),
@@ -81,15 +81,15 @@ def predict_on_ray(
         [make_predictor],
         torch.get_num_threads(),
     )
-    # A network takes no CPU in Ray's account: when its machine dies, it must find room beside the readers of another.
+    # A network requests no CPU from Ray: when its machine dies, it must be placed beside the readers of another one.
     network = ray.remote(Network).options(
         num_cpus=0, num_gpus=int(on_gpu), scheduling_strategy="SPREAD", max_restarts=-1, max_task_retries=20
     )
     networks = [network.remote() for _ in range(num_networks)]
 
-    def arguments(number: int) -> tuple[list[Any], Reading]:
+    def arguments(number: int) -> tuple[list[Any], ReaderConfig]:
         turn = number % num_networks  # so that readers do not all send to the same network at the same time
-        return [*networks[turn:], *networks[:turn]], reading
+        return [*networks[turn:], *networks[:turn]], config
 
     catalogue = Catalogue(videos, journal, describe)
     with closing(HashCache(journal.folder / "hashes.sqlite")) as cache:
@@ -99,10 +99,10 @@ def predict_on_ray(
 
 @dataclass(eq=False)
 class _Shard(Shard):
-    """Videos to be fetched or hashed, and `Content`s to be read; what is finished is removed."""
+    """Videos to fetch or hash, and `Content`s to read; finished ones are removed."""
 
     paths: list[str] = field(default_factory=list)
-    max_windows: float | int = LONG_WINDOWS  # of a video; those that have more are read after all others
+    max_windows: float | int = LONG_WINDOWS  # of a video; those with more are read after all others
     fetched: Path | None = None  # a folder of its reader
 
 
@@ -131,7 +131,7 @@ class _Driver(Driver):
         return self._catalogue.num_done
 
     def _plan(self, paths: Sequence[str]) -> None:
-        """Puts videos into the queue, the largest first; those whose content is known need not be hashed."""
+        """Queues videos, the largest first; those with a cached hash need not be hashed."""
         files = {path: Path(self._catalogue.videos[path]) for path in paths if not is_url(self._catalogue.videos[path])}
         states = {path: FileState.of(file) for path, file in files.items()}
         known = {path: self._cache.get(files[path], state) for path, state in states.items() if state}
@@ -154,7 +154,7 @@ class _Driver(Driver):
                 place, result = await reference
                 shard.items.remove(contents[place])
                 if result == LONG:
-                    self.put(self.anew(shard, [contents[place]], few=True))
+                    self.put(self.make_shard(shard, [contents[place]], few=True))
                 else:
                     self._plan(self._catalogue.finish(contents[place], result))
                 self.progressed()
@@ -180,17 +180,17 @@ class _Driver(Driver):
         if waiting := [path for path, one in found.items() if one is None]:
             self.put(_Shard(paths=waiting, max_windows=shard.max_windows))
 
-    def hand_out_again(self, shard: _Shard, alone: bool) -> None:
+    def requeue(self, shard: _Shard, alone: bool) -> None:
         if shard.paths:
             self.put(_Shard(paths=shard.paths, max_windows=shard.max_windows))
-        super().hand_out_again(shard, alone)
+        super().requeue(shard, alone)
 
     def key(self, item: Content) -> str:
         return item.sha256
 
-    def anew(self, shard: _Shard, items: list[Content], few: bool) -> _Shard:
+    def make_shard(self, shard: _Shard, items: list[Content], few: bool) -> _Shard:
         again = _Shard(max_windows=math.inf if few else shard.max_windows)
-        for content in items:  # what was fetched is fetched by the next reader
+        for content in items:  # the next reader has to fetch remote ones again
             if shard.fetched and content.file.is_relative_to(shard.fetched):
                 again.paths += self._catalogue.postpone(content)
             else:

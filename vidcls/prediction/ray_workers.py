@@ -1,6 +1,6 @@
-"""What the processes of engine=ray do: readers fetch, hash and decode videos, networks classify their windows.
+"""The processes of engine=ray: readers fetch, hash and decode videos, networks classify their windows.
 
-Both are stateless, so that Ray or the engine may start them anew anywhere. Imports neither torch nor Ray's driver.
+Both are stateless, so that they can be restarted anywhere. Imports no torch.
 """
 
 import os
@@ -32,14 +32,13 @@ from vidcls.prediction.coarse_search import CoarseSearch
 from vidcls.prediction.video_stream import VideoFound, classify, collect
 
 LONG = "long"
-IN_FLIGHT = 1  # batches of a reader that are with a network while it decodes the next
+IN_FLIGHT = 1  # batches of a reader that a network classifies while the reader decodes the next
+# The local file or copy of a video; why there is none; or None if its shard has no disk space left for it.
 Found = tuple[Path, HashResult] | UnfetchableError | None
-"""A video as a reader has it: its file, or a copy of it; why there is none; or None where there is no room for one
-beside the others of its shard."""
 
 
 @dataclass(frozen=True)
-class Reading:
+class ReaderConfig:
     """How videos are read and described, the same for all readers."""
 
     plan: WindowPlan
@@ -55,35 +54,35 @@ class Reading:
 
 
 class Network:
-    """The network on one device; made at its first call, so that it may be restarted without arguments."""
+    """The network on one device; built at its first call, so that Ray can restart it without arguments."""
 
     def __init__(self) -> None:
         self._predictor: Any = None  # a `Predictor`, which imports torch
 
-    def predict(self, windows: UInt8[np.ndarray, "B F H W 3"], reading: Reading) -> Float[np.ndarray, "B Q"]:
-        """The outputs of a batch of windows, see `vidcls.prediction.predictor.Predictor.outputs`."""
+    def predict(self, windows: UInt8[np.ndarray, "B F H W 3"], config: ReaderConfig) -> Float[np.ndarray, "B Q"]:
+        """See `vidcls.prediction.predictor.Predictor.outputs`."""
         if self._predictor is None:
             os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as predict.py does, before torch is loaded
             import torch
 
-            torch.set_num_threads(reading.threads)  # Ray allows one; sums may round otherwise with another number
-            (reference,) = reading.make_predictor
+            torch.set_num_threads(config.threads)  # Ray sets 1; sums may round differently with another number
+            (reference,) = config.make_predictor
             self._predictor = ray.cloudpickle.loads(ray.get(reference))()
         return self._predictor.outputs(windows)
 
 
 class Reader(BaseReader):
-    """Fetches, hashes and decodes, the last in a confined process of its own; ``networks`` classify what it reads."""
+    """Fetches and hashes videos, and decodes them in a sandboxed process; ``networks`` classify their windows."""
 
-    def __init__(self, networks: Sequence[Any], reading: Reading, prefix: str) -> None:
+    def __init__(self, networks: Sequence[Any], config: ReaderConfig, prefix: str) -> None:
         super().__init__(prefix)
-        self._networks, self._reading = cycle(networks), replace(reading, limits=replace(reading.limits, workers=1))
+        self._networks, self._config = cycle(networks), replace(config, limits=replace(config.limits, workers=1))
         self._stack = ExitStack()
-        self._pool = self._stack.enter_context(create_pool(self._reading.limits, 1))
+        self._pool = self._stack.enter_context(create_pool(self._config.limits, 1))
 
     def obtain(self, locations: Sequence[str]) -> tuple[list[Found], Path | None]:
-        """What is there of each video, and the folder of those that were fetched, which is to be given to `remove`."""
-        limits = self._reading.fetch_limits
+        """Fetches or hashes each video; also returns the folder of fetched ones, to be given to `remove`."""
+        limits = self._config.fetch_limits
         folder = self.make_folder() if any(map(is_url, locations)) else None
         space = FetchSpace(limits.space_gigabytes, waits=False)
 
@@ -100,22 +99,22 @@ class Reader(BaseReader):
         return [found[place] for place in range(len(locations))], folder
 
     def read(self, contents: Sequence[Content], max_windows: float | int) -> Iterator[tuple[int, Result | str | None]]:
-        """The place of each of ``contents`` and its result, as they are finished.
+        """Yields the index in ``contents`` and the result of each, as they are finished.
 
-        That is None where its file has changed, and `LONG` where it has more than ``max_windows``.
+        The result is None if the file has changed, and `LONG` if it has more than ``max_windows``.
         """
-        one, first = self._reading, dict[int, VideoFound]()
-        again: dict[int, Spans] = {}  # places of what is to be looked at again
+        config, first = self._config, dict[int, VideoFound]()
+        again: dict[int, Spans] = {}  # by index, of what needs a second pass
 
         def describe(place: int, found: VideoFound) -> Result | str | None:
             if found[0] is DEFERRED:
                 return LONG
-            both = one.search.join(first[place], found) if place in first else found
-            return None if contents[place].changed else one.describe(*both)
+            both = config.search.join(first[place], found) if place in first else found
+            return None if contents[place].changed else config.describe(*both)
 
         try:
             for place, found in self._classified([Source(c.file, c.state) for c in contents], max_windows):
-                if spans := one.search.spans(found):
+                if spans := config.search.spans(found):
                     first[place], again[place] = found, spans
                 else:
                     yield place, describe(place, found)
@@ -126,19 +125,18 @@ class Reader(BaseReader):
         except RayTaskError as error:
             raise error.cause from None
         except RayActorError as error:
-            expected, remedy = "networks that live", "See the logs of Ray; finished videos are kept."
-            raise UserError(expected, f"one that died again and again ({error})", remedy, "network-lost") from None
-        except (BrokenExecutor, RuntimeError):  # no process to decode can be started: another reader may have room
+            expected, remedy = "networks that stay alive", "See the logs of Ray; finished videos are kept."
+            raise UserError(expected, f"one that died repeatedly ({error})", remedy, "network-lost") from None
+        except (BrokenExecutor, RuntimeError):  # no decoding process can be started here: let another reader try
             os._exit(1)
 
     def _classified(self, sources: Sequence[Source], max_windows: float | int) -> Iterator[tuple[int, VideoFound]]:
-        one = self._reading
-        with closing(
-            read_windows(sources, len(sources), one.plan, one.limits, one.batch_size, self._pool, max_windows)
-        ) as events:
-            classified = classify(events, self._submit, one.batch_size, IN_FLIGHT)
-            yield from collect(classified, one.plan, one.classes, one.exit_threshold)
+        config = self._config
+        arguments = config.plan, config.limits, config.batch_size, self._pool, max_windows
+        with closing(read_windows(sources, len(sources), *arguments)) as events:
+            classified = classify(events, self._submit, config.batch_size, IN_FLIGHT)
+            yield from collect(classified, config.plan, config.classes, config.exit_threshold)
 
     def _submit(self, windows: Sequence[np.ndarray]) -> Callable[[], np.ndarray]:
-        reference = next(self._networks).predict.remote(np.stack(windows), self._reading)
+        reference = next(self._networks).predict.remote(np.stack(windows), self._config)
         return lambda: ray.get(reference)

@@ -1,4 +1,4 @@
-"""predictions.csv, segments.csv and timelines.parquet: what a journal holds, as files that others read."""
+"""Writes the results in a journal to predictions.csv, segments.csv and timelines.parquet."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,7 +17,7 @@ ROW_GROUP = 10_000  # windows of timelines.parquet that are written at once, at 
 
 
 def prediction_columns(classes: Sequence[str]) -> list[str]:
-    """The columns of predictions.csv; raises `UserError` where a class has the name of another column."""
+    """The columns of predictions.csv; raises `UserError` if a class has the name of another column."""
     before = ["path", "sha256", "decision", "predicted"]
     after = ["score", "coverage", "status", "reason", "decoder", "seconds", "windows", "model", "policy"]
     check_class_names(classes)
@@ -25,7 +25,7 @@ def prediction_columns(classes: Sequence[str]) -> list[str]:
 
 
 def write_result_files(journal: Journal, classes: Sequence[str]) -> None:
-    """Writes the three files into the journal's folder, each whole or not at all, their rows sorted by path."""
+    """Writes the three files into the journal's folder, atomically, their rows sorted by path."""
     schema = pa.schema(WINDOW_COLUMNS | dict.fromkeys(classes, pa.float32()))
     folder, columns = journal.folder, prediction_columns(classes)
     with (

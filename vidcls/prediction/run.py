@@ -1,4 +1,4 @@
-"""A trained run as it was read from its folder: what is known of it, and what it can do with videos."""
+"""A finished run, loaded from its folder, and how it classifies videos."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ from vidcls.training.transforms import Preprocess
 
 @dataclass(frozen=True, kw_only=True)
 class BaseRun:
-    """What a finished run and an ensemble of several have in common."""
+    """The interface of a finished run and of an ensemble of several."""
 
     folder: Path  # for results
-    config: DictConfig  # with paths into the folder as it lies now
-    spec: RunSpec  # what the network is built from
-    identity: str  # 12 hex digits that change with anything that the probabilities depend on
-    step: int  # how many optimiser steps these weights have seen
+    config: DictConfig  # with paths into the current folder
+    spec: RunSpec  # to rebuild the network
+    identity: str  # 12 hex digits of a hash of all that the probabilities depend on
+    step: int  # the number of optimiser steps
     manifest: pd.DataFrame  # its videos
     oof_predictions: Predictions | None  # out-of-fold, of the videos it was fitted to; None but for optim=logistic
     val_predictions: Predictions | None  # of these weights
@@ -49,7 +49,7 @@ class BaseRun:
 
     @property
     def name(self) -> str:
-        """What it is called in reports."""
+        """The name in reports."""
         return self.folder.name
 
     @property
@@ -59,42 +59,38 @@ class BaseRun:
 
     @property
     def fitted_splits(self) -> tuple[str, ...]:
-        """The splits that it has been trained on, in the order of ``oof_predictions``."""
+        """The splits that it was trained on, in the order of ``oof_predictions``."""
         return fitted_splits(self.refit)
 
     @property
     def policy_path(self) -> Path:
-        """Where its policy is, or would be."""
         return policy_path(self.folder)
 
     @property
     def policy_fitted_on(self) -> str:
-        """Which predictions a policy is fitted to."""
         return "val" if self.oof_predictions is None else "out-of-fold"
 
     @cached_property
     def predictor(self) -> Predictor:
-        """The network on the device of training."""
         return self.make_predictor()
 
     def make_predictor(self, accelerator: str | None = None) -> Predictor:
-        """The network on a device, see `Predictor`."""
         raise NotImplementedError
 
     @property
     def members(self) -> tuple[LoadedRun, ...]:
-        """The runs whose probabilities are averaged: of a single one, itself."""
+        """The runs whose probabilities are averaged; a single run itself."""
         raise NotImplementedError
 
     def predict(self, video: Path | str) -> dict[str, float]:
-        """The probability of each class for one video, the same as predict.py's with its default options.
+        """The probability of each class for one video, as of predict.py with its default options.
 
-        A video of which not all could be decoded is a warning.
+        Warns if the video could only be decoded in part.
 
         Raises:
             UserError: the video cannot be decoded.
         """
-        from vidcls.data.decoding.windows import stream_windows  # late, as it imports the decoders
+        from vidcls.data.decoding.windows import stream_windows  # imports the decoders
 
         options = PredictOptions().complete(self.spec.clip.clip_seconds, self.manifest)
         try:

@@ -18,7 +18,7 @@ from vidcls.prediction.video_result import NO_POLICY
 
 
 def find_policy(run: BaseRun, console: Console) -> Policy | None:
-    """The policy.json of the run, and what is wrong with it; None, and a warning, where it has none."""
+    """The run's policy, or None; prints a warning if there is none, or notes about it."""
     if run.policy_path.exists():
         policy = load_policy(run.policy_path, run.classes, run.identity)
         for note in policy_notes(policy, run.policy_fitted_on):
@@ -29,7 +29,7 @@ def find_policy(run: BaseRun, console: Console) -> Policy | None:
 
 
 def result_settings(run: BaseRun, options: PredictOptions, policy: Policy | None) -> dict[str, Any]:
-    """Everything that a result depends on, other than the video."""
+    """All that a result depends on, except for the video."""
     return {
         "model": run.identity,
         "policy": policy.identity if policy else None,
@@ -41,7 +41,7 @@ def result_settings(run: BaseRun, options: PredictOptions, policy: Policy | None
 
 
 def report_facts(run: BaseRun, options: PredictOptions, policy: Policy | None) -> dict[str, str]:
-    """What is run, for the terminal and the head of the report."""
+    """The run, its policy and how it is used, for the terminal and the top of the report."""
     clip, clips = run.spec.clip, ""
     # What follows them is not: of a long window that is most of it.
     seen = f", of which only the first {clip.num_frames} frames are seen" if clip.sampling == "first" else ""
@@ -63,7 +63,6 @@ def report_facts(run: BaseRun, options: PredictOptions, policy: Policy | None) -
 
 
 def print_plan(facts: Mapping[str, str], plan: Plan, ignored: Mapping[str, int], console: Console) -> None:
-    """What will be done."""
     others = ", ".join(f"{count} {kind}" for kind, count in sorted(ignored.items()))
     done = plan.num_listed - len(plan.videos)
     counts = f"{plan.num_listed} videos" + f", {done} of them classified before" * (done > 0)
@@ -75,7 +74,7 @@ def print_plan(facts: Mapping[str, str], plan: Plan, ignored: Mapping[str, int],
 
 
 def print_summary(counts: Mapping[tuple[str, str], int], num_missing: int, folder: Path, console: Console) -> None:
-    """How many videos got which decision, by status; and how many have none yet."""
+    """Prints the number of videos by status and decision, and how many have no result yet."""
     table = pd.DataFrame(0, index=list(STATUSES), columns=list(DECISIONS))
     for (status, decision), count in counts.items():
         table.loc[status, decision] += count

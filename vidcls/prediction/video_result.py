@@ -14,13 +14,13 @@ from vidcls.prediction.journal import VideoDetails
 from vidcls.prediction.options import PredictOptions
 from vidcls.prediction.peaks import Peaks
 
+# Start and end of each window, in seconds, and its probabilities followed by its clip vector.
 TimedOutputs = list[tuple[float, float, Float[np.ndarray, " Q"]]]
-"""Of each window: when it starts and ends, in seconds, the probabilities in it, and its clip vector."""
 NO_POLICY = "no policy: fit one with evaluate.py run=DIR policy.safe_class=CLASS"
 
 
 def seen_fraction(windows: TimedOutputs) -> float:
-    """How much of the time from the first window to the last one they cover, 0..1; they are in order of time."""
+    """The fraction of the time from the first to the last window that they cover, 0..1; they must be in order."""
     end, unseen = windows[0][1], 0.0
     for start, own_end, _ in windows:
         unseen += max(start - end, 0)
@@ -39,7 +39,7 @@ def build_result(
     policy: Policy | None,
     options: PredictOptions,
 ) -> tuple[dict[str, str], VideoDetails | None]:
-    """The cells and the details of one video for `Journal.write`; without a policy every video is for review."""
+    """The cells and details of one video for `Journal.write`; without a policy every video is marked for review."""
     if decoded.status == "ok" and decoded.coverage < 1:
         decoded = replace(decoded, status="partial", reason=f"only {decoded.coverage:.3f} of its frames are intact")
     cells = dict.fromkeys(("predicted", *classes, "score"), "") | {
@@ -53,7 +53,7 @@ def build_result(
     }
     aggregation = options.aggregation, options.top_k
     details, probabilities = None, np.full((1, len(classes)), np.nan, np.float32)
-    if peaks is not None and windows and decoded.status in USABLE:  # which may have windows, none intact
+    if peaks is not None and windows and decoded.status in USABLE:  # an undecodable video may have windows too
         starts, ends, rows = zip(*windows, strict=True)
         outputs = np.stack(rows)  # [W, K + P]
         probabilities = outputs[:, : len(classes)]

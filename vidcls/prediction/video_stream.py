@@ -1,4 +1,4 @@
-"""From what decoding processes send to the results of videos, a batch of windows at a time. Imports no torch."""
+"""Classifies the windows that decoding processes send, in batches, and collects them by video. Imports no torch."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,13 +14,13 @@ from vidcls.prediction.peaks import Peaks
 from vidcls.prediction.video_result import TimedOutputs
 
 Outputs = Float[np.ndarray, "B Q"]
+# Sends a batch of windows to a network; returns a function that waits for their probabilities and clip vectors.
 Submit = Callable[[Sequence[UInt8[np.ndarray, "_ H W 3"]]], Callable[[], Outputs]]
-"""Gives a batch of windows to a network; what it returns waits for their probabilities and clip vectors."""
 
 
 @dataclass(frozen=True)
 class WindowClassified:
-    """A window of the video ``number``, with the probabilities of the K classes in it and its clip vector."""
+    """A window of the video ``number``, with its probabilities followed by its clip vector."""
 
     number: int
     window: Window
@@ -28,14 +28,13 @@ class WindowClassified:
 
 
 ClassifiedEvent = VideoStarted | WindowClassified | VideoFinished
-VideoFound = tuple[DecodeResult, TimedOutputs, Peaks | None]
-"""What is known of a video once it has finished."""
+VideoFound = tuple[DecodeResult, TimedOutputs, Peaks | None]  # of a finished video
 
 
 def classify(events: Iterable[Event], submit: Submit, batch_size: int, in_flight: int = 0) -> Iterator[ClassifiedEvent]:
-    """Classifies the windows among ``events``, a batch at a time; the order of events stays.
+    """Classifies the windows among ``events`` in batches, and keeps the order of events.
 
-    A batch is not waited for while no video is read. While the next one is, up to ``in_flight`` are with the network.
+    On `Idle` an incomplete batch is classified. Up to ``in_flight`` batches are classified while the next one is read.
     """
     waiting: list[VideoEvent] = []
     submitted: deque[tuple[list[VideoEvent], Callable[[], Iterable[Float[np.ndarray, " Q"]]]]] = deque()
@@ -71,7 +70,7 @@ def classify(events: Iterable[Event], submit: Submit, batch_size: int, in_flight
 def collect(
     events: Iterable[ClassifiedEvent], plan: WindowPlan, classes: Sequence[str], exit_threshold: float | int
 ) -> Iterator[tuple[int, VideoFound]]:
-    """Yields the number of each video, and its decode result, windows and peaks, once it has finished."""
+    """Yields the number of each finished video, and its decode result, windows and peaks."""
     open_videos: dict[int, tuple[TimedOutputs, Peaks]] = {}
     for event in events:
         if isinstance(event, VideoStarted):

@@ -1,7 +1,7 @@
 """A cross-validation is a sweep over repeats, folds and seeds; the folds are drawn once, before its jobs start.
 
-Each job is a run of train.py on a .csv that names the fold as its test split: train.py uses that for nothing but the
-test at its end. As in any run on a source without a val split, the epoch is chosen on one that is drawn from the rest.
+Each job is a run of train.py on a .csv whose test split is the fold. As in any run on a source without a val split, the
+epoch is chosen on one that is drawn from the rest.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from vidcls.training.run_folder import PREVIOUS_CHECKPOINT, last_checkpoint
 
 
 def drop_last_checkpoints(job: Path) -> None:
-    """Leaves best.ckpt alone in a finished job: there may be a hundred of them, and none is to be continued."""
+    """Deletes all checkpoints of a finished job except best.ckpt: there may be a hundred jobs, and none is resumed."""
     if (job / "metrics.json").is_file():
         for path in (last_checkpoint(job), last_checkpoint(job).with_name(PREVIOUS_CHECKPOINT)):
             path.unlink(missing_ok=True)
@@ -39,7 +39,7 @@ class CrossValidationCallback(SweepCallback):
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         with callback_errors_exit():
-            from vidcls.data.preparation import frame_store  # late, as they need pandas
+            from vidcls.data.preparation import frame_store  # late, as these need pandas
             from vidcls.sweeps.fold_results import write_results
 
             options: Any = OmegaConf.to_container(config.data, resolve=True)
@@ -98,12 +98,12 @@ def prepare_cross_validation(config: DictConfig) -> None:
 
 
 def write_folds(folder: Path, plan: Plan, options: DataOptions) -> None:
-    """Decodes the videos and writes folds.csv, a .csv per fold for train.py, and at last cross_validation.json.
+    """Decodes the videos and writes folds.csv, a .csv per fold for train.py, and finally cross_validation.json.
 
-    Where that is there already its folds hold, and only what the store has lost is decoded.
+    If that exists, its folds are kept, and only what the store has lost is decoded.
 
     Raises:
-        UserError: the videos cannot be divided, or are not those that the folder's folds were drawn from.
+        UserError: the videos cannot be divided, or are not those of the existing folds.
     """
     import pandas as pd
     from rich.console import Console
@@ -122,11 +122,11 @@ def write_folds(folder: Path, plan: Plan, options: DataOptions) -> None:
         pool_videos(options, plan.splits, console, pd.read_csv(folds_path(folder), dtype=str, keep_default_na=False))
         return
     pooled, locked = pool_videos(options, plan.splits, console)
-    if any(redact(file) != file for file in pooled["file"]):  # the files below would hold the password
+    if any(redact(file) != file for file in pooled["file"]):  # the files below would hold them
         remedy = "Give them as the environment variables or files that the storage's own tools read."
         raise UserError("a data.source without credentials in its URLs", "some", remedy, "url-credentials")
     pooled["group"] = group_videos(pooled, creators=grouped)
-    # Videos without a label are never held out: train.py gives them that of data.decisions, if there is one.
+    # Videos without a label are never held out: train.py may label them by data.decisions.
     videos, unlabelled = pooled[pooled["label"] != ""], pooled[pooled["label"] == ""]
     labels, groups = list(videos["label"]), list(videos["group"])
     table = videos[["path", "label", "creator", "sha256", "file", "group"]].copy()

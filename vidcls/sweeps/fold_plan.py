@@ -1,4 +1,4 @@
-"""Which folds a cross-validation has, and where its files are."""
+"""The plan of a cross-validation, and its files."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ RESERVED = ("seed", "repeat", "fold", "resume", "test", "run_dir", "sweep.resume
 
 @dataclass(frozen=True)
 class Plan:
-    """What a cross-validation consists of, as cross_validation.json holds it."""
+    """The options of a cross-validation, as in cross_validation.json."""
 
     protocol: str
     folds: int
@@ -48,8 +48,7 @@ def _check_distinct(option: str, values: Any) -> None:
         raise UserError(f"{option} to be a list of different values", repr(values), f"Change {option}.", option)
 
 
-def job_folder(folder: Path, repeat: int, fold: int, seed: int) -> Path:
-    """Where a job writes, as conf/cross_validate.yaml says."""
+def job_folder(folder: Path, repeat: int, fold: int, seed: int) -> Path:  # as in conf/cross_validate.yaml
     return folder / f"repeat{repeat}_fold{fold}_seed{seed}"
 
 
@@ -59,19 +58,15 @@ def folds_path(folder: Path) -> Path:
 
 
 def check_files(folder: Path, record: Mapping[str, Any]) -> None:
-    """Raises `UserError` where a table of the folds has changed since: cut at a line's end it is one like any other."""
-    for name, digest in record.get("files", {}).items():  # those of earlier versions say nothing
+    """Raises `UserError` if a table of the folds has changed, such as by losing rows."""
+    for name, digest in record.get("files", {}).items():  # missing in records of earlier versions
         if not (folder / name).is_file() or hash_file(folder / name) != digest:
             remedy = "Restore it, or start again in another folder."
             raise UserError(f"{name} as it was when this was started", f"another in {folder}", remedy, "changed-folds")
 
 
 def are_cross_validations(folders: Sequence[Path]) -> bool:
-    """Whether the folders are of cross-validations rather than one sweep.
-
-    Raises:
-        UserError: there are several, and not all of them are.
-    """
+    """Whether the folders are of cross-validations; raises `UserError` for several if not all of them are."""
     others = [folder for folder in folders if not (folder / RECORD).is_file()]
     if others and len(folders) > 1:
         expected = "one sweep, or folders of cross_validate.py alone, in sweep"

@@ -1,4 +1,4 @@
-"""What a cross-validation leaves behind: all out-of-fold predictions in one table, and what they amount to."""
+"""The results of a cross-validation: all out-of-fold predictions in one table, and their metrics."""
 
 import shlex
 from collections.abc import Sequence
@@ -73,7 +73,7 @@ def read_cross_validation(folder: Path) -> CrossValidation:
     """Gathers the out-of-fold predictions of all runs.
 
     Raises:
-        UserError: a run is missing, or has not predicted exactly the videos of its fold, from what is not in it.
+        UserError: a run is missing, was trained on its fold, or did not predict exactly the videos of its fold.
     """
     record = read_json(folder / RECORD, *Plan.__dataclass_fields__, "classes", "videos", "creators")
     plan = Plan(**{name: record[name] for name in Plan.__dataclass_fields__})
@@ -167,7 +167,7 @@ def _cell(metric: dict[str, Any]) -> str:
     if metric["mean"] is None:
         return "-"
     text = f"{metric['mean']:.3f}"
-    if metric["ci95"] is not None and metric["ci95"][0] < metric["ci95"][1]:  # without an error it has no width
+    if metric["ci95"] is not None and metric["ci95"][0] < metric["ci95"][1]:  # without any error it has no width
         text += f" [{metric['ci95'][0]:.3f}, {metric['ci95'][1]:.3f}]"
     spreads = {"repeats": metric["std_repeats"], "seeds": metric["std_seeds"]}
     shown = ", ".join(f"{name} ± {value:.3f}" for name, value in spreads.items() if value is not None)
@@ -175,7 +175,6 @@ def _cell(metric: dict[str, Any]) -> str:
 
 
 def describe(found: CrossValidation) -> str:
-    """What was done, in a sentence or two."""
     plan, record = found.plan, found.record
     locked = f" {record['locked_videos']} videos of other splits were not touched." if record["locked_videos"] else ""
     return (
@@ -186,7 +185,7 @@ def describe(found: CrossValidation) -> str:
 
 
 def notes(found: CrossValidation) -> list[str]:
-    """How to read the numbers, and what they warn of."""
+    """How to read the numbers, and warnings."""
     lines = [
         f"[95 % interval, resampling {found.unit}]; ± is the standard deviation over repeats (other folds) and over "
         "seeds. Metrics pool the folds of a repeat."
@@ -202,7 +201,7 @@ def notes(found: CrossValidation) -> list[str]:
 
 
 def comparisons(results: Sequence[CrossValidation]) -> list[str]:
-    """The difference of each other cross-validation to the first, where both are of the same videos."""
+    """The difference of each further cross-validation to the first, if both are of the same videos."""
     lines = []
     for place, found in enumerate(results[1:], 1):
         name = f"{chr(ord('A') + place)} - A"
@@ -233,7 +232,7 @@ def results_text(results: Sequence[CrossValidation]) -> str:
 
 
 def print_results(results: Sequence[CrossValidation], console: Console) -> None:
-    """Prints the table, what it is of and how to read it; several are compared with the first."""
+    """Prints the table with notes; several cross-validations are compared with the first."""
     lines = []
     for place, found in enumerate(results):
         lead = f"{_title(found, place, len(results))}: {found.folder}: " if len(results) > 1 else ""

@@ -1,6 +1,6 @@
-"""A multirun: one folder, one shared decode, no use of the test set, and a record of how each job ended.
+"""Multiruns: one folder, one shared decode, no use of the test set, and a record of how each job ended.
 
-Hydra calls `SweepCallback` in the process that was started, and `resumable_job` where the jobs run.
+Hydra calls `SweepCallback` in the main process, and `resumable_job` in the processes of jobs.
 """
 
 import functools
@@ -33,7 +33,7 @@ from vidcls.training.run_config import LASTING, MOVABLE, leaves, named_packages
 
 FORMAT = 1
 MAX_NAME_LENGTH = 120
-RESERVED_OVERRIDES = ("run_dir", "test", "sweep.resume", "output")  # that do not make a sweep another one
+RESERVED_OVERRIDES = ("run_dir", "test", "sweep.resume", "output")  # not part of a sweep's identity
 
 OmegaConf.register_new_resolver(
     "direction", lambda objective: "minimize" if LOWER_IS_BETTER.get(objective) else "maximize", replace=True
@@ -50,7 +50,7 @@ def job_name(overrides: str) -> str:
     names = short_names([option for option, _ in pairs])
     full = ",".join(f"{name}={value}" for name, (_, value) in zip(names, pairs, strict=True)) or "job"
     safe = re.sub(r"[^\w=,.+-]", "_", full)[:MAX_NAME_LENGTH]
-    # A name that was altered or cut could equal another job's, hence the hash.
+    # The hash, as an altered or truncated name could equal another job's.
     return safe if safe == full else f"{safe}-{hashlib.sha256(full.encode()).hexdigest()[:6]}"
 
 
@@ -59,7 +59,7 @@ OmegaConf.register_new_resolver("job_name", job_name, replace=True)
 
 @contextmanager
 def callback_errors_exit() -> Iterator[None]:
-    """Ends the process where a callback fails: Hydra would only warn, and start jobs that use the test set."""
+    """Ends the process if a callback fails: Hydra would only warn, and start jobs that use the test set."""
     try:
         yield
     except UserError as error:
@@ -79,8 +79,7 @@ class SweepCallback(Callback):
 
     def on_job_start(self, config: DictConfig, **_: Any) -> None:
         if multiprocessing.get_start_method(allow_none=True) == "loky":
-            # The name that joblib gives its workers' start method; a child process of theirs, such as a decode
-            # worker, does not know it and would fail.
+            # The start method of joblib's workers, which their child processes, such as decoding workers, do not know.
             multiprocessing.set_start_method("spawn", force=True)
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
@@ -98,7 +97,7 @@ class SweepCallback(Callback):
 
 
 def prepare_sweep(config: DictConfig) -> None:
-    """Writes sweep.json, and adds overrides by which all jobs share one decode and leave the test set alone."""
+    """Writes sweep.json, and adds overrides so that all jobs share one decode and none uses the test set."""
     overrides = config.hydra.overrides
     given = parse_overrides([f"{key}={value}" for key, value in (config.hydra.sweeper.get("params") or {}).items()])
     given |= parse_overrides(list(overrides.task))
@@ -147,7 +146,7 @@ def prepare_sweep(config: DictConfig) -> None:
 
 
 def check_sweep(folder: Path, option: str) -> None:
-    """Raises `UserError` if ``option`` names no sweep. Imports nothing heavy, so that a wrong path shows at once."""
+    """Raises `UserError` if ``option`` does not name a sweep. Imports nothing heavy."""
     if not (folder / "sweep.json").is_file():
         raise UserError(
             f"the folder of a sweep in {option}",
@@ -171,9 +170,9 @@ def _count_jobs(config: DictConfig, swept: Sequence[Override]) -> int | None:
 
 
 def _continue(folder: Path, record: dict[str, Any], config: DictConfig) -> list[str]:
-    """Replaces sweep.json by ``record``, which may have more values of the swept options; all else must be as it was.
+    """Replaces sweep.json by ``record``, which may have other values of the swept options, but no other difference.
 
-    Returns the shared store of the sweep, which stays as it is: the new jobs would otherwise be given other frames.
+    Returns the shared store of the sweep, which must not change, as new jobs would use other frames.
     """
     check_sweep(folder, "sweep.resume")
     before = read_json(folder / "sweep.json", "overrides", "swept", "objective", "planned")
@@ -226,7 +225,7 @@ def _json_text(content: dict[str, Any]) -> str:
 
 
 def read_json(path: Path, *keys: str) -> dict[str, Any]:
-    """The content of a sweep's JSON file; raises `UserError` where it is damaged or lacks one of ``keys``."""
+    """The content of a sweep's JSON file; raises `UserError` if it is damaged or lacks one of ``keys``."""
     try:
         content = json.loads(path.read_bytes())
         if isinstance(content, dict) and set(keys) <= set(content):
@@ -240,7 +239,7 @@ def read_json(path: Path, *keys: str) -> dict[str, Any]:
 
 def _identity(record: dict[str, Any]) -> tuple[set[str], set[str], str]:
     is_search = record["planned"] is None  # Optuna cannot continue a study with other values
-    # Whether a path is quoted does not count.
+    # Without quotes, as the same path may be quoted or not.
     texts = [re.sub(r"[\\'\"]", "", text) for text in record["overrides"]]
     fixed = {text for text in texts if is_search or _option(text) not in record["swept"]}
     return set(record["swept"]), fixed, record["objective"]
@@ -251,10 +250,9 @@ def _option(override: str) -> str:
 
 
 def shared_store(config: DictConfig, given: dict[str, Override]) -> list[str]:
-    """The ``data.store.*`` overrides by which all jobs read the same stored frames.
+    """The ``data.store.*`` overrides with which all jobs read the same stored frames.
 
-    The least common multiple of the swept numbers of frames, as evenly spaced frames are a subset of the stored ones
-    only if T divides F; the largest of the swept resolutions.
+    F is the least common multiple of the swept T, as T must divide F; the resolution is the largest one.
     """
     choices: dict[str, Callable[..., int]] = {"num_frames": math.lcm, "resolution": max}
     shared = []
@@ -268,9 +266,9 @@ def shared_store(config: DictConfig, given: dict[str, Override]) -> list[str]:
 
 
 def resumable_job(main: Callable[[DictConfig], float | None]) -> Callable[[DictConfig], float | None]:
-    """Decorates an entry point: in a sweep a finished job is skipped, and an interrupted one is resumed.
+    """Decorates an entry point: in a sweep, finished jobs are skipped and interrupted ones resumed.
 
-    A failed job is recorded, returns NaN and does not end the others.
+    A failed job is recorded and returns NaN, so that the others continue.
     """
 
     @functools.wraps(main)
@@ -280,7 +278,7 @@ def resumable_job(main: Callable[[DictConfig], float | None]) -> Callable[[DictC
         folder = run_folder().absolute()
         folder.mkdir(parents=True, exist_ok=True)
         lock = folder / ".lock"
-        with locked(lock, f"another process that runs this job ({lock})"):  # and then finds it done
+        with locked(lock, f"another process that runs this job ({lock})"):
             if (folder / "metrics.json").exists():
                 print(f"{folder.name}: already finished, skipping", flush=True)
                 value = json.loads((folder / "metrics.json").read_text())["val"][cfg.objective]
@@ -304,7 +302,7 @@ def resumable_job(main: Callable[[DictConfig], float | None]) -> Callable[[DictC
 
 
 def _first_cause(error: BaseException) -> str:
-    """One line about the original error, which Hydra wraps in its own."""
+    """The original error, which Hydra wraps, in one line."""
     while error.__cause__ is not None:
         error = error.__cause__
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
@@ -321,11 +319,11 @@ def _write_job(folder: Path) -> None:
 
 @contextmanager
 def _isolated_for_ddp(folder: Path, cfg: DictConfig) -> Iterator[None]:
-    """Lets Lightning's DDP work in a job.
+    """Makes Lightning's DDP work in a job.
 
     DDP starts a process per further device with the command line of this one, which must be the job's, not the
-    sweep's: ``train.py resume=FOLDER trust=[PACKAGES]``. And it leaves environment variables and a process group, which
-    the next job in this process must not find.
+    sweep's: ``train.py resume=FOLDER trust=[PACKAGES]``. It leaves environment variables and a process group, which are
+    removed before the next job in this process.
     """
     arguments, environment = sys.argv, dict(os.environ)
     foreign = sorted(named_packages(cfg) - {"vidcls", "lightning", "torch", "optuna"})

@@ -8,9 +8,9 @@ import lightning as L
 
 
 class Pruning(L.Callback):
-    """Ends a job of a search (``hydra/sweeper=optuna``) early if Optuna's pruner finds it behind the jobs before it.
+    """Ends a job of a search (``hydra/sweeper=optuna``) early if Optuna's pruner says so; else does nothing.
 
-    As with early stopping, its metrics are those of its best epoch so far. Outside a search it does nothing.
+    As with early stopping, its metrics are those of its best epoch so far.
     """
 
     def __init__(self, pruner: Any, objective: str) -> None:

@@ -1,4 +1,4 @@
-"""What report.py writes into a sweep's folder and on the terminal: tables, plots, and how far to trust them."""
+"""The report of a sweep, in its folder and on the terminal: tables, plots and caveats."""
 
 import math
 import shlex
@@ -55,7 +55,7 @@ def write_report(sweep: Sweep, console: Console) -> None:
 
 
 def sweep_figures(sweep: Sweep, ranking: pd.DataFrame) -> dict[str, Any]:
-    """The matplotlib figures of a sweep that can be drawn, by name: see `PLOTS`."""
+    """The matplotlib figures of a sweep, by name (see `PLOTS`), as far as it has enough jobs."""
     objective, done = (sweep.objective_name, sweep.lower_is_better), sweep.done.dropna(subset="objective")
     complete = is_complete(ranking)
     ranked = ranking[complete | (not complete.any())]  # what may win
@@ -128,7 +128,7 @@ def caveats(sweep: Sweep, ranking: pd.DataFrame) -> list[str]:
 def repeat_command(sweep: Sweep, job: str) -> str:
     """The shell command that trains a job again."""
     overrides = sweep.job_overrides[job]
-    # The preset of a sweep would start the whole sweep.
+    # A preset of a sweep would start the whole sweep.
     single = ["hydra.mode=RUN"] if any(text.startswith("sweep=") for text in overrides) else []
     return shlex.join(["python", "train.py", *overrides, *single])
 
@@ -220,7 +220,7 @@ def _mean(row: pd.Series, name: str) -> str:
 
 
 def _escape(text: str) -> str:
-    """Text that Markdown shows as it is, on one line."""
+    """Text on one line, with Markdown's special characters escaped."""
     escaped = "".join(f"\\{letter}" if letter in "\\`*_[]<>|#" else letter for letter in text)
     return " ".join(escaped.split())
 

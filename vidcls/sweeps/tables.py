@@ -1,7 +1,4 @@
-"""A sweep's folder as tables: its jobs, its configurations ranked, the effect of each option.
-
-A configuration is all that a job sets except its seed.
-"""
+"""A sweep's folder as tables: its jobs, its ranked configurations (jobs that differ in the seed only), and effects."""
 
 import hashlib
 import json
@@ -29,7 +26,7 @@ INTEGERS = ("val_n", "best_epoch", "parameters", "peak_memory_bytes")  # NA if u
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep as it stands.
+    """The current state of a sweep.
 
     ``jobs`` has a row per job, sorted by the values of its options: job (its folder's name), state (done, failed,
     unfinished), a column per option (numbers if all values are numbers, else text as on the command line),
@@ -70,13 +67,13 @@ class Sweep:
 
     @property
     def done(self) -> pd.DataFrame:
-        """The finished jobs; a job that a sampler has run twice counts once."""
+        """The finished jobs, each once, even if a sampler has repeated it."""
         seed = [SEED] if SEED in self.options else []
         return self.jobs[self.jobs["state"] == "done"].drop_duplicates(["configuration", *seed])
 
     @property
     def continuous(self) -> list[str]:
-        """The options whose values are numbers that hardly repeat, as a sampler draws them."""
+        """The numeric options whose values hardly repeat, as when a sampler draws them."""
         found = []
         for option in self.options:
             values = self.jobs[option]
@@ -85,7 +82,6 @@ class Sweep:
         return found
 
     def varying(self, options: Sequence[str]) -> list[str]:
-        """Those of ``options`` that have several values."""
         return [option for option in options if self.jobs[option].nunique() > 1]
 
     def count(self, state: str) -> int:
@@ -93,7 +89,7 @@ class Sweep:
 
     @property
     def not_started(self) -> int | None:
-        """The number of jobs without a folder; None if the total is unknown."""
+        """The number of jobs that have not started; None if the total is unknown."""
         return None if self.planned is None else max(self.planned - len(self.jobs), 0)
 
     def check_writable(self) -> None:
@@ -143,7 +139,7 @@ def read_sweep(folder: Path) -> Sweep:
 
 
 def _column(values: Sequence[Any]) -> pd.Series:
-    """Numbers as they are; otherwise text as on the command line, such as cnn_lstm, null, true or [32, 64]."""
+    """Numbers if all values are; else text as on the command line, such as cnn_lstm, null, true or [32, 64]."""
     if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
         return pd.Series(values, dtype=None if values else "object")
     return pd.Series([value if isinstance(value, str) else json.dumps(value) for value in values])
@@ -152,7 +148,7 @@ def _column(values: Sequence[Any]) -> pd.Series:
 def _read_job(folder: Path, objective: str, history: pd.DataFrame) -> dict[str, Any]:
     row: dict[str, Any] = {"job": folder.name, "state": "unfinished", "reason": "", "held_out": ""}
     if history["val/loss"].notna().any():
-        # So far, and if nothing else chooses.
+        # Of an unfinished job, if the val loss chooses.
         row["best_epoch"] = int(history.loc[history["val/loss"].idxmin(), "epoch"])
     if (folder / "metrics.json").is_file():
         metrics = read_json(folder / "metrics.json", "val", "timing")
@@ -189,7 +185,7 @@ def _read_history(path: Path) -> pd.DataFrame:
 
 
 def label(row: pd.Series, sweep: Sweep) -> str:
-    """A configuration in few words: those of its options that differ between jobs."""
+    """A configuration in short: its options that differ between jobs."""
     shown = sweep.varying(sweep.settings) or sweep.settings
     pairs = [f"{sweep.names[option]}={value_text(row[option])}" for option in shown]
     return ", ".join(pairs) or "one configuration"
@@ -200,8 +196,8 @@ def rank(sweep: Sweep) -> pd.DataFrame:
 
     Columns: rank, configuration (as in ``sweep.jobs``), the options, seeds (finished jobs), failed, unfinished, mean
     and std (n - 1) of objective and `METRICS`, parameters (trainable), the mean clips_per_second, the highest
-    peak_memory_bytes. A mean is NaN if one of the jobs has none, for example an infinite loss: leaving that job out
-    would flatter. Such configurations come last, and before them those with a failed job, as one is that diverges.
+    peak_memory_bytes. A mean is NaN if it is undefined for any of the jobs, as for an infinite loss. Such ones come
+    last, after configurations with a failed job, such as one that has diverged.
 
     Raises:
         UserError: jobs of the same seed were evaluated on different videos, or with different classes.
@@ -222,7 +218,7 @@ def rank(sweep: Sweep) -> pd.DataFrame:
         counts = sweep.jobs.loc[sweep.jobs["state"] == state, "configuration"].value_counts()
         table[state] = counts.reindex(table.index, fill_value=0)
     for name in ("objective", *METRICS):
-        # Rounded: equal metrics of seeds in another order must be a tie.
+        # Rounded, as the mean depends on the order of the seeds, which must not break a tie.
         table[f"{name}_mean"] = groups[name].mean(skipna=False).round(12)
         table[f"{name}_std"] = groups[name].std(skipna=False)
     table["parameters"] = groups["parameters"].max()  # the same for all seeds
@@ -251,7 +247,7 @@ def effects(sweep: Sweep) -> pd.DataFrame:
 
 
 def seed_spread(ranking: pd.DataFrame) -> float | None:
-    """The standard deviation of the objective over seeds, pooled over the configurations; None without repetitions."""
+    """The standard deviation of the objective over seeds, pooled over the configurations; None with one seed each."""
     repeated = ranking[(ranking["seeds"] > 1) & ranking["objective_std"].notna()]
     if repeated.empty:
         return None
@@ -260,13 +256,13 @@ def seed_spread(ranking: pd.DataFrame) -> float | None:
 
 
 def margin(ranking: pd.DataFrame, place: int) -> float:
-    """The difference between the best mean objective and the one at ``place`` (from 0)."""
+    """The difference of the mean objective to the best, at rank ``place`` (from 0)."""
     means = ranking["objective_mean"]
     return abs(float(means[0] - means[place]))
 
 
 def margin_noise(ranking: pd.DataFrame, place: int, spread: float) -> float:
-    """How large that difference may be by the choice of seeds alone: twice its standard error."""
+    """Twice the standard error of `margin` due to seeds."""
     return 2 * spread * math.sqrt(1 / ranking["seeds"][0] + 1 / ranking["seeds"][place])
 
 

@@ -1,4 +1,4 @@
-"""The one test of a sweep: its winner alone uses the test split, once, and test.json keeps the result."""
+"""The single test of a sweep: only its winner uses the test split, once, and test.json holds the result."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -14,7 +14,7 @@ TEST_KEYS = ("job", "when", "objective", "value", "val_value", "accuracy", "accu
 
 
 def read_test(sweep: Sweep) -> dict[str, Any] | None:
-    """The content of a sweep's test.json; None if its test split has not been used."""
+    """The content of test.json; None if the test split has not been used."""
     path = sweep.folder / "test.json"
     if not path.is_file():
         return None
@@ -22,10 +22,10 @@ def read_test(sweep: Sweep) -> dict[str, Any] | None:
 
 
 def winner_to_test(sweep: Sweep) -> pd.Series | None:
-    """The best job of the best configuration, whose test will be recorded; None if it has been.
+    """The best job of the best configuration; None if it was tested already.
 
     Raises:
-        UserError: jobs are missing, none is finished, another one has been tested before, or nothing can be recorded.
+        UserError: jobs are missing, none is finished, another one was tested before, or the folder is read-only.
     """
     winner, tested = winning_job(sweep, rank(sweep)), read_test(sweep)
     if tested is not None:

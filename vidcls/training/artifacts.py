@@ -39,11 +39,11 @@ def write_results(
     predictions: dict[str, Predictions],
     console: Console,
 ) -> float:
-    """Writes everything that a finished run holds beyond its checkpoints, metrics.json last, and prints a summary.
+    """Writes all results of a finished run, metrics.json last, prints a summary, and returns the val ``cfg.objective``.
 
-    A run with limited splits (``trainer.limit_val_batches`` and the like) is marked in metrics.json as ``limited``, and
-    has no predictions of its limited splits; ``trainer.fast_dev_run`` has no results. Gives the val metric that
-    ``cfg.objective`` names; NaN if it is not defined.
+    That is NaN if it is not defined. A run with limited splits (``trainer.limit_val_batches`` and the like) is marked
+    in metrics.json as ``limited``, and has no predictions of its limited splits; ``trainer.fast_dev_run`` has no
+    results.
     """
     if trainer.fast_dev_run:  # type: ignore[attr-defined]
         console.print("trainer.fast_dev_run: training, validation and test work; no results were written")
@@ -86,7 +86,7 @@ def write_results(
             figures[f"{split}_worst"] = worst_errors_figure(datamodule, split, predictions[split])
     _log(trainer, cfg, metrics, save_figures(figures, folder / "figures"))
     if not limited:
-        _keep_reference(cfg, trainer, datamodule)
+        _write_reference(cfg, trainer, datamodule)
     write_json(folder / "metrics.json", metrics)
     objective = metrics["val"][cfg.objective]
     if cfg.test:
@@ -96,21 +96,20 @@ def write_results(
     return math.nan if objective is None else float(objective)
 
 
-def _keep_reference(cfg: DictConfig, trainer: L.Trainer, datamodule: VideoDataModule) -> None:
-    # Of the videos that there are predictions of by networks that have not seen them: to an encoder that has trained,
-    # those that it was trained on look like no others.
+def _write_reference(cfg: DictConfig, trainer: L.Trainer, datamodule: VideoDataModule) -> None:
+    # Of held-out videos: a trained encoder maps the videos that it was trained on unlike any others.
     module = trainer.lightning_module
     assert isinstance(module, VideoClassifier)
     if type(module.model) is not Classifier or (cfg.compile and not module.model.encoder.is_frozen):
-        return  # networks of one's own, and compiled ones, do not show what their last layer sees
+        return  # custom and compiled networks do not expose the input of their last layer
     splits = ("val",) if module.oof_predictions is None else module.fitted_splits
     found = sample_vectors(trainer, module, datamodule, splits, REFERENCE_VIDEOS)
     write_reference(Path(cfg.run_dir), fit_reference(*found))
 
 
 def hyperparameters(cfg: DictConfig) -> dict[str, bool | int | float | str]:
-    """What TensorBoard's HParams tab compares runs by, as flat ``group.option`` names; in a sweep, what it varies."""
-    try:  # columns that are the same for all jobs would push the metrics out of sight
+    """The options for TensorBoard's HParams tab, with flat ``group.option`` names; in a sweep, the swept ones."""
+    try:  # options that are the same for all jobs would push the metrics out of sight
         options: dict[str, Any] = dict(json.loads(Path(cfg.run_dir, "job.json").read_text())["knobs"])
     except (OSError, ValueError, LookupError, TypeError):  # no job of a sweep
         tree = {
@@ -132,26 +131,22 @@ def _log(trainer: L.Trainer, cfg: DictConfig, metrics: dict[str, Any], pictures:
     writer = logger.experiment
     for name, path in pictures.items():
         log_picture(writer, f"final/{name}", path, trainer.global_step)
-    # The tab shows five metrics at first, by name: for a sweep's job, which has no test metrics, these and not "epoch".
+    # By default the tab shows the first five metrics by name: the "best/" ones, also for jobs without test metrics.
     for split in ("val", "test"):
         for name in ("accuracy", "auroc", "calibration_error", "loss", "macro_f1"):
             if metrics[split] is not None and metrics[split][name] is not None:
                 writer.add_scalar(f"best/{split}_{name}", metrics[split][name], trainer.global_step)
-    # Not log_hyperparams, which declares columns: TensorBoard would take the first run's columns for all runs.
-    # Without a declaration it shows the options of all of them. Without a trial id, rows are named by run.
+    # log_hyperparams would declare columns, and TensorBoard use the first run's columns for all runs. Without a
+    # declaration it shows the options of all runs; without a trial id it names rows by run.
     writer._get_file_writer().add_summary(hparams_pb(hyperparameters(cfg), trial_id=""), trainer.global_step)
     logger.save()
 
 
 def print_summary(metrics: dict[str, Any], monitor: str, folder: Path, console: Console) -> None:
-    """The closing table: the metrics of each split, of the epoch that ``monitor`` chose, and where to look next."""
+    """Prints the metrics of each split in the epoch that ``monitor`` chose, the speed, and where the results are."""
     fitted = metrics.get("logistic_regression")
-    title = (
-        f"Metrics (C={fitted['C']:g})"
-        if fitted
-        else f"Metrics of the best epoch ({metrics['best_epoch']}, by {monitor})"
-    )
-    table = Table(title=title, title_justify="left")
+    epoch = f"Metrics of the best epoch ({metrics['best_epoch']}, by {monitor})"
+    table = Table(title=f"Metrics (C={fitted['C']:g})" if fitted else epoch, title_justify="left")
     for column in ("split", "n", "accuracy (95 % interval)", "macro F1", "AUROC", "ECE", "loss"):
         table.add_column(column, justify="left" if column == "split" else "right", no_wrap=True)
     out_of_fold = {"out-of-fold": fitted["out_of_fold"]} if fitted else {}

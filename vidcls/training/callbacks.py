@@ -24,13 +24,12 @@ LAYOUT = {
         for name in ("loss", "accuracy")
     }
 }
-"""TensorBoard's tab Custom Scalars: training and validation in one chart. Its tags are regular expressions."""
+"""Of TensorBoard's tab Custom Scalars: training and validation in one chart. Its tags are regular expressions."""
 
 Kind = TypeVar("Kind", bound=L.Callback)
 
 
 def find_callback(trainer: L.Trainer, kind: type[Kind]) -> Kind:
-    """The trainer's first callback of a kind."""
     callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
     return next(callback for callback in callbacks if isinstance(callback, kind))
 
@@ -41,7 +40,7 @@ def tensorboard_loggers(trainer: L.Trainer) -> list[TensorBoardLogger]:
 
 
 class ProgressBar(RichProgressBar):
-    """Lightning's, but at most twice a second: it shows metrics, which a GPU has to finish the step for."""
+    """Lightning's, updated at most twice a second, as the metrics that it shows make the CPU wait for the GPU."""
 
     def __init__(self, leave: bool) -> None:
         super().__init__(leave=leave)
@@ -56,10 +55,10 @@ class ProgressBar(RichProgressBar):
 
 
 class Timing(L.Callback):
-    """Measures how long training epochs take, how much of that is waiting for data, and the peak memory.
+    """Measures the duration of training epochs, the share of it spent waiting for data, and the peak memory.
 
-    Waiting is the time between the end of one step and the start of the next; on a GPU, by its own clock, as it may
-    still compute one step while the CPU starts others.
+    Waiting is the time between the end of one step and the start of the next; on a GPU by its own clock, as the CPU
+    runs ahead of it.
     """
 
     def __init__(self) -> None:
@@ -89,7 +88,7 @@ class Timing(L.Callback):
     ) -> None:
         self._marks.append(self._now())
         if number + 1 == trainer.num_training_batches and self._on_gpu:
-            torch.cuda.synchronize()  # what was started must have been computed
+            torch.cuda.synchronize()
         self._ended = time.perf_counter()
 
     def _now(self) -> Any:
@@ -115,7 +114,7 @@ class Timing(L.Callback):
             self.peak_memory_bytes = max(self.peak_memory_bytes or 0, peak_memory(trainer.strategy.root_device))
 
     def summary(self) -> dict[str, Any]:
-        """Medians over the epochs after the first, which pays for start-up (over the first where it is alone)."""
+        """Medians over the epochs after the first, which includes start-up (of the first if there is no other)."""
         steady = slice(1, None) if len(self.epoch_seconds) > 1 else slice(None)
         seconds = median(self.epoch_seconds[steady])
         return {
@@ -135,7 +134,7 @@ class Timing(L.Callback):
 
 
 def reset_peak_memory(device: torch.device) -> bool:
-    """Starts a new measurement; False if this system cannot measure it."""
+    """Starts a new measurement; returns False if the system does not support it."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return True
@@ -172,12 +171,12 @@ class History(L.Callback):
         metrics = dict(trainer.callback_metrics)
         if isinstance(module, VideoClassifier):
             metrics |= module.train_averages()
-        kept = [name for name in CURVES if self._validated or name.startswith("train/")]  # not those of an epoch before
+        kept = [name for name in CURVES if self._validated or name.startswith("train/")]  # not of an earlier epoch
         measured, self._validated = {name: float(metrics[name]) for name in kept if name in metrics}, False
         for name, value in measured.items():
             self.curves.setdefault(name, []).append((trainer.current_epoch + 1, value))
         for logger in trainer.loggers:
-            # On disk before the checkpoint: a run killed right after it would otherwise resume with a hole in them.
+            # On disk before the checkpoint: a run killed right after the checkpoint would resume with a gap.
             of_training = {name: value for name, value in measured.items() if name.startswith("train/")}
             logger.log_metrics(of_training, step=trainer.global_step - 1)
             logger.save()
@@ -215,10 +214,10 @@ class StayStopped(L.Callback):
 
 
 class EMA(WeightAveraging):
-    """Exponential moving average of the weights, which is validated, saved and tested instead of them.
+    """Exponential moving average of the weights, which is validated, saved and tested in their place.
 
-    After n steps the decay is min(decay, n / (9 + n)), so that short runs forget their first steps too: the warm-up
-    that Lightning's ``EMAWeightAveraging`` does not have. The running statistics of batch norms are averaged as well.
+    After n steps the decay is min(decay, n / (9 + n)), a warm-up that Lightning's ``EMAWeightAveraging`` does not have.
+    The running statistics of batch norms are averaged too.
     """
 
     def __init__(self, decay: float) -> None:
@@ -234,7 +233,7 @@ class EMA(WeightAveraging):
         if averages[0].is_floating_point():
             done = int(steps)
             kept = min(self.decay, done / (9 + done))
-            # Unlike a weighted sum, exact for weights that are frozen.
+            # Unlike a weighted sum, exact for frozen weights.
             torch._foreach_lerp_(averages, currents, 1 - kept)
         else:
             torch._foreach_copy_(averages, currents)

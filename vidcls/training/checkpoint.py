@@ -1,4 +1,4 @@
-"""Checkpoints, read without running any code from them, and the networks that they describe."""
+"""Reads checkpoints, without running any code from them, and rebuilds their networks."""
 
 import warnings
 import zipfile
@@ -20,14 +20,14 @@ from vidcls.training.transforms import Augment, Preprocess
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a ``.ckpt`` file holds; ``raw`` is all of it."""
+    """The content of a ``.ckpt`` file."""
 
     spec: RunSpec
     state_dict: dict[str, Tensor]  # of the Lightning module
-    step: int  # how many optimiser steps these weights have seen
-    val_predictions: Predictions | None  # of these weights; None where the validation split was not predicted
-    oof_predictions: Predictions | None  # out-of-fold, of the videos trained on; None but for optim=logistic
-    raw: dict[str, Any]
+    step: int  # the number of optimiser steps
+    val_predictions: Predictions | None  # of these weights; None if there was no validation
+    oof_predictions: Predictions | None  # out-of-fold, of the training videos; of optim=logistic only
+    raw: dict[str, Any]  # all of it
 
     @property
     def model_weights(self) -> dict[str, Tensor]:
@@ -37,13 +37,9 @@ class Checkpoint:
 
 
 def load_checkpoint(path: Path, classes: Sequence[str] | None = None) -> Checkpoint:
-    """Reads a checkpoint with ``weights_only=True``.
-
-    Raises:
-        UserError: it is not a checkpoint of this package, or one of other classes than ``classes``.
-    """
+    """Reads a checkpoint; raises `UserError` if it is not one, or has other classes than ``classes``."""
     try:
-        with zipfile.ZipFile(path) as archive:  # torch.load does not look at the checksums
+        with zipfile.ZipFile(path) as archive:  # torch.load does not verify the checksums
             if (damaged := archive.testzip()) is not None:
                 raise ValueError(f"{damaged} has been altered")
         raw = torch.load(path, map_location="cpu", weights_only=True)
@@ -59,7 +55,7 @@ def load_checkpoint(path: Path, classes: Sequence[str] | None = None) -> Checkpo
             oof_predictions=oof,
             raw=raw,
         )
-    except Exception as error:  # of what is in the file anything may be wrong
+    except Exception as error:  # a damaged file may raise anything
         why = (str(error).splitlines() or [type(error).__name__])[0][:120]
         raise UserError(
             "a checkpoint of vidcls", f"{path}: {why}", "Check the path, or train again.", "bad-checkpoint"
@@ -75,7 +71,7 @@ def load_checkpoint(path: Path, classes: Sequence[str] | None = None) -> Checkpo
 
 
 def load_last(folder: Path, classes: Sequence[str]) -> tuple[Path, Checkpoint] | None:
-    """Where a resumed run continues: last.ckpt, or the one before if that is damaged; None if no epoch has ended.
+    """The checkpoint to resume from: last.ckpt, or the one before if that is damaged; None before the first one.
 
     Raises:
         UserError: both are damaged, or of other classes.
@@ -95,19 +91,19 @@ def load_last(folder: Path, classes: Sequence[str]) -> tuple[Path, Checkpoint] |
 
 
 def build_model(spec: RunSpec, trust: Sequence[str] = (), *, compiled: bool = False) -> Classifier:
-    """The network that a run describes, with random weights; see `vidcls.models.classifiers.build_classifier`."""
+    """The network of a run with random weights; see `vidcls.models.classifiers.build_classifier`."""
     options = {name: value for name, value in spec.model.items() if not name.startswith("_")}
     model = build_classifier(
         str(spec.model["_target_"]), options, len(spec.classes), spec.clip.resolution, spec.clip.num_frames, trust
     )
-    # Features of frozen encoders may be cached, by parts of the network: those round as the whole only uncompiled.
+    # Not with a frozen encoder: its features may be cached, and parts of a compiled network round otherwise.
     if compiled and not model.encoder.is_frozen:
-        model.compile(dynamic=False)  # for the shapes that it gets: full batches and the last of an epoch
+        model.compile(dynamic=False)  # there are two shapes: full batches and the last of an epoch
     return model
 
 
 def rebuild(checkpoint: Checkpoint, trust: Sequence[str], *, compiled: bool) -> tuple[Classifier, Preprocess]:
-    """The network of a checkpoint with its weights, and what prepares its input, in eval mode; raises `UserError`."""
+    """The network of a checkpoint with its weights, and its preprocessing, in eval mode; raises `UserError`."""
     try:
         preprocess = build_preprocess(checkpoint.spec)
         model = build_model(checkpoint.spec, trust, compiled=compiled)
@@ -119,5 +115,5 @@ def rebuild(checkpoint: Checkpoint, trust: Sequence[str], *, compiled: bool) -> 
 
 
 def build_preprocess(spec: RunSpec, augment: Augment | None = None) -> Preprocess:
-    """What turns stored frames into the network's input; without ``augment``, as outside training."""
+    """The preprocessing of stored frames; without ``augment``, as outside training."""
     return Preprocess(spec.clip.resolution, spec.normalisation.mean, spec.normalisation.std, augment or Augment())

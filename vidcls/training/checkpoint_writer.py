@@ -1,4 +1,4 @@
-"""Checkpoints that appear whole or not at all, of which the last but one is kept."""
+"""Writes checkpoints atomically, and keeps the last but one."""
 
 import io
 import os
@@ -14,10 +14,7 @@ from vidcls.training.run_folder import PREVIOUS_CHECKPOINT
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
-    """Writes each checkpoint beside its place, syncs it and renames it; Lightning moves it there from TMPDIR.
-
-    Before last.ckpt is replaced, the one before is kept as previous.ckpt.
-    """
+    """Writes checkpoints atomically, unlike Lightning; last.ckpt is kept as previous.ckpt when it is replaced."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         path, content = Path(path), io.BytesIO()

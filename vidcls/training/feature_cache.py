@@ -1,4 +1,4 @@
-"""Features of frozen encoders are cached: they are the same in each epoch and in each job of a sweep."""
+"""Caches the features of frozen encoders, which are the same in each epoch and in each job of a sweep."""
 
 import hashlib
 import json
@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from rich.progress import track
 
+from vidcls.data.dataset import FeatureDataset
 from vidcls.data.store import FeatureStore
 from vidcls.data.videos import Videos
 from vidcls.models.heads import Standardise
@@ -20,11 +21,11 @@ from vidcls.training.module import VideoClassifier
 
 
 class CacheFeatures(L.Callback):
-    """Before training, computes the features of each video, and lets the loaders serve those.
+    """Before training, computes the features of each video, which the loaders then serve instead of frames.
 
-    It does nothing where the encoder trains or frames change from epoch to epoch. Features are computed in batches and
-    arithmetic of evaluation, so evaluating the network over the frames gives the same metrics to the last bit. Each
-    encoder has a folder of its own in ``folder``, named by its weights and all options that matter.
+    Does nothing if the encoder trains or frames are augmented. Features are computed as in evaluation, so that
+    evaluating the network on frames gives the same metrics to the last bit. Each encoder has a subfolder of ``folder``,
+    named by a hash of its weights and of all options that matter.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -46,20 +47,20 @@ class CacheFeatures(L.Callback):
 
 @torch.inference_mode()
 def compute_features(trainer: L.Trainer, module: VideoClassifier, videos: Videos, splits: Sequence[str]) -> None:
-    """Fills ``videos.features`` for these splits; each device does its share of the work."""
+    """Fills ``videos.features`` for these splits; each rank computes a shard."""
     store = videos.features
     assert store is not None
     was_training = module.training
     module.to(trainer.strategy.root_device).eval()  # Lightning leaves it on the CPU after training
     for split in splits:
         dataset = videos.dataset(split)
-        # Shard before checking the cache, or ranks that check later would see fewer missing rows and leave gaps.
+        # Shard before checking the cache, as ranks that check later would see fewer missing rows and leave gaps.
         shard = range(trainer.global_rank, len(dataset), trainer.world_size)
         missing = [row for row in shard if not store.holds(dataset.sha256s[row])]
         size = videos.options.batch_size
         batches = [missing[i : i + size] for i in range(0, len(missing), size)]
         if trainer.precision != "32-true" and not batches:
-            batches = [[0]]  # shows in which precision the encoder answers
+            batches = [[0]]  # to find the dtype of features, below
         shown = trainer.is_global_zero and len(batches) > 1
         for rows in track(batches, f"Features of {split}", transient=True, disable=not shown):
             clips = []
@@ -79,14 +80,14 @@ def compute_features(trainer: L.Trainer, module: VideoClassifier, videos: Videos
 def clip_vectors(
     trainer: L.Trainer, module: VideoClassifier, videos: Videos, splits: Sequence[str]
 ) -> Float[np.ndarray, "N M E"]:
-    """What the head makes of the cached features of these splits' videos, before it is standardised."""
-    store, size, count = videos.features, videos.options.batch_size, module.spec.clip.num_clips
+    """The head's output for the cached features of these splits' videos, before it is standardised."""
+    store, size, batches = videos.features, videos.options.batch_size, []
     assert store is not None
-    sha256s = [sha256 for split in splits for sha256 in videos.dataset(split).sha256s]
-    batches = []
-    for start in range(0, len(sha256s), size):
-        features = np.stack([store.read(sha256) for sha256 in sha256s[start : start + size]])
-        clips = torch.from_numpy(features if count > 1 else features[:, None]).to(module.device)
+    datasets = [FeatureDataset(videos.dataset(split), store) for split in splits]
+    rows = [(dataset, row) for dataset in datasets for row in range(len(dataset))]
+    for start in range(0, len(rows), size):
+        features = np.stack([dataset.stack(row) for dataset, row in rows[start : start + size]])  # [B, M, *features]
+        clips = torch.from_numpy(features).to(module.device)
         with trainer.precision_plugin.forward_context():
             vectors = module.model.head(clips.flatten(0, 1).to(module.features_dtype))  # [B*M, E]
         batches.append(vectors.float().cpu().numpy().reshape(*clips.shape[:2], -1))
@@ -97,7 +98,7 @@ def clip_vectors(
 def sample_vectors(
     trainer: L.Trainer, module: VideoClassifier, videos: Videos, splits: Sequence[str], count: int
 ) -> tuple[Float[np.ndarray, "N E"], list[str]]:
-    """What the output layer sees of up to ``count`` random videos of these splits, and their hashes."""
+    """The mean clip vectors of up to ``count`` random videos of these splits, and their hashes."""
     datasets = [videos.dataset(split) for split in splits]
     places = [(dataset, row) for dataset in datasets for row in range(len(dataset))]
     chosen = [places[place] for place in np.random.default_rng(0).permutation(len(places))[:count]]
@@ -111,16 +112,15 @@ def sample_vectors(
                     frames = torch.stack([torch.from_numpy(dataset.frames(row, clip)) for dataset, row in batch])
                     features = module.encode(frames.to(module.device))
                 else:
-                    stored = [videos.features.read(dataset.sha256s[row]) for dataset, row in batch]
-                    stacked = np.stack([one[clip] for one in stored] if num_clips > 1 else stored)
-                    features = torch.from_numpy(stacked).to(module.device, module.features_dtype)
+                    stored = [FeatureDataset(dataset, videos.features).stack(row)[clip] for dataset, row in batch]
+                    features = torch.from_numpy(np.stack(stored)).to(module.device, module.features_dtype)
                 clips.append(module.model.embed(features).float().cpu().numpy())
         vectors.append(np.mean(clips, axis=0))
     return np.concatenate(vectors), [dataset.sha256s[row] for dataset, row in chosen]
 
 
 def _address(module: VideoClassifier, trainer: L.Trainer, frames: str) -> str:
-    # Of the encoder's weights and of all that its features depend on beside the video.
+    # A hash of the encoder's weights and of all else that its features depend on, except for the video.
     digest = hashlib.sha256()
     for name, tensor in module.model.encoder.state_dict().items():
         digest.update(name.encode())

@@ -1,4 +1,4 @@
-"""Batches to probabilities outside training: the same in a run's own test, in evaluate.py and in predict.py."""
+"""From batches to probabilities, outside training: shared by a run's own test, evaluate.py and predict.py."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 
 def match_layout(model: nn.Module, device: torch.device) -> None:
-    """Lays out the kernels of convolutions as stored frames are, channels last: a GPU would copy them in each step."""
+    """Stores the kernels of convolutions channels last, like stored frames: a GPU would copy them in each step."""
     if device.type != "cuda":
         return
     for part in model.modules():
@@ -23,10 +23,7 @@ def match_layout(model: nn.Module, device: torch.device) -> None:
 
 @contextmanager
 def fixed_kernels() -> Iterator[None]:
-    """Evaluation alone: cuDNN takes the kernels that it always takes, not those that were fastest in this process.
-
-    They round differently, and what was tested must be what predicts.
-    """
+    """Disables cuDNN's benchmark for evaluation: the kernels that it chooses in each process round differently."""
     benchmark, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, False
     try:
         yield
@@ -35,7 +32,7 @@ def fixed_kernels() -> Iterator[None]:
 
 
 def pad_batch(batch: Tensor, batch_size: int) -> Tensor:
-    """The batch, filled up with zeros to ``batch_size`` items: products of other shapes may round otherwise."""
+    """The batch, padded with zeros to ``batch_size`` items, as products of other shapes may round differently."""
     missing = max(batch_size - len(batch), 0)
     return torch.cat([batch, batch.new_zeros(missing, *batch.shape[1:])]) if missing else batch
 
@@ -43,24 +40,24 @@ def pad_batch(batch: Tensor, batch_size: int) -> Tensor:
 def clip_logits(
     network: Callable[[Tensor], Tensor], videos: Tensor, num_clips: int, batch_size: int
 ) -> Float[Tensor, "B M K"]:
-    """Logits of each clip of videos [B, *clip], or [B, M, *clip] where ``num_clips`` is above 1, in full batches."""
+    """Logits of each clip of videos [B, *clip], or [B, M, *clip] for ``num_clips`` > 1, in full batches."""
     clips = videos.unbind(dim=1) if num_clips > 1 else [videos]
     with fixed_kernels():
         return torch.stack([network(pad_batch(clip, batch_size))[: len(videos)].float() for clip in clips], dim=1)
 
 
 def average_clips(logits: Float[Tensor, "B M K"]) -> Float[Tensor, "B K"]:
-    """Probabilities of videos: the mean of their clips' probabilities.
+    """The mean of the clips' probabilities.
 
     Example:
         >>> average_clips(torch.tensor([[[0.0, 0.0], [50.0, 0.0]]]))
         tensor([[0.7500, 0.2500]])
     """
-    # One clip after the other, since a sum in another order may round otherwise.
+    # One clip after the other, as a sum in another order may round differently.
     return reduce(torch.add, logits.softmax(dim=2).unbind(dim=1)) / logits.shape[1]
 
 
 def video_losses(logits: Float[Tensor, "B M K"], labels: Int[Tensor, " B"]) -> Float[Tensor, " B"]:
-    """The cross-entropy of the averaged probabilities, finite also where one is too small for a float."""
+    """The cross-entropy of the averaged probabilities, finite even if one underflows."""
     log_p = logits.log_softmax(dim=2).logsumexp(dim=1) - math.log(logits.shape[1])  # [B, K]
     return F.nll_loss(log_p, labels, reduction="none")

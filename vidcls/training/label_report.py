@@ -1,4 +1,4 @@
-"""label_issues.csv and label_issues.html: the labels that out-of-fold predictions speak against, with pictures."""
+"""label_issues.csv and label_issues.html: suspect labels, with pictures."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,8 +13,8 @@ from vidcls.files import csv_bytes, write_atomically
 from vidcls.metrics.label_issues import find_label_issues
 from vidcls.pages import render_page
 
-MAX_SHOWN = 200  # suspects on the page; the table has all
-FRAMES, SIDE = 6, 112  # of a suspect's picture
+MAX_SHOWN = 200  # videos on the page; the table has all
+FRAMES, SIDE = 6, 112  # of a video's picture
 
 
 def write_label_issues(
@@ -24,9 +24,9 @@ def write_label_issues(
     classes: Sequence[str],
     store: FrameStore | None,
 ) -> int:
-    """Writes both files about N videos (columns path, label, creator, sha256), and returns how many are suspect.
+    """Writes both files about N videos (columns path, label, creator, sha256); returns the number of suspect labels.
 
-    ``probabilities`` are by networks that have not seen them. Without a ``store`` there is no page.
+    ``probabilities`` are out-of-fold. Without a ``store`` no page is written.
     """
     labels = rows["label"].map(list(classes).index).to_numpy(np.int64)
     found = find_label_issues(probabilities, labels)

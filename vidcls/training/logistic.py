@@ -1,4 +1,4 @@
-"""The output layer as a converged logistic regression on the features of a frozen encoder, instead of many steps."""
+"""optim=logistic: the output layer as a converged logistic regression on the features of a frozen encoder."""
 
 import warnings
 from collections.abc import Sequence
@@ -19,8 +19,8 @@ from vidcls.training.feature_cache import clip_vectors
 from vidcls.training.inference import average_clips, video_losses
 from vidcls.training.module import VideoClassifier
 
-TOLERANCE = 1e-8  # of the gradient's largest entry, of the mean loss
-LOSS_DIGITS = 4  # candidates whose losses agree to so many are as good as each other
+TOLERANCE = 1e-8  # on the largest entry of the gradient of the mean loss
+LOSS_DIGITS = 4  # candidates whose losses agree to so many digits are equally good
 
 Fold = tuple[Int[np.ndarray, " train"], Int[np.ndarray, " held_out"]]
 
@@ -31,20 +31,18 @@ class Layer(NamedTuple):
     weight: Float[np.ndarray, "K E"]
     bias: Float[np.ndarray, " K"]
     iterations: int
-    gradient_norm: float  # the largest entry of the objective's gradient there
+    gradient_norm: float  # the largest entry of the objective's gradient
 
     def logits(self, clips: Float[np.ndarray, "*N E"]) -> Float[np.ndarray, "*N K"]:
-        found: np.ndarray = clips @ self.weight.T + self.bias
-        return found
+        return clips @ self.weight.T + self.bias
 
 
 class LogisticRegression(L.Callback):
     """Fits the output layer before the first step, after which nothing trains; see conf/optim/logistic.yaml.
 
     Minimises C times the sum of the videos' cross-entropies, weighted by ``loss.class_weights``, plus |w|^2 / 2. Of
-    several ``C`` the inner folds choose by the mean loss on what they hold out; of equal losses, the strongest
-    regularisation. Their predictions with it become the module's ``oof_predictions``. Each of a video's M clips counts
-    1 / M.
+    several ``C`` inner folds choose the one with the lowest out-of-fold loss; of equal losses, the smallest. Their
+    predictions with it become the module's ``oof_predictions``. Each of a video's M clips counts 1 / M.
 
     Raises:
         UserError: a class has no training videos, or too few groups for two folds.
@@ -54,7 +52,7 @@ class LogisticRegression(L.Callback):
         self.candidates = sorted(float(value) for value in (C if isinstance(C, Sequence) else [C]))
         self.folds = folds
         self.max_iter = max_iter
-        self.summary: dict[str, Any] = {}  # as metrics.json holds it
+        self.summary: dict[str, Any] = {}  # for metrics.json
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, VideoClassifier)
@@ -99,7 +97,7 @@ class LogisticRegression(L.Callback):
         folds: Sequence[Fold],
         standardised: bool,
     ) -> dict[float, Predictions]:
-        """By C, what each fold's model predicts for the videos that it has not seen."""
+        """The out-of-fold predictions, by C."""
         logits = np.empty((len(self.candidates), *clips.shape[:2], int(labels.max()) + 1))
         for train, held_out in folds:
             standardise = Standardise(clips.shape[2]).double()
@@ -122,11 +120,7 @@ class LogisticRegression(L.Callback):
 
 
 def inner_folds(labels: Int[np.ndarray, " N"], groups: Sequence[str], count: int, num_classes: int) -> list[Fold]:
-    """Up to ``count`` folds of about equal classes, no group in two of them, each trained on all classes.
-
-    Raises:
-        UserError: not even two such folds exist.
-    """
+    """Up to ``count`` stratified folds of whole groups, each trained on all classes; `UserError` if fewer than two."""
     for number in range(min(count, len(set(groups))), 1, -1):
         try:
             drawn = np.array(assign_folds(labels, groups, number, seed=None))
@@ -150,22 +144,22 @@ def fit_layers(
     candidates: Sequence[float],
     max_iter: int,
 ) -> list[Layer]:
-    """For each C, the logistic regression of N videos of M clips, in float64 from zero: the same for the same data.
+    """For each C, the logistic regression of N videos of M clips, in float64 from zero.
 
-    Of two classes the logits are -z / 2 and z / 2, as scikit-learn fits z. A fit that has not converged is a warning.
+    For two classes the logits are -z / 2 and z / 2, as scikit-learn fits z. Warns if a fit has not converged.
     """
     from sklearn import linear_model
     from sklearn.exceptions import ConvergenceWarning
 
     rows = clips.reshape(-1, clips.shape[2])
-    # The solution is a sum of the rows: of fewer rows than features, it is sought in the space that they span.
+    # The solution is a linear combination of the rows: if they are fewer than features, it is fitted in their span.
     basis = np.linalg.qr(rows.T)[0] if len(rows) < rows.shape[1] else None  # [E, N M]
     inputs = rows if basis is None else rows @ basis
     targets, weight = (np.repeat(values, clips.shape[1]) for values in (labels, weights / clips.shape[1]))
     layers = []
     for C in candidates:
         model = linear_model.LogisticRegression(C=C, tol=TOLERANCE, max_iter=max_iter)
-        with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):  # in our words below
+        with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):  # there is a warning below
             model.fit(inputs, targets, sample_weight=weight)
         gradient_norm, iterations = _gradient_norm(model, inputs, targets, weight), int(model.n_iter_.max())
         coefficients, intercept = model.coef_ if basis is None else model.coef_ @ basis.T, model.intercept_

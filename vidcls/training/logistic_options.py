@@ -1,4 +1,4 @@
-"""What optim=logistic and model.standardise need: clips that have the same vector in every epoch. Needs no torch."""
+"""Checks for optim=logistic and model.standardise, which need fixed clip vectors. Needs no torch."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,17 +10,14 @@ NO_AUGMENTATION = {"flip": 0, "crop_scale": 1, "jitter": 0, "randaugment": 0, "m
 
 
 def is_logistic(optim: Mapping[str, Any]) -> bool:
-    """Whether the options ``optim.*`` are those of optim=logistic."""
     return optim.get("_target_") == LOGISTIC
 
 
 def check_fixed_clips(plain: Mapping[str, Any], wanted_by: str, solves: bool) -> None:
-    """Refuses what would change the clips' vectors while training, or, if it ``solves``, what a solution cannot honour.
+    """Refuses what changes clip vectors in training, and, if it ``solves``, options that a converged fit ignores.
 
-    ``plain`` is the configuration of train.py as plain values, ``wanted_by`` the option that needs this.
-
-    Raises:
-        UserError: with the option in the way as its code.
+    ``plain`` is the configuration of train.py as plain values, ``wanted_by`` the option that needs this. Raises
+    `UserError` with the name of the conflicting option as its code.
     """
     model, data, trainer, callbacks = (plain[name] for name in ("model", "data", "trainer", "callbacks"))
     head, augment = model.get("head") or {}, plain["augment"]
@@ -28,7 +25,7 @@ def check_fixed_clips(plain: Mapping[str, Any], wanted_by: str, solves: bool) ->
     frozen = (model["encoder"] if encoder == "model.encoder" else model).get("trainable_from")
     moved = next((name for name, still in NO_AUGMENTATION.items() if augment.get(name, still) != still), None)
     target, devices = str(model["_target_"]), trainer["devices"]
-    rules: list[tuple[str, Any, bool, str]] = [  # the option, what it is, whether that will do, what will
+    rules: list[tuple[str, Any, bool, str]] = [  # option, value, whether it is allowed, what is
         ("model._target_", target, target.startswith("vidcls."), "encoder_head or a video network of vidcls"),
         (f"{encoder}.trainable_from", frozen, frozen == "none", "none"),
         ("model.head.name", head.get("name"), head.get("name", "pool") == "pool", "pool"),

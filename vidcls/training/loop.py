@@ -1,4 +1,4 @@
-"""The story of a run: its module, its training, its test."""
+"""A training run: its data module, its module, its training, its test."""
 
 import logging
 import platform
@@ -33,7 +33,7 @@ from vidcls.training.spec import Normalisation, RunSpec
 
 
 def build_datamodule(cfg: DictConfig, prepared: PreparedVideos | None = None) -> VideoDataModule:
-    """The videos of a run, prepared now unless they are; the first process writes manifest.csv for the others.
+    """The videos of a run, prepared now unless they are given; rank 0 writes manifest.csv for the others.
 
     Raises:
         UserError: see `vidcls.data.preparation.prepare_videos`.
@@ -46,12 +46,10 @@ def build_datamodule(cfg: DictConfig, prepared: PreparedVideos | None = None) ->
 
 
 def build_module(cfg: DictConfig, datamodule: VideoDataModule) -> VideoClassifier:
-    """The network and its training, as the configuration asks; a resumed run has its weights from its last checkpoint.
-
-    Seeds all that is random.
+    """Seeds everything, and builds the network and its training; a resumed run loads its last checkpoint.
 
     Raises:
-        UserError: an option is out of range, or the checkpoint is not one, or is of other classes or settings.
+        UserError: an option is out of range, or the checkpoint is damaged, or of other classes or settings.
     """
     folder, classes = Path(cfg.run_dir), datamodule.classes
     L.seed_everything(cfg.seed, workers=True, verbose=False)
@@ -64,7 +62,7 @@ def build_module(cfg: DictConfig, datamodule: VideoDataModule) -> VideoClassifie
         normalisation=Normalisation((), ()),
         batch_size=datamodule.options.batch_size,
     )
-    # Of any package: `check_trusted` has been over the configuration of a run folder, any other is the user's own.
+    # Any package: the configuration of a run folder has passed `check_trusted`, any other is the user's own.
     model = build_model(spec, [str(cfg.model["_target_"]).partition(".")[0]], compiled=cfg.compile)
     last = load_last(folder, classes)
     if last is not None:
@@ -86,7 +84,7 @@ def build_module(cfg: DictConfig, datamodule: VideoDataModule) -> VideoClassifie
         refit=cfg.get("refit", False),
         settings=lasting_settings(cfg),
     )
-    if last is not None:  # now, not when the trainer restores all else: features are computed before that
+    if last is not None:  # now, as features are computed before the trainer restores a checkpoint
         module.load_state_dict(last[1].state_dict)
     return module
 
@@ -108,11 +106,11 @@ def build_trainer(
 
 
 def build_loggers(cfg: DictConfig, resume_step: int | None = None) -> list[Logger]:
-    """The loggers of a configuration: of none, of one, or of several by name."""
+    """The loggers of a configuration with none, one, or several by name."""
     config = cfg.get("logger") or {}
     loggers = []
     for one in [config] if "_target_" in config else config.values():
-        # Of a resumed run, TensorBoard forgets the steps that are repeated.
+        # For a resumed run, TensorBoard discards the steps that are repeated.
         extra = {"purge_step": resume_step} if str(one["_target_"]).endswith(".TensorBoardLogger") else {}
         loggers.append(instantiate(one, **extra))
     return loggers
@@ -124,15 +122,15 @@ def fit(
     datamodule: VideoDataModule,
     extra_callbacks: Sequence[L.Callback] = (),
 ) -> tuple[L.Trainer, Predictions]:
-    """Trains, from the last checkpoint where there is one, and loads the best weights into ``module``.
+    """Trains, from the last checkpoint if there is one, and loads the best weights into ``module``.
 
-    Gives the validation predictions of the best weights; of a ``trainer.fast_dev_run``, which writes no checkpoints,
-    those of the last ones.
+    Returns the validation predictions of the best weights; for ``trainer.fast_dev_run``, which writes no checkpoints,
+    those of the last weights.
 
     Raises:
         KeyboardInterrupt: Ctrl-C; the run can be resumed.
-        UserError: the checkpoint to resume from is not one, the network has operations that cannot be repeated, or no
-            epoch was validated.
+        UserError: the checkpoint to resume from is damaged, the network has non-deterministic operations, or no epoch
+            was validated.
     """
     folder = Path(cfg.run_dir)
     last = load_last(folder, datamodule.classes)
@@ -190,10 +188,7 @@ def fit(
 def test(
     trainer: L.Trainer, module: VideoClassifier, datamodule: VideoDataModule, splits: Sequence[str] = SPLITS
 ) -> dict[str, Predictions]:
-    """Predicts each video of each split once, with the weights that ``module`` holds.
-
-    Leaves out empty splits, and all of them where ``trainer.limit_test_batches`` leaves nothing.
-    """
+    """Predicts each video of each split once; splits without videos or batches are left out."""
     predictions: dict[str, Predictions] = {}
     for split in splits:
         if not datamodule.rows(split).empty:
@@ -207,7 +202,7 @@ def test(
 
 
 def silence_lightning() -> None:
-    """Silences what Lightning prints at every start and no user needs."""
+    """Silences what Lightning prints at every start."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for message in (
         ".*does not have many workers.*",

@@ -1,4 +1,4 @@
-"""The training loop's content: loss, optimiser, and one prediction per video gathered over all devices."""
+"""The LightningModule: loss, optimiser, and one prediction per video gathered over all devices."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -32,14 +32,14 @@ from vidcls.training.transforms import Preprocess
 class VideoClassifier(L.LightningModule):
     """Trains a classifier of videos, from uint8 [B, T, H, W, 3] to logits [B, K].
 
-    Each epoch draws from (``seed``, epoch), so that a resumed run repeats it. ``class_weights`` [K] and
-    ``label_smoothing`` shape the training loss alone; for ``optim`` see `vidcls.training.optim.build_optimizer`. With
-    ``refit``, the network is fitted to val as well, and the predictions of val are out-of-fold. Checkpoints keep
-    ``settings``, see `vidcls.training.run_config.lasting_settings`.
+    Each epoch is seeded by (``seed``, epoch), so that a resumed run repeats it. ``class_weights`` [K] and
+    ``label_smoothing`` affect only the training loss; for ``optim`` see `vidcls.training.optim.build_optimizer`. With
+    ``refit``, the network is fitted to val too, and the predictions of val are out-of-fold. ``settings`` are stored in
+    checkpoints, see `vidcls.training.run_config.lasting_settings`.
 
     Attributes:
-        predictions: of the last validation or test, the same on every device; a checkpoint holds those of its epoch.
-        oof_predictions: of the videos fitted to, each by a model that has not seen it; of optim=logistic alone.
+        predictions: of the last validation or test, the same on every rank; a checkpoint holds those of its epoch.
+        oof_predictions: out-of-fold, of the videos fitted to; of optim=logistic only.
         metrics: of the last validation, as in metrics.json.
     """
 
@@ -72,9 +72,9 @@ class VideoClassifier(L.LightningModule):
         self.oof_predictions: Predictions | None = None
         self.metrics: dict[str, Any] | None = None
         self._validated_at: int | None = None  # the step whose weights ``predictions`` of a validation are of
-        self.features_dtype = torch.float32  # of cached features: what the encoder gives in this precision
+        self.features_dtype = torch.float32  # of the encoder's output in this precision
         self._outputs: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
-        self._train_totals = torch.zeros(2)  # of this epoch's clips so far, the sums of loss and accuracy
+        self._train_totals = torch.zeros(2)  # the sums of loss and accuracy over this epoch's clips so far
         self._train_clips = 0
 
     @property
@@ -88,7 +88,7 @@ class VideoClassifier(L.LightningModule):
 
     @property
     def features_cacheable(self) -> bool:
-        """Whether the encoder gives the same features of a clip in every epoch: frozen, and nothing is augmented."""
+        """Whether the features of a clip are the same in every epoch: the encoder is frozen, nothing is augmented."""
         return self.model.encoder.is_frozen and self.preprocess.augment.is_identity
 
     def forward(self, frames: UInt8[Tensor, "B T H W 3"]) -> Float[Tensor, "B K"]:
@@ -103,16 +103,16 @@ class VideoClassifier(L.LightningModule):
         return self.model.classify(features.to(self.features_dtype))
 
     def setup(self, stage: str) -> None:
-        match_layout(self.model, self.trainer.strategy.root_device)  # where Lightning moves it after this
+        match_layout(self.model, self.trainer.strategy.root_device)  # where Lightning moves it afterwards
 
     def on_train_epoch_start(self) -> None:
-        """Makes the epoch's random draws a function of seed, epoch and device alone."""
+        """Makes the epoch's random numbers a function of seed, epoch and rank."""
         sequence = np.random.SeedSequence([self.seed, self.current_epoch, self.global_rank])
         torch.manual_seed(int(sequence.generate_state(1)[0]))
         self._train_totals, self._train_clips = torch.zeros(2, device=self.device), 0
 
     def training_step(self, batch: VideoBatch | FeatureBatch, _: int) -> Tensor:
-        """Cross-entropy of a batch; of mixed clips, with as much of each class as is in them."""
+        """The cross-entropy of a batch, with soft labels for mixed clips."""
         weights, mix = self.class_weights, self.preprocess.augment.mix
         if isinstance(batch, FeatureBatch) or mix.is_identity:
             labels = batch.label
@@ -123,9 +123,9 @@ class VideoClassifier(L.LightningModule):
             frames, shares = mix(self.preprocess(batch.frames), one_hot)
             logits, labels = self.model(frames), shares.argmax(dim=1)
             loss = F.cross_entropy(logits, shares, weights, label_smoothing=self.label_smoothing, reduction="sum")
-            loss = loss / (shares if weights is None else shares * weights).sum()  # as it is for whole labels
+            loss = loss / (shares if weights is None else shares * weights).sum()  # the mean, as for hard labels
         correct = (logits.argmax(dim=1) == labels).float().mean()
-        # Not by `log`, which on a GPU takes a third of a small step's time.
+        # `log` would take a third of a small step's time on a GPU.
         self._train_totals += torch.stack([loss.detach(), correct]) * len(labels)
         self._train_clips += len(labels)
         return loss
@@ -136,7 +136,7 @@ class VideoClassifier(L.LightningModule):
             self.log("train/loss_step", loss, on_step=True, on_epoch=False, prog_bar=True)
 
     def train_averages(self) -> dict[str, Tensor]:
-        """Means over the clips of the epoch so far, of all devices, with dropout and augmentation on, as by Keras."""
+        """Means over the epoch's clips so far, of all ranks, with dropout and augmentation, as Keras reports them."""
         sums = torch.cat([self._train_totals, self._train_totals.new_tensor([self._train_clips])])
         if self._trainer is not None:
             sums = self.trainer.strategy.reduce(sums, reduce_op="sum")
@@ -175,7 +175,7 @@ class VideoClassifier(L.LightningModule):
         self.predictions = self._gather()
 
     def _gather(self) -> Predictions:
-        """The predictions of all devices, in the split's order."""
+        """The predictions of all ranks, in the split's order."""
         index, labels, probabilities, losses = (torch.cat(part).cpu() for part in zip(*self._outputs, strict=True))
         self._outputs.clear()
         if self.trainer.world_size > 1:
@@ -189,7 +189,7 @@ class VideoClassifier(L.LightningModule):
                 "Lower optim.lr, or give trainer.gradient_clip_val=1.",
                 "diverged",
             )
-        order = np.unique(index.numpy(), return_index=True)[1]  # where devices outnumber videos, some have the same one
+        order = np.unique(index.numpy(), return_index=True)[1]  # where ranks outnumber videos, some have the same one
         return Predictions(labels[order].numpy(), probabilities[order].numpy(), losses[order].numpy())
 
     def configure_optimizers(self) -> Any:
@@ -201,14 +201,14 @@ class VideoClassifier(L.LightningModule):
         return build_optimizer(self.optim, self.model.stages(), total_steps, epochs, fused)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds what rebuilds the model and repeats the decoding, and the validation predictions of these weights."""
+        """Adds the spec to rebuild the model and repeat the decoding, the settings, and predictions."""
         checkpoint["vidcls"], checkpoint["settings"] = self.spec.to_dict(), self.settings
         val = self.predictions if self._validated_at == self.global_step else None  # others are of earlier weights
         for name, predictions in (("val_predictions", val), ("oof_predictions", self.oof_predictions)):
             checkpoint[name] = None if predictions is None else predictions.tensors()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Points the checkpoint callbacks to the run folder as it lies now: it may have moved."""
+        """Updates the folder of checkpoint callbacks, as the run folder may have moved."""
         for callback in self.trainer.checkpoint_callbacks if self._trainer is not None else []:
             if isinstance(callback, ModelCheckpoint) and callback.state_key in checkpoint["callbacks"]:
                 checkpoint["callbacks"][callback.state_key]["dirpath"] = callback.dirpath

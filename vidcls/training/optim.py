@@ -14,8 +14,7 @@ from vidcls.errors import UserError, check_choice, one_line
 from vidcls.training.options import SCHEDULES
 
 SCHEDULE_OPTIONS = ("schedule", "warmup", "encoder_lr_factor", "unfreeze_epochs")
-ADAM_OPTIONS = ("eps", "weight_decay")
-"""Of conf/optim/adam.yaml; left out where an optimiser does not have them."""
+ADAM_OPTIONS = ("eps", "weight_decay")  # of conf/optim/adam.yaml; dropped for optimisers without them
 
 
 def build_optimizer(
@@ -28,16 +27,16 @@ def build_optimizer(
     """An optimiser and its schedule, as Lightning's ``configure_optimizers`` returns them.
 
     ``optim`` holds the options of conf/optim/adam.yaml, and any keyword of its ``_target_``. ``stages`` are the
-    parameters of a network from its input to its output; frozen ones are left out. Until a stage's turn comes its rate
-    is 0 (gradual unfreezing, Howard & Ruder 2018, https://arxiv.org/abs/1801.06146). ``fused``: update all parameters
-    in one kernel, where the optimiser can and ``optim`` does not say how.
+    parameters of a network from its input to its output; frozen ones are ignored. A stage's learning rate is 0 until
+    its turn (gradual unfreezing, Howard & Ruder 2018, https://arxiv.org/abs/1801.06146). ``fused`` prefers a fused
+    implementation, unless ``optim`` names another.
 
     Raises:
         UserError: the optimiser or scheduler cannot be built from these options.
     """
-    ours: dict[str, Any] = {"schedule": "constant", "warmup": 0.0, "encoder_lr_factor": 1.0, "unfreeze_epochs": 0}
-    ours |= {name: optim[name] for name in SCHEDULE_OPTIONS if name in optim}
-    schedule, encoder_lr_factor = ours["schedule"], ours["encoder_lr_factor"]
+    own: dict[str, Any] = {"schedule": "constant", "warmup": 0.0, "encoder_lr_factor": 1.0, "unfreeze_epochs": 0}
+    own |= {name: optim[name] for name in SCHEDULE_OPTIONS if name in optim}
+    schedule, encoder_lr_factor = own["schedule"], own["encoder_lr_factor"]
     trainable = [[parameter for parameter in stage if parameter.requires_grad] for stage in stages]
     groups: list[dict[str, Any]] = [{"params": parameters} for parameters in trainable if parameters]
     above = [len(stages) - 1 - place for place, parameters in enumerate(trainable) if parameters]
@@ -56,10 +55,10 @@ def build_optimizer(
     check_choice("optim.schedule", schedule, SCHEDULES)
 
     def factor_of(stages_above: int) -> Callable[[int], float]:
-        first_step = stages_above * ours["unfreeze_epochs"] * total_steps / max(epochs, 1)
+        first_step = stages_above * own["unfreeze_epochs"] * total_steps / max(epochs, 1)
         highest = encoder_lr_factor if stages_above else 1.0
         return lambda step: (
-            highest * schedule_factor(schedule, step, total_steps, ours["warmup"]) if step >= first_step else 0.0
+            highest * schedule_factor(schedule, step, total_steps, own["warmup"]) if step >= first_step else 0.0
         )
 
     optimizer = _build("optim", optim, groups, SCHEDULE_OPTIONS, fused)
@@ -78,13 +77,13 @@ def _build(option: str, config: Mapping[str, Any], first: Any, left_out: Sequenc
         if fused and "fused" in known and not {"fused", "foreach", "capturable", "differentiable"} & set(keywords):
             keywords["fused"] = True
         return build(first, **keywords)
-    except Exception as error:  # whatever a class of somebody else's raises
+    except Exception as error:  # a class of another package may raise anything
         got, remedy = f"{target}: {one_line(error)}", f"Change {option}._target_ or the options beside it."
         raise UserError(f"{option} to name a class and its options", got, remedy, f"{option}._target_") from error
 
 
 def schedule_factor(schedule: str, step: int, total_steps: int, warmup: float) -> float:
-    """The share of the highest learning rate that is due at a step, 0..1, counted from 0.
+    """The factor of the learning rate at a ``step``, counted from 0.
 
     Example:
         >>> [round(schedule_factor("cosine", step, 5, warmup=0.2), 3) for step in range(6)]
@@ -101,7 +100,7 @@ def schedule_factor(schedule: str, step: int, total_steps: int, warmup: float) -
 
 
 def cosine_factor(step: int, total_steps: int) -> float:
-    """From 1 at step 0 along half a cosine to 0 at ``total_steps``."""
+    """Half a cosine from 1 at step 0 to 0 at ``total_steps``."""
     return 0.5 * (1 + math.cos(math.pi * min(step / max(total_steps, 1), 1.0)))
 
 
@@ -112,7 +111,7 @@ def one_cycle_factor(step: int, total_steps: int, warmup: float) -> float:
     """
     lowest, start = 1 / 250_000, 1 / 25
     last = max(total_steps, 1) - 1
-    peak = warmup * (last + 1) - 1  # torch's, not always a whole step; before the first one where training is short
+    peak = warmup * (last + 1) - 1  # as in torch: may lie between steps, or before the first one in a short training
     step = min(step, last)
     if step < peak:
         return start + (1 - start) * (1 - math.cos(math.pi * step / peak)) / 2

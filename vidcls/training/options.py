@@ -1,4 +1,4 @@
-"""The options of train.py, checked in the first second: before torch is imported, and before anything is decoded."""
+"""Checks the options of train.py, before torch is imported and before anything is decoded."""
 
 import os
 import resource
@@ -122,7 +122,7 @@ CHECKS: dict[str, Check] = {
     "callbacks.ema.decay": _share,
     "callbacks.early_stopping.patience": _not_negative,
 }
-"""What each option must be, in whatever configuration it appears."""
+"""The check of each option, if it is in a configuration."""
 
 MODEL_CHECKS: dict[str, Check] = {
     "model.name": _choice("i3d", "r3d_18", "mc3_18", "r2plus1d_18", "s3d", "mvit_v2_s", "swin3d_t"),
@@ -146,11 +146,11 @@ MODEL_CHECKS: dict[str, Check] = {
     "model.head.num_heads": check_integer,
     "model.head.pooling": _choice("last", "mean", "max", "attention", "statistics"),
 }
-"""The same for the models of this package; a model of your own may use these names for anything."""
+"""The same for the models of this package; a custom model may use these names for anything."""
 
 
 def check_train_options(cfg: DictConfig) -> None:
-    """Checks ranges, choices, paths and class names in train.py's configuration; the `UserError` names the option."""
+    """Checks ranges, choices, paths and class names in train.py's configuration; raises `UserError`."""
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
     own_model = not str(plain["model"]["_target_"]).startswith("vidcls.")
     resumes = plain["resume"] is not None
@@ -162,7 +162,7 @@ def check_train_options(cfg: DictConfig) -> None:
         expected, remedy = "the callbacks best, last, history and timing", "Add them: see conf/callbacks/default.yaml."
         raise UserError(expected, f"no {', '.join(sorted(missing))}", remedy, "callbacks")
     folder = os.path.join(str(plain["run_dir"]), "checkpoints")
-    for name in ("best", "last"):  # nobody would find them elsewhere, and several would overwrite each other
+    for name in ("best", "last"):  # elsewhere they would not be found, and several would overwrite each other
         kept = {"save_top_k": 1, "dirpath": None, "filename": None} | plain["callbacks"][name]
         wanted = {"save_top_k": 1, "dirpath": folder, "filename": name}
         if wrong := [f"{key}={kept[key]}" for key in wanted if kept[key] != wanted[key]]:
@@ -195,7 +195,7 @@ def check_train_options(cfg: DictConfig) -> None:
 
 
 def check_run_values(plain: dict[str, Any]) -> None:
-    """Checks what is used of the config.yaml of a finished run; raises `UserError`, LookupError or TypeError."""
+    """Checks the options of a finished run that are still used; raises `UserError`, LookupError or TypeError."""
     for option in ("compile", "trainer.accelerator", "trainer.precision"):
         found, value = _find(plain, option)
         if not found:
@@ -207,9 +207,9 @@ def check_run_values(plain: dict[str, Any]) -> None:
 
 
 def check_gpu(cfg: DictConfig) -> None:
-    """Refuses a GPU that is not there, which only torch knows; before videos are decoded for hours."""
+    """Raises `UserError` if the trainer needs a GPU and there is none, before videos are decoded for hours."""
     if cfg.trainer.accelerator in ("gpu", "cuda"):
-        import torch  # seconds, which other runs spend while they decode
+        import torch  # takes seconds; other runs import it while they decode
 
         if not torch.cuda.is_available():
             raise UserError(
@@ -218,7 +218,7 @@ def check_gpu(cfg: DictConfig) -> None:
 
 
 def check_address_space() -> None:
-    """Refuses a limit under which torch and scipy cannot be loaded: OpenBLAS then may hang rather than fail."""
+    """Raises `UserError` for a limit too low to load torch and SciPy: OpenBLAS may hang rather than fail."""
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     if limit != resource.RLIM_INFINITY and limit < MIN_ADDRESS_SPACE:
         expected, remedy = "6 GB of address space or more", "Lift the limit: ulimit -v unlimited."
@@ -226,7 +226,7 @@ def check_address_space() -> None:
 
 
 def check_launch(trainer: DictConfig) -> None:
-    """Refuses a trainer that would not share the work among the processes that torchrun has started."""
+    """Raises `UserError` if the trainer does not distribute training over the processes of torchrun."""
     processes, devices, strategy = launched_processes(), trainer.devices, trainer.get("strategy", "auto")
     if processes == 1:
         return
@@ -302,8 +302,8 @@ def _check_model_fits(model: dict[str, Any], data: DataOptions) -> None:
     channels = _find(model, "encoder.channels")[1] or []
     needed = [("resolution", 2 ** len(channels), f"{len(channels)} poolings")]
     if model.get("name") == "s3d":
-        # 5 frames pass through s3d. But for fewer than 8, oneDNN, which torch uses on CPUs, computes a wrong gradient
-        # for its kernels of 7 frames, or writes past the end of its memory (seen in torch 2.15).
+        # s3d needs 5 frames. But for fewer than 8, oneDNN, which torch uses on CPUs, computes a wrong gradient for its
+        # kernels of 7 frames, or writes past the end of its memory (seen in torch 2.15).
         needed += [("resolution", 17, "model.name=s3d"), ("num_frames", 8, "model.name=s3d")]
     if model.get("motion", "rgb") != "rgb":
         least = 5 if model["motion"] == "multiscale_difference" else 2
@@ -339,5 +339,5 @@ def _check_source(data: DataOptions) -> None:
     from vidcls.data.archive import is_archive
     from vidcls.data.sources import list_videos
 
-    if data.demo is None and not is_archive(data.source):  # which are to be drawn or extracted first
+    if data.demo is None and not is_archive(data.source):  # these are drawn or extracted first
         list_videos(data, data.classes)

@@ -1,4 +1,4 @@
-"""The files that training and evaluation both write about a split: predictions, the worst errors, dashboard images."""
+"""What training and evaluation both write about a split: predictions, the worst errors, dashboard images."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ WORST_SHOWN = 6
 
 
 def write_predictions(path: Path, rows: pd.DataFrame, predictions: Predictions, classes: Sequence[str]) -> None:
-    """One line per video: path, label, predicted, and the probability of each class under its name."""
+    """Writes a .csv of path, label, predicted, and the probability of each class under its name."""
     table = pd.DataFrame({"path": rows["path"], "label": rows["label"]})
     table["predicted"] = [classes[k] for k in predictions.predicted]
     for k, name in enumerate(classes):
@@ -27,7 +27,7 @@ def write_predictions(path: Path, rows: pd.DataFrame, predictions: Predictions, 
 
 
 def worst_errors_figure(videos: Videos, split: str, predictions: Predictions) -> Figure:
-    """Frames of the most confidently wrong videos of a split, as the network sees them."""
+    """Frames of the most confident errors of a split, as the network sees them."""
     dataset, rows, classes = videos.dataset(split), videos.rows(split), videos.classes
     captions, worst = [], predictions.worst_errors(WORST_SHOWN)
     for row in worst:

@@ -1,4 +1,4 @@
-"""What a run keeps of the videos that it was validated on, to compare new ones with: their clip vectors, projected."""
+"""reference.safetensors: projected clip vectors of the videos that a run was validated on, to compare new ones with."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,12 +27,12 @@ class Reference:
 
 
 def reference_path(folder: Path) -> Path:
-    """Where a run keeps it; runs of earlier versions, compiled ones and networks of one's own have none."""
+    """Runs of earlier versions, with compiled or with custom networks have none."""
     return folder / "reference.safetensors"
 
 
 def fit_reference(vectors: Float[np.ndarray, "N E"], sha256s: list[str]) -> Reference:
-    """The principal components of clip vectors; the sign of each is such that its largest entry is positive."""
+    """Projects clip vectors on their principal components, each with the sign that makes its largest entry positive."""
     mean = vectors.mean(axis=0)
     components = np.linalg.svd(vectors - mean, full_matrices=False)[2][:MAX_COMPONENTS]
     largest = np.abs(components).argmax(axis=1)
@@ -41,7 +41,7 @@ def fit_reference(vectors: Float[np.ndarray, "N E"], sha256s: list[str]) -> Refe
 
 
 def write_reference(folder: Path, reference: Reference) -> None:
-    """Writes reference.safetensors, which is of the weights in best.ckpt alone."""
+    """Writes reference.safetensors, with the identity of best.ckpt."""
     arrays = {name: getattr(reference, name).astype(np.float32) for name in ("mean", "components", "vectors")}
     arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     arrays["sha256s"] = np.array([list(bytes.fromhex(sha256)) for sha256 in reference.sha256s], np.uint8)
@@ -49,7 +49,7 @@ def write_reference(folder: Path, reference: Reference) -> None:
 
 
 def read_reference(folder: Path, identity: str, model: Classifier) -> Reference | None:
-    """The reference of a run whose weights have this identity; None where it has none, or one of other weights.
+    """The reference of a run; None if it has none, or one of weights with another ``identity``.
 
     Raises:
         UserError: the file is damaged.

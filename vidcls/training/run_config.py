@@ -1,4 +1,4 @@
-"""The config.yaml of a run folder, which may come from a stranger: read as data, and what it names is checked."""
+"""The config.yaml of a run folder, which may be untrusted: it is read as data, and the code it names is checked."""
 
 import os
 import re
@@ -29,23 +29,22 @@ TRUSTED_TARGETS = re.compile(
     r"|torch\.optim\.([A-Z]\w*|lr_scheduler\.[A-Z]\w*)"
     r"|optuna\.pruners\.[A-Z]\w*"
 )
-"""What the config.yaml of a run folder may name: whole names, with no way into a submodule."""
+"""The targets that the config.yaml of a run folder may name."""
 LASTING = ("seed", "data", "model", "augment", "optim", "loss", "normalise", "refit")
-MOVABLE = {"source", "cache_dir", "decisions", "weights"}  # places, and what changes no result
+MOVABLE = {"source", "cache_dir", "decisions", "weights"}  # paths, and options that change no result
 MOVABLE |= {"decode", "fetch", "zip", "num_workers", "pin_memory", "device_cache"}
 PATH_KEYS = re.compile(r".*(path|dir|folder|file|filename|uri|location)")
 
 
 def config_path(folder: Path) -> Path:
-    """The resolved configuration."""
     return folder / "config.yaml"
 
 
 def read_config(folder: Path) -> DictConfig:
-    """The config.yaml of a run folder with the names of today, and with its paths where the folder has moved.
+    """The config.yaml of a run folder, with current names, and with updated paths if the folder has moved.
 
     Raises:
-        UserError: it is missing, damaged, or holds what no run writes: aliases and interpolations.
+        UserError: it is missing or damaged, or holds aliases or interpolations, which no run writes.
     """
     path = config_path(folder)
     try:
@@ -55,7 +54,7 @@ def read_config(folder: Path) -> DictConfig:
         if missing := {"trainer", *LASTING} - {"refit", *moved}:  # earlier versions had no refit
             raise LookupError(f"{', '.join(sorted(missing))} is missing")
         check_run_values(moved)
-    except Exception as error:  # of what is in the file anything may be wrong
+    except Exception as error:  # a damaged file may raise anything
         got = f"{path}: {one_line(error)}"
         raise UserError("the config.yaml of a run", got, "Check the path.", "bad-run-config") from error
     cfg = OmegaConf.create(moved)
@@ -63,9 +62,9 @@ def read_config(folder: Path) -> DictConfig:
     return cfg
 
 
-@lru_cache(maxsize=16)  # a command reads it several times, which takes a fifth of a second each time
+@lru_cache(maxsize=16)  # a command reads it several times, at a fifth of a second each
 def _parse(text: str) -> Any:
-    """The values of a config.yaml, which callers copy before they change them."""
+    """The values of a config.yaml, which callers must not change."""
     _check_size(text)
     values: Any = OmegaConf.to_container(OmegaConf.create(text))
     for key, value in leaves(values):
@@ -75,7 +74,7 @@ def _parse(text: str) -> Any:
 
 
 def _check_size(text: str) -> None:
-    """Refuses YAML that takes for ever to read, such as aliases of aliases, which stand for billions of values."""
+    """Refuses YAML that takes too long to read, such as nested aliases, which may expand to billions of values."""
     depth = 0
     for event in yaml.parse(text[: MAX_BYTES + 1]):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
@@ -84,7 +83,7 @@ def _check_size(text: str) -> None:
 
 
 def _rebase(value: Any, old: PurePath, new: PurePath) -> Any:
-    """Values in which each path at or below the folder ``old`` is at or below ``new``.
+    """The values, with the folder ``new`` in place of ``old`` at the start of each path.
 
     Example:
         >>> _rebase(["/x/run/a.csv", "/x/run_videos", 3], PurePath("/x/run"), PurePath("/y"))
@@ -102,11 +101,11 @@ def _rebase(value: Any, old: PurePath, new: PurePath) -> Any:
 
 
 def check_trusted(cfg: DictConfig, given: DictConfig | None = None, trust: Sequence[str] = ()) -> None:
-    """Raises `UserError` where a configuration names code or places that its user has not named.
+    """Raises `UserError` if a configuration names code or paths that are not trusted.
 
-    Code is of `TRUSTED_TARGETS`; callbacks, loggers and the trainer write into the run folder and the cache of
-    features. Beside these may be named what ``trust`` names (packages, single targets, folders) and what ``given``, the
-    configuration of the command line, has under the same key: that is how the job of a sweep came to its model.
+    Trusted are `TRUSTED_TARGETS`; the run folder and the cache of features as paths of callbacks, loggers and the
+    trainer; what ``trust`` names (packages, single targets, folders); and what ``given``, the configuration of the
+    command line, has under the same key, as for the model of a sweep's job.
     """
     plain: Any = OmegaConf.to_container(cfg)
     known = dict(leaves(OmegaConf.to_container(given))) if given is not None else {}
@@ -116,11 +115,13 @@ def check_trusted(cfg: DictConfig, given: DictConfig | None = None, trust: Seque
         name, group = key.rpartition(".")[2], key.partition(".")[0]
         if key in known and known[key] == value:
             continue
-        if name == "_target_" and not (isinstance(value, str) and _is_trusted(value, trust)):
+        package = str(value).partition(".")[0]
+        trusted = isinstance(value, str) and (TRUSTED_TARGETS.fullmatch(value) or {value, package} & {*trust})
+        if name == "_target_" and not trusted:
             raise UserError(
                 "a config.yaml that names classes of vidcls, Lightning, torch.optim and optuna.pruners alone",
                 f"{key.removesuffix('._target_')}: {value}",
-                f"Give trust={str(value).partition('.')[0]} if you trust that package.",
+                f"Give trust={package} if you trust that package.",
                 "untrusted-target",
             )
         if group not in ("callbacks", "logger", "trainer") or not isinstance(value, str) or value == features:
@@ -135,18 +136,15 @@ def check_trusted(cfg: DictConfig, given: DictConfig | None = None, trust: Seque
 
 
 def lasting_settings(cfg: DictConfig) -> dict[str, Any]:
-    """The settings that hold for a whole run, as its checkpoints keep them: plain values.
-
-    A run that is resumed would take others for its remaining epochs alone, or (the learning rate) not at all.
-    """
+    """The settings that must not change when a run is resumed, as plain values; checkpoints hold them."""
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
     return {name: plain[name] for name in LASTING if name in plain}
 
 
 def check_unchanged(cfg: DictConfig, before: dict[str, Any]) -> None:
-    """Raises `UserError` where a config.yaml has other lasting settings than the ``before`` of its run's checkpoint.
+    """Raises `UserError` if a config.yaml has other lasting settings than those ``before``, of the run's checkpoint.
 
-    Checkpoints of earlier versions say nothing: {}.
+    Checkpoints of earlier versions have none: {}.
     """
     then, now = (
         {key: value for key, value in leaves(settings) if not MOVABLE & set(key.split("."))}
@@ -170,10 +168,6 @@ def named_packages(cfg: DictConfig) -> set[str]:
     return {str(value).partition(".")[0] for key, value in pairs if key.rpartition(".")[2] == "_target_"}
 
 
-def _is_trusted(target: str, trust: Sequence[str]) -> bool:
-    return bool(TRUSTED_TARGETS.fullmatch(target)) or target in trust or target.partition(".")[0] in trust
-
-
 def _is_path(key: str, value: str) -> bool:
     parts = PurePath(value.removeprefix("file:")).parts
     if key == "filename":  # of a checkpoint, below its dirpath
@@ -187,7 +181,7 @@ def _is_inside(path: str, folder: str) -> bool:
 
 
 def leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Every value that is no dict or list, with its dotted key; of a target every value."""
+    """Every value that is not a dict or list, with its dotted key; for targets any value."""
     if isinstance(value, dict | list) and key.rpartition(".")[2] != "_target_":
         for name, child in value.items() if isinstance(value, dict) else enumerate(value):
             yield from leaves(child, f"{key}.{name}" if key else str(name))

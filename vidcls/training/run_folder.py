@@ -1,4 +1,4 @@
-"""A run folder: where its files are, who may write to it, and its configuration. Needs no torch."""
+"""A run folder: its paths, its configuration, and which process may write to it. Needs no torch."""
 
 from __future__ import annotations
 
@@ -28,33 +28,29 @@ ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 
 
 def manifest_path(folder: Path) -> Path:
-    """The videos, see `vidcls.data.manifest`."""
     return folder / "manifest.csv"
 
 
 def best_checkpoint(folder: Path) -> Path:
-    """The weights of the epoch with the lowest validation loss."""
     return folder / "checkpoints" / "best.ckpt"
 
 
 def last_checkpoint(folder: Path) -> Path:
-    """Where a resumed run continues; it does not exist before the end of the first epoch."""
-    return folder / "checkpoints" / "last.ckpt"
+    return folder / "checkpoints" / "last.ckpt"  # does not exist before the end of the first epoch
 
 
 def policy_path(folder: Path) -> Path:
-    """What to do about a video, see `vidcls.moderation.policy`; evaluate.py writes it."""
     return folder / "policy.json"
 
 
 def check_run_options(cfg: DictConfig) -> Path:
-    """Checks the options ``run`` and ``accelerator`` of a command that uses a finished run; gives its folder."""
+    """Checks the options ``run`` and ``accelerator`` of a command that uses a finished run; returns its folder."""
     _check_use(cfg)
     return check_finished(Path(str(cfg.run)))
 
 
 def check_runs(cfg: DictConfig) -> list[Path]:
-    """The same where ``run`` may name several, for an ensemble."""
+    """`check_run_options` where ``run`` may name several runs, for an ensemble."""
     _check_use(cfg)
     return [check_finished(folder) for folder in folders_of(cfg.run)]
 
@@ -66,7 +62,7 @@ def _check_use(cfg: DictConfig) -> None:
 
 
 def check_finished(folder: Path) -> Path:
-    """The folder of a finished run as an absolute path; raises `UserError` where it is none."""
+    """The absolute path of a finished run's folder; raises `UserError` for any other folder."""
     folder = folder.resolve()
     for path in (config_path(folder), manifest_path(folder), best_checkpoint(folder)):
         if not path.is_file():
@@ -83,14 +79,13 @@ def read_finished(folder: Path) -> tuple[Path, DictConfig, pd.DataFrame]:
 
 
 def is_rank_zero() -> bool:
-    """Whether this process is the first of its run's devices."""
-    # What launchers set, as torch is not imported yet.
+    # From what launchers set, as torch is not imported yet.
     ranks = (os.environ.get(name) for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK"))
     return int(next((rank for rank in ranks if rank is not None), 0)) == 0
 
 
 def open_run(cfg: DictConfig) -> DictConfig:
-    """The configuration that holds: of the run to resume, or of a new run, which claims its folder.
+    """The checked configuration: of the run to resume, or of a new run, which claims its folder.
 
     Raises:
         UserError: an option cannot be used, the folder is another run's, or it holds nothing that can be resumed.
@@ -147,8 +142,8 @@ def _resumed(folder: Path, given: DictConfig) -> DictConfig:
 
 
 def claim_folder(folder: Path, cfg: DictConfig) -> None:
-    """Makes ``folder`` the run's own by writing its config.yaml; raises `UserError` where another run has it."""
-    used = manifest_path(folder).exists()  # a run takes the videos of a manifest that it finds
+    """Claims ``folder`` for a run by writing its config.yaml; raises `UserError` if another run has it."""
+    used = manifest_path(folder).exists()  # a run would use the videos in it
     if used or not claim_file(config_path(folder), OmegaConf.to_yaml(cfg, resolve=True)):
         raise UserError(
             "a run_dir that no other run has used",
@@ -159,14 +154,14 @@ def claim_folder(folder: Path, cfg: DictConfig) -> None:
 
 
 def wait_for_claim(folder: Path, seconds: float = 120.0) -> None:
-    """Waits until the first process has written config.yaml; raises `UserError` where that takes too long."""
+    """Waits until the first process has written config.yaml; raises `UserError` if that takes too long."""
     remedy = "See what the first process prints, or give run_dir=DIR, a new folder that all processes share."
     what = f"the first process to start its run in {folder}"
     wait_for_file(config_path(folder), seconds, what, remedy, "no-first-process")
 
 
 def _hold(folder: Path) -> None:
-    """Refuses a folder that another process works in; this one holds it until it ends or opens another run."""
+    """Locks the folder until this process ends or opens another run; raises `UserError` if another process holds it."""
     while _held:
         _held.pop().close()
     file = config_path(folder).open()

@@ -1,4 +1,4 @@
-"""The one typed description of a run: what rebuilds its network and repeats its decoding, from config to checkpoint."""
+"""The typed description of a run: all that is needed to rebuild its network and repeat its decoding."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ RENAMED_TARGETS = {  # in old run folders
     "vidcls.optim.AdamW": "torch.optim.AdamW",
 }
 RENAMED_OPTIONS = {"vidcls.models.classifiers.encoder_head": {"stream": "motion"}}
-"""Options of a target (its name of today) that old runs hold under another key."""
+"""The options of a target (by its current name) that old runs have under another key."""
 
 
 def upgrade(config: Any) -> Any:
-    """Plain values of an old run with the names of today, at any depth; those of today stay as they are.
+    """Plain values of an old run with current names, at any depth.
 
     Example:
         >>> upgrade({"optim": {"_target_": "vidcls.optim.AdamW", "lr": 0.1}})
@@ -57,7 +57,7 @@ class Normalisation:
 
 @dataclass(frozen=True)
 class RunSpec:
-    """All that a network is built from, as a checkpoint holds it."""
+    """All that a network is built from; checkpoints hold it."""
 
     classes: tuple[str, ...]  # the K names, in the order of the logits
     model: dict[str, Any]  # `_target_` and the options of the model, as plain values
@@ -67,7 +67,6 @@ class RunSpec:
     batch_size: int  # B; evaluation always fills its batches up to it
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for a checkpoint."""
         return {"format": CHECKPOINT_FORMAT, **asdict(self)}
 
     @classmethod

@@ -1,6 +1,6 @@
-"""On the device: uint8 frames from the store to the float frames a network sees.
+"""From stored uint8 frames to the network's float input, on the device.
 
-torchvision is imported where it is used, as its import takes seconds and most predictions do without it.
+torchvision is imported where it is used, as its import takes seconds and most predictions do not need it.
 """
 
 from collections.abc import Sequence
@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 
 class Augment(nn.Module):
-    """Random changes to training clips, one draw per clip: all its frames change alike, so motion stays motion.
+    """Augments training clips; all frames of a clip get the same transform.
 
-    The options are those of conf/augment/none.yaml; the defaults change nothing. RandAugment: Cubuk et al. 2020
-    (https://arxiv.org/abs/1909.13719). ``mix`` is to be applied to a whole batch after preprocessing.
+    For the options see conf/augment/none.yaml; the defaults change nothing. RandAugment: Cubuk et al. 2020
+    (https://arxiv.org/abs/1909.13719). ``mix`` must be applied to the batch after preprocessing.
     """
 
     def __init__(
@@ -37,7 +37,6 @@ class Augment(nn.Module):
 
     @property
     def is_identity(self) -> bool:
-        """Whether a training clip looks the same in every epoch."""
         return not self._changes_clips and self.mix.is_identity
 
     @property
@@ -59,7 +58,6 @@ class Augment(nn.Module):
         return transforms
 
     def forward(self, clips: UInt8[Tensor, "B T 3 H W"]) -> UInt8[Tensor, "B T 3 H W"]:
-        """Augments each clip on its own."""
         if not self._changes_clips:
             return clips
         transform = nn.Sequential(*self._transforms((clips.shape[-2], clips.shape[-1])))
@@ -67,11 +65,11 @@ class Augment(nn.Module):
 
 
 class Mix(nn.Module):
-    """Blends each clip of a batch with the one before it, and their labels in the same shares.
+    """Mixes each clip of a batch with the one before it, and their labels in the same proportion.
 
-    One share per batch, drawn from Beta(mixup, mixup) or Beta(cutmix, cutmix): of all frames alike in mixup (Zhang et
-    al. 2018, https://arxiv.org/abs/1710.09412), of the picture's area in cutmix (Yun et al. 2019,
-    https://arxiv.org/abs/1905.04899). 0 turns either off; where both are on, each batch draws one of the two.
+    The proportion is drawn per batch from Beta(mixup, mixup) or Beta(cutmix, cutmix): of pixel values in mixup (Zhang
+    et al. 2018, https://arxiv.org/abs/1710.09412), of the area in cutmix (Yun et al. 2019,
+    https://arxiv.org/abs/1905.04899). 0 turns either off; with both, each batch draws one of the two.
     """
 
     def __init__(self, mixup: float, cutmix: float) -> None:
@@ -85,7 +83,7 @@ class Mix(nn.Module):
     def forward(
         self, clips: Float[Tensor, "B T 3 R R"], targets: Float[Tensor, "B K"]
     ) -> tuple[Float[Tensor, "B T 3 R R"], Float[Tensor, "B K"]]:
-        """Mixed clips, and how much of each class is in them; ``targets`` are one-hot."""
+        """Mixed clips and labels; ``targets`` are one-hot."""
         if self.is_identity:
             return clips, targets
         from torchvision import tv_tensors
@@ -94,6 +92,14 @@ class Mix(nn.Module):
         name, alpha = self.alphas[int(torch.randint(len(self.alphas), ()))]
         videos, targets = getattr(v2, name)(alpha=alpha)(tv_tensors.Video(clips), targets)
         return videos.as_subclass(Tensor), targets
+
+
+def resize_frames(clips: UInt8[Tensor, "B T 3 H W"], resolution: int) -> UInt8[Tensor, "B T 3 R R"]:
+    if clips.shape[-2:] == (resolution, resolution):
+        return clips
+    from torchvision.transforms import v2
+
+    return v2.functional.resize(clips, [resolution, resolution], antialias=True)
 
 
 class Preprocess(nn.Module):
@@ -122,9 +128,5 @@ class Preprocess(nn.Module):
         clips = frames.movedim(-1, 2)  # [B, T, 3, H, W], a view
         if self.training:
             clips = self.augment(clips)
-        if clips.shape[-2:] != (self.resolution, self.resolution):
-            from torchvision.transforms import v2
-
-            clips = v2.functional.resize(clips, [self.resolution, self.resolution], antialias=True)
-        scaled = clips.to(self.mean.dtype).div_(255)  # [B, T, 3, R, R]
+        scaled = resize_frames(clips, self.resolution).to(self.mean.dtype).div_(255)  # [B, T, 3, R, R]
         return (scaled - self.mean) / self.std if self.normalises else scaled

@@ -74,7 +74,7 @@ def test_a_playlist_with_a_video_behind_it_is_not_given_to_decord(tmp_path: Path
     path.write_bytes(text.ljust(188 * 3 - 1, b"#") + b"\n" + (tmp_path / "own.ts").read_bytes())
     frames, result = decode(path, StoreSpec(10, SIDE), DECODERS)
     assert (numbers(frames), result.decoder) == (list(range(10, 20)), "pyav")
-    with pytest.raises(UndecodableError, match=r"^decord: a format that it is not given"):
+    with pytest.raises(UndecodableError, match=r"^decord: neither mp4 nor Matroska"):
         decode_decord(path, SIDE, np.arange(4.0), np.arange(4))
 
 

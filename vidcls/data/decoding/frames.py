@@ -1,8 +1,8 @@
-"""One video file to a stack of frames, with every damaged frame accounted for. The only file that imports decord.
+"""Decodes a video file to a stack of frames, and detects damaged frames. The only file that imports decord.
 
 decord is fast but hides damage: FFmpeg conceals broken macroblocks, and decord returns the patched frames as good
-ones. FFmpeg reports them on stderr, though, so stderr is captured around every decode. decord is given H.264 in mp4 and
-Matroska whose key frames it can jump to; PyAV reads all else, what decord refuses, and what FFmpeg reports errors for.
+ones. FFmpeg reports them on stderr, though, so stderr is captured around every decode. decord reads H.264 in mp4 and
+Matroska with seekable key frames; PyAV reads everything else, what decord refuses, and what FFmpeg reports errors for.
 """
 
 from pathlib import Path
@@ -17,16 +17,16 @@ from vidcls.data.decoding.result import DecodeResult, Frames, UndecodableError, 
 from vidcls.data.decoding.track import Scan, Track, decoding, first_line, scan
 from vidcls.data.sampling import StoreSpec, clip_indices
 
-# How mp4 and Matroska begin: what decord's FFmpeg, without a list of allowed formats, takes for no text.
+# How mp4 and Matroska begin: decord's FFmpeg, which has no list of allowed formats, never takes these for text.
 SIGNATURES = (b"\0", b"\x1aE\xdf\xa3")
 CLOCK_SECONDS = 2e-3  # how far decord's timestamps, in single precision, may be off
 
 
 def decode(path: Path, spec: StoreSpec, decoders: tuple[str, ...]) -> tuple[Frames, DecodeResult]:
-    """Decodes the frames of a video that ``spec`` asks for: uint8 [M * F, R, R, 3], clip after clip.
+    """Decodes the frames that ``spec`` selects: uint8 [M * F, R, R, 3], clip by clip.
 
     Frames are RGB, upright, resized to R x R pixels (R = ``spec.stored_resolution``; the aspect ratio is not kept) by
-    FFmpeg's bilinear scaler, which averages when it shrinks. The two decoders agree to within rounding.
+    FFmpeg's bilinear scaler, which averages when it shrinks. The two decoders agree within rounding.
 
     Raises:
         UndecodableError: no decoder gave an intact frame.
@@ -38,18 +38,18 @@ def decode_scanned(path: Path, spec: StoreSpec, decoders: tuple[str, ...], found
     """`decode` for a file that has been scanned."""
     track, starts, _, errors = found
     indices = clip_indices(starts, track.end_seconds, spec)
-    wanted, places = np.unique(indices, return_inverse=True)  # going back, a decoder would seek and decode again
+    wanted, places = np.unique(indices, return_inverse=True)  # in order: a decoder would have to seek back otherwise
     failures = []
     for decoder in decoders:
         try:
             if decoder == "pyav":
-                return _decode_pyav(path, spec, track, starts[wanted], places, errors)
+                return _decode_pyav(path, spec.stored_resolution, track, starts[wanted], places, errors)
             if track.decord and not track.reasons and not errors:
                 frames = decode_decord(path, spec.stored_resolution, starts, wanted)
                 return frames[places], summarise([], "decord", track.seconds, 1.0)
         except UndecodableError as error:
             failures.append(str(error))
-    raise UndecodableError("; ".join(failures) or "decord is given upright H.264 in mp4 and Matroska alone")
+    raise UndecodableError("; ".join(failures) or "decord reads only upright H.264 in mp4 and Matroska")
 
 
 def decode_decord(path: Path, side: int, starts: Float[np.ndarray, " N"], wanted: Int[np.ndarray, " W"]) -> Frames:
@@ -62,7 +62,7 @@ def decode_decord(path: Path, side: int, starts: Float[np.ndarray, " N"], wanted
     with decoding(path, "decord") as ffmpeg_errors:
         with path.open("rb") as file:
             if not file.read(4).startswith(SIGNATURES):
-                raise ValueError("a format that it is not given")
+                raise ValueError("neither mp4 nor Matroska")
         # decord cannot copy frames of a few widths (8, 16, 24, 48, 72): PyAV reads those, at half the speed.
         # One thread each: the workers run in parallel, and threads of one decoder would slow the others down.
         reader = decord.VideoReader(str(path.absolute()), width=side, height=side, num_threads=1)
@@ -76,14 +76,8 @@ def decode_decord(path: Path, side: int, starts: Float[np.ndarray, " N"], wanted
 
 
 def _decode_pyav(
-    path: Path,
-    spec: StoreSpec,
-    track: Track,
-    times: Float[np.ndarray, " W"],
-    places: Int[np.ndarray, " F"],
-    errors: str,
+    path: Path, side: int, track: Track, times: Float[np.ndarray, " W"], places: Int[np.ndarray, " F"], errors: str
 ) -> tuple[Frames, DecodeResult]:
-    side = spec.stored_resolution
     frames, intact = np.zeros((len(times), side, side, 3), np.uint8), np.zeros(len(times), bool)
     with decoding(path, "pyav") as ffmpeg_errors:
         for place, (pixels, whole) in enumerate(ChosenFrames(path, track, times, side)):
@@ -93,11 +87,7 @@ def _decode_pyav(
 
 
 def summarise_decode(path: Path, track: Track, intact: int, requested: int, ffmpeg_errors: str) -> DecodeResult:
-    """The result of reading a video with PyAV, if ``intact`` of the ``requested`` frames are intact.
-
-    Raises:
-        UndecodableError: none is.
-    """
+    """The result of a video read with PyAV, by its number of intact frames; raises `UndecodableError` for 0."""
     reasons = list(track.reasons)
     if intact < requested:
         reasons.insert(0, f"{requested - intact} of {requested} frames are damaged or missing")

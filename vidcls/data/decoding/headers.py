@@ -1,4 +1,4 @@
-"""What video files say of themselves, read in worker processes that can be killed. Imports no decoder."""
+"""The headers of video files, read in worker processes that can be killed. Imports no decoder."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,10 +13,7 @@ from vidcls.data.urls import is_url
 
 
 def read_headers(locations: Sequence[str], limits: DecodeLimits) -> list[VideoHeader | None]:
-    """The header of each file; None of one behind a URL, and where no video can be read.
-
-    Costs the first frame of each: the rest of a file is not read again.
-    """
+    """The header of each file, for which only its first frame is decoded; None for URLs and unreadable files."""
     files = {place: Path(location) for place, location in enumerate(locations) if not is_url(location)}
     headers: list[VideoHeader | None] = [None] * len(locations)
     if files:
@@ -29,7 +26,7 @@ def read_headers(locations: Sequence[str], limits: DecodeLimits) -> list[VideoHe
 
 
 def _each(results: Iterator[VideoHeader | None]) -> Iterator[VideoHeader | None]:
-    """None for each worker that was lost."""
+    """The results, with None for each lost worker."""
     while True:
         try:
             yield next(results)

@@ -1,4 +1,4 @@
-"""How players turn and mirror the frames of a video: its display matrix (ISO/IEC 14496-12), or a message in H.264."""
+"""How players rotate and mirror frames: by a display matrix (ISO/IEC 14496-12) or a message in H.264."""
 
 import struct
 from contextlib import suppress
@@ -9,15 +9,15 @@ from av.sidedata.sidedata import SideData
 
 
 class Orientation(NamedTuple):
-    """Frames are first mirrored left and right, then turned."""
+    """Frames are first mirrored left and right, then rotated."""
 
     degrees: int = 0  # counter-clockwise
     mirrored: bool = False
-    filters: tuple[tuple[str, str | None], ...] = ()  # those of ffmpeg that do it
+    filters: tuple[tuple[str, str | None], ...] = ()  # of FFmpeg, that do both
 
 
 AS_STORED = Orientation()
-# By the matrix [[a, b], [c, d]] of whole numbers, which puts the pixel (x, y) at (a x + c y, b x + d y).
+# By the integer matrix [[a, b], [c, d]], which moves the pixel (x, y) to (a x + c y, b x + d y).
 _ORIENTATIONS = {
     (0, -1, 1, 0): Orientation(90, False, (("transpose", "cclock"),)),
     (-1, 0, 0, -1): Orientation(180, False, (("hflip", None), ("vflip", None))),
@@ -29,13 +29,13 @@ _ORIENTATIONS = {
 }
 
 
-SEI = 6  # the kind of unit of H.264 that holds messages
-DISPLAY_ORIENTATION = 47  # the kind of message that says how to turn (ITU-T H.264, D.1)
+SEI = 6  # the type of H.264 units that hold messages
+DISPLAY_ORIENTATION = 47  # the type of messages with a rotation (ITU-T H.264, D.1)
 
 
 def says_orientation(messages: bytes) -> bool:
-    """Whether one of the messages in a unit of H.264 says how to turn pictures."""
-    rest = messages.replace(b"\0\0\3", b"\0\0")  # what keeps start codes out of it
+    """Whether the messages in an SEI unit of H.264 include a rotation."""
+    rest = messages.replace(b"\0\0\3", b"\0\0")  # removes emulation prevention bytes
     while len(rest) > 2:
         values = []
         for _ in ("kind", "size"):
@@ -49,9 +49,9 @@ def says_orientation(messages: bytes) -> bool:
 
 
 def orientation(frame: av.VideoFrame, before: Orientation = AS_STORED) -> Orientation:
-    """How players show a decoded frame; one that they turn by other than right angles counts as it is stored.
+    """The orientation of a decoded frame; `AS_STORED` for rotations by other than right angles.
 
-    A frame that does not say is shown as the one ``before``: H.264 and HEVC may say it in some frames alone.
+    A frame without one has that of the frame ``before``: H.264 and HEVC may state it in some frames only.
     """
     matrix = frame.side_data.get("DISPLAYMATRIX")
     if not isinstance(matrix, SideData):
@@ -62,7 +62,7 @@ def orientation(frame: av.VideoFrame, before: Orientation = AS_STORED) -> Orient
 
 
 def first_orientation(packet: av.Packet) -> Orientation | None:
-    """How players show the frame in a key frame's packet, or None if it cannot be decoded; resets the decoder."""
+    """The orientation of the frame in a key frame's packet; None if it cannot be decoded. Resets the decoder."""
     context = packet.stream.codec_context
     with suppress(av.FFmpegError):
         for frame in packet.decode() or context.decode(None):

@@ -8,21 +8,20 @@ from jaxtyping import Float, UInt8
 from vidcls.data.sampling import ROUNDING_SECONDS, StoreSpec, clip_starts, window_starts
 from vidcls.errors import check_integer, check_number
 
-Spans = tuple[tuple[float, float], ...]
-"""Half-open ranges of time, [start, end)."""
+Spans = tuple[tuple[float, float], ...]  # half-open ranges of time, [start, end)
 
 
 @dataclass(frozen=True)
 class WindowPlan:
-    """How videos are cut into windows and which frames are read of each; see `vidcls.data.sampling.window_starts`."""
+    """How videos are cut into windows, and which frames are read; see `vidcls.data.sampling.window_starts`."""
 
     spec: StoreSpec  # the frames of a window, or of each of the M clips of a video that is classified whole
     window_seconds: float
     stride_seconds: float
     max_whole_seconds: float  # a video up to this long is one window, as is one no longer than window_seconds
     max_windows: int = 10_000  # of one video
-    coarse_stride_seconds: float | None = None  # between the starts of the windows that are read, if not all are
-    spans: Spans | None = None  # only windows that overlap these are read, in seconds from the first frame on
+    coarse_stride_seconds: float | None = None  # between the starts of the windows that are read; None reads all
+    spans: Spans | None = None  # if given, only windows that overlap these are read; in seconds from the first frame
 
     def __post_init__(self) -> None:
         window_starts(0.0, self.window_seconds, self.stride_seconds)  # checks both
@@ -32,12 +31,11 @@ class WindowPlan:
     def choose_windows(
         self, appearances: Float[np.ndarray, " N"], seconds: float
     ) -> tuple[Float[np.ndarray, " W"], int | None]:
-        """When the windows to read start, and of how many if those that are read leave time unseen, else None.
+        """The start times of the windows to read; and if these leave time unseen, the number of all windows, else None.
 
-        Of the windows of `window_starts` these are the ones in which a picture appears, and the first one that starts
-        with it on the screen: all others would show that picture again. Of these, one each ``coarse_stride_seconds``
-        and the last, or those that overlap ``spans``. Of more than ``max_windows``, that many are spread evenly.
-        ``appearances`` are when the N frames appear, ascending, in seconds after the first.
+        Skips windows of `window_starts` that would only show the picture of the window before them again. Of the rest,
+        reads one per ``coarse_stride_seconds`` and the last, or those that overlap ``spans``; but at most
+        ``max_windows``, evenly spaced. ``appearances`` are the times at which the N frames appear, ascending from 0.
         """
         window, stride = self.window_seconds, self.stride_seconds
         if seconds <= window:
@@ -47,7 +45,7 @@ class WindowPlan:
         first = np.floor((appearances - window) / stride + ROUNDING_SECONDS) + 1
         final = np.clip(np.ceil(appearances / stride - ROUNDING_SECONDS), 0, before).astype(np.int64)
         first = np.maximum(np.clip(first, 0, before).astype(np.int64), np.append(0, final[:-1] + 1))
-        counts = np.maximum(final - first + 1, 0)  # of the windows that no earlier picture has brought
+        counts = np.maximum(final - first + 1, 0)  # of windows that do not belong to an earlier frame
         ends = np.cumsum(counts)
         total = int(ends[-1])
         sparse = None if self.spans is not None else self.coarse_stride_seconds
@@ -81,7 +79,7 @@ class Window:
 
 
 def middle_clip(window: Window, plan: WindowPlan) -> Window:
-    """The window itself if it is one clip; if a video is represented by M clips, the middle one as a window."""
+    """The window itself if it is a single clip, else the middle one of its M clips."""
     spec = plan.spec
     count, seconds = len(window.frames) // spec.stored_frames, spec.clip_seconds
     if count == 1 or seconds is None:

@@ -1,7 +1,7 @@
-"""Many videos decoded at once, in worker processes that can be killed: whole into the store, or window by window.
+"""Decodes many videos at once, in worker processes that can be killed: whole into the store, or window by window.
 
-A video that hangs its decoder, crashes it or needs too much memory costs one worker, which is replaced; the next
-decoder then gets its chance. Imports no decoder: only workers do.
+A worker whose decoder hangs, crashes or needs too much memory is replaced, and the next decoder tries the video.
+Imports no decoder: only workers do.
 """
 
 import math
@@ -30,7 +30,7 @@ from vidcls.data.options import DecodeLimits
 from vidcls.data.store import FrameStore
 from vidcls.errors import UserError
 
-MEBIBYTE = 2**20  # for what surrounds the frames in a file of the store, and for FFmpeg's messages
+MEBIBYTE = 2**20  # for the header of a file of the store, and for FFmpeg's messages
 
 
 def decode_into_store(
@@ -40,10 +40,10 @@ def decode_into_store(
     limits: DecodeLimits,
     pool: ProcessPool | None = None,
 ) -> Iterator[tuple[int, DecodeResult]]:
-    """Decodes videos as they come, at most ``num_videos``, and stores each under its hash.
+    """Decodes up to ``num_videos`` videos, and stores each under its hash.
 
-    Yields the number of each video in ``videos`` and its result, as they are ready; few are taken ahead of that. None
-    among them says that the next one may take a while. A ``pool`` of `create_store_pool` may be given.
+    Yields the number of each video in ``videos`` and its result, as they are ready. None among ``videos`` means that
+    the next one may take a while. A ``pool`` of `create_store_pool` may be given.
     Raises UserError or OSError if the store cannot be written; what was stored until then is kept.
     """
     ahead = 4 * _num_workers(limits, num_videos)
@@ -61,7 +61,7 @@ def decode_into_store(
             try:
                 result: DecodeResult = future.result()
             except WORKER_ERRORS as error:
-                # No decoder kills itself with SIGKILL: what somebody else has killed is decoded again, once.
+                # No decoder kills itself with SIGKILL: a video whose worker was killed from outside is retried once.
                 if getattr(error, "exitcode", None) == -signal.SIGKILL and number not in killed:
                     killed.add(number)
                     submit(number, file, hashed, decoders, reasons)
@@ -70,7 +70,7 @@ def decode_into_store(
                 if len(decoders) > 1:
                     submit(number, file, hashed, decoders[1:], [*reasons, result.reason])
                     return
-            # A decoder that was lost is worth mentioning only if no other could read the video.
+            # The failure of a decoder is reported only if no other could read the video.
             texts = [text for text in (*reasons, result.reason) if text]
             yield number, undecodable("; ".join(texts)) if result.status == "undecodable" else result
 
@@ -94,24 +94,22 @@ def read_windows(
     pool: ProcessPool | None = None,
     max_windows: float | int = math.inf,
 ) -> Generator[Event, None, None]:
-    """Reads videos window by window, in several processes at once.
+    """Reads up to ``num_videos`` videos window by window, in several processes at once.
 
-    ``videos`` are taken, in a thread, as processes become free; None among them says that the next one may take a
-    while, which yields `Idle` once the others are finished. Their numbers are those of their order; ``num_videos``, the
-    most that may come, limits the processes.
-    Each video yields one `VideoStarted` (not if it is undecodable), its windows in order of time and, whatever happens,
-    one `VideoFinished`. Those of different videos are interleaved. If the caller is slower than the decoders, they
-    wait, with up to ``ahead`` events ready. Closing the generator ends all processes; but for those of a ``pool`` of
-    `create_pool` that is given, which may read other videos at the same time.
+    ``videos`` are taken, in a thread, as processes become free, and numbered in their order. None among them means that
+    the next one may take a while, which yields `Idle` once the others are finished.
+    Each video yields one `VideoStarted` (unless it is undecodable), its windows in order of time and in any case one
+    `VideoFinished`. Events of different videos are interleaved. Decoders wait while ``ahead`` events are ready. Closing
+    the generator ends all processes, except for those of a given ``pool`` of `create_pool`.
     ``limits.timeout_seconds`` is the time for one window, or for what comes before it; `WINDOWS_PER_TIMEOUT` limits the
-    whole. A file whose state is no longer the one given is undecodable. A video of more than ``max_windows`` windows is
-    not read and finishes with the result `DEFERRED`.
+    total. A file whose state has changed is undecodable. A video of more than ``max_windows`` windows is not read and
+    finishes with the result `DEFERRED`.
     """
     num_workers = _num_workers(limits, num_videos)
     threads = 1 if pool else max(1, (os.cpu_count() or 1) // num_workers)
-    root = None if len(tempfile.gettempdir()) < 80 else "/tmp"  # the path of a socket has 107 characters at most
+    root = None if len(tempfile.gettempdir()) < 80 else "/tmp"  # the path of a socket has at most 107 characters
     with tempfile.TemporaryDirectory(prefix="vidcls-", dir=root) as folder, socket.socket(socket.AF_UNIX) as server:
-        server.bind(f"{folder}/socket")  # in a folder that only this user can enter
+        server.bind(f"{folder}/socket")  # in a folder that only this user can access
         server.listen(128)
         receiver = Receiver(videos, 2 * num_workers, server, limits, ahead, max_windows)
 
@@ -144,10 +142,10 @@ def create_store_pool(limits: DecodeLimits, num_files: int, store: FrameStore) -
 
 @contextmanager
 def create_pool(limits: DecodeLimits, num_files: int, file_bytes: int = 0) -> Iterator[ProcessPool]:
-    """Confined worker processes (`start_worker`), which may write files of ``file_bytes`` and a little more.
+    """Sandboxed worker processes (`start_worker`), which may write files of ``file_bytes`` and a little more.
 
     Raises:
-        UserError: they die before they are given a video.
+        UserError: they die at their start.
     """
     pool = ProcessPool(
         max_workers=_num_workers(limits, num_files),
@@ -162,7 +160,7 @@ def create_pool(limits: DecodeLimits, num_files: int, file_bytes: int = 0) -> It
             raise
         raise UserError(
             "processes that decode videos to start",
-            f"ones that died before they were given a video ({error})",
+            f"ones that died at their start ({error})",
             "Check the free memory, ulimit, and that the temporary folder can be written.",
             "workers-failed",
         ) from error

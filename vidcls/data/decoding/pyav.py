@@ -1,4 +1,4 @@
-"""Chosen frames of a video with PyAV, which knows frame by frame what is damaged."""
+"""Chosen frames of a video with PyAV, which reports damage frame by frame."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -16,13 +16,13 @@ from vidcls.data.sampling import TIE_SECONDS
 
 
 class ChosenFrames:
-    """Yields (pixels, intact) for each instant of ``times``: the frame that appears then, upright and scaled.
+    """Yields (pixels, intact) for each of ``times``: the frame that appears then, upright and resized.
 
-    If that frame cannot be decoded, the nearest one before it (or else after it) takes its place, marked as not intact.
-    After damage every frame counts as damaged until the next intact key frame, since it may refer to damaged ones.
-    ``times`` are frame times of `read_track`, ascending; ``decoded`` counts the frames that the decoder has returned.
-    With the times of all key frames in ``keys`` (see `Scan`), what lies between the last wanted frame of one group of
-    pictures and the key frame of the next group that holds one is not decoded.
+    If that frame cannot be decoded, the nearest one before it (or else after it) replaces it, marked as not intact.
+    After damage, all frames up to the next intact key frame count as damaged, since they may refer to damaged ones.
+    ``times`` are ascending frame times of `read_track`; ``decoded`` counts the frames that the decoder has returned.
+    With the times of all key frames in ``keys`` (see `Scan`), packets between the last wanted frame of a group of
+    pictures and the next group with a wanted frame are not decoded.
     """
 
     def __init__(
@@ -72,8 +72,8 @@ class ChosenFrames:
                 if whole is None:
                     whole = packet.is_keyframe
                 if skippable:
-                    # FFmpeg skips unwanted frames that no other frame refers to: a quarter of the work with x264's
-                    # usual B-frames. Not for every codec: dav1d would drop wanted frames too.
+                    # FFmpeg skips unwanted frames that no other frame refers to, which saves a quarter of the work with
+                    # x264's usual B-frames. Not for every codec: dav1d would drop wanted frames too.
                     context.skip_frame = "DEFAULT" if self._is_wanted(packet) else "NONREF"
                 try:
                     frames = packet.decode()
@@ -93,15 +93,15 @@ class ChosenFrames:
                     whole = False  # until the next key frame
 
     def _needed(self, packets: Iterable[av.Packet]) -> Iterator[av.Packet]:
-        """The packets to decode; where some are left out, an empty one, for which the decoder returns all it holds."""
+        """The packets to decode; an empty one, which flushes the decoder, in place of those left out."""
         groups = Counter((np.searchsorted(self._keys, self._times + TIE_SECONDS, side="right") - 1).tolist())
-        group, left, skipping = -1, 0, False  # left: frames that are wanted of the rest of this group of pictures
+        group, left, skipping = -1, 0, False  # left: wanted frames in the rest of this group of pictures
         for packet in packets:
             if len(self._keys) and packet.size:
                 if packet.is_keyframe:
                     group += 1
                     left = groups[group]
-                opening = packet.is_keyframe and group == 0  # may say how all frames are turned
+                opening = packet.is_keyframe and group == 0  # may hold the orientation of all frames
                 if not left and not opening and not (groups[group] and groups[group + 1]):
                     if not skipping:
                         empty = av.Packet()
@@ -122,18 +122,18 @@ class ChosenFrames:
 
 
 class _Upright:
-    """Resizes frames to R x R, turned and mirrored as players do, with one scaler for all."""
+    """Rotates and mirrors frames as players do, and resizes them to R x R, with one scaler for all."""
 
     def __init__(self, resolution: int) -> None:
         self._side, self._scaler, self._orientation = resolution, VideoReformatter(), AS_STORED
 
     def turn_as(self, frame: av.VideoFrame) -> None:
-        """From now on, frames are turned as this one says, if it says anything."""
+        """Updates the orientation from a frame, if it has one."""
         self._orientation = orientation(frame, self._orientation)
 
     def __call__(self, frame: av.VideoFrame) -> UInt8[np.ndarray, "R R 3"]:
         side, turns = self._side, self._orientation.filters
-        if not turns and not frame.interlaced_frame:  # whose fields it would scale apart, into stripes
+        if not turns and not frame.interlaced_frame:  # it would scale the fields separately, into stripes
             scaled = self._scaler.reformat(frame, side, side, "rgb24", interpolation="BILINEAR", threads=1)
             return scaled.to_ndarray()
         graph = av.filter.Graph()

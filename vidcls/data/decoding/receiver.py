@@ -1,4 +1,4 @@
-"""What arrives from the workers that read windows, and why one returned nothing."""
+"""Receives windows from the workers, and handles workers that hang or die."""
 
 import math
 import queue
@@ -33,7 +33,7 @@ DEFERRED = undecodable("it has too many windows to be read before other videos")
 
 @dataclass(frozen=True)
 class VideoStarted:
-    """The video can be read; it starts anew, forgetting its windows, if its worker was killed."""
+    """The video can be read. If its worker is killed, it starts again: its windows so far are void."""
 
     number: int
     seconds: float
@@ -58,11 +58,11 @@ class VideoFinished:
 
 @dataclass(frozen=True)
 class Idle:
-    """All videos that have come are finished, and the next one takes a while."""
+    """All videos so far are finished, and the next one is not ready yet."""
 
 
 class Source(NamedTuple):
-    """The file of a video, its state when it was hashed, and which part of it is read if not all of it."""
+    """The file of a video, its state when it was hashed, and the part of it to read if not all of it."""
 
     file: Path
     state: FileState | None
@@ -91,7 +91,7 @@ class _Video:
     future: ProcessFuture
     killed: bool = False  # its worker was killed from outside before
     connection: Connection | None = None
-    # When its worker connected and when it last sent a message, both later by the time that the caller kept it waiting.
+    # When its worker connected and when it last sent a message, both plus the time that the caller kept it waiting.
     connected: float = math.inf
     last_message: float = math.inf
     seconds: float = 0.0
@@ -107,7 +107,7 @@ class _Video:
 
 
 class Receiver:
-    """A thread that receives what the workers send, on one connection per video, and puts events into a short queue."""
+    """Receives what the workers send, on one connection per video, and puts events into a short queue, in a thread."""
 
     def __init__(
         self,
@@ -150,7 +150,7 @@ class Receiver:
                 video.disconnect()
 
     def _start_videos(self) -> bool:
-        """Has workers start with videos that have come; whether there may be more."""
+        """Schedules videos; returns whether there may be more."""
         while len(self._videos) < self._at_once:
             try:
                 source = next(self._sources)
@@ -174,7 +174,7 @@ class Receiver:
             except BlockingIOError:  # the rest of the message did not arrive within the time limit
                 video.future.cancel()
                 video.disconnect()
-            except (EOFError, OSError):  # its worker has died; its future will say why
+            except (EOFError, OSError):  # its worker has died; its future knows why
                 video.disconnect()
             else:
                 video.last_message = time.monotonic()
@@ -201,7 +201,7 @@ class Receiver:
         elif isinstance(message, DecodeResult):
             self._finish(video, message)
         elif message[1] > self._max_windows:
-            self._finish(video, DEFERRED)  # its worker ends, as nobody is there to take its first window
+            self._finish(video, DEFERRED)  # its worker ends when it cannot send its first window
         else:
             video.seconds, video.num_windows = message
             self._put(VideoStarted(video.number, video.seconds, video.num_windows))
@@ -209,7 +209,7 @@ class Receiver:
     def _check_workers(self) -> None:
         """Kills workers that have stopped responding or take too long, and handles those that have exited."""
         ended = [video for video in self._videos.values() if video.connection is None and video.future.done()]
-        while wait([self._server], timeout=0):  # one that has ended well has connected before: its messages wait
+        while wait([self._server], timeout=0):  # a worker that has ended well has connected, and its messages wait
             self._accept()
         for video in ended:
             if video.connection is None:
@@ -222,9 +222,9 @@ class Receiver:
                 video.disconnect()
 
     def _lose(self, video: _Video) -> None:
-        """The worker of a video is gone: the next decoder gets its chance, unless windows have been read.
+        """Handles a lost worker: the next decoder tries the video, unless windows have been read.
 
-        No decoder kills itself with SIGKILL. A video whose worker somebody else has killed is read again, once.
+        No decoder kills itself with SIGKILL: a video whose worker was killed from outside is retried once.
         """
         killed, decoders = False, () if video.num_windows else video.decoders[1:]
         try:
@@ -267,7 +267,7 @@ class Receiver:
 
 
 def largest_first(files: Sequence[Path]) -> list[int]:
-    """A large file that comes last would keep one worker busy while the others are done."""
+    """The order of files by size: a large one that comes last would keep one worker busy while the others are done."""
     sizes = dict.fromkeys(range(len(files)), 0)
     for number, file in enumerate(files):
         with suppress(OSError):  # its worker will report it

@@ -18,9 +18,9 @@ Frames = UInt8[np.ndarray, "F R R 3"]
 
 @dataclass(frozen=True)
 class DecodeResult:
-    """The outcome for one video, besides its frames."""
+    """The outcome for one video, without its frames."""
 
-    # ok; partial: frames are damaged or missing, or a player may show others; undecodable; or unfetchable
+    # ok; partial: frames are damaged or missing, or a player may show others; undecodable; unfetchable
     status: str
     reason: str  # why it is not ok, else ""
     decoder: str  # decord or pyav
@@ -39,7 +39,7 @@ def undecodable(reason: str) -> DecodeResult:
 
 
 def unfetchable(reason: str) -> DecodeResult:
-    """The result for a video behind a URL that could not be fetched: nothing is known of it."""
+    """The result for a video behind a URL that could not be fetched."""
     return DecodeResult("unfetchable", reason, decoder="", seconds=0.0, coverage=0.0)
 
 
@@ -49,7 +49,7 @@ class UndecodableError(Exception):
 
 @functools.cache
 def decoder_versions() -> dict[str, str]:
-    """The version of each decoder and of the libavcodec that its wheel brings: others may give other frames."""
+    """The version of each decoder and of the libavcodec in its wheel: others may give other frames."""
     versions = {}
     for package in ("decord", "av"):
         found = metadata.distribution(package)

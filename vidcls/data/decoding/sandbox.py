@@ -1,6 +1,6 @@
-"""Takes from a decoding process what it does not need, in case a video gains control of its decoder.
+"""Drops the privileges that a decoding process does not need, in case a video exploits its decoder.
 
-Imports nothing that starts threads: Linux lets only a process of one thread leave the network.
+Imports nothing that starts threads: on Linux only a process with a single thread can leave the network.
 """
 
 import ctypes
@@ -16,20 +16,20 @@ CLONE_NEWUSER, CLONE_NEWNET, PR_SET_NO_NEW_PRIVS = 0x10000000, 0x40000000, 38
 
 
 def start_worker(memory_gigabytes: float | int, file_bytes: int) -> None:
-    """Makes this process a worker: confined, deaf to Ctrl-C, ended with its parent.
+    """Makes this process a worker: sandboxed, without Ctrl-C, ended with its parent.
 
-    It writes no file larger than ``file_bytes`` and no core dump. On Linux it gains no rights by running another
-    program, and it has no network if the system lets it leave. It can still read the user's files.
+    It writes no file larger than ``file_bytes`` and no core dump. On Linux it gains no privileges by running another
+    program, and has no network if the system allows it to leave. It can still read the user's files.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)
         libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-        # Others than root need a namespace of users of their own for it; root would lose other users' files there.
+        # Users other than root need a user namespace for it, in which root would lose access to other users' files.
         libc.unshare(CLONE_NEWNET | (CLONE_NEWUSER if os.getuid() else 0))
-    # Nobody else would stop a worker that hangs when its parent is killed, and the others would continue to decode.
+    # When the parent is killed, workers would continue to decode, or hang.
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    import vidcls.data.decoding.windows  # noqa: F401 (here, since the time limits of videos do not count it)
+    import vidcls.data.decoding.windows  # noqa: F401 (now, so that it does not count towards a video's time limit)
 
     limits = {
         resource.RLIMIT_AS: int(memory_gigabytes * 2**30),

@@ -1,7 +1,6 @@
-"""What a video file holds, and whether a player could show something that we do not look at.
+"""The video track of a file: when its frames are shown, and whether players could show anything else.
 
-Found by reading all packets, decoding one frame at most; for both decoders this decides which track is the video, and
-when its frames are shown.
+Reads all packets and decodes at most one frame. Both decoders rely on this choice of a track and of timestamps.
 """
 
 from __future__ import annotations
@@ -25,12 +24,12 @@ from vidcls.data.decoding.orientation import SEI, Orientation, first_orientation
 from vidcls.data.decoding.result import UndecodableError
 from vidcls.data.decoding.transport_stream import read_program_stream, read_transport_stream
 
-# Formats that hold their own frames. Others name further files (HLS, DASH, SDP, ffconcat, image sequences), which
+# Formats that hold their own frames. Others refer to further files (HLS, DASH, SDP, ffconcat, image sequences), which
 # FFmpeg would open, or hold a still picture.
 FORMATS = "mov,matroska,avi,mpegts,mpeg,mpegvideo,flv,asf"
 UNREAD_STRETCH, UNREAD_TOTAL = 0.1, 0.5  # fractions of a file; headers and padding take less
 UNREAD_BYTES = 4096  # or this
-SHORTEST_FRAME_SECONDS = 1 / 240  # no faster rate is believed
+SHORTEST_FRAME_SECONDS = 1 / 240  # faster rates are taken for errors
 
 
 @dataclass(frozen=True)
@@ -41,8 +40,8 @@ class Track:
     end_seconds: float  # when the last frame disappears
     frame_seconds: float | None  # the frame interval, if timestamps are missing or wrong and frames are counted
     reasons: tuple[str, ...]  # why a player may show something that is not among the frames
-    coverage: float  # the fraction of its frames, as far as it is known, that are there and shown, 0..1
-    decord: bool  # whether decord finds each of its frames, and turns them as FFmpeg does
+    coverage: float  # the fraction of its frames, as far as known, that are there and shown, 0..1
+    decord: bool  # whether decord finds each of its frames, and rotates them as FFmpeg does
 
     @property
     def seconds(self) -> float:
@@ -50,22 +49,22 @@ class Track:
 
 
 class Scan(NamedTuple):
-    """What reading all packets of a file has found."""
+    """The result of reading all packets of a file."""
 
     track: Track
     starts: Float[np.ndarray, " N"]  # when each frame appears, ascending, in seconds
-    keys: Float[np.ndarray, " G"]  # when each key frame does, if all later frames can be decoded from it; else empty
+    keys: Float[np.ndarray, " G"]  # the same of key frames, if all later frames can be decoded from them; else empty
     ffmpeg_errors: str
 
 
 def scan(path: Path) -> Scan:
-    """`read_track` with what FFmpeg reports on the way; raises `UndecodableError` where there is no video."""
+    """`read_track` with the errors that FFmpeg reports; raises `UndecodableError` if there is no video."""
     with decoding(path, "pyav") as ffmpeg_errors:
         return Scan(*read_track(path), ffmpeg_errors())
 
 
 def open_video(path: Path) -> tuple[av.container.InputContainer, av.VideoStream]:
-    """The container, of a format in `FORMATS` and without any other file, and its video track, as players choose it."""
+    """The container, which must have one of `FORMATS`, and its video track, as players choose it."""
     # The prefix: FFmpeg would take a name such as concat:a|b for a protocol.
     options = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
     try:
@@ -86,9 +85,9 @@ def open_video(path: Path) -> tuple[av.container.InputContainer, av.VideoStream]
 
 
 def demux(container: av.container.InputContainer, *streams: av.stream.Stream) -> Iterator[av.Packet]:
-    """The packets, with timestamps that continue when those of the first stream start again, as in joined files."""
+    """The packets, with timestamps that continue where those of the first stream restart, as in joined files."""
     offset, last, step, video = 0, None, 1, streams[0].index
-    with suppress(IndexError):  # raised at the end by PyAV for a track that begins in mid-file
+    with suppress(IndexError):  # raised by PyAV at the end if a track begins in mid-file
         for packet in container.demux(*streams):
             if packet.stream_index == video and packet.size and (dts := packet.dts) is not None:
                 if last is not None and dts + offset < last:
@@ -112,12 +111,12 @@ def read_track(path: Path) -> tuple[Track, Float[np.ndarray, " N"], Float[np.nda
         keys, avcc, idr = array("q"), stream.codec_context.extradata or b"", stream.codec_context.name == "h264"
         ticks, durations = array("q"), array("q")  # 16 bytes a frame: a long video has hundreds of thousands
         places, sizes = array("q"), array("q")  # of the packets of all tracks in the file
-        # decord jumps to key frames and counts from there. It lands elsewhere without an index, miscounts where frames
-        # before a key frame are stored behind it (open GOP), and reports no damage of other codecs.
+        # decord seeks to key frames and counts from there. Without an index it lands elsewhere, it miscounts where
+        # frames shown before a key frame are stored after it (open GOP), and it reports no damage of other codecs.
         mp4 = container.format.name.startswith("mov")
         indexed = (mp4 or container.format.name.startswith("matroska")) and stream.codec_context.name == "h264"
         shown: Orientation | None = None
-        turns = False  # whether key frames themselves say how they are turned, which decord does not see
+        turns = False  # whether key frames themselves hold a rotation, which decord ignores
         others = [other for other in container.streams if other.index != stream.index]
         for packet in demux(container, stream, *others):
             if packet.pos is not None and packet.size:
@@ -170,22 +169,22 @@ def read_track(path: Path) -> tuple[Track, Float[np.ndarray, " N"], Float[np.nda
     base = stream.time_base or Fraction(1)
     order = np.argsort(ticks, kind="stable")
     starts = np.array(ticks, np.float64)[order] * base.numerator / base.denominator
-    # Of frames with one timestamp all but the first would be missed, as would most of those that follow too fast.
+    # Of frames with equal timestamps all but the first would be missed, as would most of too fast ones.
     if counted or (np.diff(starts) <= 0).any() or starts[-1] - starts[0] < (count - 1) * SHORTEST_FRAME_SECONDS:
         step = min(max(step, SHORTEST_FRAME_SECONDS), 1.0)
         return Track(0.0, count * step, step, reasons, count / declared, False), np.arange(count) * step, np.empty(0)
     end = float(starts[-1]) + (float(durations[order[-1]] * base) or step)
     seekable = indexed and not leading
     key_starts = np.array(keys if seekable and idr else (), np.float64) * base.numerator / base.denominator
-    # decord mirrors nothing, and turns what is in an mp4 alone.
+    # decord never mirrors, and rotates only what is in an mp4.
     upright = shown is not None and not shown.mirrored and (mp4 or not shown.degrees) and not turns
     return Track(float(starts[0]), end, None, reasons, count / declared, seekable and upright), starts, key_starts
 
 
 def _read_key_frame(key_frame: memoryview, avcc: bytes) -> tuple[bool, bool]:
-    """Whether a key frame of H.264 with lengths before its units (ISO/IEC 14496-15) is an IDR picture, and may turn.
+    """Whether a key frame of H.264 in mp4 or Matroska (ISO/IEC 14496-15) is an IDR picture, and may hold a rotation.
 
-    Others are called key frames too, such as those at which a decoder may join a stream that is refreshed bit by bit.
+    Other pictures are flagged as key frames too, such as recovery points of a stream with gradual refresh.
     """
     if len(avcc) < 5 or avcc[0] != 1:
         return False, True
@@ -200,8 +199,8 @@ def _read_key_frame(key_frame: memoryview, avcc: bytes) -> tuple[bool, bool]:
 
 
 def _has_unread_part(container: av.container.InputContainer, path: Path, places: array[int], sizes: array[int]) -> bool:
-    """Whether a large part of the file holds neither packets nor what comes before them."""
-    if container.format.name.startswith("mov") or not places:  # whose index may be large, or lie anywhere
+    """Whether a large part of the file lies between packets or behind them."""
+    if container.format.name.startswith("mov") or not places:  # its index may be large, and lie anywhere
         return False
     order = np.argsort(places)
     begins = np.append(np.array(places)[order], path.stat().st_size)
@@ -215,14 +214,14 @@ def _has_unread_part(container: av.container.InputContainer, path: Path, places:
 
 
 def _read_mpeg(container: av.container.InputContainer, path: Path, stream: int) -> tuple[int, set[int]]:
-    """The gaps in the track ``stream``, and all video tracks, of formats that do not list them in a header."""
+    """The gaps in the track ``stream``, and all video tracks, of formats without a header that lists them."""
     if container.format.name == "mpegts":
         return read_transport_stream(path, stream)
     return 0, read_program_stream(path) if container.format.name == "mpeg" else set()
 
 
 def _count_movies(path: Path) -> int:
-    """How many boxes ``moov`` an mp4 has, of which FFmpeg reads the first; 0 for other formats."""
+    """The number of ``moov`` boxes of an mp4, of which FFmpeg reads the first; 0 for other formats."""
     count, place, size = 0, 0, path.stat().st_size
     with path.open("rb") as file:
         while place + 8 <= size:
@@ -240,19 +239,19 @@ def _count_movies(path: Path) -> int:
 
 @contextmanager
 def captured_stderr() -> Iterator[Callable[[], str]]:
-    """Redirects file descriptor 2, where FFmpeg reports errors, to memory; yields a function that reads its beginning.
+    """Redirects stderr (file descriptor 2), where FFmpeg reports errors; yields a function that reads the first ones.
 
-    Not for use in two threads at once; nesting is fine.
+    Must not be used in two threads at once, but may be nested.
     """
     av.logging.set_libav_level(av.logging.ERROR)
     av.logging.restore_default_callback()  # straight to stderr
-    # In memory if the system can: a full or read-only disk must not look like a fault of the video.
+    # In memory if the system supports it: a full or read-only disk must not look like a damaged video.
     in_memory = hasattr(os, "memfd_create")
     with open(os.memfd_create("ffmpeg"), "w+b") if in_memory else tempfile.TemporaryFile() as log:
         kept = os.dup(2)
         os.dup2(log.fileno(), 2)
         try:
-            # Does not move the position at which stderr continues to write.
+            # pread does not move the position at which stderr is written.
             yield lambda: os.pread(log.fileno(), 4096, 0).decode(errors="replace").strip()
         finally:
             os.dup2(kept, 2)
@@ -261,7 +260,7 @@ def captured_stderr() -> Iterator[Callable[[], str]]:
 
 @contextmanager
 def decoding(path: Path, decoder: str) -> Iterator[Callable[[], str]]:
-    """Captures stderr, and makes an `UndecodableError` of whatever ``decoder`` raises for a damaged file."""
+    """Captures stderr, and converts what ``decoder`` raises into `UndecodableError`."""
     with captured_stderr() as ffmpeg_errors:
         try:
             yield ffmpeg_errors
@@ -272,7 +271,7 @@ def decoding(path: Path, decoder: str) -> Iterator[Callable[[], str]]:
 
 
 def first_line(message: str, path: Path) -> str:
-    """The first line of a decoder's message, without the file's folder and memory addresses."""
+    """The first line of a decoder's message, without memory addresses and the file's folder."""
     line = next((line for line in message.splitlines() if line.strip()), "no message")
     line = line.rsplit("] ", 1)[-1] if line.startswith("[") else line
     return line.replace(f"file:{path}", path.name).replace(str(path), path.name).strip()[:200]

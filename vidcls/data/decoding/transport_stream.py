@@ -1,4 +1,4 @@
-"""What FFmpeg does not say of an MPEG transport or program stream: lost packets, and video tracks that begin late."""
+"""MPEG transport and program streams: lost packets and late video tracks, which FFmpeg does not report."""
 
 import re
 from pathlib import Path
@@ -16,12 +16,11 @@ VIDEO_PACKET = re.compile(START + rb"([\xe0-\xef])(..)", re.DOTALL)  # one of 16
 
 
 def read_transport_stream(path: Path, stream: int) -> tuple[int, set[int]]:
-    """How often packets of the stream with the identifier ``stream`` are missing or marked as damaged, and the videos.
+    """The number of gaps and of damaged packets in the stream with the identifier ``stream``, and all video streams.
 
-    Packets of a stream are counted from 0 to 15 and again (ISO/IEC 13818-1, 2.4.3.3). A gap is not counted where the
-    stream itself announces it; of 16 lost packets, or 32, nothing shows. Where packets do not follow each other at the
-    right distance that is one gap, and nothing behind it is read. Videos are all streams that hold pictures, by their
-    identifiers.
+    Packets of a stream have counters from 0 to 15 (ISO/IEC 13818-1, 2.4.3.3), so that a loss of 16 packets does not
+    show. Gaps that the stream announces do not count. Where packets lose their alignment, that is one gap, and reading
+    ends.
     """
     gaps, last, videos = 0, None, set[int]()
     with path.open("rb") as file:
@@ -51,7 +50,7 @@ def read_transport_stream(path: Path, stream: int) -> tuple[int, set[int]]:
 
 
 def _begin_pictures(packets: UInt8[np.ndarray, "P _"]) -> np.ndarray:
-    """The places of the packets with which one or more pictures begin."""
+    """The indices of the packets with which pictures begin."""
     starts = np.flatnonzero((packets[:, 1] & 0xC0 == 0x40) & (packets[:, 3] & 0xD0 == 0x10))  # intact, not encrypted
     fields = np.where(packets[starts, 3] & 0x20, packets[starts, 4].astype(np.int32) + 1, 0)  # before the content
     starts, fields = starts[fields < 180], fields[fields < 180]
@@ -60,14 +59,14 @@ def _begin_pictures(packets: UInt8[np.ndarray, "P _"]) -> np.ndarray:
 
 
 def read_program_stream(path: Path) -> set[int]:
-    """The videos of a program stream, by the identifiers that FFmpeg gives them."""
+    """The video streams of a program stream, by the identifiers that FFmpeg gives them."""
     videos, rest = set[int](), b""
     with path.open("rb") as file:
         while chunk := file.read(BYTES_AT_ONCE):
             content = rest + chunk
             for found in VIDEO_PACKET.finditer(content):
                 end = found.end() + int.from_bytes(found[2])
-                if START.startswith(content[end : end + 3]):  # the next packet, which nothing in sound would be
+                if START.startswith(content[end : end + 3]):  # a packet follows, unlike after a match inside audio
                     videos.add(0x100 + found[1][0])
             rest = content[-5:]
     return videos

@@ -1,9 +1,8 @@
-"""Windows of a long video in one sequential pass: each frame is decoded at most once, in flat memory.
+"""Windows of a long video in one sequential pass: each frame is decoded at most once, in constant memory.
 
-A video that is short enough is left to `decode`, whole, so that it is read exactly as for training. A longer one is
-read with PyAV. decord, read to the end, holds on to memory (72 MiB after 2 minutes of 640x360, 209 MiB after 60) and
-takes twice the time by then; it decodes ahead in a thread of its own, so that its errors cannot be tied to frames; and
-its timestamps are single precision, too coarse after an hour.
+A video that is short enough is decoded whole, exactly as for training. A longer one is read with PyAV: decord's memory
+grows (72 MiB after 2 minutes of 640x360, 209 MiB after 60), and it takes twice the time; it decodes ahead in another
+thread, so that errors cannot be attributed to frames; and its timestamps are too coarse after an hour.
 """
 
 from __future__ import annotations
@@ -38,14 +37,14 @@ def stream_windows(path: Path, plan: WindowPlan, decoders: tuple[str, ...], thre
 class WindowStream:
     """Iterates over the windows of one video, in order of time; made by `stream_windows`.
 
-    Each iteration decodes again. It raises `UndecodableError` if no requested frame is intact, which may be known
-    only at the end. Until it ends, or is closed, stderr (file descriptor 2) is captured: one iteration at a time.
+    Each iteration decodes again. It raises `UndecodableError` if no requested frame is intact, perhaps only at the end.
+    Until it ends or is closed, stderr (file descriptor 2) is captured, so only one iteration may run at a time.
 
     Attributes:
         seconds: the video's duration.
-        starts: when its W windows start, in seconds; ``len(stream)`` is W.
+        starts: the start times of its W windows, in seconds; ``len(stream)`` is W.
         result: of the video as a whole; None until an iteration has reached its end.
-        frames_decoded: how many frames the decoder has returned in this iteration; 0 for a video that is read whole.
+        frames_decoded: the number of frames decoded in this iteration; 0 for a video that is read whole.
     """
 
     def __init__(self, seconds: float, starts: Float[np.ndarray, " W"]) -> None:
@@ -75,7 +74,7 @@ class _Windows(WindowStream):
 
     def __init__(self, path: Path, plan: WindowPlan, found: Scan, threads: int) -> None:
         track, starts, keys, self._errors = found
-        # A damaged file is read as a whole, as damage may hide anywhere.
+        # Of a damaged file everything is decoded, to find all damage.
         self._keys = np.empty(0) if track.reasons or self._errors else keys
         window_starts, total = plan.choose_windows(starts - track.start_seconds, track.seconds)
         if total is not None:
@@ -102,7 +101,7 @@ class _Windows(WindowStream):
         side = self._plan.spec.stored_resolution
         chosen = ChosenFrames(self._path, self._track, self._times, side, self._threads, self._keys)
         frames = enumerate(chosen)
-        kept: dict[int, tuple[UInt8[np.ndarray, "R R 3"], bool]] = {}  # what this window and later ones may use
+        kept: dict[int, tuple[UInt8[np.ndarray, "R R 3"], bool]] = {}  # frames of this window and of later ones
         newest, intact = -1, 0
         with decoding(self._path, "pyav") as ffmpeg_errors:
             for start, places in zip(self.starts.tolist(), self._places, strict=True):

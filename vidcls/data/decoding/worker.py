@@ -1,4 +1,4 @@
-"""What a decoding process does. Imports the decoders inside its functions: the parent process needs none."""
+"""The tasks of a decoding process. Imports decoders inside functions, as the parent process needs none."""
 
 from multiprocessing.connection import Client
 from pathlib import Path
@@ -13,18 +13,18 @@ CHANGED = "the file has changed while being read"
 
 
 class VideoHeader(NamedTuple):
-    """What a file says of its video track."""
+    """The properties of a file's video track."""
 
     codec: str
-    width: int  # as stored; players mirror and turn the frames
+    width: int  # as stored, before rotation
     height: int
     frame_rate: float | None  # on average
     rotation: int  # degrees counter-clockwise
-    mirrored: bool  # left and right, before they are turned
+    mirrored: bool  # left and right, before rotation
 
 
 def read_header(file: Path) -> VideoHeader | None:
-    """The header of a video, and its first frame, which alone tells the rotation; None if there is no video."""
+    """The header of a video; decodes the first frame, which alone holds the rotation. None if there is no video."""
     from vidcls.data.decoding.orientation import orientation
     from vidcls.data.decoding.track import decoding, open_video
 
@@ -81,6 +81,6 @@ def send_windows(
             result = video.result
         except UndecodableError as error:
             result = undecodable(str(error))
-        except (BrokenPipeError, ConnectionResetError):  # nobody wants more
+        except (BrokenPipeError, ConnectionResetError):  # the receiver needs no more
             return
         connection.send(result if FileState.of(file) == state else undecodable(CHANGED))
