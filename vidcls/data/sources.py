@@ -175,10 +175,7 @@ def _list_folder(
 
 
 def _place(
-    rows: Sequence[tuple[str, str, str]],
-    classes: Sequence[str] | None,
-    pattern: re.Pattern[str],
-    ignored: Counter[str],
+    rows: Sequence[tuple[str, str, str]], classes: Sequence[str] | None, pattern: re.Pattern[str], ignored: Counter[str]
 ) -> list[_Video]:
     """The videos (path, file, version) whose class their folders tell."""
     videos = []
@@ -193,11 +190,7 @@ def _place(
 
 
 def _list_rows(
-    source: str,
-    options: DataOptions,
-    classes: Sequence[str] | None,
-    pattern: re.Pattern[str],
-    ignored: Counter[str],
+    source: str, options: DataOptions, classes: Sequence[str] | None, pattern: re.Pattern[str], ignored: Counter[str]
 ) -> list[_Video]:
     base = os.path.dirname(source if is_url(source) else os.path.abspath(source))
     labelled = extension(source) != "txt"

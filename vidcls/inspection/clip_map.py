@@ -64,9 +64,7 @@ def frame_features(store: FrameStore, sha256: str) -> Float[np.ndarray, " D"]:
     return adaptive_avg_pool2d(torch.from_numpy(pictures).movedim(2, 0), CELLS).flatten().numpy()
 
 
-def principal_components(
-    vectors: Float[np.ndarray, "N D"],
-) -> tuple[Float[np.ndarray, "N P"], Float[np.ndarray, " P"]]:
+def principal_components(vectors: Float[np.ndarray, "N D"]) -> tuple[Float[np.ndarray, "N P"], Float[np.ndarray, " P"]]:
     """The projections on the first `COMPONENTS`, and the share of the variance in each."""
     u, s, _ = np.linalg.svd(vectors - vectors.mean(axis=0), full_matrices=False)
     return (u * s)[:, :COMPONENTS], (s**2 / max((s**2).sum(), 1e-12))[:COMPONENTS]

@@ -146,12 +146,7 @@ def video(
 
 
 def build_classifier(
-    target: str,
-    options: dict[str, Any],
-    num_classes: int,
-    resolution: int,
-    num_frames: int,
-    trust: Sequence[str] = (),
+    target: str, options: dict[str, Any], num_classes: int, resolution: int, num_frames: int, trust: Sequence[str] = ()
 ) -> Classifier:
     """The model ``target`` (a `torch.nn.Module` or a function that returns one), with random weights.
 

@@ -117,10 +117,7 @@ def build_loggers(cfg: DictConfig, resume_step: int | None = None) -> list[Logge
 
 
 def fit(
-    cfg: DictConfig,
-    module: VideoClassifier,
-    datamodule: VideoDataModule,
-    extra_callbacks: Sequence[L.Callback] = (),
+    cfg: DictConfig, module: VideoClassifier, datamodule: VideoDataModule, extra_callbacks: Sequence[L.Callback] = ()
 ) -> tuple[L.Trainer, Predictions]:
     """Trains, from the last checkpoint if there is one, and loads the best weights into ``module``.
 

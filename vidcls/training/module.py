@@ -15,14 +15,7 @@ from vidcls.data.dataset import FeatureBatch, VideoBatch
 from vidcls.errors import UserError
 from vidcls.metrics.predictions import Predictions
 from vidcls.models.classifiers import Classifier
-from vidcls.training.inference import (
-    average_clips,
-    clip_logits,
-    fixed_kernels,
-    match_layout,
-    pad_batch,
-    video_losses,
-)
+from vidcls.training.inference import average_clips, clip_logits, fixed_kernels, match_layout, pad_batch, video_losses
 from vidcls.training.logistic_options import is_logistic
 from vidcls.training.optim import build_optimizer
 from vidcls.training.spec import RunSpec, fitted_splits

@@ -18,11 +18,7 @@ ADAM_OPTIONS = ("eps", "weight_decay")  # of conf/optim/adam.yaml; dropped for o
 
 
 def build_optimizer(
-    optim: Mapping[str, Any],
-    stages: Sequence[Sequence[Parameter]],
-    total_steps: int,
-    epochs: int,
-    fused: bool = False,
+    optim: Mapping[str, Any], stages: Sequence[Sequence[Parameter]], total_steps: int, epochs: int, fused: bool = False
 ) -> dict[str, Any]:
     """An optimiser and its schedule, as Lightning's ``configure_optimizers`` returns them.
 
