@@ -89,12 +89,12 @@ def trusted_packages(cfg: DictConfig) -> tuple[str, ...]:
 def quote_overrides(*options: str) -> None:
     """Quotes the values of options on the command line, so that paths may hold characters of Hydra's grammar."""
     multirun = any(text in ("-m", "--multirun") for text in sys.argv)
-    for place, text in enumerate(sys.argv):
+    for index, text in enumerate(sys.argv):
         option, _, value = text.partition("=")
         swept = multirun and ("," in value or re.match(r"(choice|range|interval|glob|shuffle|sort)\(", value))
-        if place and option in options and value not in ("", "null") and value[0] not in "'\"" and not swept:
+        if index and option in options and value not in ("", "null") and value[0] not in "'\"" and not swept:
             several = option in LISTS and value[0] == "[" and value[-1] == "]" and not Path(value).exists()
-            sys.argv[place] = f"{option}={_quote_list(value) if several else quote(value)}"
+            sys.argv[index] = f"{option}={_quote_list(value) if several else quote(value)}"
 
 
 def quote(value: str) -> str:
@@ -119,12 +119,12 @@ def allow_new_keys(group: str) -> None:
 
     Adds the ``++`` that Hydra requires, and encodes names that are not ASCII identifiers, see `key_name`.
     """
-    for place, text in enumerate(sys.argv[1:], 1):
+    for index, text in enumerate(sys.argv[1:], 1):
         named = re.fullmatch(rf"{re.escape(group)}\.(.+)\.(\w+)=([^=]*)", text)
         if named and (not PLAIN_KEY.fullmatch(named[1]) or named[1].startswith(_HEX)):
             text = f"{group}.{_HEX}{os.fsencode(named[1]).hex()}.{named[2]}={named[3]}"
         if text.startswith((f"{group}.", f"{group}=")):
-            sys.argv[place] = f"++{text}"
+            sys.argv[index] = f"++{text}"
 
 
 def key_name(key: str) -> str:

@@ -11,7 +11,7 @@ from helpers.sweeps import DONE, FAILED, names, planned, read_json
 from omegaconf import OmegaConf
 from tensorboard.plugins.hparams import metadata
 
-from vidcls.metrics.objectives import LOWER_IS_BETTER
+from vidcls.metrics import LOWER_IS_BETTER
 from vidcls.sweeps.jobs import job_name, parse_overrides, shared_store
 
 # ---- what a sweep leaves behind

@@ -68,12 +68,12 @@ class VideoDataset(Dataset[VideoBatch]):
         """Whether samples differ in the frames they choose."""
         return self.temporal_jitter or (self.store.spec.num_clips > 1 and not self.all_clips)
 
-    def chosen(self, seed: int) -> Int[np.ndarray, "*places"]:
+    def chosen(self, seed: int) -> Int[np.ndarray, "*indices"]:
         """The indices of a sample's frames among the M * F stored ones: [T], or of all M > 1 clips [M, T]."""
         generator, count = np.random.default_rng(seed), self.store.spec.num_clips
         if count > 1 and self.all_clips:
-            return np.stack([self._places(clip) for clip in range(count)])
-        return self._places(random_clip(generator, count), generator if self.temporal_jitter else None)
+            return np.stack([self._frame_indices(clip) for clip in range(count)])
+        return self._frame_indices(random_clip(generator, count), generator if self.temporal_jitter else None)
 
     def stack(self, index: int) -> UInt8[np.ndarray, "S H W 3"]:
         """All stored frames of a video."""
@@ -82,9 +82,9 @@ class VideoDataset(Dataset[VideoBatch]):
     def frames(self, index: int, clip: int | None = None) -> UInt8[np.ndarray, "T H W 3"]:
         """The frames of one clip of a video, by default the middle one."""
         clip = self.store.spec.num_clips // 2 if clip is None else clip
-        return self.store.read(self.sha256s[index], self._places(clip))
+        return self.store.read(self.sha256s[index], self._frame_indices(clip))
 
-    def _places(self, clip: int, jitter: np.random.Generator | None = None) -> Int[np.ndarray, " T"]:
+    def _frame_indices(self, clip: int, jitter: np.random.Generator | None = None) -> Int[np.ndarray, " T"]:
         spec = self.store.spec
         return clip * spec.stored_frames + select_frames(spec.stored_frames, self.num_frames, spec.sampling, jitter)
 
@@ -113,7 +113,7 @@ class FeatureDataset(Dataset[FeatureBatch]):
         """Whether samples differ in the clip they choose."""
         return self.videos.store.spec.num_clips > 1 and not self.videos.all_clips
 
-    def chosen(self, seed: int) -> Int[np.ndarray, "*places"]:
+    def chosen(self, seed: int) -> Int[np.ndarray, "*indices"]:
         """The index of a sample's clip among the M stored ones, []; or of all M > 1 clips, [M]."""
         count = self.videos.store.spec.num_clips
         if count > 1 and self.videos.all_clips:
@@ -159,13 +159,13 @@ class VideoSampler(Sampler[SampleIndex]):
 
     def __iter__(self) -> Iterator[SampleIndex]:
         generator = np.random.default_rng([self.seed, self.epoch])
-        places, seeds = np.arange(self.length), generator.integers(2**31, size=self.length)
-        rows = places.copy() if self.balance is None else self._balanced(np.asarray(self.balance))
+        order, seeds = np.arange(self.length), generator.integers(2**31, size=self.length)
+        rows = order.copy() if self.balance is None else self._balanced(np.asarray(self.balance))
         if self.shuffle:
-            generator.shuffle(places)
-            places = np.resize(places, len(self) * self.world_size)  # repeats from the start
-        mine = places[self.rank if self.rank < len(places) else 0 :: self.world_size]
-        yield from map(SampleIndex, rows[mine].tolist(), seeds[mine].tolist())
+            generator.shuffle(order)
+            order = np.resize(order, len(self) * self.world_size)  # repeats from the start
+        shard = order[self.rank if self.rank < len(order) else 0 :: self.world_size]
+        yield from map(SampleIndex, rows[shard].tolist(), seeds[shard].tolist())
 
     def _balanced(self, classes: Int[np.ndarray, " N"]) -> Int[np.ndarray, " N"]:
         """The epoch's videos, before shuffling.
@@ -175,9 +175,9 @@ class VideoSampler(Sampler[SampleIndex]):
         """
         rows, names = np.empty(self.length, int), np.unique(classes)
         turns = self.epoch * self.length + np.arange(self.length)
-        for place, name in enumerate(names):
-            videos, mine = np.flatnonzero(classes == name), turns % len(names) == place
-            rounds, seats = np.divmod(turns[mine] // len(names), len(videos))
-            orders = {r: np.random.default_rng([self.seed, r, 1 + place]).permutation(videos) for r in set(rounds)}
-            rows[mine] = [orders[r][seat] for r, seat in zip(rounds, seats, strict=True)]
+        for number, name in enumerate(names):
+            videos, own = np.flatnonzero(classes == name), turns % len(names) == number
+            rounds, offsets = np.divmod(turns[own] // len(names), len(videos))
+            orders = {r: np.random.default_rng([self.seed, r, 1 + number]).permutation(videos) for r in set(rounds)}
+            rows[own] = [orders[r][offset] for r, offset in zip(rounds, offsets, strict=True)]
         return rows

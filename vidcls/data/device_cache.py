@@ -57,8 +57,8 @@ class DeviceDataset(Dataset[Any]):
         rows = torch.tensor([sample.index for sample in samples], device=device)
         for first in range(0, len(samples), batch_size):
             index = rows[first : first + batch_size]
-            places = chosen[first : first + batch_size] if dataset.is_random else chosen
-            data = self.stacks[index.view(-1, *[1] * (places.dim() - 1)), places]
+            positions = chosen[first : first + batch_size] if dataset.is_random else chosen
+            data = self.stacks[index.view(-1, *[1] * (positions.dim() - 1)), positions]
             yield build(data.view(self.dtype).unflatten(-1, self.item_shape), self.labels[index], index)
 
 

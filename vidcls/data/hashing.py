@@ -116,14 +116,14 @@ def hash_files(files: Sequence[Path], cache: HashCache | None, console: Console 
     states = [FileState.of(file) for file in files]
     known = [cache.get(file, state) if cache and state else None for file, state in zip(files, states, strict=True)]
     results = [HashResult(sha256 or "", "", state) for sha256, state in zip(known, states, strict=True)]
-    pending = [place for place, sha256 in enumerate(known) if not sha256]
+    pending = [index for index, sha256 in enumerate(known) if not sha256]
     with ThreadPoolExecutor() as pool:  # hashing and reading release the interpreter
-        hashed = pool.map(lambda place: hash_video(files[place]), pending)
+        hashed = pool.map(lambda index: hash_video(files[index]), pending)
         found = track(hashed, "Hashing", len(pending), console=console, transient=True, disable=len(pending) < 100)
-        for place, result in zip(pending, found, strict=True):
-            results[place] = result
+        for index, result in zip(pending, found, strict=True):
+            results[index] = result
             if cache and result.state:
-                cache.put(files[place], result.state, result.sha256)
+                cache.put(files[index], result.state, result.sha256)
     return results
 
 

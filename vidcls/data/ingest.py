@@ -76,18 +76,18 @@ def known_hashes(videos: pd.DataFrame, cache: HashCache, limits: FetchLimits) ->
     A remote video that has changed since it was fetched has the hash "".
     """
     locations = list(videos["file"])
-    local = [place for place, location in enumerate(locations) if not is_url(location)]
+    local = [index for index, location in enumerate(locations) if not is_url(location)]
     hashes: list[HashResult | None] = [None] * len(locations)
-    for place, hashed in zip(local, hash_files([Path(locations[place]) for place in local], cache), strict=True):
-        hashes[place] = hashed
-    known = {place: cache.get_remote(url) for place, url in enumerate(locations) if is_url(url)}
-    known = {place: found for place, found in known.items() if found[0]}
+    for index, hashed in zip(local, hash_files([Path(locations[index]) for index in local], cache), strict=True):
+        hashes[index] = hashed
+    known = {index: cache.get_remote(url) for index, url in enumerate(locations) if is_url(url)}
+    known = {index: found for index, found in known.items() if found[0]}
     listed = list(videos["version"]) if "version" in videos else [""] * len(locations)
     with ThreadPoolExecutor(limits.workers) as pool:
-        now = pool.map(lambda place: listed[place] or remote_version(locations[place], limits), known)
-        for (place, (version, sha256)), current in zip(known.items(), now, strict=True):
+        now = pool.map(lambda index: listed[index] or remote_version(locations[index], limits), known)
+        for (index, (version, sha256)), current in zip(known.items(), now, strict=True):
             if current:
-                hashes[place] = HashResult(sha256 if current == version else "")
+                hashes[index] = HashResult(sha256 if current == version else "")
     return hashes
 
 
@@ -112,8 +112,8 @@ class Ingest:
     def missing(self) -> list[int]:
         """The indices of videos whose content has no result."""
         return [
-            place
-            for place, (location, hashed) in enumerate(zip(self.locations, self.hashes, strict=True))
+            index
+            for index, (location, hashed) in enumerate(zip(self.locations, self.hashes, strict=True))
             if (hashed.sha256 not in self.results if hashed and hashed.sha256 else is_url(location))
         ]
 
@@ -122,10 +122,10 @@ class Ingest:
         missing, arrived = self.missing(), list[tuple[str, FetchedFile | None]]()
         if not missing:
             return
-        urls = [place for place in missing if is_url(self.locations[place])]
+        urls = [index for index in missing if is_url(self.locations[index])]
 
-        def fetch(place: int, space: FetchSpace) -> tuple[int, FetchedFile | UnfetchableError]:
-            return place, try_fetch(self.locations[place], folder, self.fetch_limits, space)
+        def fetch(index: int, space: FetchSpace) -> tuple[int, FetchedFile | UnfetchableError]:
+            return index, try_fetch(self.locations[index], folder, self.fetch_limits, space)
 
         with fetching(fetch, urls, folder, self.fetch_limits) as found:
             arrivals = self._arrivals(missing, found, arrived)
@@ -146,9 +146,9 @@ class Ingest:
     ) -> Iterator[tuple[Path, HashResult] | None]:
         """The files to decode, each content once; appends the hash of each, and the copy to remove, to ``arrived``."""
         local = {
-            hashed.sha256: (Path(self.locations[place]), hashed)
-            for place in missing
-            if not is_url(self.locations[place]) and (hashed := self.hashes[place])
+            hashed.sha256: (Path(self.locations[index]), hashed)
+            for index in missing
+            if not is_url(self.locations[index]) and (hashed := self.hashes[index])
         }
         files = list(local.values())
         for number in largest_first([file for file, _ in files]):
@@ -160,12 +160,12 @@ class Ingest:
             if one is None:
                 yield None
                 continue
-            place, found = one
+            index, found = one
             if isinstance(found, UnfetchableError):
-                self.failures[place] = unfetchable(str(found))
+                self.failures[index] = unfetchable(str(found))
                 continue
-            self.hashes[place] = hashed = found.hashed()
-            self.remember(place)
+            self.hashes[index] = hashed = found.hashed()
+            self.remember(index)
             if found.sha256 not in seen and (result := self.store.find(found.sha256)):
                 self.results[found.sha256] = result
             if found.sha256 in seen or found.sha256 in self.results:
@@ -175,15 +175,15 @@ class Ingest:
             arrived.append((found.sha256, found))
             yield found.path, hashed
 
-    def remember(self, place: int) -> None:
+    def remember(self, index: int) -> None:
         """Caches the hash of a remote video for the next run."""
-        if self.cache and (hashed := self.hashes[place]):
-            self.cache.put_remote(self.locations[place], hashed.version or "", hashed.sha256)
+        if self.cache and (hashed := self.hashes[index]):
+            self.cache.put_remote(self.locations[index], hashed.version or "", hashed.sha256)
 
     def rows(self) -> Iterator[tuple[str, DecodeResult]]:
-        for place, hashed in enumerate(self.hashes):
-            if place in self.failures:
-                yield "", self.failures[place]
+        for index, hashed in enumerate(self.hashes):
+            if index in self.failures:
+                yield "", self.failures[index]
             elif hashed and hashed.sha256:
                 yield hashed.sha256, self.results[hashed.sha256]
             else:

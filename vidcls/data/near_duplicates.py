@@ -72,8 +72,8 @@ def find_clusters(hashes: UInt8[np.ndarray, "N 129"]) -> Int[np.ndarray, " N"]:
     """The cluster of each video: connected components of near-duplicates. Memory does not grow with N²."""
     clusters, usable = np.arange(len(hashes)), np.flatnonzero(hashes[:, -1] != _UNUSABLE)
     blocks = [usable[start : start + BLOCK] for start in range(0, len(usable), BLOCK)]
-    for place, first in enumerate(blocks):
-        for second in blocks[place:]:
+    for index, first in enumerate(blocks):
+        for second in blocks[index:]:
             for one, other in _near(hashes[first], hashes[second]):
                 ends = clusters[first[one]], clusters[second[other]]
                 if (ends[0] != ends[1]).any():

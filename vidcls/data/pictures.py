@@ -12,8 +12,8 @@ from vidcls.data.store import FrameStore, StoreEntryError
 
 def thumbnails(store: FrameStore, sha256: str, count: int, side: int) -> UInt8[np.ndarray, "N R R 3"]:
     """Frames from the middles of ``count`` equal segments of a video, resized; raises `StoreEntryError`."""
-    places = ((np.arange(count) + 0.5) * store.spec.frames_per_video / count).astype(np.int64)
-    frames = store.read(sha256, np.unique(places))
+    indices = ((np.arange(count) + 0.5) * store.spec.frames_per_video / count).astype(np.int64)
+    frames = store.read(sha256, np.unique(indices))
     return np.stack([np.asarray(Image.fromarray(frame).resize((side, side))) for frame in frames])
 
 

@@ -104,30 +104,30 @@ class _Driver(Driver):  # its items are indices of videos in ``job``
 
     def __init__(self, job: Ingest, store: FrameStore, proof: Path, limits: DecodeLimits) -> None:
         self._job, self._num_done = job, 0
-        places = dict[str | int, int]()  # of files each content once
-        for place in job.missing():
-            hashed = job.hashes[place]
-            places[hashed.sha256 if hashed and not is_url(job.locations[place]) else place] = place
-        num_readers = count_readers(limits, len(places))
+        indices = dict[str | int, int]()  # of files each content once
+        for index in job.missing():
+            hashed = job.hashes[index]
+            indices[hashed.sha256 if hashed and not is_url(job.locations[index]) else index] = index
+        num_readers = count_readers(limits, len(indices))
         arguments = store, proof, limits, fetch_share(job.fetch_limits, num_readers)
-        super().__init__(lambda _: arguments, num_readers, len(places), store.folder)
-        most = min(math.ceil(len(places) / (4 * num_readers)), MAX_SHARD)  # so that all end at about the same time
-        for shard in cut([(place, self._size(place)) for place in places.values()], most):
+        super().__init__(lambda _: arguments, num_readers, len(indices), store.folder)
+        most = min(math.ceil(len(indices) / (4 * num_readers)), MAX_SHARD)  # so that all end at about the same time
+        for shard in cut([(index, self._size(index)) for index in indices.values()], most):
             self.put(Shard(shard))
 
-    def _size(self, place: int) -> int:
-        hashed = self._job.hashes[place]
+    def _size(self, index: int) -> int:
+        hashed = self._job.hashes[index]
         return hashed.state.size if hashed and hashed.state else 0
 
     def num_done(self) -> int:
         return self._num_done
 
     async def read(self, reader: Any, shard: Shard) -> None:
-        job, places = self._job, list(shard.items)
-        if places:
-            done = await reader.decode.remote([job.locations[at] for at in places], [job.hashes[at] for at in places])
-            for number, place in enumerate(places):
-                self._take(place, done.hashes[number], done.failures.get(number))
+        job, indices = self._job, list(shard.items)
+        if indices:
+            done = await reader.decode.remote([job.locations[at] for at in indices], [job.hashes[at] for at in indices])
+            for number, index in enumerate(indices):
+                self._take(index, done.hashes[number], done.failures.get(number))
             for sha256, result in done.results.items():
                 if result.status in USABLE:  # though another file with this content was damaged meanwhile
                     job.results[sha256] = result
@@ -135,15 +135,15 @@ class _Driver(Driver):  # its items are indices of videos in ``job``
             job.decoded |= done.decoded  # two readers may have fetched the same content
             self.progressed()
         shard.items = []
-        self._num_done += len(places)
+        self._num_done += len(indices)
 
-    def _take(self, place: int, hashed: HashResult | None, failure: DecodeResult | None) -> None:
-        location, known = self._job.locations[place], self._job.hashes[place]
+    def _take(self, index: int, hashed: HashResult | None, failure: DecodeResult | None) -> None:
+        location, known = self._job.locations[index], self._job.hashes[index]
         if failure:
-            self._job.failures[place] = failure
+            self._job.failures[index] = failure
         elif is_url(location):
-            self._job.hashes[place] = hashed
-            self._job.remember(place)
+            self._job.hashes[index] = hashed
+            self._job.remember(index)
         elif hashed and known and not hashed.sha256:
             check_shared(Path(location), hashed)
             self._job.results.setdefault(known.sha256, undecodable(hashed.error))

@@ -122,8 +122,8 @@ def _draw_splits(counts: pd.DataFrame, fractions: Mapping[str, float], seed: int
         raise UserError(expected, got, remedy, "too-few-per-class")
     names = [*fractions, "train"]
     for attempt in range(_ATTEMPTS):
-        place = np.array([_unit_hash(f"{seed} {attempt} {group}") for group in counts.index])
-        drawn = _try_draw(counts.to_numpy(), list(fractions.values()), place)
+        position = np.array([_unit_hash(f"{seed} {attempt} {group}") for group in counts.index])
+        drawn = _try_draw(counts.to_numpy(), list(fractions.values()), position)
         if drawn is not None:
             return {group: names[number] for group, number in zip(counts.index, drawn, strict=True)}
     got = f"none in {_ATTEMPTS} draws, as some creators have videos of several classes"
@@ -136,14 +136,14 @@ def _unit_hash(text: str) -> float:
 
 
 def _try_draw(
-    counts: Int[np.ndarray, "G K"], fractions: Sequence[float], place: Float[np.ndarray, " G"]
+    counts: Int[np.ndarray, "G K"], fractions: Sequence[float], position: Float[np.ndarray, " G"]
 ) -> Int[np.ndarray, " G"] | None:
     """The index of each group's split, train being the last; None where a class is missing from a split.
 
-    A group whose ``place`` in [0, 1) is below ``fractions[0]`` prefers split 0, and so on.
+    A group whose ``position`` in [0, 1) is below ``fractions[0]`` prefers split 0, and so on.
     """
     train, has = len(fractions), counts > 0
-    preferred = np.searchsorted(np.cumsum(fractions), place, side="right")
+    preferred = np.searchsorted(np.cumsum(fractions), position, side="right")
     drawn = np.full(len(counts), train)
     for split, fraction in enumerate(fractions):
         few_groups = np.maximum(fraction * has.sum(axis=0) // 2, 1)
@@ -151,7 +151,7 @@ def _try_draw(
         spare = has[drawn == train].sum(axis=0) - (train - split)  # the splits that follow need a group each
         groups, videos = np.zeros_like(spare), np.zeros_like(spare)
         rest = np.flatnonzero(drawn == train)
-        for group in rest[np.lexsort((place[rest], preferred[rest] != train, preferred[rest] != split))]:
+        for group in rest[np.lexsort((position[rest], preferred[rest] != train, preferred[rest] != split))]:
             own = has[group]
             wanted = preferred[group] == split or (groups < few_groups)[own].any()
             if wanted and (groups < spare)[own].all() and (videos + counts[group] <= many_videos)[own].all():
@@ -164,7 +164,7 @@ def _try_draw(
             rest = np.flatnonzero((drawn == train) & has[:, label] & ~(has & (groups >= spare)).any(axis=1))
             if len(rest) == 0:
                 return None
-            group = rest[np.lexsort((place[rest], counts[rest].sum(axis=1)))[0]]  # the smallest, as all are large
+            group = rest[np.lexsort((position[rest], counts[rest].sum(axis=1)))[0]]  # the smallest, as all are large
             drawn[group] = split
             groups += has[group]
     return drawn

@@ -174,7 +174,7 @@ def _sheets(usable: pd.DataFrame, store: FrameStore, seed: int) -> Iterator[tupl
 def _points(videos: VideoMap, key: str) -> dict[str, Any]:
     """The map's points, coloured by a column of the manifest, and the colours of the most frequent values."""
     names = list(videos.rows[key].value_counts().drop("", errors="ignore").index)
-    colors = {name: _color(place, len(names)) for place, name in enumerate(names)}
+    colors = {name: _color(index, len(names)) for index, name in enumerate(names)}
     plane = np.zeros((len(videos.rows), 2))
     plane[:, : min(2, videos.vectors.shape[1])] = videos.vectors[:, :2]
     spans = np.maximum(np.ptp(plane, axis=0), 1e-9)
@@ -186,9 +186,9 @@ def _points(videos: VideoMap, key: str) -> dict[str, Any]:
     return {"key": key, "points": points, "legend": list(colors.items())[:12], "more": max(len(names) - 12, 0)}
 
 
-def _color(place: int, count: int) -> str:
+def _color(index: int, count: int) -> str:
     """One of `COLORS`, which colour-blind readers can distinguish; of a colour wheel if there are too few."""
     if count <= len(COLORS):
-        return COLORS[place]
-    red, green, blue = colorsys.hls_to_rgb(place * 0.618034 % 1, 0.35 + 0.25 * (place % 2), 0.7)
+        return COLORS[index]
+    red, green, blue = colorsys.hls_to_rgb(index * 0.618034 % 1, 0.35 + 0.25 * (index % 2), 0.7)
     return f"#{round(red * 255):02x}{round(green * 255):02x}{round(blue * 255):02x}"

@@ -100,7 +100,7 @@ def compare_out_of_fold(one: OutOfFold, other: OutOfFold, classes: Sequence[str]
         [_means(each.metrics(weights, classes)) for each in (one, other)]
         for weights in resample_videos(one.groups, RESAMPLES, SEED)
     ]
-    before, after = (_stack([pair[place] for pair in pairs]) for place in (0, 1))
+    before, after = (_stack([pair[index] for pair in pairs]) for index in (0, 1))
     return {
         name: {
             "mean": _number((second[name] - first[name])[0]),

@@ -115,7 +115,7 @@ def _parts(module: nn.Module, name: str) -> Iterator[tuple[str, bool, list[Param
 def frozen_stages(net: nn.Module, trainable_from: str, option: str) -> list[list[Parameter]]:
     """The stages before ``trainable_from``; raises `UserError` for ``option`` if that is not a stage, all or none."""
     stages = split_stages(net)
-    ends = {"all": 0, "none": len(stages), **{name: place for place, name in enumerate(stages)}}
+    ends = {"all": 0, "none": len(stages), **{name: index for index, name in enumerate(stages)}}
     return list(stages.values())[: ends[check_choice(option, trainable_from, tuple(ends))]]
 
 

@@ -37,12 +37,12 @@ def confusion_figure(confusion: Sequence[Sequence[int]], classes: Sequence[str],
         colour = ink_on(image.cmap(share))
         axes.text(column, row, text, ha="center", va="center", fontsize=size, color=colour)
     named = range(0, k, math.ceil(k / MAX_LABELLED_CLASSES))
-    names = [printable(classes[place], 24) for place in named]
+    names = [printable(classes[index], 24) for index in named]
     slanted = k > 6 or max(map(len, names)) > 72 / k
     axes.set_xticks(named, names, rotation=40 if slanted else 0, ha="right" if slanted else "center")
     for label in axes.get_xticklabels():
         label.set_rotation_mode("anchor" if slanted else "default")
-    axes.set_yticks(named, [f"{name} (n={support[place]})" for name, place in zip(names, named, strict=True)])
+    axes.set_yticks(named, [f"{name} (n={support[index]})" for name, index in zip(names, named, strict=True)])
     axes.set(xlabel="predicted (videos, fraction of the true class)", ylabel="truth")
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0, labelsize=10 if k <= 8 else 9)
@@ -173,7 +173,7 @@ def _class_panels(
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
     for axes in grid[k:]:
         axes.set_axis_off()
-    for place, (axes, (name, curve)) in enumerate(zip(grid, curves.items(), strict=False)):
+    for index, (axes, (name, curve)) in enumerate(zip(grid, curves.items(), strict=False)):
         for other in curves.values():
             if other is not None and other is not curve:
                 axes.plot(other.x, other.y, drawstyle=drawstyle, color="#d5d5d5", linewidth=1, zorder=1)
@@ -185,7 +185,7 @@ def _class_panels(
             head += f"\n{area} {curve.area:.3f}, {curve.support} videos"
         axes.set_title(head, loc="left", color=INK, fontsize=10)
         axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), aspect="equal", xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
-        axes.tick_params(labelbottom=place + columns >= k)  # also where the last row does not reach
+        axes.tick_params(labelbottom=index + columns >= k)  # also where the last row does not reach
         soften(axes)
     return figure, list(zip(grid, curves.values(), strict=False))
 

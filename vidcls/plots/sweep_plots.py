@@ -53,9 +53,9 @@ def effects_figure(done: pd.DataFrame, options: Sequence[str], continuous: Seque
 
 def _value_panel(axes: Axes, column: pd.Series, objective: pd.Series, max_letters: int) -> None:
     groups = objective.groupby(column)
-    for place, (_, found) in enumerate(groups):
+    for index, (_, found) in enumerate(groups):
         jitter = 0.12 * (np.arange(len(found)) % 3 - 1) if len(found) > 2 else np.zeros(len(found))
-        axes.plot(place + jitter, found.sort_values(), markersize=5, **DOTS)
+        axes.plot(index + jitter, found.sort_values(), markersize=5, **DOTS)
     joined = is_numeric_dtype(column) and column.name != "seed"
     means = groups.mean().where(groups.size() > 1)
     axes.plot(range(len(means)), means, color=BLUE, linewidth=1.5 if joined else 0, marker="_", ms=22, mew=2.5)
@@ -97,7 +97,7 @@ def heatmap_figure(
     for axes in grid[len(panels) :]:
         axes.set_axis_off()
     size = float(np.clip(75 / (columns * len(values[across])), 6, 10))
-    for place, (axes, panel) in enumerate(zip(grid, panels, strict=False)):
+    for index, (axes, panel) in enumerate(zip(grid, panels, strict=False)):
         cells = np.array([[means.get((x, y, *panel), math.nan) for x in values[across]] for y in values[up]], float)
         image = axes.imshow(np.ma.masked_invalid(cells), cmap=colours, norm=scale, aspect="auto", origin="lower")
         for (row, column), cell in np.ndenumerate(cells):
@@ -108,7 +108,7 @@ def heatmap_figure(
                 axes.add_patch(Rectangle(corner, 0.92, 0.92, fill=False, edgecolor=VERMILION, linewidth=2.5))
         for axis, option in ((axes.xaxis, across), (axes.yaxis, up)):
             axis.set_ticks(range(len(values[option])), [printable(value_text(v), 14) for v in values[option]])
-        axes.tick_params(length=0, labelbottom=place + columns >= len(panels))
+        axes.tick_params(length=0, labelbottom=index + columns >= len(panels))
         axes.spines[:].set_visible(False)
         lines = [f"{names[option]}={value_text(value)}" for option, value in zip(apart, panel, strict=True)]
         axes.set_title("\n".join(printable(line, round(110 / columns)) for line in lines), loc="left", size=10)
@@ -172,15 +172,15 @@ def curves_figure(curves: Sequence[tuple[str, pd.DataFrame, bool]]) -> Figure:
     """
     figure = new_figure(4.6 + 0.2 * min(len(curves), len(COLOURS)), "Learning curves")
     panels = dict(zip(("val/loss", "val/accuracy"), figure.subplots(1, 2), strict=True))
-    for place, (label, history, finished) in enumerate(curves):
+    for index, (label, history, finished) in enumerate(curves):
         style: dict[str, Any] = {"color": OTHERS, "linewidth": 1.0}
-        if place < len(COLOURS):
-            style = {"color": COLOURS[place], "linewidth": 2.0, "label": printable(label, 120)}
-        elif place == len(COLOURS):
+        if index < len(COLOURS):
+            style = {"color": COLOURS[index], "linewidth": 2.0, "label": printable(label, 120)}
+        elif index == len(COLOURS):
             style["label"] = "others (dashed: unfinished)"
         style |= {"linestyle": "-" if finished else "--", "marker": "o", "markersize": 3}
         for metric, axes in panels.items():
-            axes.plot(history.index, history[metric], zorder=3 - place / len(curves), **style)
+            axes.plot(history.index, history[metric], zorder=3 - index / len(curves), **style)
     drawn = pd.concat([history for _, history, _ in curves])
     for metric, axes in panels.items():
         axes.set(xlabel="epoch", ylabel=f"{metric.replace('/', ' ')}, mean over seeds")

@@ -52,7 +52,7 @@ def write_report(
             room -= sum(len(jpeg) for _, loop in found.loops for jpeg in loop)
             until = float(row["seconds"]) if row["status"] == "ok" else found.end_seconds[-1]
             details[sha256] = _details(found, classes, until, with_loops=room >= 0)
-    places = {sha256: place for place, sha256 in enumerate(details)}
+    indices = {sha256: index for index, sha256 in enumerate(details)}
     page = {
         "classes": [visible(name) for name in classes],
         "labels": list(classes),
@@ -60,7 +60,7 @@ def write_report(
         "total": decisions.total(),
         "atOnce": ROWS_AT_ONCE,
         "videos": [
-            [row["path"], row["sha256"], places.get(row["sha256"]), _facts(row, paths)]  # copies share their details
+            [row["path"], row["sha256"], indices.get(row["sha256"]), _facts(row, paths)]  # copies share their details
             for row in shown
         ],
         **{name: shown[0][name] if shown else "" for name in ("model", "policy")},

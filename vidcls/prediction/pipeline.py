@@ -110,8 +110,8 @@ def predict_videos(
             with closing(read) as events:
                 classified = classify(events, submit, batch_size)
                 shown = show_progress(classified, len(videos), lambda: catalogue.num_done, console)
-                for place, seen in collect(shown, plan, run.classes, options.exit_threshold):
-                    content, fetched, first = contents[place]
+                for number, seen in collect(shown, plan, run.classes, options.exit_threshold):
+                    content, fetched, first = contents[number]
                     spans = search.spans(seen) if first is None and not content.changed else None
                     if spans:
                         again.append((Source(content.file, content.state, spans), (content, fetched, seen)))
@@ -120,7 +120,7 @@ def predict_videos(
                     else:
                         both = search.join(first, seen) if first else seen
                         pending += catalogue.finish(content, None if content.changed else describe(*both))
-                    del contents[place]  # only now, as `take` ends when this is empty
+                    del contents[number]  # only now, as `take` ends when this is empty
                     if fetched and not spans:
                         fetched.remove()
 

@@ -151,12 +151,12 @@ class _Driver(Driver):
         contents: list[Content] = list(shard.items)
         if contents:
             async for reference in reader.read.remote(contents, shard.max_windows):
-                place, result = await reference
-                shard.items.remove(contents[place])
+                index, result = await reference
+                shard.items.remove(contents[index])
                 if result == LONG:
-                    self.put(self.make_shard(shard, [contents[place]], few=True))
+                    self.put(self.make_shard(shard, [contents[index]], few=True))
                 else:
-                    self._plan(self._catalogue.finish(contents[place], result))
+                    self._plan(self._catalogue.finish(contents[index], result))
                 self.progressed()
         assert not shard.items
         if shard.fetched:

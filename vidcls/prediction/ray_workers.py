@@ -86,17 +86,17 @@ class Reader(BaseReader):
         folder = self.make_folder() if any(map(is_url, locations)) else None
         space = FetchSpace(limits.space_gigabytes, waits=False)
 
-        def get(place: int) -> tuple[int, Found]:
-            location = locations[place]
+        def get(index: int) -> tuple[int, Found]:
+            location = locations[index]
             if folder is None or not is_url(location):
-                return place, (Path(location), hash_video(Path(location)))
+                return index, (Path(location), hash_video(Path(location)))
             with suppress(CancelledError):
                 copy = try_fetch(location, folder, limits, space)
-                return place, (copy.path, copy.hashed()) if isinstance(copy, FetchedFile) else copy
-            return place, None
+                return index, (copy.path, copy.hashed()) if isinstance(copy, FetchedFile) else copy
+            return index, None
 
         found = dict(filter(None, map_unordered(get, range(len(locations)), limits.workers)))
-        return [found[place] for place in range(len(locations))], folder
+        return [found[index] for index in range(len(locations))], folder
 
     def read(self, contents: Sequence[Content], max_windows: float | int) -> Iterator[tuple[int, Result | str | None]]:
         """Yields the index in ``contents`` and the result of each, as they are finished.
@@ -106,22 +106,22 @@ class Reader(BaseReader):
         config, first = self._config, dict[int, VideoFound]()
         again: dict[int, Spans] = {}  # by index, of what needs a second pass
 
-        def describe(place: int, found: VideoFound) -> Result | str | None:
+        def describe(index: int, found: VideoFound) -> Result | str | None:
             if found[0] is DEFERRED:
                 return LONG
-            both = config.search.join(first[place], found) if place in first else found
-            return None if contents[place].changed else config.describe(*both)
+            both = config.search.join(first[index], found) if index in first else found
+            return None if contents[index].changed else config.describe(*both)
 
         try:
-            for place, found in self._classified([Source(c.file, c.state) for c in contents], max_windows):
+            for index, found in self._classified([Source(c.file, c.state) for c in contents], max_windows):
                 if spans := config.search.spans(found):
-                    first[place], again[place] = found, spans
+                    first[index], again[index] = found, spans
                 else:
-                    yield place, describe(place, found)
-            sources = [Source(contents[place].file, contents[place].state, spans) for place, spans in again.items()]
+                    yield index, describe(index, found)
+            sources = [Source(contents[index].file, contents[index].state, spans) for index, spans in again.items()]
             for number, found in self._classified(sources, max_windows):
-                place = list(again)[number]
-                yield place, describe(place, found)
+                index = list(again)[number]
+                yield index, describe(index, found)
         except RayTaskError as error:
             raise error.cause from None
         except RayActorError as error:

@@ -134,7 +134,7 @@ def write_folds(folder: Path, plan: Plan, options: DataOptions) -> None:
     for repeat in range(plan.repeats):
         table[f"repeat{repeat}"] = folds = assign_folds(labels, groups, plan.folds, repeat)
         for fold in range(plan.folds):
-            given = ["test" if place == fold else "train" for place in folds]
+            given = ["test" if number == fold else "train" for number in folds]
             fraction = options.split.val_fraction
             splits = assign_splits(labels, groups, given, val_fraction=fraction, test_fraction=0, seed=repeat)
             held_out = {group for group, split in zip(groups, splits, strict=True) if split != "train"}

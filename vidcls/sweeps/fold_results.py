@@ -117,8 +117,8 @@ def _read_fold(
             "damaged-fold",
         )
     table = held_out[["path", "creator", "label"]].reset_index(drop=True)
-    for place, (name, value) in enumerate({"repeat": repeat, "seed": seed, "fold": fold}.items()):
-        table.insert(place, name, value)
+    for index, (name, value) in enumerate({"repeat": repeat, "seed": seed, "fold": fold}.items()):
+        table.insert(index, name, value)
     return pd.concat([table, found[["predicted", *classes]]], axis=1)
 
 
@@ -150,17 +150,17 @@ def write_results(folder: Path, store: FrameStore) -> None:
 def results_table(results: Sequence[CrossValidation]) -> pd.DataFrame:
     """A row per metric, a column per cross-validation: mean [interval] and spread."""
     columns = {}
-    for place, found in enumerate(results):
+    for index, found in enumerate(results):
         cells = {title: _cell(found.summary[name]) for name, title in METRICS.items()}
         for name in found.classes:
             true = found.summary[f"true_share/{name}"]["mean"]
             cells[f"share predicted {name}"] = f"{_cell(found.summary[f'predicted_share/{name}'])}, true {true:.3f}"
-        columns[_title(found, place, len(results))] = cells
+        columns[_title(found, index, len(results))] = cells
     return pd.DataFrame(columns).fillna("-").rename_axis("out of fold").reset_index()
 
 
-def _title(found: CrossValidation, place: int, count: int) -> str:
-    return f"{chr(ord('A') + place)} ({found.plan.protocol})" if count > 1 else found.plan.protocol
+def _title(found: CrossValidation, index: int, count: int) -> str:
+    return f"{chr(ord('A') + index)} ({found.plan.protocol})" if count > 1 else found.plan.protocol
 
 
 def _cell(metric: dict[str, Any]) -> str:
@@ -203,8 +203,8 @@ def notes(found: CrossValidation) -> list[str]:
 def comparisons(results: Sequence[CrossValidation]) -> list[str]:
     """The difference of each further cross-validation to the first, if both are of the same videos."""
     lines = []
-    for place, found in enumerate(results[1:], 1):
-        name = f"{chr(ord('A') + place)} - A"
+    for index, found in enumerate(results[1:], 1):
+        name = f"{chr(ord('A') + index)} - A"
         try:
             if found.classes != results[0].classes or list(found.videos["sha256"]) != list(results[0].videos["sha256"]):
                 raise ValueError
@@ -234,8 +234,8 @@ def results_text(results: Sequence[CrossValidation]) -> str:
 def print_results(results: Sequence[CrossValidation], console: Console) -> None:
     """Prints the table with notes; several cross-validations are compared with the first."""
     lines = []
-    for place, found in enumerate(results):
-        lead = f"{_title(found, place, len(results))}: {found.folder}: " if len(results) > 1 else ""
+    for index, found in enumerate(results):
+        lead = f"{_title(found, index, len(results))}: {found.folder}: " if len(results) > 1 else ""
         lines.append(f"{lead}{describe(found)}")
     lines += ["", results_table(results).to_string(index=False), ""]
     lines += dict.fromkeys(line for found in results for line in notes(found))

@@ -28,7 +28,7 @@ from vidcls.cli import in_sweep, quote, run_folder, short_names
 from vidcls.data.urls import refuse_credentials
 from vidcls.errors import UserError, check_choice, find_user_error
 from vidcls.files import claim_file, locked, write_atomically
-from vidcls.metrics.objectives import LOWER_IS_BETTER
+from vidcls.metrics import LOWER_IS_BETTER
 from vidcls.training.run_config import LASTING, MOVABLE, leaves, named_packages
 
 FORMAT = 1

@@ -15,7 +15,7 @@ from pandas.api.types import is_float_dtype, is_integer_dtype
 from vidcls.cli import short_names, value_text
 from vidcls.data.decoding.result import LOST
 from vidcls.errors import UserError, check_choice
-from vidcls.metrics.objectives import LOWER_IS_BETTER
+from vidcls.metrics import LOWER_IS_BETTER
 from vidcls.sweeps.jobs import FORMAT, check_sweep, read_json
 
 SEED = "seed"
@@ -120,8 +120,8 @@ def read_sweep(folder: Path) -> Sweep:
     rows = [_read_job(path, objective, histories[path.name]) for path in folders]
     jobs = pd.DataFrame(rows, columns=["job", "state", *FLOATS, *INTEGERS, "reason", "held_out"])
     jobs = jobs.astype(dict.fromkeys(FLOATS, "float64") | dict.fromkeys(INTEGERS, "Int64"))
-    for place, option in enumerate(options, 2):
-        jobs.insert(place, option, _column([job["knobs"].get(option) for job in records.values()]))
+    for index, option in enumerate(options, 2):
+        jobs.insert(index, option, _column([job["knobs"].get(option) for job in records.values()]))
     if options:
         jobs = jobs.sort_values(options, kind="stable", ignore_index=True)
     settings = [option for option in options if option != SEED]
@@ -255,15 +255,15 @@ def seed_spread(ranking: pd.DataFrame) -> float | None:
     return math.sqrt(float((freedom * repeated["objective_std"] ** 2).sum() / freedom.sum()))
 
 
-def margin(ranking: pd.DataFrame, place: int) -> float:
-    """The difference of the mean objective to the best, at rank ``place`` (from 0)."""
+def margin(ranking: pd.DataFrame, index: int) -> float:
+    """The difference of the mean objective to the best, at rank ``index`` (from 0)."""
     means = ranking["objective_mean"]
-    return abs(float(means[0] - means[place]))
+    return abs(float(means[0] - means[index]))
 
 
-def margin_noise(ranking: pd.DataFrame, place: int, spread: float) -> float:
+def margin_noise(ranking: pd.DataFrame, index: int, spread: float) -> float:
     """Twice the standard error of `margin` due to seeds."""
-    return 2 * spread * math.sqrt(1 / ranking["seeds"][0] + 1 / ranking["seeds"][place])
+    return 2 * spread * math.sqrt(1 / ranking["seeds"][0] + 1 / ranking["seeds"][index])
 
 
 def winning_job(sweep: Sweep, ranking: pd.DataFrame) -> pd.Series | None:

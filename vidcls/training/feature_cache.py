@@ -100,8 +100,8 @@ def sample_vectors(
 ) -> tuple[Float[np.ndarray, "N E"], list[str]]:
     """The mean clip vectors of up to ``count`` random videos of these splits, and their hashes."""
     datasets = [videos.dataset(split) for split in splits]
-    places = [(dataset, row) for dataset in datasets for row in range(len(dataset))]
-    chosen = [places[place] for place in np.random.default_rng(0).permutation(len(places))[:count]]
+    rows = [(dataset, row) for dataset in datasets for row in range(len(dataset))]
+    chosen = [rows[index] for index in np.random.default_rng(0).permutation(len(rows))[:count]]
     module.to(trainer.strategy.root_device).eval()  # Lightning leaves it on the CPU after training
     vectors, num_clips, size = [], module.spec.clip.num_clips, videos.options.batch_size
     for start in range(0, len(chosen), size):

@@ -35,8 +35,8 @@ def build_optimizer(
     schedule, encoder_lr_factor = own["schedule"], own["encoder_lr_factor"]
     trainable = [[parameter for parameter in stage if parameter.requires_grad] for stage in stages]
     groups: list[dict[str, Any]] = [{"params": parameters} for parameters in trainable if parameters]
-    above = [len(stages) - 1 - place for place, parameters in enumerate(trainable) if parameters]
-    if late := sum(stages_above * ours["unfreeze_epochs"] >= max(epochs, 1) for stages_above in above):
+    above = [len(stages) - 1 - index for index, parameters in enumerate(trainable) if parameters]
+    if late := sum(stages_above * own["unfreeze_epochs"] >= max(epochs, 1) for stages_above in above):
         note = f"{late} of {len(above)} stages of the network never train: their turn comes after {epochs} epochs"
         warnings.warn(f"{note}. Lower optim.unfreeze_epochs, or train longer.", stacklevel=2)
     if isinstance(schedule, Mapping):

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from vidcls.cli import launched_processes
 from vidcls.data.options import DataOptions
 from vidcls.errors import UserError, check_choice, check_integer, check_number, check_seed
-from vidcls.metrics.objectives import LOWER_IS_BETTER
+from vidcls.metrics import LOWER_IS_BETTER
 from vidcls.models.downloads import check_downloadable
 from vidcls.training.logistic_options import check_fixed_clips, is_logistic
 

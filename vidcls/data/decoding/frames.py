@@ -38,15 +38,15 @@ def decode_scanned(path: Path, spec: StoreSpec, decoders: tuple[str, ...], found
     """`decode` for a file that has been scanned."""
     track, starts, _, errors = found
     indices = clip_indices(starts, track.end_seconds, spec)
-    wanted, places = np.unique(indices, return_inverse=True)  # in order: a decoder would have to seek back otherwise
+    wanted, inverse = np.unique(indices, return_inverse=True)  # in order: a decoder would have to seek back otherwise
     failures = []
     for decoder in decoders:
         try:
             if decoder == "pyav":
-                return _decode_pyav(path, spec.stored_resolution, track, starts[wanted], places, errors)
+                return _decode_pyav(path, spec.stored_resolution, track, starts[wanted], inverse, errors)
             if track.decord and not track.reasons and not errors:
                 frames = decode_decord(path, spec.stored_resolution, starts, wanted)
-                return frames[places], summarise([], "decord", track.seconds, 1.0)
+                return frames[inverse], summarise([], "decord", track.seconds, 1.0)
         except UndecodableError as error:
             failures.append(str(error))
     raise UndecodableError("; ".join(failures) or "decord reads only upright H.264 in mp4 and Matroska")
@@ -76,14 +76,14 @@ def decode_decord(path: Path, side: int, starts: Float[np.ndarray, " N"], wanted
 
 
 def _decode_pyav(
-    path: Path, side: int, track: Track, times: Float[np.ndarray, " W"], places: Int[np.ndarray, " F"], errors: str
+    path: Path, side: int, track: Track, times: Float[np.ndarray, " W"], inverse: Int[np.ndarray, " F"], errors: str
 ) -> tuple[Frames, DecodeResult]:
     frames, intact = np.zeros((len(times), side, side, 3), np.uint8), np.zeros(len(times), bool)
     with decoding(path, "pyav") as ffmpeg_errors:
-        for place, (pixels, whole) in enumerate(ChosenFrames(path, track, times, side)):
-            frames[place], intact[place] = pixels, whole
+        for index, (pixels, whole) in enumerate(ChosenFrames(path, track, times, side)):
+            frames[index], intact[index] = pixels, whole
         errors = errors or ffmpeg_errors()
-        return frames[places], summarise_decode(path, track, int(intact[places].sum()), len(places), errors)
+        return frames[inverse], summarise_decode(path, track, int(intact[inverse].sum()), len(inverse), errors)
 
 
 def summarise_decode(path: Path, track: Track, intact: int, requested: int, ffmpeg_errors: str) -> DecodeResult:

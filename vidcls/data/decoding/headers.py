@@ -14,14 +14,14 @@ from vidcls.data.urls import is_url
 
 def read_headers(locations: Sequence[str], limits: DecodeLimits) -> list[VideoHeader | None]:
     """The header of each file, for which only its first frame is decoded; None for URLs and unreadable files."""
-    files = {place: Path(location) for place, location in enumerate(locations) if not is_url(location)}
+    files = {index: Path(location) for index, location in enumerate(locations) if not is_url(location)}
     headers: list[VideoHeader | None] = [None] * len(locations)
     if files:
         with create_pool(limits, len(files)) as pool:
             found = pool.map(read_header, files.values(), timeout=limits.timeout_seconds).result()
             shown = track(_each(found), "Headers", len(files), transient=True, disable=len(files) < 100)
-            for place, header in zip(files, shown, strict=True):
-                headers[place] = header
+            for index, header in zip(files, shown, strict=True):
+                headers[index] = header
     return headers
 
 

@@ -41,23 +41,23 @@ class ChosenFrames:
 
     def __iter__(self) -> Iterator[tuple[UInt8[np.ndarray, "R R 3"], bool]]:
         times, upright = self._times, self._upright
-        place, previous = 0, None
+        index, previous = 0, None
         for seconds, frame, whole in self._frames():
             if previous is None:
                 upright.turn_as(frame)
-            while place < len(times) and times[place] < seconds - TIE_SECONDS:  # its own frame is missing
+            while index < len(times) and times[index] < seconds - TIE_SECONDS:  # its own frame is missing
                 yield upright(frame if previous is None else previous), False
-                place += 1
+                index += 1
             upright.turn_as(frame)
-            while place < len(times) and times[place] <= seconds + TIE_SECONDS:
+            while index < len(times) and times[index] <= seconds + TIE_SECONDS:
                 yield upright(frame), whole
-                place += 1
+                index += 1
             previous = frame
-            if place == len(times):
+            if index == len(times):
                 return
         if previous is None:
             raise ValueError("not one frame could be decoded")
-        for _ in times[place:]:
+        for _ in times[index:]:
             yield upright(previous), False
 
     def _frames(self) -> Iterator[tuple[float, av.VideoFrame, bool]]:

@@ -110,7 +110,7 @@ def read_track(path: Path) -> tuple[Track, Float[np.ndarray, " N"], Float[np.nda
         key_found = leading = False
         keys, avcc, idr = array("q"), stream.codec_context.extradata or b"", stream.codec_context.name == "h264"
         ticks, durations = array("q"), array("q")  # 16 bytes a frame: a long video has hundreds of thousands
-        places, sizes = array("q"), array("q")  # of the packets of all tracks in the file
+        offsets, sizes = array("q"), array("q")  # of the packets of all tracks in the file
         # decord seeks to key frames and counts from there. Without an index it lands elsewhere, it miscounts where
         # frames shown before a key frame are stored after it (open GOP), and it reports no damage of other codecs.
         mp4 = container.format.name.startswith("mov")
@@ -120,7 +120,7 @@ def read_track(path: Path) -> tuple[Track, Float[np.ndarray, " N"], Float[np.nda
         others = [other for other in container.streams if other.index != stream.index]
         for packet in demux(container, stream, *others):
             if packet.pos is not None and packet.size:
-                places.append(packet.pos)
+                offsets.append(packet.pos)
                 sizes.append(packet.size)
             if packet.stream_index != stream.index or not packet.size:  # the demuxer ends with empty packets
                 continue
@@ -163,7 +163,7 @@ def read_track(path: Path) -> tuple[Track, Float[np.ndarray, " N"], Float[np.nda
             "the attached picture is not read": covers,
             "several movies in one file, of which one is read": _count_movies(path) > 1,
             f"{gaps} gap{'s' * (gaps > 1)} in the transport stream, where packets are lost or files are joined": gaps,
-            "a part of the file belongs to no track that is read": _has_unread_part(container, path, places, sizes),
+            "a part of the file belongs to no track that is read": _has_unread_part(container, path, offsets, sizes),
         }
     reasons = tuple(reason for reason, holds in found.items() if holds)
     base = stream.time_base or Fraction(1)
@@ -188,23 +188,25 @@ def _read_key_frame(key_frame: memoryview, avcc: bytes) -> tuple[bool, bool]:
     """
     if len(avcc) < 5 or avcc[0] != 1:
         return False, True
-    prefix, place, turns = (avcc[4] & 3) + 1, 0, False
-    while place + prefix < len(key_frame):
-        kind, start = key_frame[place + prefix] & 31, place + prefix
-        place = start + int.from_bytes(key_frame[place:start])
+    prefix, offset, turns = (avcc[4] & 3) + 1, 0, False
+    while offset + prefix < len(key_frame):
+        kind, start = key_frame[offset + prefix] & 31, offset + prefix
+        offset = start + int.from_bytes(key_frame[offset:start])
         if 1 <= kind <= 5:  # a slice
             return kind == 5, turns
-        turns = turns or (kind == SEI and says_orientation(bytes(key_frame[start + 1 : place])))
+        turns = turns or (kind == SEI and says_orientation(bytes(key_frame[start + 1 : offset])))
     return False, turns
 
 
-def _has_unread_part(container: av.container.InputContainer, path: Path, places: array[int], sizes: array[int]) -> bool:
+def _has_unread_part(
+    container: av.container.InputContainer, path: Path, offsets: array[int], sizes: array[int]
+) -> bool:
     """Whether a large part of the file lies between packets or behind them."""
-    if container.format.name.startswith("mov") or not places:  # its index may be large, and lie anywhere
+    if container.format.name.startswith("mov") or not offsets:  # its index may be large, and lie anywhere
         return False
-    order = np.argsort(places)
-    begins = np.append(np.array(places)[order], path.stat().st_size)
-    ends = np.maximum.accumulate(np.array(places)[order] + np.array(sizes)[order])
+    order = np.argsort(offsets)
+    begins = np.append(np.array(offsets)[order], path.stat().st_size)
+    ends = np.maximum.accumulate(np.array(offsets)[order] + np.array(sizes)[order])
     gaps = np.maximum(begins[1:] - ends, 0)
     size = float(begins[-1])
     return bool(
@@ -222,10 +224,10 @@ def _read_mpeg(container: av.container.InputContainer, path: Path, stream: int) 
 
 def _count_movies(path: Path) -> int:
     """The number of ``moov`` boxes of an mp4, of which FFmpeg reads the first; 0 for other formats."""
-    count, place, size = 0, 0, path.stat().st_size
+    count, offset, size = 0, 0, path.stat().st_size
     with path.open("rb") as file:
-        while place + 8 <= size:
-            file.seek(place)
+        while offset + 8 <= size:
+            file.seek(offset)
             header = file.read(16)
             length, kind = struct.unpack(">I4s", header[:8])
             if length == 1 and len(header) == 16:  # a 64-bit length follows
@@ -233,7 +235,7 @@ def _count_movies(path: Path) -> int:
             count += kind == b"moov"
             if length < 8:
                 break
-            place += length
+            offset += length
     return count
 
 
