@@ -2,16 +2,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from helpers.windows import window_starts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vidcls.data.sampling import (
     SAMPLINGS,
     frame_indices,
-    segment_middles,
     select_frames,
     stored_frames,
-    window_starts,
 )
 from vidcls.errors import UserError
 
@@ -32,11 +31,6 @@ def chosen(count: int, num_frames: int, sampling: str = "uniform", rate: float =
 
 
 # ---- which of a video's frames
-
-
-def test_segment_middles() -> None:
-    assert segment_middles(0.0, 10.0, 4).tolist() == [1.25, 3.75, 6.25, 8.75]
-    assert segment_middles(2.0, 3.0, 1).tolist() == [2.5]
 
 
 @pytest.mark.parametrize(

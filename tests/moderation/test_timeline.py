@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from helpers.windows import window_starts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vidcls.data.sampling import window_starts
 from vidcls.moderation.timeline import Segment, segments
 
 PROBABILITY = st.sampled_from([0.0, 0.1, 0.25, 0.4, 0.5, 0.6, 0.75, 0.9, 1.0])

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
-from vidcls.errors import UserError, check_integer, check_number
+from vidcls.errors import UserError, check_integer
 
 SAMPLINGS = ("uniform", "first")
 # Timestamps pass through single precision in decord: two instants nearer than this are one, or a segment's middle that
@@ -50,12 +50,6 @@ class StoreSpec:
         return self.num_clips * self.stored_frames  # M * F
 
 
-def segment_middles(start_seconds: float, end_seconds: float, num_frames: int) -> Float[np.ndarray, " T"]:
-    """The middles, in seconds, of ``num_frames`` equal segments of the half-open range [start, end)."""
-    width = (end_seconds - start_seconds) / num_frames
-    return start_seconds + (np.arange(num_frames) + 0.5) * width
-
-
 def frame_indices(
     timestamps: Float[np.ndarray, " N"], end_seconds: float, num_frames: int, sampling: str
 ) -> Int[np.ndarray, " T"]:
@@ -75,7 +69,8 @@ def frame_indices(
     last = len(timestamps) - 1
     if sampling == "first":
         return np.minimum(np.arange(num_frames), last)
-    middles = segment_middles(float(timestamps[0]), max(end_seconds, float(timestamps[-1])), num_frames)
+    start, end = float(timestamps[0]), max(end_seconds, float(timestamps[-1]))
+    middles = start + (np.arange(num_frames) + 0.5) * ((end - start) / num_frames)
     return np.clip(np.searchsorted(timestamps, middles + TIE_SECONDS, side="right") - 1, 0, last)
 
 
@@ -139,44 +134,6 @@ def clip_indices(timestamps: Float[np.ndarray, " N"], end_seconds: float, spec: 
     starts = (first + clip_starts(end - first, spec.clip_seconds, spec.num_clips)).tolist()
     bounds = [(start, min(start + spec.clip_seconds, end)) for start in starts]
     return np.concatenate([window_indices(timestamps, *each, spec.stored_frames, spec.sampling) for each in bounds])
-
-
-def window_starts(seconds: float, window_seconds: float, stride_seconds: float) -> Float[np.ndarray, " W"]:
-    """The start times of the windows that cover the video [0, ``seconds``), ascending from 0.
-
-    A window is a half-open range of time, [start, start + window_seconds). Windows are a stride apart; the last one is
-    moved back so that it ends with the video. A video no longer than a window has exactly one, the whole video.
-
-    Raises:
-        UserError: the window or the stride is not positive, or the stride is longer than the window.
-
-    Example, a window of 4 s each 3 s in a video of 12 s (the last window would have started at 9)::
-
-        [0    4)
-              [3    7)
-                 [6    10)
-                      [8   12)
-
-        >>> window_starts(12.0, 4.0, 3.0).tolist()
-        [0.0, 3.0, 6.0, 8.0]
-        >>> window_starts(2.5, 4.0, 3.0).tolist()
-        [0.0]
-    """
-    check_number("predict.window_seconds", window_seconds, open_ends=True)
-    check_number("predict.stride_seconds", stride_seconds, open_ends=True)
-    if stride_seconds > window_seconds:
-        raise UserError(
-            f"predict.stride_seconds to be at most predict.window_seconds={window_seconds:g}",
-            f"{stride_seconds:g}",
-            "Shorten the stride or lengthen the window: what lies between two windows would never be seen.",
-            "stride-longer-than-window",
-        )
-    if seconds <= window_seconds:
-        return np.zeros(1)
-    last = seconds - window_seconds
-    # 0.3 s in steps of 0.1 must not get another window because (0.3 - 0.1) / 0.1 is slightly above 2.
-    before = max(int(np.ceil(last / stride_seconds - ROUNDING_SECONDS)), 1)
-    return np.append(np.arange(before) * float(stride_seconds), last)
 
 
 def stored_frames(num_frames: int, store_num_frames: int | None, sampling: str) -> int:

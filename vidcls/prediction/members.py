@@ -9,12 +9,13 @@ from pathlib import Path
 import pandas as pd
 from omegaconf import DictConfig
 
-from vidcls.data.manifest import usable_rows
+from vidcls.data.manifest import read_manifest, usable_rows
 from vidcls.data.options import class_order
 from vidcls.errors import UserError
 from vidcls.files import hash_file
 from vidcls.moderation.policy import load_policy
-from vidcls.training.run_folder import best_checkpoint, policy_path, read_finished
+from vidcls.training.run_config import read_config
+from vidcls.training.run_folder import best_checkpoint, check_finished, manifest_path, policy_path
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,8 @@ def read_members(folders: Sequence[Path]) -> list[Member]:
 
 
 def _read_member(folder: Path, calibrated: bool) -> Member:
-    folder, config, manifest = read_finished(folder)
+    folder = check_finished(folder)
+    config, manifest = read_config(folder), read_manifest(manifest_path(folder))
     identity = hash_file(best_checkpoint(folder))[:12]
     classes, policy = class_order(list(manifest["label"]), config.data.classes), policy_path(folder)
     temperature = load_policy(policy, classes, identity).temperature if calibrated and policy.exists() else None

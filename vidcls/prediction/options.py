@@ -7,8 +7,8 @@ import warnings
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from vidcls.data.decoding.plan import WindowPlan
-from vidcls.data.sampling import StoreSpec, window_starts
+from vidcls.data.decoding.plan import WindowPlan, check_windows
+from vidcls.data.sampling import StoreSpec
 from vidcls.errors import UserError, check_choice, check_integer, check_number, check_seed
 from vidcls.moderation.aggregation import AGGREGATIONS
 
@@ -62,7 +62,7 @@ class PredictOptions:
             if getattr(self, name) is not None:
                 check_number(f"predict.{name}", getattr(self, name))
         if self.window_seconds is not None:
-            window_starts(0.0, float(self.window_seconds), self._stride(self.window_seconds))
+            check_windows(float(self.window_seconds), self._stride(self.window_seconds))
         check_choice("predict.aggregation", self.aggregation, AGGREGATIONS)
         check_choice("predict.search", self.search, SEARCHES)
         check_number("predict.coarse_threshold", self.coarse_threshold, maximum=1.0)

@@ -92,12 +92,9 @@ def schedule_factor(schedule: str, step: int, total_steps: int, warmup: float) -
     rising = round(warmup * total_steps)
     if step < rising:
         return (step + 1) / (rising + 1)
-    return cosine_factor(step - rising, total_steps - rising) if schedule == "cosine" else 1.0
-
-
-def cosine_factor(step: int, total_steps: int) -> float:
-    """Half a cosine from 1 at step 0 to 0 at ``total_steps``."""
-    return 0.5 * (1 + math.cos(math.pi * min(step / max(total_steps, 1), 1.0)))
+    if schedule == "constant":
+        return 1.0
+    return 0.5 * (1 + math.cos(math.pi * min((step - rising) / max(total_steps - rising, 1), 1.0)))
 
 
 def one_cycle_factor(step: int, total_steps: int, warmup: float) -> float:

@@ -1,14 +1,12 @@
 """A run folder: its paths, its configuration, and which process may write to it. Needs no torch."""
 
-from __future__ import annotations
-
 import fcntl
 import os
 import platform
 import subprocess
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TextIO
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -18,9 +16,6 @@ from vidcls.errors import UserError, check_choice, one_line
 from vidcls.files import claim_file, wait_for_file, write_json
 from vidcls.training.options import check_address_space, check_gpu, check_launch, check_train_options
 from vidcls.training.run_config import check_trusted, config_path, read_config
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 PREVIOUS_CHECKPOINT = "previous.ckpt"
 _held: list[TextIO] = []
@@ -68,14 +63,6 @@ def check_finished(folder: Path) -> Path:
         if not path.is_file():
             raise UserError("the folder of a finished run", f"{folder} without {path.name}", "Check run=.", "run")
     return folder
-
-
-def read_finished(folder: Path) -> tuple[Path, DictConfig, pd.DataFrame]:
-    """The absolute path of a finished run's folder, its configuration and its manifest; raises `UserError`."""
-    from vidcls.data.manifest import read_manifest  # with pandas, which nothing else here needs
-
-    folder = check_finished(folder)
-    return folder, read_config(folder), read_manifest(manifest_path(folder))
 
 
 def is_rank_zero() -> bool:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from helpers.frames import SIDE, moving, numbered, numbers, spans, stream
 from helpers.videos import ffmpeg, write_video
+from helpers.windows import window_starts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,7 +19,7 @@ from vidcls.data.decoding.frames import decode
 from vidcls.data.decoding.plan import WindowPlan
 from vidcls.data.decoding.result import DECODERS
 from vidcls.data.decoding.windows import stream_windows
-from vidcls.data.sampling import StoreSpec, frame_indices, window_indices, window_starts
+from vidcls.data.sampling import StoreSpec, frame_indices, window_indices
 from vidcls.errors import UserError
 
 # ---- which frames

@@ -5,15 +5,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from vidcls.data.sampling import ROUNDING_SECONDS, StoreSpec, clip_starts, window_starts
-from vidcls.errors import check_integer, check_number
+from vidcls.data.sampling import ROUNDING_SECONDS, StoreSpec, clip_starts
+from vidcls.errors import UserError, check_integer, check_number
 
 Spans = tuple[tuple[float, float], ...]  # half-open ranges of time, [start, end)
 
 
 @dataclass(frozen=True)
 class WindowPlan:
-    """How videos are cut into windows, and which frames are read; see `vidcls.data.sampling.window_starts`."""
+    """How videos are cut into windows, and which frames are read."""
 
     spec: StoreSpec  # the frames of a window, or of each of the M clips of a video that is classified whole
     window_seconds: float
@@ -24,7 +24,7 @@ class WindowPlan:
     spans: Spans | None = None  # if given, only windows that overlap these are read; in seconds from the first frame
 
     def __post_init__(self) -> None:
-        window_starts(0.0, self.window_seconds, self.stride_seconds)  # checks both
+        check_windows(self.window_seconds, self.stride_seconds)
         check_number("predict.max_whole_seconds", self.max_whole_seconds)
         check_integer("predict.max_windows", self.max_windows)
 
@@ -33,15 +33,25 @@ class WindowPlan:
     ) -> tuple[Float[np.ndarray, " W"], int | None]:
         """The start times of the windows to read; and if these leave time unseen, the number of all windows, else None.
 
-        Skips windows of `window_starts` that would only show the picture of the window before them again. Of the rest,
-        reads one per ``coarse_stride_seconds`` and the last, or those that overlap ``spans``; but at most
-        ``max_windows``, evenly spaced. ``appearances`` are the times at which the N frames appear, ascending from 0.
+        Windows are half-open ranges of time, a stride apart; the last one is moved back so that it ends with the video.
+        Example, a window of 4 s every 3 s in a video of 12 s::
+
+            [0    4)
+                  [3    7)
+                     [6    10)
+                          [8   12)
+
+        Skips windows that would only show the picture of the window before them again. Of the rest, reads one per
+        ``coarse_stride_seconds`` and the last, or those that overlap ``spans``; but at most ``max_windows``, evenly
+        spaced. ``appearances`` are the times at which the N frames appear, ascending from 0.
         """
         window, stride = self.window_seconds, self.stride_seconds
         if seconds <= window:
             return np.zeros(1), None
         last = seconds - window
-        before = max(int(np.ceil(last / stride - ROUNDING_SECONDS)), 1)  # how many precede the one moved back
+        # The number of windows before the last one. 0.3 s in steps of 0.1 must not get another window because
+        # (0.3 - 0.1) / 0.1 is slightly above 2.
+        before = max(int(np.ceil(last / stride - ROUNDING_SECONDS)), 1)
         first = np.floor((appearances - window) / stride + ROUNDING_SECONDS) + 1
         final = np.clip(np.ceil(appearances / stride - ROUNDING_SECONDS), 0, before).astype(np.int64)
         first = np.maximum(np.clip(first, 0, before).astype(np.int64), np.append(0, final[:-1] + 1))
@@ -62,6 +72,16 @@ class WindowPlan:
                 [any(start < end and start + window > begin for begin, end in self.spans) for start in starts]
             ]
         return starts, total if unseen else None
+
+
+def check_windows(window_seconds: float, stride_seconds: float) -> None:
+    """Raises `UserError` unless 0 < ``stride_seconds`` <= ``window_seconds``."""
+    check_number("predict.window_seconds", window_seconds, open_ends=True)
+    check_number("predict.stride_seconds", stride_seconds, open_ends=True)
+    if stride_seconds > window_seconds:
+        expected = f"predict.stride_seconds to be at most predict.window_seconds={window_seconds:g}"
+        remedy = "Shorten the stride or lengthen the window: what lies between two windows would never be seen."
+        raise UserError(expected, f"{stride_seconds:g}", remedy, "stride-longer-than-window")
 
 
 @dataclass(frozen=True)
