@@ -154,7 +154,7 @@ class Driver(ABC):
     def __init__(
         self, arguments: Callable[[int], Sequence[Any]], num_readers: int, num_videos: int, folder: Path
     ) -> None:
-        self.num_readers, self._num_videos = num_readers, num_videos
+        self._num_videos = num_videos
         self._reader, self._arguments = ray.remote(self.reader), arguments
         self._command = hashlib.sha256(f"{platform.node()} {folder.resolve()}".encode()).hexdigest()[:12]
         self._shards: asyncio.Queue[Any] = asyncio.Queue()
