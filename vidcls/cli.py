@@ -200,7 +200,7 @@ def _explain(error: Exception) -> UserError | None:
         return UserError("enough memory, of the GPU if one is used", why, remedy, "memory")
     if "DataLoader worker" in why:
         remedy = "Free some memory (of a container, give --shm-size too), or lower data.num_workers."
-        return UserError("loader processes that are left alive", why, remedy, "lost-loader")
+        return UserError("loader processes that stay alive", why, remedy, "lost-loader")
     return None
 
 

@@ -126,8 +126,8 @@ def hash_videos(sha256s: Sequence[str], store: FrameStore) -> UInt8[np.ndarray, 
         found = track(pool.map(hashed, sha256s), "Comparing", len(sha256s), transient=True, disable=len(sha256s) < 100)
         hashes = np.array(list(found), np.uint8).reshape(-1, 129)
     if lost:
-        of = f"{len(lost)} of {len(sha256s)} videos, whose frames are not in {store.folder}"
-        warnings.warn(f"Near-duplicates of {of}, are not looked for", stacklevel=2)
+        what = f"Near-duplicates of {len(lost)} of {len(sha256s)} videos"
+        warnings.warn(f"{what} are not found, as their frames are not in {store.folder}", stacklevel=2)
     return hashes
 
 

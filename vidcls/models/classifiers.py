@@ -74,7 +74,7 @@ class PlainNetwork(Classifier):
     def classify(self, features: Float[Tensor, "B T 3 R R"]) -> Float[Tensor, "B K"]:
         logits: Tensor = self.net(features)
         shape = tuple(getattr(logits, "shape", ()))
-        if len(shape) != 2 or shape[1] != self.num_classes:  # more logits than classes would train without a word
+        if len(shape) != 2 or shape[1] != self.num_classes:  # more logits than classes would train silently
             got = f"shape {list(shape)}" if shape else type(logits).__name__
             remedy = "Give its last layer one output per class: it is passed num_classes if it takes that."
             raise UserError(f"logits [B, {self.num_classes}] of {type(self.net).__name__}", got, remedy, "model-output")

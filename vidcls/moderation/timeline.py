@@ -21,10 +21,10 @@ class Segment:
 def cell_cuts(
     starts: Float[np.ndarray, " W"], ends: Float[np.ndarray, " W"], end_seconds: float
 ) -> Float[np.ndarray, " W+1"]:
-    """Where the cells of W windows begin and end: the time that is nearer to the centre of a window than of any other.
+    """The boundaries of the cells of W windows: the time that is nearer to a window's centre than to any other's.
 
-    What lies between two windows is of the earlier one, and what follows the last one of that: windows that are not
-    read would have shown its last picture again (see `vidcls.data.decoding.plan.WindowPlan.choose_windows`).
+    Time between two windows belongs to the earlier one, as does time after the last one: windows that were skipped
+    would only show its last picture again (see `vidcls.data.decoding.plan.WindowPlan.choose_windows`).
     """
     centres = (starts + ends) / 2
     unread = starts[1:] > ends[:-1] + ROUNDING_SECONDS

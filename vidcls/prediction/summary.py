@@ -43,7 +43,7 @@ def result_settings(run: BaseRun, options: PredictOptions, policy: Policy | None
 def report_facts(run: BaseRun, options: PredictOptions, policy: Policy | None) -> dict[str, str]:
     """The run, its policy and how it is used, for the terminal and the top of the report."""
     clip, clips = run.spec.clip, ""
-    # What follows them is not: of a long window that is most of it.
+    # The rest of a window is not, which may be most of it.
     seen = f", of which only the first {clip.num_frames} frames are seen" if clip.sampling == "first" else ""
     if clip.clip_seconds is not None:
         several = f"the mean of {clip.num_clips} clips of" if clip.num_clips > 1 else "their middle"

@@ -214,7 +214,7 @@ def _continue(folder: Path, record: dict[str, Any], config: DictConfig) -> list[
 
 
 def _settings(config: DictConfig) -> dict[str, Any]:
-    """What all jobs share, as conf/ says now: it may change before a sweep is continued."""
+    """The current settings in conf/ that all jobs share; they may change before a sweep is continued."""
     groups = [name for name in (*LASTING, "trainer", "callbacks") if name in config]
     pairs = leaves(OmegaConf.to_container(OmegaConf.masked_copy(config, groups)))
     return {key: value for key, value in pairs if not MOVABLE & set(key.split("."))}

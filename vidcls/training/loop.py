@@ -145,10 +145,8 @@ def fit(
         raise
     except (MisconfigurationException, RuntimeError) as error:
         if isinstance(error, MisconfigurationException) or "conditioned on metric" in str(error):  # of early stopping
-            remedy = "Change the options of callbacks.*, trainer.* or optim.schedule that it speaks of."
-            raise UserError(
-                "options that Lightning can train with", one_line(error, 300), remedy, "lightning"
-            ) from error
+            expected, got = "options that Lightning can train with", one_line(error, 300)
+            raise UserError(expected, got, "Change callbacks.*, trainer.* or optim.schedule.", "lightning") from error
         if "deterministic" not in str(error):  # as of max_pool3d of s3d and mvit_v2_s on CUDA
             raise
         raise UserError(

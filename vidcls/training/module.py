@@ -64,7 +64,7 @@ class VideoClassifier(L.LightningModule):
         self.predictions: Predictions | None = None
         self.oof_predictions: Predictions | None = None
         self.metrics: dict[str, Any] | None = None
-        self._validated_at: int | None = None  # the step whose weights ``predictions`` of a validation are of
+        self._validated_at: int | None = None  # the step of the last validation
         self.features_dtype = torch.float32  # of the encoder's output in this precision
         self._outputs: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
         self._train_totals = torch.zeros(2)  # the sums of loss and accuracy over this epoch's clips so far
@@ -125,7 +125,7 @@ class VideoClassifier(L.LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         if self.trainer.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            loss = outputs["loss"] * self.trainer.accumulate_grad_batches  # of which this is its share
+            loss = outputs["loss"] * self.trainer.accumulate_grad_batches  # Lightning has divided it by that
             self.log("train/loss_step", loss, on_step=True, on_epoch=False, prog_bar=True)
 
     def train_averages(self) -> dict[str, Tensor]:

@@ -265,7 +265,7 @@ def _check_schedule(optim: dict[str, Any]) -> None:
 
 
 def _check_monitors(plain: dict[str, Any]) -> None:
-    """Refuses a callback or schedule that would take the worst value of one of our metrics for the best."""
+    """Raises `UserError` for a callback or schedule whose mode would take the worst value of a metric for the best."""
     watching = {f"callbacks.{name}": options for name, options in plain["callbacks"].items()}
     if str(_find(plain, "optim.schedule._target_")[1]).endswith(".ReduceLROnPlateau"):
         watching["optim.schedule"] = {"monitor": "val/loss"} | plain["optim"]["schedule"]
@@ -276,10 +276,8 @@ def _check_monitors(plain: dict[str, Any]) -> None:
         lower = False if group in ("val_precision", "val_recall", "val_f1") else lower
         best = mode if lower is None else "min" if lower else "max"
         if mode != best:
-            expected = f"{option}.mode={best}, for {monitor}"
-            raise UserError(
-                expected, f"{mode}, which is for the worst", f"Give {option}.mode={best}.", f"{option}.mode"
-            )
+            expected, got = f"{option}.mode={best}, for {monitor}", f"{mode}, which selects the worst value"
+            raise UserError(expected, got, f"Give {option}.mode={best}.", f"{option}.mode")
 
 
 def _check_loggers(loggers: dict[str, Any]) -> None:
