@@ -137,7 +137,7 @@ def test_a_finished_run_is_used_without_the_libraries_of_training(finished: Path
     video = write_video(tmp_path / "a.mp4", np.zeros((10, 32, 32, 3), np.uint8))
     calls = {
         "predict.py": [f"run={finished}", f"input={video}", "output=out"],
-        "export.py": [f"run={finished}", "output=model.onnx"],
+        "export.py": [f"run={finished}", "output=model.pt2", "format=torch_export"],
     }
     results = run_all([[script, *overrides] for script, overrides in calls.items()], tmp_path)
     assert [code for code, *_ in results] == [0, 0], results

@@ -72,7 +72,6 @@ def test_a_policy_needs_the_runs_own_val_videos(finished: Path, demo_folder: Pat
     refused(result, "[policy-source]")
 
 
-@pytest.mark.pictures
 def test_without_a_class_called_safe_the_safe_class_must_be_named(
     tiny: list[str], demo_folder: Path, tmp_path: Path
 ) -> None:
@@ -87,7 +86,7 @@ def test_without_a_class_called_safe_the_safe_class_must_be_named(
                 writer.writerow([video, names[video.parent.name], video.parent.parent.name])
         (tmp_path / "lost_1.mp4").write_bytes(b"nothing")
         writer.writerow([tmp_path / "lost_1.mp4", names["harmful"], "test"])
-    result = train(*tiny, f"data.source={videos}", "trainer.max_epochs=1", f"run_dir={run}")
+    result = train(*tiny, f"data.source={videos}", "trainer.max_epochs=1", "figures=false", f"run_dir={run}")
     assert result.code == 0, result.stderr
     assert "No policy" in (printed := evaluate(run, "split=val")) and "one of 0, schädlich & Co." in printed
     assert not (run / "policy.json").exists()
