@@ -39,11 +39,12 @@ def main(cfg: DictConfig) -> None:
     videos = prepare_evaluation(run, plan, source, cfg.cache_dir, console)
     predictor = run.make_predictor(cfg.accelerator)
     found = {split: predict_held_out(run, predictor, videos, split, source) for split in plan.splits}
-    policy = choose_policy(run, plan.policy, videos, {split: predictions for split, (predictions, _) in found.items()})
+    predictions = {split: of_split for split, (of_split, _) in found.items()}
+    policy = choose_policy(run, plan.policy, videos, predictions, console)
     results = {}
-    for split, (predictions, vectors) in found.items():
+    for split, (of_split, vectors) in found.items():
         folder = result_folder(run, source, split)
-        results[split] = evaluate_split(run, videos, split, predictions, vectors, policy, folder)
+        results[split] = evaluate_split(run, videos, split, of_split, vectors, policy, folder)
         write_split(run, videos, split, results[split], policy, source)
     print_evaluation(run, results, policy, console)
 

@@ -46,6 +46,9 @@ def test_the_target_recall_sets_the_threshold(copied: Path) -> None:
     of_it = scores[(val["label"] == "harmful").to_numpy()]
     assert policy.review["harmful"] == pytest.approx(of_it.min(), rel=1e-6)  # one video: it may not be missed
     assert policy.block["harmful"] == pytest.approx(min(1, policy.review["harmful"] + 0.1))
+    lost = "the policy that is replaced had policy.target.harmful.recall=0.05"
+    assert lost not in printed and lost not in evaluate(copied, "policy.target.harmful.recall=0.04")
+    assert lost.replace("0.05", "0.04") in evaluate(copied, "policy.safe_class=safe")  # which asks for less, unawares
 
 
 def test_a_policy_that_allows_the_probably_harmful_is_pointed_out(evaluated: Path, copied: Path) -> None:

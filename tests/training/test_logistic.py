@@ -270,7 +270,8 @@ def test_refit_is_fitted_to_val_too_and_does_not_hide_it(run: Path, solved: Over
     assert table(refit / "history.csv")["val/loss"][0] == pytest.approx(metrics["val"]["loss"])
     seen = load_run(refit).make_predictor().predict_split(load_run(refit).videos(), "val")
     assert seen.losses.mean() < 0.5 * metrics["val"]["loss"]
-    assert "val (out-of-fold)" in evaluate(refit, "split=val", "policy.safe_class=safe")
+    printed = evaluate(refit, "split=val", "policy.safe_class=safe")
+    assert "val (out-of-fold)" in printed and "val (fitted)" in printed  # of the network, and of the policy
     evaluated = results(refit / "evaluations" / "val")
     assert evaluated["about"]["predictions"] == "out-of-fold"
     assert {name: evaluated["val"][name] for name in metrics["val"]} == metrics["val"]

@@ -122,7 +122,11 @@ def evaluate_run(folder: Path, accelerator: str | None, trust: Sequence[str], co
 
 
 def choose_policy(
-    run: BaseRun, options: PolicyOptions | None, videos: Videos, predictions: dict[str, Predictions]
+    run: BaseRun,
+    options: PolicyOptions | None,
+    videos: Videos,
+    predictions: dict[str, Predictions],
+    console: Console,
 ) -> Policy | None:
     """Fits and saves a policy for ``options``, to the run's out-of-fold predictions or else to those of val.
 
@@ -150,8 +154,24 @@ def choose_policy(
         model=run.identity,
         split="val" if run.oof_predictions is None else "training",
     )
+    if lost := _lost_targets(run, policy.targets):
+        note = f"Note: the policy that is replaced had {', '.join(lost)}; give these again to keep them."
+        console.print(note, markup=False, soft_wrap=True)
     save_policy(policy, run.policy_path)
     return policy
+
+
+def _lost_targets(run: BaseRun, targets: Mapping[str, Mapping[str, float]]) -> list[str]:
+    try:
+        before = load_policy(run.policy_path, run.classes, run.identity).targets
+    except UserError:  # there is none, or none that could be used
+        return []
+    return [
+        f"policy.target.{name}.{metric}={value:g}"
+        for name, target in before.items()
+        for metric, value in target.items()
+        if metric not in targets.get(name, {})
+    ]
 
 
 def evaluate_split(
