@@ -30,6 +30,7 @@ Kind = TypeVar("Kind", bound=L.Callback)
 
 
 def find_callback(trainer: L.Trainer, kind: type[Kind]) -> Kind:
+    """The trainer's first callback of a class; it must have one."""
     callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
     return next(callback for callback in callbacks if isinstance(callback, kind))
 
