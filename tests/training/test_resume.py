@@ -63,6 +63,21 @@ def test_kill_9_in_training(uninterrupted: Path, tiny: list[str], tmp_path: Path
     assert_same_curves(run, uninterrupted)
 
 
+@pytest.mark.parametrize("processes", [0, 1])
+def test_loader_processes_fetch_ahead_what_is_trained_on(processes: int, tiny: list[str], tmp_path: Path) -> None:
+    """They are started before Lightning says with which epoch a resumed run goes on."""
+    whole, run, options = tmp_path / "whole", tmp_path / "run", [*tiny, *RANDOM, f"data.num_workers={processes}"]
+    options.append("optim.schedule=constant")  # which does not depend on the number of epochs
+    for folder, epochs in ((whole, 2), (run, 1)):
+        result = train(*options, f"trainer.max_epochs={epochs}", f"run_dir={folder}")
+        assert result.code == 0, result.stderr
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace("max_epochs: 1", "max_epochs: 2"))
+    result = train(f"resume={run}")
+    assert result.code == 0, result.stderr
+    assert_same_result(run, whole)
+
+
 def test_kill_9_in_ingest(finished: Path, tiny: list[str], tmp_path: Path) -> None:
     run, cache = tmp_path / "run", tmp_path / "cache"
     overrides = [text for text in tiny if not text.startswith("cache_dir")]

@@ -18,6 +18,7 @@ class Videos:
         manifest: one row per video, see `vidcls.data.manifest`; empty until `load_manifest`.
         classes: the K names, in the order of the probabilities.
         features: of a frozen encoder, which loaders then serve instead of frames.
+        first_epoch: with which training goes on: loaders may fetch ahead before Lightning tells them the epoch.
     """
 
     def __init__(self, options: DataOptions) -> None:
@@ -27,6 +28,7 @@ class Videos:
         self.manifest = pd.DataFrame(columns=MANIFEST_COLUMNS)
         self.classes: list[str] = []
         self.features: FeatureStore | None = None
+        self.first_epoch = 0
 
     def load_manifest(self, manifest: pd.DataFrame) -> None:
         self.manifest = manifest
@@ -60,6 +62,7 @@ class Videos:
                 rank=rank,
                 world_size=world_size,
                 balance=videos.labels if train and options.sampler == "balanced" else None,
+                epoch=self.first_epoch,
             ),
             num_workers=options.num_workers,
             pin_memory=options.pin_memory,

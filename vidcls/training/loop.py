@@ -132,6 +132,7 @@ def fit(
     folder = Path(cfg.run_dir)
     last = load_last(folder, datamodule.classes)
     trainer = build_trainer(cfg, last[1].step if last else None, extra_callbacks)
+    datamodule.first_epoch = int(last[1].raw["epoch"]) + 1 if last else 0
     if is_rank_zero():
         device = trainer.strategy.root_device
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
