@@ -169,7 +169,7 @@ def build_classifier(
     except TypeError as error:
         expected = f"the options of {target}{signature(build)}"
         remedy = "Change model.*, or add +model.NAME=VALUE."
-        raise UserError(expected, str(error), remedy, "model-options") from error
+        raise UserError(expected, str(error).removeprefix("got "), remedy, "model-options") from error
     try:
         model = build(**arguments)
     except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
