@@ -20,6 +20,7 @@ from vidcls.training.inference import average_clips, video_losses
 from vidcls.training.module import VideoClassifier
 
 TOLERANCE = 1e-8  # on the largest entry of the gradient of the mean loss
+SMALL = 10**7  # entries: the solver is faster on one thread than on several
 LOSS_DIGITS = 4  # candidates whose losses agree to so many digits are equally good
 
 Fold = tuple[Int[np.ndarray, " train"], Int[np.ndarray, " held_out"]]
@@ -150,6 +151,7 @@ def fit_layers(
     """
     from sklearn import linear_model
     from sklearn.exceptions import ConvergenceWarning
+    from threadpoolctl import threadpool_limits
 
     rows = clips.reshape(-1, clips.shape[2])
     # The solution is a linear combination of the rows: if they are fewer than features, it is fitted in their span.
@@ -159,7 +161,10 @@ def fit_layers(
     layers = []
     for C in candidates:
         model = linear_model.LogisticRegression(C=C, tol=TOLERANCE, max_iter=max_iter)
-        with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):  # there is a warning below
+        with (
+            warnings.catch_warnings(action="ignore", category=ConvergenceWarning),  # there is a warning below
+            threadpool_limits(1 if inputs.size < SMALL else None),
+        ):
             model.fit(inputs, targets, sample_weight=weight)
         gradient_norm, iterations = _gradient_norm(model, inputs, targets, weight), int(model.n_iter_.max())
         coefficients, intercept = model.coef_ if basis is None else model.coef_ @ basis.T, model.intercept_
