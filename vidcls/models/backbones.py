@@ -59,7 +59,7 @@ class Backbone(Pretrained):
         stack = frames.flatten(0, 1).contiguous(memory_format=torch.channels_last)  # [B*T, C, R, R]
         if self.shift is not None:
             self.shift.num_frames = frames.shape[1]
-        features = self.net(stack)  # [B*T, D]
+        features = (self.net if self.shift else self.folded_net(stack))(stack)  # [B*T, D]
         return torch.unflatten(features, 0, frames.shape[:2])  # [B, T, D]
 
 
@@ -95,7 +95,8 @@ class VideoNet(Pretrained):
     def forward(self, clips: Float[Tensor, "B T 3 R R"]) -> Float[Tensor, "B D"]:
         # Stored frames are channels-last, which GPU kernels prefer.
         layout = torch.channels_last_3d if clips.is_cuda else torch.contiguous_format
-        return self.net(clips.transpose(1, 2).contiguous(memory_format=layout))  # from [B, 3, T, R, R]
+        clips = clips.transpose(1, 2).contiguous(memory_format=layout)  # [B, 3, T, R, R]
+        return self.folded_net(clips)(clips)
 
 
 def build_net(name: str, in_channels: int) -> nn.Module:

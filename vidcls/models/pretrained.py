@@ -18,6 +18,7 @@ from torchvision.models import get_model_weights
 from vidcls.errors import UserError, check_choice
 from vidcls.models.downloads import kinetics_weights
 from vidcls.models.encoders import Encoder
+from vidcls.models.folding import fold_batchnorm
 from vidcls.models.i3d import read_kinetics_weights
 
 # Names, in timm and torchvision, of modules whose children are stages.
@@ -44,6 +45,7 @@ class Pretrained(Encoder):
         self.norm_eval = norm_eval
         self.normalisation = None if weights is None else normalisation(name)
         self.is_frozen = trainable_from == "none"
+        self._folded: tuple[Any, list[nn.Module]] = (None, [])  # in a list, so that it is no submodule
         for stage in frozen_stages(net, trainable_from, option_path(name, "trainable_from")):
             for parameter in stage:
                 parameter.requires_grad = False
@@ -52,6 +54,21 @@ class Pretrained(Encoder):
     def load_weights(self) -> None:
         if self.weights is not None:
             load_weights(self.net, self.name, self.weights)
+
+    def folded_net(self, inputs: Tensor) -> nn.Module:
+        """The network to run on ``inputs``: where it is frozen, in full precision, a copy of it without BatchNorm."""
+        if not self.is_frozen or torch.compiler.is_compiling():
+            return self.net
+        tensors = self.net.state_dict(keep_vars=True).values()
+        if any(tensor.dtype in (torch.float16, torch.bfloat16) for tensor in tensors):
+            return self.net
+        state = [(tensor.data_ptr(), tensor._version) for tensor in tensors]
+        if self._folded[0] != state:
+            # Always the same example, so that what is folded does not hang on which video comes first.
+            example = torch.randn(1, *inputs.shape[1:], generator=torch.Generator().manual_seed(0)).to(inputs)
+            with torch.no_grad(), torch.autocast(inputs.device.type, enabled=False):
+                self._folded = (state, [fold_batchnorm(self.net, example)])
+        return self._folded[1][0]
 
     def stages(self) -> list[list[Parameter]]:
         if self.weights is None:  # trained from scratch

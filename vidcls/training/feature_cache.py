@@ -19,6 +19,8 @@ from vidcls.models.heads import Standardise
 from vidcls.training.inference import match_layout
 from vidcls.training.module import VideoClassifier
 
+VERSION = 2  # raise it when the same encoder and options come to give other features
+
 
 class CacheFeatures(L.Callback):
     """Before training, computes the features of each video, which the loaders then serve instead of frames.
@@ -131,6 +133,6 @@ def _address(module: VideoClassifier, trainer: L.Trainer, frames: str) -> str:
     if isinstance(model.get("encoder"), dict):
         model["encoder"] = {name: value for name, value in model["encoder"].items() if name != "weights"}
     del spec["classes"]
-    matters = [model, spec, str(trainer.precision), module.device.type, frames]
+    matters = [VERSION, model, spec, str(trainer.precision), module.device.type, frames]
     digest.update(json.dumps(matters, sort_keys=True, default=str).encode())
     return digest.hexdigest()[:16]
