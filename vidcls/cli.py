@@ -21,6 +21,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from vidcls.errors import UserError, find_user_error, one_line
+from vidcls.memory import keep_freed_memory
 
 Result = TypeVar("Result")
 
@@ -32,10 +33,6 @@ LOST_PROCESS = ("Connection closed by peer", "Connection reset by peer", "Broken
 _HEX = "utf8_hex_"  # the prefix of an encoded key that Hydra's grammar does not allow
 # What Hydra takes for a key rather than for a number or constant.
 PLAIN_KEY = re.compile(r"(?!(?:true|false|null|nan|inf)\Z)[A-Za-z_][A-Za-z0-9_]*", re.IGNORECASE)
-
-# Torch reads this at its first tensor: large tensors use pages of 2 MB where Linux allows it. On a CPU, clearing pages
-# of 4 KB otherwise takes up to half of the time of a network on large frames.
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
 def launched_processes() -> int:
@@ -144,6 +141,7 @@ def user_errors_exit(main: Callable[[DictConfig], Result]) -> Callable[[DictConf
 
     @functools.wraps(main)
     def guarded(cfg: DictConfig) -> Result:
+        keep_freed_memory()
         try:
             check_missing(cfg)
             return main(cfg)

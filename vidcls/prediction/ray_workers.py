@@ -27,6 +27,7 @@ from vidcls.data.options import DecodeLimits, FetchLimits
 from vidcls.data.remote import FetchedFile, UnfetchableError, try_fetch
 from vidcls.data.urls import is_url
 from vidcls.errors import UserError
+from vidcls.memory import keep_freed_memory
 from vidcls.prediction.catalogue import Content, Result
 from vidcls.prediction.coarse_search import CoarseSearch
 from vidcls.prediction.video_stream import VideoFound, classify, collect
@@ -65,6 +66,7 @@ class Network:
             os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as predict.py does, before torch is loaded
             import torch
 
+            keep_freed_memory()
             torch.set_num_threads(config.threads)  # Ray sets 1; sums may round differently with another number
             (reference,) = config.make_predictor
             self._predictor = ray.cloudpickle.loads(ray.get(reference))()
