@@ -243,6 +243,14 @@ def test_a_run_with_all_of_it(tiny: list[str], tmp_path: Path) -> None:
     assert {name: again[name] for name in before} == before
 
 
+@pytest.mark.parametrize("precision", ["16-true", "bf16-true"])
+def test_clips_are_mixed_in_half_precision(precision: str, tiny: list[str], tmp_path: Path) -> None:
+    """A CPU, which draws the shares, cannot do it in that."""
+    half = [f"trainer.precision={precision}", "augment.mixup=0.2", "trainer.max_epochs=1"]
+    result = train(*tiny, *half, f"run_dir={tmp_path / 'run'}")
+    assert result.code == 0, result.stderr
+
+
 def test_the_loss_of_a_step_does_not_depend_on_accumulation(tiny: list[str], tmp_path: Path) -> None:
     still, runs = ["optim.lr=0.0", "model.dropout=0.0", "data.batch_size=2", "trainer.max_epochs=1"], []
     for number in (1, 3):

@@ -90,7 +90,13 @@ class Mix(nn.Module):
         from torchvision.transforms import v2
 
         name, alpha = self.alphas[int(torch.randint(len(self.alphas), ()))]
-        videos, targets = getattr(v2, name)(alpha=alpha)(tv_tensors.Video(clips), targets)
+        default = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float32)  # a CPU, where the share is drawn, cannot draw it in half precision
+        try:
+            mix = getattr(v2, name)(alpha=alpha)
+        finally:
+            torch.set_default_dtype(default)
+        videos, targets = mix(tv_tensors.Video(clips), targets)
         return videos.as_subclass(Tensor), targets
 
 
