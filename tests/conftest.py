@@ -54,6 +54,7 @@ SLOW_FILES = {
     "test_ingest.py",
     "test_ingest_remote.py",
     "test_inspect_data.py",
+    "test_leaks_and_damage.py",
     "test_near_duplicates.py",
     "test_notebooks.py",
     "test_old_runs.py",
