@@ -88,3 +88,13 @@ def test_the_copy_follows_the_weights() -> None:
     assert not torch.equal(before, encoder(frames)) and torch.equal(encoder(frames), other(frames))
     assert encoder.double()(frames.double()).dtype == torch.float64
     assert count_norms(ran(encoder.bfloat16())) > 0  # whose weights would be rounded twice
+
+
+def test_a_copy_made_in_inference_mode_serves_training() -> None:
+    encoder, frames = build("torchvision/resnet18", trainable_from="none"), torch.randn(1, 2, 3, 64, 64)
+    with torch.inference_mode():
+        expected = encoder(frames).clone()
+    scale = nn.Parameter(torch.ones(()))
+    features = encoder(frames * scale)
+    features.sum().backward()
+    assert torch.equal(features.detach(), expected) and scale.grad is not None

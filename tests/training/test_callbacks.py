@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from vidcls.data.dataset import VideoBatch
+from vidcls.memory import keep_freed_memory
 from vidcls.training.callbacks import History, ProgressBar, StayStopped, Timing, peak_memory, reset_peak_memory
 
 CURVES = ["train/loss", "train/accuracy", "val/loss", "val/accuracy"]
@@ -136,12 +137,14 @@ def test_unless_it_is_alone() -> None:
 
 @pytest.mark.skipif(not reset_peak_memory(torch.device("cpu")), reason="this system does not report its peak memory")
 def test_peak_memory_is_that_of_the_fit(tmp_path: Path) -> None:
+    keep_freed_memory()  # as every command does
     timings = [Timing() for _ in range(2)]
     for timing, size in zip(timings, (300 * MEGABYTE, 0), strict=True):
         fit(tmp_path, Scripted([1.0]), [timing], epochs=1, videos=SlowVideos(memory_bytes=size))
     high, low = (timing.summary()["peak_memory_bytes"] for timing in timings)
     assert isinstance(high, int) and isinstance(low, int)
-    assert 250 * MEGABYTE < high - low < 350 * MEGABYTE  # although it came first, in the same process
+    # Although it came first, in the same process. Freed blocks that are kept may be too short for the next video.
+    assert 250 * MEGABYTE < high - low < 1200 * MEGABYTE
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")

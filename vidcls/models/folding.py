@@ -11,6 +11,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 Convolution = nn.Conv2d | nn.Conv3d
 
 
+@torch.no_grad()
 def fold_batchnorm(net: nn.Module, example: Tensor) -> nn.Module:
     """A copy of a network in eval mode, in which each BatchNorm right after a convolution is part of its kernel.
 

@@ -64,9 +64,10 @@ class Pretrained(Encoder):
             return self.net
         state = [(tensor.data_ptr(), tensor._version) for tensor in tensors]
         if self._folded[0] != state:
-            # Always the same example, so that what is folded does not hang on which video comes first.
-            example = torch.randn(1, *inputs.shape[1:], generator=torch.Generator().manual_seed(0)).to(inputs)
-            with torch.no_grad(), torch.autocast(inputs.device.type, enabled=False):
+            # The first call may be in inference mode and a later one in training.
+            with torch.inference_mode(False), torch.autocast(inputs.device.type, enabled=False):
+                # Always the same example, so that what is folded does not hang on which video comes first.
+                example = torch.randn(1, *inputs.shape[1:], generator=torch.Generator().manual_seed(0)).to(inputs)
                 self._folded = (state, [fold_batchnorm(self.net, example)])
         return self._folded[1][0]
 

@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from vidcls.files import write_atomically
+from vidcls.memory import release_freed_memory
 from vidcls.plots.run_plots import confusion_figure
 from vidcls.training.module import VideoClassifier
 
@@ -139,6 +140,7 @@ def reset_peak_memory(device: torch.device) -> bool:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return True
+    release_freed_memory()  # of an earlier job of a sweep, which this process would otherwise be charged for
     try:
         Path("/proc/self/clear_refs").write_text("5")  # man 5 proc: sets VmHWM to what is resident now
         return peak_memory(device) > 0
