@@ -1,0 +1,1 @@
+"""Whether the notebook's network gains from pretraining on drawn motion."""
