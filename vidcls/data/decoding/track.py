@@ -162,7 +162,7 @@ def read_track(path: Path) -> tuple[Track, Float[np.ndarray, " N"], Float[np.nda
             f"video tracks that begin late and are not read: {late}": late,
             "the attached picture is not read": covers,
             "several movies in one file, of which one is read": _count_movies(path) > 1,
-            f"{gaps} gap{'s' * (gaps > 1)} in the transport stream, where packets are lost or files are joined": gaps,
+            f"{gaps} gap{'s' * (gaps > 1)} in the transport stream: lost packets, joined files or a cut end": gaps,
             "a part of the file belongs to no track that is read": _has_unread_part(container, path, offsets, sizes),
         }
     reasons = tuple(reason for reason, holds in found.items() if holds)

@@ -20,7 +20,7 @@ def read_transport_stream(path: Path, stream: int) -> tuple[int, set[int]]:
 
     Packets of a stream have counters from 0 to 15 (ISO/IEC 13818-1, 2.4.3.3), so that a loss of 16 packets does not
     show. Gaps that the stream announces do not count. Where packets lose their alignment, that is one gap, and reading
-    ends.
+    ends; so is a part of a packet at the end.
     """
     gaps, last, videos = 0, None, set[int]()
     with path.open("rb") as file:
@@ -31,6 +31,7 @@ def read_transport_stream(path: Path, stream: int) -> tuple[int, set[int]]:
         size, skip = fits[0]
         file.seek(0)
         while chunk := file.read(size * PACKETS_AT_ONCE):
+            gaps += len(chunk) % size > 0
             packets = np.frombuffer(chunk[: len(chunk) // size * size], np.uint8).reshape(-1, size)[:, skip:]
             if (packets[:, 0] != SYNC).any():  # bytes are missing, or too many
                 return gaps + 1, videos
