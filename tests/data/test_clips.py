@@ -143,6 +143,9 @@ def test_a_short_video_comes_with_all_clips_and_a_window_of_a_long_one_is_one(tm
     assert whole.frames.tobytes() == expected.tobytes() and (whole.start_seconds, whole.end_seconds) == (0.0, 1.6)
     windows = list(stream_windows(path, WindowPlan(plan.spec, 0.8, 0.4, 1.0), DECODERS))
     assert [numbers(window.frames) for window in windows] == np.reshape(numbers(expected), (3, 4)).tolist()
+    single = StoreSpec(4, SIDE, "uniform", 0.8, 1)  # of a whole video its middle alone
+    (window,) = stream_windows(path, WindowPlan(single, 2.0, 1.0, 1.0), DECODERS)
+    assert numbers(window.frames) == [5, 15, 25, 35]
 
 
 @pytest.mark.parametrize(

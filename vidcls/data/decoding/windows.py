@@ -7,6 +7,7 @@ thread, so that errors cannot be attributed to frames; and its timestamps are to
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +30,9 @@ def stream_windows(path: Path, plan: WindowPlan, decoders: tuple[str, ...], thre
         UndecodableError: there is no video, or a short one has no intact frame.
     """
     found = scan(path)
-    if found.track.seconds <= max(plan.max_whole_seconds, plan.window_seconds) + TIE_SECONDS:
+    # A window that is longer than a clip shows more than the clips of a whole video.
+    one_clip = min(plan.window_seconds, plan.spec.clip_seconds or math.inf)
+    if found.track.seconds <= max(plan.max_whole_seconds, one_clip) + TIE_SECONDS:
         return _WholeVideo(*decode_scanned(path, plan.spec, decoders, found))
     return _Windows(path, plan, found, threads)
 
