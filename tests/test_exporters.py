@@ -179,6 +179,7 @@ def test_the_documented_snippet_agrees_with_predict_on_awkward_files(exported: P
     videos += [write_video(tmp_path / f"mirrored_{turn}.mp4", noise, rotation=turn, mirrored=True) for turn in (0, 90)]
     times = [40 * n if n < 20 else 1300 + 10 * n for n in range(40)]
     videos += [write_video(tmp_path / "vfr.mp4", noise, pts=times), write_video(tmp_path / "one_frame.mp4", noise[:1])]
+    videos.append(write_video(tmp_path / "no_durations.flv", noise, codec="flv"))
     videos.append(tmp_path / "interlaced.mp4")
     ffmpeg("-i", tmp_path / "vfr.mp4", "-c:v", "libx264", "-flags", "+ilme+ildct", "-field_order", "tt", videos[-1])
     run = load_run(exported / "lstm")
@@ -186,6 +187,17 @@ def test_the_documented_snippet_agrees_with_predict_on_awkward_files(exported: P
     answers = run_each(snippet(), calls, ("vidcls", "torch"), tmp_path).splitlines()
     for video, answer in zip(videos, answers, strict=True):
         assert json.loads(answer) == pytest.approx(run.predict(video), abs=1e-5), video.name
+
+
+def test_the_documented_snippet_refuses_what_it_would_get_wrong(exported: Path, tmp_path: Path) -> None:
+    """A long video, which predict.py classifies in windows, and a damaged one."""
+    noise = np.random.default_rng(0).integers(0, 256, (40, 48, 64, 3), dtype=np.uint8)
+    long, damaged = write_video(tmp_path / "long.mp4", noise, fps=1), write_video(tmp_path / "damaged.ts", noise)
+    damaged.write_bytes(damaged.read_bytes()[:-3000])
+    for video, word in ((long, "windows"), (damaged, "damage")):
+        with pytest.raises(AssertionError, match=word):
+            arguments = (exported / "lstm" / "export" / "model.onnx", video)
+            run_python(snippet(), *arguments, without=("vidcls", "torch"), cwd=tmp_path)
 
 
 def test_it_prints_the_parity_and_leaves_one_file_each(exported: Path) -> None:
