@@ -40,8 +40,8 @@ def _print_policy(policy: Policy, run: BaseRun, results: dict[str, SplitResult],
     fitted_on = run.policy_fitted_on
     before, after = policy.calibration_error["before"], policy.calibration_error["after"]
     console.print(
-        f"Policy {policy.identity}: temperature {policy.temperature:.3f} (ECE on {fitted_on} predictions {before:.3f}, "
-        f"calibrated {after:.3f}); safe class {policy.safe_class}",
+        f"Policy {policy.identity}: temperature {policy.temperature:.3f} (ECE on {sum(policy.support.values())} "
+        f"{fitted_on} predictions {before:.3f}, calibrated {after:.3f}); safe class {policy.safe_class}",
         markup=False,
         soft_wrap=True,
     )

@@ -130,9 +130,16 @@ def stack_vectors(run: BaseRun, vectors: Sequence[Sequence[float]]) -> Float[np.
 def predicted_drift(run: BaseRun, journal: Journal) -> list[str]:
     """Writes drift.json for the videos that predict.py has classified whole, and returns its notes.
 
-    Copies count once. Long videos are left out, as their scores and vectors come from many windows.
+    Copies count once. Long videos are left out, as their scores and vectors come from many windows, and those of train
+    and val, which the network knows.
     """
-    whole = (pair for pair in journal.contents(single_window=True) if pair[0]["status"] in USABLE)
+    own = pd.concat([member.manifest for member in run.members])
+    known = set(own.loc[own["split"].isin(["train", "val"]), "sha256"])
+    whole = (
+        (row, vector)
+        for row, vector in journal.contents(single_window=True)
+        if row["status"] in USABLE and row["sha256"] not in known
+    )
     chosen = list(islice(whole, MAX_VIDEOS))
     if len(chosen) < MIN_VIDEOS:
         return []
