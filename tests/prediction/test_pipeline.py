@@ -288,3 +288,6 @@ def test_a_network_that_returns_nan_predicts_no_class(finished: Path, demo_folde
     predict(run, demo_folder, tmp_path / "out")
     found = rows_of(tmp_path / "out")
     assert set(found["decision"]) == {"review"} and set(found["predicted"]) == {""}
+    with pytest.raises(UserError) as error:  # the highest of three NaN would be the first class
+        load_run(run).predict(next(demo_folder.rglob("*.mp4")))
+    assert error.value.code == "diverged-network"

@@ -88,7 +88,7 @@ class BaseRun:
         Warns if the video could only be decoded in part.
 
         Raises:
-            UserError: the video cannot be decoded.
+            UserError: the video cannot be decoded, or the network returns NaN.
         """
         from vidcls.data.decoding.windows import stream_windows  # imports the decoders
 
@@ -103,7 +103,11 @@ class BaseRun:
             raise UserError("a decodable video", got, "Check the file.", "undecodable-video") from error
         if stream.result is not None and stream.result.status != "ok":
             warnings.warn(f"{video} is {stream.result.status}: {stream.result.reason}", stacklevel=2)
-        scores = video_score(np.concatenate(parts), options.aggregation, options.top_k)
+        probabilities = np.concatenate(parts)
+        if not np.isfinite(probabilities).all():
+            remedy = "Its training has diverged: train again with a lower optim.lr."
+            raise UserError("finite probabilities from the network", f"none for {video}", remedy, "diverged-network")
+        scores = video_score(probabilities, options.aggregation, options.top_k)
         return dict(zip(self.classes, scores.tolist(), strict=True))
 
     def videos(self, source: str | None = None, cache_dir: str | None = None) -> Videos:
