@@ -55,6 +55,11 @@ def test_a_picture_that_stays_is_a_segment_as_long_as_it_is_shown(bright: Path, 
     predict(bright, video, tmp_path / "mean", *options, "predict.aggregation=mean")
     mean = rows_of(tmp_path / "mean").loc["slides.mp4"]
     assert mean["decision"] == "block" and float(mean["harmful"]) == pytest.approx(120 / 124, abs=0.02)
+    # Nor are 20 windows hard to find, which would all show the same.
+    for search in ("full", "coarse"):
+        several = [*options, "predict.aggregation=top_k_mean", "predict.top_k=20", f"predict.search={search}"]
+        predict(bright, video, tmp_path / search, *several)
+        assert rows_of(tmp_path / search).loc["slides.mp4", "decision"] == "block"
 
 
 def test_a_video_of_more_windows_than_allowed_is_partial_and_reviewed(bright: Path, tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def build_result(
         probabilities = outputs[:, : len(classes)]
         length = ends[0] - starts[0]
         until = decoded.seconds if decoded.status == "ok" else ends[-1]  # a worker may have been lost before the end
-        if options.aggregation == "mean" and options.search == "full" and options.stride_seconds:
+        if options.aggregation != "max" and options.stride_seconds:
             stride = float(options.stride_seconds)
             probabilities = repeat_for_unread(probabilities, np.array(starts), until - length, stride)
         scores = video_score(probabilities, *aggregation)
