@@ -144,6 +144,12 @@ def test_inputs_that_are_refused(s3: S3, finished: Path, tmp_path: Path) -> None
         assert not {"hunter2", "2222"} & set(result.stderr.replace("@", " ").replace("=", " ").split())
 
 
-def test_a_single_video_behind_a_url(s3: S3, finished: Path, tmp_path: Path) -> None:
-    predict(finished, f"{FOLDER}/day 1/3.mp4", tmp_path / "out", *QUICK)
-    assert rows_of(tmp_path / "out")["status"].to_dict() == {"3.mp4": "ok"}
+def test_single_videos_behind_urls(s3: S3, finished: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    predict(finished, f"{FOLDER}/day 1/3.mp4", output, *QUICK)
+    before = rows_of(output)
+    assert before["status"].to_dict() == {"3.mp4": "ok"}
+    s3.put("clips/day 0/3.mp4", s3.client.get_object(Bucket=BUCKET, Key="clips/day 0/2.mp4")["Body"].read())
+    again = predict(finished, f"{FOLDER}/day 0/3.mp4", output, *QUICK)  # another one of this name
+    assert "1 again, whose rows are replaced" in again.stdout
+    assert rows_of(output)["sha256"].to_dict() != before["sha256"].to_dict()

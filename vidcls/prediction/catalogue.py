@@ -1,5 +1,6 @@
 """Tracks which videos are still to be classified, each content once, and writes their results into the journal."""
 
+import hashlib
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -9,7 +10,7 @@ from pathlib import Path
 from vidcls.data.decoding.result import DecodeResult, undecodable
 from vidcls.data.decoding.worker import CHANGED
 from vidcls.data.hashing import FileState, HashResult, local_version
-from vidcls.data.urls import is_url
+from vidcls.data.urls import is_url, redact
 from vidcls.prediction.journal import Journal, VideoDetails
 
 MAX_READS = 3  # of a file that changes while it is read
@@ -29,6 +30,14 @@ class Content:
     def changed(self) -> bool:
         """Whether the file may no longer have this content."""
         return self.state is None or FileState.of(self.file) != self.state
+
+
+def location_version(location: str, remote_version: str | None) -> str:
+    """A text that changes with a video: for a URL, a digest of it, a space and the remote version, "" if unknown."""
+    if not is_url(location):
+        return local_version(FileState.of(Path(location)))
+    digest = hashlib.sha256(redact(location).encode(errors="surrogateescape")).hexdigest()[:12]
+    return f"{digest} {remote_version or ''}"
 
 
 class Catalogue:
@@ -51,7 +60,12 @@ class Catalogue:
         ``files`` are local copies of videos behind URLs, by name.
         """
         with self._lock:
-            versions = {path: hashed.version or local_version(hashed.state) for path, hashed in hashes.items()}
+            versions = {
+                path: location_version(self.videos[path], hashed.version)
+                if is_url(self.videos[path])
+                else local_version(hashed.state)
+                for path, hashed in hashes.items()
+            }
             missing = self._journal.assign({path: hashed.sha256 for path, hashed in hashes.items()}, versions)
             new = []
             for path, hashed in hashes.items():
@@ -98,7 +112,7 @@ class Catalogue:
 
     def _has_changed(self, path: str, version: str) -> bool:
         location = self.videos[path]
-        return not is_url(location) and local_version(FileState.of(Path(location))) != version
+        return not is_url(location) and location_version(location, None) != version
 
     def lose(self, path: str, decoded: DecodeResult) -> None:
         """Writes the result of a video that has no hash."""

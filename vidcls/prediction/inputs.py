@@ -5,17 +5,16 @@ import itertools
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 from rich.console import Console
 
-from vidcls.data.hashing import FileState, local_version
 from vidcls.data.listing import LIST_EXTENSIONS, VIDEO_EXTENSIONS, is_folder, is_video, read_list, walk_folder
 from vidcls.data.options import FetchLimits
 from vidcls.data.remote import open_filesystem
 from vidcls.data.urls import extension, is_url, join, local_path, path_of, redact, refuse_credentials
 from vidcls.errors import UserError
+from vidcls.prediction.catalogue import location_version
 from vidcls.prediction.journal import Journal
 
 CHUNK = 1000  # names that are looked up in the journal at once
@@ -118,8 +117,8 @@ class Plan(NamedTuple):
 def plan_videos(inputs: Iterable[Input], journal: Journal, console: Console) -> Plan:
     """Lists all videos and keeps those without a final result in the journal, the largest first.
 
-    A local file that has changed is classified again, as is a remote one if the listing has its version. URLs in a list
-    are not checked for changes.
+    A local file that has changed is classified again, as is a remote one if the listing has its version, and one whose
+    URL was another one before. URLs in a list are not checked for changes.
 
     Raises:
         UserError: a folder cannot be read, or two URLs differ in their credentials alone.
@@ -134,12 +133,13 @@ def plan_videos(inputs: Iterable[Input], journal: Journal, console: Console) -> 
                 if chunk.setdefault(one.name, one).location != one.location:
                     raise _same_name(one.name)
             count += len(chunk)
-            versions = {name: _version(one) for name, one in chunk.items()}
+            versions = {name: location_version(one.location, one.version) for name, one in chunk.items()}
             for name in journal.pending(versions):
                 location = chunk[name].location
                 if found.setdefault(name, location) != location:
                     raise _same_name(name)
-                sizes[name] = int((versions[name] or "0").partition(" ")[0])
+                size = (chunk[name].version if is_url(location) else versions[name]).partition(" ")[0]
+                sizes[name] = int(size) if size.isdecimal() else 0
             status.update(f"Listing videos: {count:,}, of which {len(found):,} are to be classified")
     # A large one at the end would keep the others waiting.
     names = sorted(found, key=lambda name: (-sizes[name], name))
@@ -149,7 +149,3 @@ def plan_videos(inputs: Iterable[Input], journal: Journal, console: Console) -> 
 
 def _same_name(name: str) -> UserError:
     return UserError("URLs that differ in more than credentials in input=", name, "List each once.", "same-name")
-
-
-def _version(one: Input) -> str | None:
-    return one.version or None if is_url(one.location) else local_version(FileState.of(Path(one.location)))

@@ -107,11 +107,11 @@ class Journal:
         except sqlite3.DatabaseError as error:
             raise _unusable(self.folder, f"a damaged journal.sqlite ({error})") from error
 
-    def pending(self, versions: Mapping[str, str | None]) -> list[str]:
+    def pending(self, versions: Mapping[str, str]) -> list[str]:
         """The names of the videos without a final result for their current version.
 
-        A version of None is unknown, and any result final; for ``""`` none is. Results that are not ok are not final
-        under other limits, and those of unfetchable videos never.
+        For ``""`` no result is final; for a version that ends with a space, one for any version that begins with it.
+        Results that are not ok are not final under other limits, and those of unfetchable videos never.
         """
         paths = {os.fsencode(path): path for path in versions}
         query = (
@@ -120,11 +120,11 @@ class Journal:
             "AND (cells ->> 'status' = 'ok' OR limits = ?)"
         )
         found = dict(self._select(query, [*paths, self._limits]))
-        return [
-            name
-            for path, name in paths.items()
-            if path not in found or versions[name] not in (None, found[path] or None)
-        ]
+
+        def is_final(known: str, version: str) -> bool:
+            return known.startswith(version) if version.endswith(" ") else known == version != ""
+
+        return [name for path, name in paths.items() if not is_final(found.get(path, ""), versions[name])]
 
     def assign(self, hashes: Mapping[str, str], versions: Mapping[str, str]) -> set[str]:
         """Records the content (SHA-256) of each path; returns the contents to classify.
