@@ -5,6 +5,7 @@ from __future__ import annotations
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from hydra._internal.config_repository import ConfigRepository
 
@@ -24,4 +25,4 @@ def parse_once() -> None:
             kept[key] = load(self, config_path)
         return deepcopy(kept[key])
 
-    ConfigRepository.load_config = load_once  # type: ignore[method-assign]
+    patch.object(ConfigRepository, "load_config", load_once).start()

@@ -7,6 +7,7 @@ import multiprocessing
 from multiprocessing import forkserver, process, resource_tracker
 from multiprocessing.context import BaseContext
 from pathlib import Path
+from unittest.mock import patch
 
 from pebble import CONSTS
 
@@ -24,8 +25,8 @@ def start_at_once() -> None:
     """From now on, in this process and in those that it forks; and pools look more often whether one has ended."""
     from vidcls.data.decoding import pool  # not before the jaxtyping hook is in place
 
-    pool.get_context = forking  # type: ignore[assignment]
-    CONSTS.sleep_unit = 0.01
+    patch.object(pool, "get_context", forking).start()
+    patch.object(CONSTS, "sleep_unit", 0.01).start()
 
 
 def share_server(folder: Path) -> None:

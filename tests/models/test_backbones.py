@@ -246,6 +246,18 @@ def test_a_frozen_encoder_says_the_same_in_training(weights: str) -> None:
     assert not any(part.training for part in encoder.net.modules())
 
 
+@pytest.mark.parametrize(("name", "shift"), [(SMALL, False), ("torchvision/resnet18", True)])
+def test_a_frozen_encoder_takes_one_clip_after_another(name: str, shift: bool) -> None:
+    """So that its memory on a CPU is that of one clip, and a clip's features do not hang on its batch."""
+    encoder = build(name, trainable_from="none", temporal_shift=shift).eval()
+    frames, sizes = torch.rand(3, 4, 3, 32, 32), list[int]()
+    alone = torch.cat([encoder(clip[None]) for clip in frames])
+    with torch.nn.modules.module.register_module_forward_pre_hook(lambda _, given: sizes.append(len(given[0]))):
+        together = encoder(frames)
+    assert set(sizes[1:]) == {4}  # after the encoder itself
+    assert torch.equal(together, alone)
+
+
 def test_frozen_parts_rest_from_the_start() -> None:
     encoder = build(trainable_from="blocks.2")  # neither train() nor eval() has been called
     assert encoder.training and not encoder.net.bn1.training and not encoder.net.blocks[1].training

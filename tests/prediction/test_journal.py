@@ -214,7 +214,8 @@ def test_no_videos_make_files_too(tmp_path: Path) -> None:
 
 def test_classes_named_as_columns_are_refused() -> None:
     """Also by train.py, which lists its videos with the same check, beside those of out_of_fold.csv."""
-    assert {*prediction_columns([]), *SEGMENT_COLUMNS, *WINDOW_COLUMNS, "label"} <= RESERVED_CLASS_NAMES
+    out_of_fold = {"label", "repeat", "seed", "fold", "creator"}
+    assert {*prediction_columns([]), *SEGMENT_COLUMNS, *WINDOW_COLUMNS, *out_of_fold} == RESERVED_CLASS_NAMES
     with pytest.raises(UserError) as error:
         prediction_columns(["safe", "score"])
     assert error.value.code == "reserved-class-name"

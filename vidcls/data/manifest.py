@@ -96,7 +96,8 @@ def print_splits(manifest: pd.DataFrame, classes: Sequence[str], console: Consol
     """Prints the number of usable videos by class and split, and of those without frames."""
     table = Table(title="Videos", title_justify="left")
     table.add_column("class")
-    labels = {split: usable_rows(manifest, split)["label"] for split in SPLITS}
+    usable = {split: usable_rows(manifest, split) for split in SPLITS}
+    labels = {split: rows["label"] for split, rows in usable.items()}
     for split in SPLITS:
         table.add_column(split, justify="right")
     for name in classes:
@@ -108,7 +109,7 @@ def print_splits(manifest: pd.DataFrame, classes: Sequence[str], console: Consol
             text = f"No {split} video of {', '.join(missing)}: {means}"
             console.print(Text(text, "yellow"), soft_wrap=True)
     for split in SPLITS:
-        if copies := usable_rows(manifest, split)["sha256"].duplicated().sum():
+        if copies := usable[split]["sha256"].duplicated().sum():
             text = f"{copies} {split} videos have the same bytes as another one there, and count like any other"
             console.print(Text(text, "yellow"), soft_wrap=True)
     for status, what in {"undecodable": "decoded", "unfetchable": "fetched"}.items():

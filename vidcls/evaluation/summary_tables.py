@@ -56,7 +56,7 @@ def _print_policy(policy: Policy, run: BaseRun, results: dict[str, SplitResult],
         console.print(note, markup=False, soft_wrap=True)
     columns = {}
     for split, result in results.items():
-        fitted = " (fitted)" if result.folder.name in _fitted_splits(run) else ""  # the run's own videos
+        fitted = " (fitted)" if result.folder.name in run.held_out_splits else ""  # the run's own videos
         if result.policy_report is not None:
             columns[split + fitted] = _outcome_cells(result.policy_report)
     console.print(_by_split("What the policy would do", columns))
@@ -73,7 +73,7 @@ def _block_notes(policy: Policy) -> Iterator[str]:
 
 def _creator_notes(policy: Policy, run: BaseRun) -> Iterator[str]:
     fitted_on = run.policy_fitted_on
-    intact = run.manifest[run.manifest["split"].isin(_fitted_splits(run)) & (run.manifest["status"] == "ok")]
+    intact = run.manifest[run.manifest["split"].isin(run.held_out_splits) & (run.manifest["status"] == "ok")]
     for name in policy.targets:
         creators = set(intact.loc[intact["label"] == name, "creator"]) - {""}
         if policy.targets[name] and 0 < len(creators) < FEW_CREATORS:
@@ -82,10 +82,6 @@ def _creator_notes(policy: Policy, run: BaseRun) -> Iterator[str]:
                 f"Note for {name}: its {fitted_on} videos are of {count}. The 95 % confidence in its targets assumes "
                 "independent videos, and those of one creator are alike."
             )
-
-
-def _fitted_splits(run: BaseRun) -> tuple[str, ...]:
-    return ("val",) if run.oof_predictions is None else run.fitted_splits
 
 
 def _by_split(title: str, columns: dict[str, dict[str, str]]) -> Table:

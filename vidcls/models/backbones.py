@@ -59,7 +59,11 @@ class Backbone(Pretrained):
         stack = frames.flatten(0, 1).contiguous(memory_format=torch.channels_last)  # [B*T, C, R, R]
         if self.shift is not None:
             self.shift.num_frames = frames.shape[1]
-        features = (self.net if self.shift else self.folded_net(stack))(stack)  # [B*T, D]
+        # Not folded where features are shifted: the hooks of `TemporalShift` are on this network's convolutions.
+        net = self.net if self.shift else self.folded_net(stack)
+        # On a CPU, a frozen network takes no longer for one clip after another, and the memory of one clip.
+        one_by_one = self.is_frozen and not stack.is_cuda and not torch.compiler.is_compiling()
+        features = torch.cat([net(part) for part in stack.split(frames.shape[1])]) if one_by_one else net(stack)
         return torch.unflatten(features, 0, frames.shape[:2])  # [B, T, D]
 
 

@@ -59,7 +59,7 @@ class Pretrained(Encoder):
         """The network to run on ``inputs``: where it is frozen, in full precision, a copy of it without BatchNorm."""
         if not self.is_frozen or torch.compiler.is_compiling():
             return self.net
-        tensors = self.net.state_dict(keep_vars=True).values()
+        tensors = [*self.net.parameters(), *self.net.buffers()]
         if any(tensor.dtype in (torch.float16, torch.bfloat16) for tensor in tensors):
             return self.net
         state = [(tensor.data_ptr(), tensor._version) for tensor in tensors]

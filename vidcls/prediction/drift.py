@@ -28,10 +28,9 @@ MAX_VIDEOS = 2000  # of more, a random choice is compared
 def known_predictions(run: BaseRun) -> tuple[pd.DataFrame, Predictions, str] | None:
     """The rows, predictions and their name, of held-out videos of a run: out-of-fold, else val; None without."""
     known, what = run.val_predictions, "the predictions of val"
-    splits: tuple[str, ...] = ("val",)
     if run.oof_predictions is not None:
-        known, splits, what = run.oof_predictions, run.fitted_splits, "the out-of-fold predictions of training"
-    rows = pd.concat([usable_rows(run.manifest, split) for split in splits], ignore_index=True)
+        known, what = run.oof_predictions, "the out-of-fold predictions of training"
+    rows = pd.concat([usable_rows(run.manifest, split) for split in run.held_out_splits], ignore_index=True)
     if known is None or [run.classes[k] for k in known.labels] != list(rows["label"]):
         return None
     return rows, known, what

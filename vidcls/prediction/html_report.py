@@ -15,6 +15,7 @@ from vidcls.moderation.policy import ALLOW, BLOCK, REVIEW
 from vidcls.moderation.timeline import cell_cuts
 from vidcls.pages import number, render_page, visible
 from vidcls.prediction.journal import Journal, VideoDetails
+from vidcls.prediction.video_result import timeline_end
 
 STATUSES = ("ok", "partial", *LOST)
 URGENCY = (BLOCK, REVIEW, ALLOW)
@@ -50,7 +51,7 @@ def write_report(
         sha256 = row["sha256"]
         if sha256 not in details and (found := journal.details(sha256)) is not None:
             room -= sum(len(jpeg) for _, loop in found.loops for jpeg in loop)
-            until = float(row["seconds"]) if row["status"] == "ok" else found.end_seconds[-1]
+            until = timeline_end(row["status"], float(row["seconds"]), found.end_seconds[-1])
             details[sha256] = _details(found, classes, until, with_loops=room >= 0)
     indices = {sha256: index for index, sha256 in enumerate(details)}
     page = {

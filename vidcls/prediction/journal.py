@@ -137,7 +137,7 @@ class Journal:
             rows = ((os.fsencode(path), versions[path], sha256) for path, sha256 in hashes.items())
             database.executemany(query, rows)
         query = "SELECT 1 FROM results WHERE sha256 = ? AND (cells ->> 'status' = 'ok' OR limits = ?)"
-        return {sha256 for sha256 in hashes.values() if not list(self._select(query, [sha256, self._limits]))}
+        return {sha256 for sha256 in set(hashes.values()) if not list(self._select(query, [sha256, self._limits]))}
 
     def write(
         self, versions: Mapping[str, str], sha256: str, cells: Mapping[str, str], details: VideoDetails | None

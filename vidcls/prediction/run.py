@@ -63,6 +63,11 @@ class BaseRun:
         return fitted_splits(self.refit)
 
     @property
+    def held_out_splits(self) -> tuple[str, ...]:
+        """The splits whose predictions were made by networks that had not seen them: those a policy is fitted on."""
+        return ("val",) if self.oof_predictions is None else self.fitted_splits
+
+    @property
     def policy_path(self) -> Path:
         return policy_path(self.folder)
 

@@ -29,6 +29,11 @@ def seen_fraction(windows: TimedOutputs) -> float:
     return 1 - unseen / length if length > 0 else 1.0
 
 
+def timeline_end(status: str, seconds: float, last_end: float) -> float:
+    """Where a video's timeline ends, in seconds; its last window, where a worker may have been lost before the end."""
+    return seconds if status == "ok" else last_end
+
+
 def build_result(
     decoded: DecodeResult,
     windows: TimedOutputs,
@@ -58,7 +63,7 @@ def build_result(
         outputs = np.stack(rows)  # [W, K + P]
         probabilities = outputs[:, : len(classes)]
         length = ends[0] - starts[0]
-        until = decoded.seconds if decoded.status == "ok" else ends[-1]  # a worker may have been lost before the end
+        until = timeline_end(decoded.status, decoded.seconds, ends[-1])
         if options.aggregation != "max" and options.stride_seconds:
             stride = float(options.stride_seconds)
             probabilities = repeat_for_unread(probabilities, np.array(starts), until - length, stride)

@@ -19,7 +19,7 @@ from vidcls.models.heads import Standardise
 from vidcls.training.inference import match_layout
 from vidcls.training.module import VideoClassifier
 
-VERSION = 2  # raise it when the same encoder and options come to give other features
+VERSION = 3  # raise it when the same encoder and options come to give other features
 
 
 class CacheFeatures(L.Callback):

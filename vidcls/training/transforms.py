@@ -74,11 +74,15 @@ class Mix(nn.Module):
 
     def __init__(self, mixup: float, cutmix: float) -> None:
         super().__init__()
-        self.alphas = [(name, alpha) for name, alpha in (("MixUp", mixup), ("CutMix", cutmix)) if alpha > 0]
+        self.mixes: list[nn.Module] = []
+        if mixup > 0 or cutmix > 0:
+            from torchvision.transforms import v2  # here, and built once, where half precision is not yet the default
+
+            self.mixes = [make(alpha=alpha) for make, alpha in ((v2.MixUp, mixup), (v2.CutMix, cutmix)) if alpha > 0]
 
     @property
     def is_identity(self) -> bool:
-        return not self.alphas
+        return not self.mixes
 
     def forward(
         self, clips: Float[Tensor, "B T 3 R R"], targets: Float[Tensor, "B K"]
@@ -87,15 +91,8 @@ class Mix(nn.Module):
         if self.is_identity:
             return clips, targets
         from torchvision import tv_tensors
-        from torchvision.transforms import v2
 
-        name, alpha = self.alphas[int(torch.randint(len(self.alphas), ()))]
-        default = torch.get_default_dtype()
-        torch.set_default_dtype(torch.float32)  # a CPU, where the share is drawn, cannot draw it in half precision
-        try:
-            mix = getattr(v2, name)(alpha=alpha)
-        finally:
-            torch.set_default_dtype(default)
+        mix = self.mixes[int(torch.randint(len(self.mixes), ()))]
         videos, targets = mix(tv_tensors.Video(clips), targets)
         return videos.as_subclass(Tensor), targets
 
