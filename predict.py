@@ -6,7 +6,9 @@ The same command continues an interrupted run: no video is classified twice.
 """
 
 import os
+from importlib import import_module
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import hydra
@@ -38,6 +40,11 @@ def main(cfg: DictConfig) -> None:
     from vidcls.prediction.inputs import Inputs, plan_videos
 
     inputs = Inputs(str(cfg.input), fetch_limits)
+    if engine.name == "ray":
+        from vidcls.data.cluster import start_ray
+
+        Thread(target=import_module, args=["torch"], daemon=True).start()  # both take seconds
+        start_ray(engine, limits)
 
     # torch is imported from here on
     from rich.console import Console

@@ -168,10 +168,10 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def cluster() -> Iterator[None]:
     """Ray, started once for all tests of a worker, its processes at once; RAY_ADDRESS names another one to be used."""
     from vidcls.data.cluster import ray, start_ray
-    from vidcls.data.options import EngineOptions
+    from vidcls.data.options import DecodeLimits, EngineOptions
 
     with patch.object(sys, "executable", warm_python()):
-        start_ray(EngineOptions("ray", os.environ.get("RAY_ADDRESS")), num_readers=2)
+        start_ray(EngineOptions("ray", os.environ.get("RAY_ADDRESS")), DecodeLimits(workers=2))
     yield
     ray.shutdown()
 

@@ -3,7 +3,7 @@
     PYTHONPATH=. python experiments/scale/engines.py RUN --videos 2000
 
 RUN is a run folder. Each command runs from its start to its last file, one after another, ``--repeats`` times. Memory
-is what all its processes hold that no other does (PSS), sampled every half second; Ray's object store is part of it.
+is what all its processes hold that no other does (PSS), sampled every two seconds; Ray's object store is part of it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=1800, help="seconds, after which a command is ended")
     arguments = parser.parse_args()
     os.environ |= {"PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
+    os.environ["PYTHONDONTWRITEBYTECODE"] = ""  # also where an image says otherwise: a command compiles no library anew
     path = HERE / "engines.json"
     record: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"machine": machine(), "measured": []}
     with tempfile.TemporaryDirectory(prefix="engines-") as text:
@@ -76,13 +78,14 @@ def measure(arguments: list[str], limit: float) -> dict[str, Any]:
     started, largest = time.monotonic(), 0
     process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, start_new_session=True)
     root, ended = psutil.Process(process.pid), True
-    while process.poll() is None:
+    while process.returncode is None:
         if time.monotonic() - started > limit:
             ended = False
             for one in [*root.children(recursive=True), root]:
                 one.kill()
         largest = max(largest, memory(root))
-        time.sleep(0.5)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(2)
     if ended and process.returncode:
         raise SystemExit(f"{arguments} ended with {process.returncode}")
     seconds = time.monotonic() - started

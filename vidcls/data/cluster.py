@@ -39,7 +39,7 @@ START_ATTEMPTS = 3
 QUARANTINED = f"the process that reads it died {MAX_DEATHS} times"
 
 
-def start_ray(engine: EngineOptions, num_readers: int) -> None:
+def start_ray(engine: EngineOptions, limits: DecodeLimits) -> None:
     """Joins the cluster at ``engine.address``, or starts Ray here, unless this process has done so.
 
     Raises:
@@ -50,7 +50,7 @@ def start_ray(engine: EngineOptions, num_readers: int) -> None:
         return
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
     if engine.address is None:
-        options |= {"num_cpus": num_readers, "include_dashboard": False}
+        options |= {"num_cpus": limits.workers or os.cpu_count() or 1, "include_dashboard": False}
     for attempt in range(START_ATTEMPTS):
         try:
             ray.init(engine.address or "local", **options)

@@ -43,7 +43,7 @@ def decode_on_ray(job: Ingest, limits: DecodeLimits, engine: EngineOptions) -> N
     if not job.missing():
         return
     started = not ray.is_initialized()
-    start_ray(engine, limits.workers or os.cpu_count() or 1)
+    start_ray(engine, limits)
     store = copy(job.store)
     store.folder = store.folder.resolve()
     proof = store.folder / f".shared-{secrets.token_hex(4)}"

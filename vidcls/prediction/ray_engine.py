@@ -7,7 +7,6 @@ replaced by `vidcls.data.cluster`; networks are restarted by Ray, which repeats 
 
 import asyncio
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -28,7 +27,6 @@ from vidcls.data.cluster import (
     cut,
     fetch_share,
     num_machines,
-    start_ray,
 )
 from vidcls.data.decoding.result import unfetchable
 from vidcls.data.hashing import FileState, HashCache, HashResult
@@ -59,8 +57,7 @@ def predict_on_ray(
     engine: EngineOptions,
     console: Console,
 ) -> None:
-    """`vidcls.prediction.pipeline.predict_videos` on a cluster whose machines find the files at the same paths."""
-    start_ray(engine, limits.workers or os.cpu_count() or 1)
+    """`vidcls.prediction.pipeline.predict_videos` on the cluster of `start_ray`, with the files at the same paths."""
     num_gpus = ray.cluster_resources().get("GPU", 0)
     on_gpu = (accelerator or str(run.config.trainer.accelerator)) != "cpu" and num_gpus >= 1
     most = num_gpus if on_gpu else math.inf  # a network that waits for a GPU would block its batches
@@ -86,6 +83,8 @@ def predict_on_ray(
         num_cpus=0, num_gpus=int(on_gpu), scheduling_strategy="SPREAD", max_restarts=-1, max_task_retries=20
     )
     networks = [network.remote() for _ in range(num_networks)]
+    for one in networks:
+        one.load.remote(config)  # while readers start
 
     def arguments(number: int) -> tuple[list[Any], ReaderConfig]:
         turn = number % num_networks  # so that readers do not all send to the same network at the same time

@@ -55,21 +55,24 @@ class ReaderConfig:
 
 
 class Network:
-    """The network on one device; built at its first call, so that Ray can restart it without arguments."""
+    """The network on one device; built at a call, so that Ray can restart it without arguments."""
 
     def __init__(self) -> None:
         self._predictor: Any = None  # a `Predictor`, which imports torch
 
+    def load(self, config: ReaderConfig) -> None:
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as predict.py does, before torch is loaded
+        import torch
+
+        keep_freed_memory()
+        torch.set_num_threads(config.threads)  # Ray sets 1; sums may round differently with another number
+        (reference,) = config.make_predictor
+        self._predictor = ray.cloudpickle.loads(ray.get(reference))()
+
     def predict(self, windows: UInt8[np.ndarray, "B F H W 3"], config: ReaderConfig) -> Float[np.ndarray, "B Q"]:
         """See `vidcls.prediction.predictor.Predictor.outputs`."""
         if self._predictor is None:
-            os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as predict.py does, before torch is loaded
-            import torch
-
-            keep_freed_memory()
-            torch.set_num_threads(config.threads)  # Ray sets 1; sums may round differently with another number
-            (reference,) = config.make_predictor
-            self._predictor = ray.cloudpickle.loads(ray.get(reference))()
+            self.load(config)
         return self._predictor.outputs(windows)
 
 
