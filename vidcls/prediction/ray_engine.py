@@ -82,7 +82,7 @@ def predict_on_ray(
     network = ray.remote(Network).options(
         num_cpus=0, num_gpus=int(on_gpu), scheduling_strategy="SPREAD", max_restarts=-1, max_task_retries=20
     )
-    networks = [network.remote() for _ in range(num_networks)]
+    networks: list[Any] = [network.remote() for _ in range(num_networks)]
     for one in networks:
         one.load.remote(config)  # while readers start
 
