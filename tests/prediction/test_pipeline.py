@@ -140,6 +140,7 @@ def test_each_awkward_file_has_its_row_and_status(bright: Path, tmp_path: Path, 
     found = rows_of(tmp_path / "out")
     assert found["status"].to_dict() == expected
     assert f"{len(expected)} of {len(expected)} videos" in result.stdout
+    assert f" {len(expected)}/{len(expected)} videos, " in result.stdout  # where the progress ended
     assert "1 files that are not videos" in result.stdout
     for path, row in found.iterrows():
         if row["status"] != "ok":

@@ -210,7 +210,7 @@ def _rate(events: list[bool]) -> dict[str, Any]:
 
 
 def policy_notes(policy: Policy, fitted_on: str) -> Iterator[str]:
-    """Warnings about a temperature at a bound, and about what the policy may allow."""
+    """Warnings about a temperature at a bound, and about what the policy may allow, or if that is nothing."""
     if policy.temperature > 0.99 * TEMPERATURES[1]:
         yield (
             f"Note: the {fitted_on} predictions are no better than guessing, so the network's scores say nothing: do "
@@ -226,7 +226,9 @@ def policy_notes(policy: Policy, fitted_on: str) -> Iterator[str]:
         if policy.support.get(name, 0) == 0:
             yield f"Note for {name}: there is no intact {fitted_on} video of it, so its thresholds mean nothing."
     allowed, most = sum(policy.review.values()), 0.5 / len(policy.review)
-    if allowed > 0.5 + 1e-9:
+    if everything := [name for name, at in policy.review.items() if at <= 0]:
+        yield f"Note: this policy allows no video, as a score of 0 for {', '.join(everything)} is enough for review."
+    elif allowed > 0.5 + 1e-9:
         high = ", ".join(f"{name} {at:.3f}" for name, at in policy.review.items() if at > most)
         yield (
             "Note: this policy may allow a video that is more probably harmful than safe, with a probability of up to "

@@ -135,6 +135,12 @@ def show_progress(
     fractions: dict[int, float] = {}  # the classified fraction of each open video
     with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
         task = progress.add_task("Predicting", total=num_videos, note="")
+
+        def update() -> None:
+            finished, speed = num_done(), seconds / (time.monotonic() - started)
+            note = f"{finished}/{num_videos} videos, {speed:.0f} s of video per second"
+            progress.update(task, completed=finished + sum(fractions.values()), note=note)
+
         for event in events:
             if isinstance(event, VideoStarted):
                 videos[event.number], fractions[event.number] = event, 0.0
@@ -144,9 +150,6 @@ def show_progress(
                 seconds += video.seconds / video.num_windows
             else:
                 fractions.pop(event.number, None)
-            speed = seconds / (time.monotonic() - started)
-            finished = num_done()
-            note = f"{finished}/{num_videos} videos, {speed:.0f} s of video per second"
-            progress.update(task, completed=finished + sum(fractions.values()), note=note)
+            update()
             yield event
-        progress.update(task, completed=num_done())
+        update()
