@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,20 @@ def test_a_loaded_run_gives_the_same_probabilities(
         with pytest.raises(UserError) as error:
             load_run(finished).predict(broken)
         assert error.value.code == "undecodable-video"
+
+
+def test_threads_that_predict_at_once_take_no_errors_of_each_other(bright: Path, tmp_path: Path) -> None:
+    good, damaged = write_video(tmp_path / "good.mp4", lit(2)), tmp_path / "damaged.mkv"
+    noise = np.random.default_rng(0).integers(60, size=(60, 32, 32, 3), dtype=np.uint8)
+    content = write_video(damaged, noise).read_bytes()
+    damaged.write_bytes(content[: len(content) // 2])
+    run = load_run(bright)
+    alone = run.predict(good)
+    with pytest.warns(UserWarning) as warned, ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(run.predict, [good, damaged] * 10))
+    messages = [str(one.message) for one in warned]
+    assert len(messages) == 10 and all("damaged.mkv is partial: " in text and "FFmpeg" in text for text in messages)
+    assert found[::2] == [alone] * 10
 
 
 @pytest.mark.parametrize("name", ["my clips (1)", "a,b=c", "it's [here] {now}", "100 % #1 @home!"])

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import struct
 import tempfile
+import threading
 from array import array
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -30,6 +31,7 @@ FORMATS = "mov,matroska,avi,mpegts,mpeg,mpegvideo,flv,asf"
 UNREAD_STRETCH, UNREAD_TOTAL = 0.1, 0.5  # fractions of a file; headers and padding take less
 UNREAD_BYTES = 4096  # or this
 SHORTEST_FRAME_SECONDS = 1 / 240  # faster rates are taken for errors
+_capturing = threading.RLock()
 
 
 @dataclass(frozen=True)
@@ -243,13 +245,13 @@ def _count_movies(path: Path) -> int:
 def captured_stderr() -> Iterator[Callable[[], str]]:
     """Redirects stderr (file descriptor 2), where FFmpeg reports errors; yields a function that reads the first ones.
 
-    Must not be used in two threads at once, but may be nested.
+    One thread at a time, as there is one stderr; others wait. May be nested.
     """
     av.logging.set_libav_level(av.logging.ERROR)
     av.logging.restore_default_callback()  # straight to stderr
     # In memory if the system supports it: a full or read-only disk must not look like a damaged video.
     in_memory = hasattr(os, "memfd_create")
-    with open(os.memfd_create("ffmpeg"), "w+b") if in_memory else tempfile.TemporaryFile() as log:
+    with _capturing, open(os.memfd_create("ffmpeg"), "w+b") if in_memory else tempfile.TemporaryFile() as log:
         kept = os.dup(2)
         os.dup2(log.fileno(), 2)
         try:
