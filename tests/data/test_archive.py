@@ -27,6 +27,21 @@ def make_zip(path: Path, members: dict[str, bytes], compression: int = zipfile.Z
     return path
 
 
+def test_names_in_utf_8_that_the_zip_does_not_call_so(tmp_path: Path) -> None:
+    """As those of zip(1) and macOS; Windows writes cp437."""
+    make_zip(tmp_path / "a.zip", {"data/été/a.mp4": b"a", "data/safe/b.mp4": b"b"})
+    content = bytearray((tmp_path / "a.zip").read_bytes())
+    for record, offset in ((b"PK\x03\x04", 7), (b"PK\x01\x02", 9)):  # the flag in each header of the first member
+        content[content.index(record) + offset] &= ~0x08
+    (tmp_path / "a.zip").write_bytes(content)
+    assert set(tree(extract(tmp_path / "a.zip", tmp_path / "cache", **LIMITS))) == {"data/été/a.mp4", "data/safe/b.mp4"}
+    (tmp_path / "b.zip").write_bytes(content.replace("été".encode(), b"t\x82t\x82s"))  # of the same length
+    assert set(tree(extract(tmp_path / "b.zip", tmp_path / "cache", **LIMITS))) == {
+        "data/tétés/a.mp4",
+        "data/safe/b.mp4",
+    }
+
+
 def patch_central(path: Path, offset: int, layout: str, value: int) -> None:
     """Overwrites a field of the first entry of the table of contents (APPNOTE.TXT 4.3.12)."""
     content = bytearray(path.read_bytes())

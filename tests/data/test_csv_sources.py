@@ -65,6 +65,15 @@ def test_csv_with_splits_and_creators(tmp_path: Path) -> None:
     ]
 
 
+def test_columns_that_are_not_read_are_said(tmp_path: Path) -> None:
+    """A creator or split under another name would not be noticed: splits would be drawn without them."""
+    source = write_csv(tmp_path, "path,label,author,Set,\nclips/ann_1.mp4,a,zoe,val,\nclips/bob_2.mp4,b,zoe,train,\n")
+    assert listed(source).ignored == {"other columns: author, set": 2}
+    table = pa.table({"path": ["clips/ann_1.mp4", "clips/bob_2.mp4"], "label": ["a", "b"], "spilt": ["val", "train"]})
+    pq.write_table(table, source.with_suffix(".parquet"))
+    assert listed(source.with_suffix(".parquet")).ignored == {"other columns: spilt": 1}
+
+
 def test_csv_rows_given_twice_and_classes_left_out(tmp_path: Path) -> None:
     text = 'path,label\nclips/ann_1.mp4,a\nclips/bob_2.mp4,b\nclips/./ann_1.mp4,a\n"clips/ü, 3.mp4",c\n'
     listing = listed(write_csv(tmp_path, text), ["b", "a"])

@@ -90,6 +90,17 @@ def test_a_video_that_cannot_be_decoded_moves_no_other(started: tuple[DataOption
     assert after["split"].tolist() == before["split"].tolist()
 
 
+def test_empty_files_tie_no_creators(started: tuple[DataOptions, Path]) -> None:
+    """As copies of each other, they would make one group of all creators that have one."""
+    options, manifest = started
+    for row in read_manifest(manifest).itertuples():
+        Path(options.source, row.label, f"{row.creator}_empty.mp4").touch()
+    after = prepare_videos(options, Console(file=io.StringIO())).manifest
+    lost = after["status"] == "undecodable"
+    assert lost.any() and after[lost]["sha256"].nunique() == 1
+    assert after.groupby("creator")["split"].nunique().max() == 1 < after["split"].nunique()
+
+
 @pytest.mark.parametrize("exists", [True, False])
 def test_the_demo_is_never_drawn_for_a_run_folder(
     started: tuple[DataOptions, Path], tmp_path: Path, exists: bool

@@ -78,6 +78,27 @@ def test_class_folders_without_splits(tmp_path: Path, wrapper: str) -> None:
     assert rows(listed(source), "label", "split") == [("adult", ""), ("safe", "")]
 
 
+@pytest.mark.parametrize("split", ["", "train/"])
+def test_folders_that_may_be_the_classes_are_said(tmp_path: Path, split: str) -> None:
+    names = [f"{split}{day}/{label}/1.mp4" for day in ("day1", "day2") for label in ("safe", "harmful")]
+    source = make(tmp_path / "data", *names)
+    found = listed(source)
+    assert set(found.videos["label"]) == {"day1", "day2"}
+    assert found.note.startswith("The classes are the folders day1, day2; the folders harmful, safe in each of them ")
+    assert ("data.classes=[harmful,safe]" in found.note) == (not split) and (".csv" in found.note) == bool(split)
+    for also in ("day1/4.mp4", "day2/odd/5.mp4"):
+        more = make(tmp_path / also[:4], *names, f"{split}{also}")
+        assert not listed(more).note
+    assert not listed(source, ["day1", "day2"]).note
+    (tmp_path / "list.csv").write_text("path,label\n" + "".join(f"data/{name},{name[-9:-6]}\n" for name in names))
+    assert not listed(tmp_path / "list.csv").note
+
+
+@pytest.mark.parametrize("paths", [["safe/day1/1.mp4", "adult/day1/2.mp4"], ["train/safe/1.mp4", "train/adult/2.mp4"]])
+def test_folders_in_which_nothing_else_is_named_are_the_classes(tmp_path: Path, paths: list[str]) -> None:
+    assert not listed(make(tmp_path / "data", *paths)).note
+
+
 def test_named_classes_are_found_wherever_they_lie(tmp_path: Path) -> None:
     source = make(tmp_path / "data", "us/safe/1.mp4", "eu/2024/adult/2.mp4", "eu/safe/adult/3.mp4", "eu/odd/4.mp4")
     listing = listed(source, ["safe", "adult"])

@@ -9,6 +9,7 @@ import stat
 import tempfile
 import zipfile
 import zlib
+from contextlib import suppress
 from lzma import LZMAError
 from pathlib import Path, PurePosixPath
 
@@ -93,7 +94,7 @@ def check_members(
     """The files among ``infos`` by relative path, checked by the zip's table of contents alone; see `extract`."""
     files: dict[str, zipfile.ZipInfo] = {}
     for info in infos:
-        name = info.orig_filename  # zipfile cuts `filename` at a NUL
+        name = _member_name(info)
         path = str(PurePosixPath(name))
         problem, code = _name_problem(name), "zip-path"
         if not problem and stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
@@ -116,6 +117,14 @@ def check_members(
                 raise UserError("unique member names in a zip", both, _UNPACK_BY_HAND, "zip-names")
     _check_sizes(archive, sum(info.file_size for info in files.values()), max_gigabytes, max_ratio)
     return files
+
+
+def _member_name(info: zipfile.ZipInfo) -> str:
+    name: str = info.orig_filename  # zipfile cuts `filename` at a NUL
+    if not info.flag_bits & 0x800:  # zip(1) and macOS write UTF-8 without saying so, which zipfile reads as cp437
+        with suppress(UnicodeError):
+            return name.encode("cp437").decode("utf-8")
+    return name
 
 
 def _name_problem(name: str) -> str:

@@ -125,17 +125,19 @@ def is_video(path: str, ignored: Counter[str]) -> bool:
     return False
 
 
-def read_list(location: str, limits: FetchLimits, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
+def read_list(
+    location: str, limits: FetchLimits, columns: tuple[str, ...], ignored: Counter[str] | None = None
+) -> Iterator[tuple[int, dict[str, str]]]:
     """The line number and the cells (by column name in lower case) of each row of a local or remote list.
 
     A .txt has a path or URL per line, which becomes the column ``path``. A .csv or .parquet has at least ``columns``;
-    ``url`` is another name of ``path``. Empty rows are skipped.
+    ``url`` is another name of ``path``. Empty rows are skipped, and other columns counted in ``ignored``.
 
     Raises:
         UserError: it cannot be read, is not such a list, or lacks a column.
     """
     if not is_url(location):
-        yield from _read_local(Path(location), location, columns)
+        yield from _read_local(Path(location), location, columns, ignored)
         return
     with TemporaryDirectory(prefix="vidcls-") as folder:
         try:
@@ -143,10 +145,12 @@ def read_list(location: str, limits: FetchLimits, columns: tuple[str, ...]) -> I
         except UnfetchableError as error:
             got, remedy = f"{redact(location)}: it {error}", "Check the URL, and the credentials in the environment."
             raise UserError("a list of videos that can be read", got, remedy, "unreadable-source") from None
-        yield from _read_local(fetched.path, redact(location), columns)
+        yield from _read_local(fetched.path, redact(location), columns, ignored)
 
 
-def _read_local(file: Path, shown: str, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
+def _read_local(
+    file: Path, shown: str, columns: tuple[str, ...], ignored: Counter[str] | None
+) -> Iterator[tuple[int, dict[str, str]]]:
     kind = extension(file.name)
     if kind == "txt":
         with open(file, encoding="utf-8", errors="surrogateescape", newline="\n") as lines:
@@ -154,14 +158,16 @@ def _read_local(file: Path, shown: str, columns: tuple[str, ...]) -> Iterator[tu
                 if path := line.removesuffix("\n").removesuffix("\r").removeprefix("\ufeff"):
                     yield number, {"path": path}
     else:
-        yield from (_read_csv if kind == "csv" else _read_parquet)(file, shown, columns)
+        yield from (_read_csv if kind == "csv" else _read_parquet)(file, shown, columns, ignored)
 
 
-def _read_csv(file: Path, shown: str, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
+def _read_csv(
+    file: Path, shown: str, columns: tuple[str, ...], ignored: Counter[str] | None
+) -> Iterator[tuple[int, dict[str, str]]]:
     try:
         with open(file, encoding="utf-8-sig", newline="") as lines:
             reader = csv.reader(lines, strict=True, skipinitialspace=True)
-            header = _check_header([name.strip().lower() for name in next(reader, [])], shown, columns)
+            header = _check_header([name.strip().lower() for name in next(reader, [])], shown, columns, ignored)
             for cells in reader:
                 if len(cells) not in (0, len(header)):
                     expected, got = f"{len(header)} cells in each row", f"{len(cells)} in line {reader.line_num}"
@@ -172,13 +178,15 @@ def _read_csv(file: Path, shown: str, columns: tuple[str, ...]) -> Iterator[tupl
         raise UserError(f"a UTF-8 .csv in {shown}", str(error), "Save it again as CSV in UTF-8.", "bad-csv") from error
 
 
-def _read_parquet(file: Path, shown: str, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
+def _read_parquet(
+    file: Path, shown: str, columns: tuple[str, ...], ignored: Counter[str] | None
+) -> Iterator[tuple[int, dict[str, str]]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         with pq.ParquetFile(file) as table:
-            header = _check_header([name.lower() for name in table.schema_arrow.names], shown, columns)
+            header = _check_header([name.strip().lower() for name in table.schema_arrow.names], shown, columns, ignored)
             wanted = set(header) & set(_used(columns))
             originals = [table.schema_arrow.names[header.index(name)] for name in sorted(wanted)]
             number = 0
@@ -192,7 +200,7 @@ def _read_parquet(file: Path, shown: str, columns: tuple[str, ...]) -> Iterator[
         raise UserError(f"a .parquet in {shown}", one_line(error), "Write it again.", "bad-parquet") from error
 
 
-def _check_header(header: list[str], shown: str, columns: tuple[str, ...]) -> list[str]:
+def _check_header(header: list[str], shown: str, columns: tuple[str, ...], ignored: Counter[str] | None) -> list[str]:
     """The names of the columns, with ``url`` renamed to ``path`` unless there is a ``path`` too."""
     if "path" not in header:
         header = ["path" if name == "url" else name for name in header]
@@ -203,6 +211,8 @@ def _check_header(header: list[str], shown: str, columns: tuple[str, ...]) -> li
     if repeated := sorted(name for name in _used(columns) if header.count(name) > 1):
         expected, remedy = f"each column once in {shown}", "Remove or rename all but one."
         raise UserError(expected, f"{', '.join(repeated)} more than once", remedy, "csv-columns")
+    if ignored is not None and (others := sorted({*header} - {*_used(columns), ""})):
+        ignored[f"other columns: {', '.join(others)}"] = len(others)
     return header
 
 

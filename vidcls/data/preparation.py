@@ -113,8 +113,10 @@ def _assign_splits(manifest: pd.DataFrame, options: DataOptions) -> None:
 
 
 def _groups(videos: pd.DataFrame, options: DataOptions) -> list[str]:
-    clusters = options.near_duplicates == "group"
-    return group_videos(videos, creators=options.split.grouped, clusters=clusters)
+    clusters, usable = options.near_duplicates == "group", videos["status"].isin(USABLE)
+    # Files without a video are no copies: empty ones would tie all creators that have one into a single group.
+    contents = videos.assign(sha256=videos["sha256"].where(usable, ""))
+    return group_videos(contents, creators=options.split.grouped, clusters=clusters)
 
 
 def _resume(options: DataOptions, manifest: pd.DataFrame, console: Console) -> PreparedVideos:
@@ -275,6 +277,8 @@ def _list(
     ignored = ", ".join(f"{count} {kind}" for kind, count in sorted(listing.ignored.items()))
     found = f"Found {len(listing.videos)} videos in {options.source}"
     console.print(f"{found} (ignored {ignored})" if ignored else found, markup=False, soft_wrap=True)
+    if listing.note:
+        console.print(Text(listing.note, "yellow"), soft_wrap=True)
     return listing.videos
 
 

@@ -37,10 +37,12 @@ class Listing:
             credentials), ``label``, ``split`` (train, val, test, or "" if not given), ``creator`` ("" unknown) and
             ``version`` (of a remote file, see `vidcls.data.remote.version_of`; "" unknown).
         ignored: how many files, by kind, are in the source but not in ``videos``.
+        note: a doubt about which folders are the classes; "" for none.
     """
 
     videos: pd.DataFrame
     ignored: dict[str, int]
+    note: str = ""
 
 
 class _Video(NamedTuple):
@@ -93,7 +95,8 @@ def list_videos(
     import pandas as pd  # only here: predict.py finds its videos without it
 
     table = pd.DataFrame(sorted(kept), columns=list(_Video._fields), dtype=str)
-    return Listing(table, dict(sorted(ignored.items())))
+    named = classes is not None or extension(options.source) in ("csv", "parquet")
+    return Listing(table, dict(sorted(ignored.items())), "" if named else _doubt(kept))
 
 
 def _list_source(
@@ -197,7 +200,8 @@ def _list_rows(
     videos: dict[str, _Video] = {}
     names: dict[str, str] = {}
     wrong: dict[str, list[str]] = {}
-    for line, row in read_list(source, options.fetch, ("path", "label") if labelled else ("path",)):
+    columns = ("path", "label") if labelled else ("path",)
+    for line, row in read_list(source, options.fetch, columns, ignored):
         path, label = redact(row["path"]), row.get("label", "").strip()
         file = join(base, row["path"])
         file = file if is_url(file) else os.path.normpath(file)
@@ -255,6 +259,22 @@ def _check_found(
         what = f"the one class {found[0]!r}" if found else "no label at all,"
         got = f"{what} with {len(videos)} videos{also}"
         raise UserError(f"two or more classes in {source}", got, remedy, "one-class")
+
+
+def _doubt(videos: Sequence[_Video]) -> str:
+    """Says so if each class folder holds the same folders, which may be the classes: {day1,day2}/{safe,harmful}/."""
+    inner: dict[str, set[str]] = {}
+    for video in videos:
+        parts = path_of(video.path).split("/")[:-1]
+        inner.setdefault(video.label, set()).add("".join(parts[parts.index(video.label) + 1 :][:1]))
+    first, *others = inner.values()
+    if any(other != first for other in others) or len(first) < 2 or "" in first:
+        return ""
+    remedy = f"give data.classes=[{','.join(sorted(first))}]" if not videos[0].split else "list the videos in a .csv"
+    return (
+        f"The classes are the folders {_some(sorted(inner))}; the folders {_some(sorted(first))} in each of them are "
+        f"not used. If those are the classes, {remedy}."
+    )
 
 
 def _stem(path: str) -> str:
