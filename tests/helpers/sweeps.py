@@ -35,6 +35,6 @@ def planned(folder: Path, *overrides: str, swept: tuple[str, ...] = ()) -> tuple
     """What a sweep would write down, and the configuration that its jobs would be made of."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("train", [*overrides, f"hydra.sweep.dir={folder}"], return_hydra_config=True)
-    cfg.hydra.overrides.task += list(swept)
-    prepare_sweep(cfg)
+        cfg.hydra.overrides.task += list(swept)
+        prepare_sweep(cfg)
     return read_json(folder / "sweep.json"), cfg

@@ -161,6 +161,7 @@ def test_the_preset_of_a_grid(tmp_path: Path) -> None:
     )
     assert cfg.hydra.mode.name == "MULTIRUN"
     assert planned(tmp_path / "seeds", "sweep=frames_resolution_lstm", swept=("seed=0,1,2",))[0]["planned"] == 54
+    assert planned(tmp_path / "twice", swept=("optim.lr=0.1,0.01,1e-2",))[0]["planned"] == 2
 
 
 def test_the_preset_of_a_search(tmp_path: Path) -> None:

@@ -39,6 +39,17 @@ def test_a_job_stops_where_it_is_behind(
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["val"]["n"] > 0
 
 
+def test_nothing_is_behind_before_the_first_validation(
+    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = searched(tmp_path, 2.0, monkeypatch)
+    rarely = ["+trainer.check_val_every_n_epoch=2", "trainer.max_epochs=2"]
+    result = train(*tiny, *PRUNING, *rarely, f"run_dir={tmp_path / 'run'}")
+    assert result.code == 0, result.stderr
+    (job,) = study.get_trials(states=[TrialState.RUNNING])
+    assert list(job.intermediate_values) == [1]
+
+
 def test_outside_a_search_nothing_is_behind(tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPTUNA_TRIAL", raising=False)
     result = train(*tiny, *PRUNING, f"run_dir={tmp_path / 'run'}")

@@ -86,6 +86,20 @@ def test_a_sweep_is_not_continued_with_other_settings(tmp_path: Path) -> None:
     assert error.value.code == "another-sweep"
 
 
+def test_a_sweep_over_a_group_is_not_continued_with_another_choice_of_the_same_name(tmp_path: Path) -> None:
+    folder, given = tmp_path / "sweep", dict[str, str]()
+    for lr in ("0.1", "0.2"):
+        mine = tmp_path / lr / "optim" / "mine.yaml"
+        mine.parent.mkdir(parents=True)
+        mine.write_text(f"defaults: [adam]\nlr: {lr}\n")
+        given[lr] = f"hydra.searchpath=[file://{tmp_path / lr}]"
+    planned(folder, given["0.1"], swept=("optim=adam,mine",))
+    planned(folder, given["0.1"], f"sweep.resume={folder}", swept=("optim=mine,adamw",))
+    with pytest.raises(UserError, match=r"optim=mine: optim\.lr=0\.1; got .*=0\.2 in conf/") as error:
+        planned(folder, given["0.2"], f"sweep.resume={folder}", swept=("optim=adam,mine",))
+    assert error.value.code == "another-sweep"
+
+
 def test_a_search_is_not_continued_in_another_space(tmp_path: Path) -> None:
     space, sweeper = "model.lstm.hidden_size=choice(4,8)", "hydra/sweeper=optuna"
     planned(tmp_path, sweeper, swept=(space,))

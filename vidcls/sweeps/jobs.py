@@ -13,7 +13,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
@@ -29,7 +30,7 @@ from vidcls.data.urls import refuse_credentials
 from vidcls.errors import UserError, check_choice, find_user_error
 from vidcls.files import claim_file, locked, write_atomically
 from vidcls.metrics import LOWER_IS_BETTER
-from vidcls.training.run_config import LASTING, MOVABLE, leaves, named_packages
+from vidcls.training.run_config import named_packages, result_settings
 
 FORMAT = 1
 MAX_NAME_LENGTH = 120
@@ -129,7 +130,7 @@ def prepare_sweep(config: DictConfig) -> None:
     from vidcls.data.store import decoding_versions  # late: a job does not need it
 
     record["decoding"] = decoding_versions()
-    record["settings"] = _settings(config)
+    record["settings"] = _settings(config, given)
     record["store"] = shared = shared_store(config, given)
     if config.sweep.resume is not None:
         record["store"] = shared = _continue(folder, record, config)
@@ -166,7 +167,7 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Override]:
 def _count_jobs(config: DictConfig, swept: Sequence[Override]) -> int | None:
     if not config.hydra.sweeper._target_.endswith("BasicSweeper"):
         return None
-    return math.prod(len(list(override.sweep_string_iterator())) for override in swept)
+    return math.prod(len(set(override.sweep_string_iterator())) for override in swept)
 
 
 def _continue(folder: Path, record: dict[str, Any], config: DictConfig) -> list[str]:
@@ -213,11 +214,17 @@ def _continue(folder: Path, record: dict[str, Any], config: DictConfig) -> list[
     return list(shared)
 
 
-def _settings(config: DictConfig) -> dict[str, Any]:
-    """The current settings in conf/ that all jobs share; they may change before a sweep is continued."""
-    groups = [name for name in (*LASTING, "trainer", "callbacks") if name in config]
-    pairs = leaves(OmegaConf.to_container(OmegaConf.masked_copy(config, groups)))
-    return {key: value for key, value in pairs if not MOVABLE & set(key.split("."))}
+def _settings(config: DictConfig, given: dict[str, Override]) -> dict[str, Any]:
+    # Those that all jobs share, and those of each choice of a swept group: "model=b: optim.lr".
+    settings, loader = result_settings(config), getattr(GlobalHydra.instance().hydra, "config_loader", None)
+    shared = [str(override.input_line) for override in given.values() if not override.is_sweep_override()]
+    for option, override in given.items():
+        if loader and override.is_sweep_override() and loader.get_group_options(option):
+            for choice in override.sweep_string_iterator():
+                with suppress(HydraException):  # a choice that needs one of another swept group
+                    chosen = result_settings(loader.load_sweep_config(config, [*shared, f"{option}={choice}"]))
+                    settings |= {f"{option}={choice}: {key}": value for key, value in chosen.items()}
+    return settings
 
 
 def _json_text(content: dict[str, Any]) -> str:

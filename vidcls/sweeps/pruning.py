@@ -27,7 +27,7 @@ class Pruning(L.Callback):
         address = json.loads(os.environ["OPTUNA_TRIAL"])
         study = optuna.load_study(study_name=address["study_name"], storage=address["storage"], pruner=self.pruner)
         trial = optuna.Trial(study, address["trial"])
-        value = module.metrics[self.objective]
+        value = (module.metrics or {}).get(self.objective)  # without any before the first validation
         if value is not None:
             trial.report(value, epoch)
         return bool(trial.should_prune())

@@ -141,6 +141,13 @@ def lasting_settings(cfg: DictConfig) -> dict[str, Any]:
     return {name: plain[name] for name in LASTING if name in plain}
 
 
+def result_settings(cfg: DictConfig) -> dict[str, Any]:
+    """The settings that results may depend on, by their keys and not yet resolved."""
+    groups = [name for name in (*LASTING, "trainer", "callbacks") if name in cfg]
+    pairs = leaves(OmegaConf.to_container(OmegaConf.masked_copy(cfg, groups)))
+    return {key: value for key, value in pairs if not MOVABLE & set(key.split("."))}
+
+
 def check_unchanged(cfg: DictConfig, before: dict[str, Any]) -> None:
     """Raises `UserError` if a config.yaml has other lasting settings than those ``before``, of the run's checkpoint.
 
