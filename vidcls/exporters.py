@@ -155,7 +155,7 @@ def export_run(run: LoadedRun, format: str, output: Path, cache_dir: str | None)
         warnings.warn(
             f"The exported network computes in float32, the run in {precision}: expect differences", stacklevel=2
         )
-    classifier = ExportedClassifier(run.model, run.preprocess)
+    classifier = ExportedClassifier(run.model.float(), run.preprocess)
     options = PredictOptions().complete(run.spec.clip.clip_seconds, run.manifest)
     metadata = describe(run.spec, hash_file(best_checkpoint(run.folder)))
     metadata["max_whole_seconds"] = str(options.max_whole_seconds)  # predict.py cuts longer videos into windows

@@ -135,8 +135,9 @@ def test_metrics_are_those_of_the_whole_network_to_the_last_digit(copied: Path) 
     assert not entries(copied)
 
 
-def test_in_half_precision_too(copied: Path, frozen: Overrides) -> None:
-    half = [*frozen, "trainer.precision=bf16-mixed", "trainer.max_epochs=1", "data.num_frames=2"]
+@pytest.mark.parametrize("precision", ["bf16-mixed", "64-true"])
+def test_in_other_precisions_too(precision: str, copied: Path, frozen: Overrides) -> None:
+    half = [*frozen, f"trainer.precision={precision}", "trainer.max_epochs=1", "data.num_frames=2"]
     half.append("data.store.num_frames=4")
     run = start(copied, *half, name="bf16")
     assert len(entries(copied)) == 24  # features of their own

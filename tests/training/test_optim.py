@@ -179,7 +179,9 @@ def test_cosine_of_no_steps_is_defined() -> None:
 def test_stages_below_the_last_have_a_rate_of_their_own() -> None:
     below, last = rates(adam(lr=2.0, schedule="cosine", encoder_lr_factor=0.1), 3, 4)[1:]
     assert last == pytest.approx(FALL) and below == pytest.approx([0.1 * rate for rate in FALL])
-    assert rates(adam(lr=2.0, encoder_lr_factor=0.1), 1, 2) == [[2.0, 2.0, 2.0]]  # the only one is the last one
+    for alone in ({"encoder_lr_factor": 0.1}, {"unfreeze_epochs": 1}):
+        with pytest.warns(UserWarning, match="no pretrained stage"):
+            assert rates(adam(lr=2.0, **alone), 1, 2) == [[2.0, 2.0, 2.0]]  # the only one is the last one
 
 
 def test_each_stage_starts_after_the_one_above_it() -> None:

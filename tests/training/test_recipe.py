@@ -252,6 +252,8 @@ def test_clips_are_mixed_in_half_precision(precision: str, tiny: list[str], tmp_
 
 
 def test_the_loss_of_a_step_does_not_depend_on_accumulation(tiny: list[str], tmp_path: Path) -> None:
+    never = ["trainer.log_every_n_steps=0", "trainer.max_epochs=1", f"run_dir={tmp_path / 'never'}"]
+    assert train(*tiny, *never).code == 0 and "train/loss_step" not in scalars(tmp_path / "never")
     still, runs = ["optim.lr=0.0", "model.dropout=0.0", "data.batch_size=2", "trainer.max_epochs=1"], []
     for number in (1, 3):
         run = tmp_path / str(number)

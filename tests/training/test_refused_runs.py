@@ -97,6 +97,18 @@ def test_a_gpu_must_be_there(tiny: list[str], tmp_path: Path) -> None:
     refused(train(*overrides, "trainer=gpu", "data.num_workers=0", f"run_dir={tmp_path / 'run'}"), "[no-gpu]")
 
 
+@pytest.mark.parametrize("accelerator", ["cpu", "auto"])
+@pytest.mark.parametrize("precision", ["16-mixed", "16"])
+def test_a_cpu_does_not_compute_in_mixed_float16(
+    accelerator: str, precision: str, tiny: list[str], tmp_path: Path
+) -> None:
+    """Lightning would compute in bf16 instead, of which config.yaml would say nothing."""
+    if accelerator == "auto" and torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    device = [f"trainer.accelerator={accelerator}", f"trainer.precision={precision}"]
+    refused(train(*tiny, *device, f"run_dir={tmp_path / 'run'}"), "[trainer.precision]", "bf16-mixed")
+
+
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     result = train(*TINY, "data.source=nowhere", "debug=true", f"run_dir={tmp_path / 'run'}")
     assert result.code not in (0, None)

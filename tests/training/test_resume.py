@@ -9,6 +9,7 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from helpers.commands import start_train, train, train_once
 from helpers.runs import (
@@ -20,6 +21,8 @@ from helpers.runs import (
     wait_until,
 )
 from omegaconf import OmegaConf
+
+from vidcls.training.run_config import check_unchanged
 
 # All that is random in training is on: what resumes here resumes anywhere. Figures are not.
 RANDOM = [
@@ -63,10 +66,10 @@ def test_kill_9_in_training(uninterrupted: Path, tiny: list[str], tmp_path: Path
     assert_same_curves(run, uninterrupted)
 
 
-@pytest.mark.parametrize("processes", [0, 1])
-def test_loader_processes_fetch_ahead_what_is_trained_on(processes: int, tiny: list[str], tmp_path: Path) -> None:
-    """They are started before Lightning says with which epoch a resumed run goes on."""
-    whole, run, options = tmp_path / "whole", tmp_path / "run", [*tiny, *RANDOM, f"data.num_workers={processes}"]
+@pytest.mark.parametrize("option", ["data.num_workers=0", "data.num_workers=1", "trainer.precision=64-true"])
+def test_loader_processes_fetch_ahead_what_is_trained_on(option: str, tiny: list[str], tmp_path: Path) -> None:
+    """They are started before Lightning says with which epoch a resumed run goes on. No digit of a weight is lost."""
+    whole, run, options = tmp_path / "whole", tmp_path / "run", [*tiny, *RANDOM, option]
     options.append("optim.schedule=constant")  # which does not depend on the number of epochs
     for folder, epochs in ((whole, 2), (run, 1)):
         result = train(*options, f"trainer.max_epochs={epochs}", f"run_dir={folder}")
@@ -76,6 +79,20 @@ def test_loader_processes_fetch_ahead_what_is_trained_on(processes: int, tiny: l
     result = train(f"resume={run}")
     assert result.code == 0, result.stderr
     assert_same_result(run, whole)
+
+
+def test_logger_csv_keeps_what_it_has(tiny: list[str], tmp_path: Path) -> None:
+    """Lightning's CSVLogger would begin its file anew."""
+    run = tmp_path / "run"
+    assert train(*tiny, "logger=csv", "trainer.max_epochs=2", f"run_dir={run}").code == 0
+    before = pd.read_csv(run / "csv" / "metrics.csv")
+    with (run / "csv" / "metrics.csv").open("a") as file:
+        file.write("0.5,0")  # of a run that was killed while it wrote
+    (run / "config.yaml").write_text((run / "config.yaml").read_text().replace("max_epochs: 2", "max_epochs: 3"))
+    assert train(f"resume={run}").code == 0
+    logged = pd.read_csv(run / "csv" / "metrics.csv")
+    pd.testing.assert_frame_equal(logged[: len(before)], before, check_like=True)
+    assert len(before) < len(logged) and logged["train/loss"].notna().sum() == 3
 
 
 def test_kill_9_in_ingest(finished: Path, tiny: list[str], tmp_path: Path) -> None:
@@ -239,6 +256,11 @@ def test_a_config_with_a_list_more_or_less_is_refused(finished: Path, tmp_path: 
     assert text.count(old) == 1
     (run / "config.yaml").write_text(text.replace(old, new))
     refused(train(f"resume={run}"), "[changed-config]", "nothing")
+
+
+def test_what_changes_no_result_may_be_edited() -> None:
+    here, cluster = {"name": "local"}, {"name": "ray", "address": "auto", "networks": None}
+    check_unchanged(OmegaConf.create({"data": {"engine": cluster}}), {"data": {"engine": here}})
 
 
 def test_a_run_that_has_lost_its_manifest_is_refused(finished: Path, tmp_path: Path) -> None:

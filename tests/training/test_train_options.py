@@ -57,7 +57,9 @@ def composed(*overrides: str) -> DictConfig:
         (["optim.schedule={_target_:torch.optim.lr_scheduler.ConstantLR}", "optim.warmup=0.1"], "optim.schedule"),
         (["augment.flip=2.0"], "augment.flip"),
         (["augment.randaugment=1.5"], "augment.randaugment"),
+        (["augment.randaugment_magnitude=9.5"], "augment.randaugment_magnitude"),  # an index
         (["callbacks=ema", "callbacks.ema.decay=2"], "callbacks.ema.decay"),
+        (["callbacks=ema", "trainer.precision=bf16-true"], "trainer.precision"),
         (["model.dropout=1.5"], "model.dropout"),
         (["model.lstm.hidden_size=0"], "model.lstm.hidden_size"),
         (["model.encoder.channels=[]"], "model.encoder.channels"),

@@ -106,8 +106,10 @@ def rebuild(checkpoint: Checkpoint, trust: Sequence[str], *, compiled: bool) -> 
     """The network of a checkpoint with its weights, and its preprocessing, in eval mode; raises `UserError`."""
     try:
         preprocess = build_preprocess(checkpoint.spec)
-        model = build_model(checkpoint.spec, trust, compiled=compiled)
-        model.load_state_dict(checkpoint.model_weights)
+        model, weights = build_model(checkpoint.spec, trust, compiled=compiled), checkpoint.model_weights
+        if any(value.dtype == torch.float64 for value in weights.values()):
+            model.double()
+        model.load_state_dict(weights)
     except (RuntimeError, TypeError, ValueError) as error:
         expected, remedy = "weights that fit the network of their checkpoint", "Check the path, or train again."
         raise UserError(expected, one_line(error), remedy, "bad-checkpoint") from error

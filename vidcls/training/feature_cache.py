@@ -71,7 +71,8 @@ def compute_features(trainer: L.Trainer, module: VideoClassifier, videos: Videos
                 with trainer.precision_plugin.forward_context():
                     features = module.encode(frames)
                 module.features_dtype = features.dtype
-                clips.append(features.float().cpu().numpy())
+                kept = torch.promote_types(features.dtype, torch.float32)  # NumPy has no bfloat16
+                clips.append(features.to(kept).cpu().numpy())
             for row, *of_video in zip(rows, *clips, strict=True):
                 store.write(dataset.sha256s[row], np.stack(of_video) if len(of_video) > 1 else of_video[0])
     trainer.strategy.barrier()

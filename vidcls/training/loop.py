@@ -1,5 +1,6 @@
 """A training run: its data module, its module, its training, its test."""
 
+import csv
 import logging
 import platform
 import warnings
@@ -12,7 +13,8 @@ import lightning as L
 import torch
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import LearningRateMonitor
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
@@ -113,7 +115,19 @@ def build_loggers(cfg: DictConfig, resume_step: int | None = None) -> list[Logge
         # For a resumed run, TensorBoard discards the steps that are repeated.
         extra = {"purge_step": resume_step} if str(one["_target_"]).endswith(".TensorBoardLogger") else {}
         loggers.append(instantiate(one, **extra))
+        if resume_step is not None and isinstance(loggers[-1], CSVLogger):
+            _keep_logged(loggers[-1], resume_step)
     return loggers
+
+
+@rank_zero_only
+def _keep_logged(logger: CSVLogger, resume_step: int) -> None:
+    """Logs again what there is from before ``resume_step``: Lightning begins the file anew."""
+    path = Path(logger.log_dir, "metrics.csv")
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    for row in csv.DictReader(line for line in lines if line.endswith("\n")):  # a killed run may have cut the last one
+        if (step := int(row.pop("step"))) < resume_step:
+            logger.experiment.log_metrics({name: value for name, value in row.items() if value}, step)
 
 
 def fit(
@@ -132,6 +146,7 @@ def fit(
     folder = Path(cfg.run_dir)
     last = load_last(folder, datamodule.classes)
     trainer = build_trainer(cfg, last[1].step if last else None, extra_callbacks)
+    trainer.precision_plugin.convert_module(module)  # Lightning does it after it has loaded a checkpoint
     datamodule.first_epoch = int(last[1].raw["epoch"]) + 1 if last else 0
     if is_rank_zero():
         device = trainer.strategy.root_device
@@ -203,6 +218,7 @@ def silence_lightning() -> None:
     for message in (
         ".*does not have many workers.*",
         ".*Checkpoint directory .* exists and is not empty.*",
+        ".*Experiment logs directory .* exists and is not empty.*",
         ".*The number of training batches .* is smaller than the logging interval.*",
         r".*module\(s\) in eval mode at the start of training.*",  # what is frozen
         ".*treespec, LeafSpec.*",

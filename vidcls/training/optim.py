@@ -39,6 +39,9 @@ def build_optimizer(
     if late := sum(stages_above * own["unfreeze_epochs"] >= max(epochs, 1) for stages_above in above):
         note = f"{late} of {len(above)} stages of the network never train: their turn comes after {epochs} epochs"
         warnings.warn(f"{note}. Lower optim.unfreeze_epochs, or train longer.", stacklevel=2)
+    if above == [0] and (encoder_lr_factor != 1 or own["unfreeze_epochs"]):
+        names = "optim.encoder_lr_factor and optim.unfreeze_epochs"
+        warnings.warn(f"{names} change nothing: the network has no pretrained stage that trains.", stacklevel=2)
     if isinstance(schedule, Mapping):
         for group, stages_above in zip(groups, above, strict=True):
             group["lr"] = optim["lr"] * (encoder_lr_factor if stages_above else 1.0)

@@ -116,7 +116,7 @@ CHECKS: dict[str, Check] = {
     "augment.crop_scale": partial(check_number, minimum=0.01, maximum=1.0),
     "augment.jitter": _share,
     "augment.randaugment": _not_negative,
-    "augment.randaugment_magnitude": partial(check_number, minimum=0.0, maximum=30.0),
+    "augment.randaugment_magnitude": partial(check_integer, minimum=0, maximum=30),
     "augment.mixup": check_number,
     "augment.cutmix": check_number,
     "callbacks.ema.decay": _share,
@@ -170,6 +170,9 @@ def check_train_options(cfg: DictConfig) -> None:
             remedy = "Leave that as it is; add a callback of another name."
             raise UserError(expected, ", ".join(wrong), remedy, f"callbacks.{name}")
     _check_monitors(plain)
+    if "ema" in plain["callbacks"] and (half := str(plain["trainer"]["precision"])) in ("16-true", "bf16-true"):
+        expected = "trainer.precision=bf16-mixed or 32-true, for callbacks=ema: half precision would round steps away"
+        raise UserError(expected, half, "Change one of them.", "trainer.precision")
     solves = is_logistic(plain["optim"])
     if not solves:
         _check_schedule(plain["optim"])
@@ -208,13 +211,19 @@ def check_run_values(plain: dict[str, Any]) -> None:
 
 def check_gpu(cfg: DictConfig) -> None:
     """Raises `UserError` if the trainer needs a GPU and there is none, before videos are decoded for hours."""
-    if cfg.trainer.accelerator in ("gpu", "cuda"):
+    accelerator, mixed = cfg.trainer.accelerator, str(cfg.trainer.precision) in ("16", "16-mixed")
+    if accelerator in ("gpu", "cuda") or (accelerator == "auto" and mixed):
         import torch  # takes seconds; other runs import it while they decode
 
-        if not torch.cuda.is_available():
+        if accelerator == "auto":
+            accelerator = "cpu" if torch.accelerator.current_accelerator(check_available=True) is None else "gpu"
+        elif not torch.cuda.is_available():
             raise UserError(
                 "a CUDA GPU, as the trainer asks", "none that torch can see", "Leave trainer=gpu out.", "no-gpu"
             )
+    if accelerator == "cpu" and mixed:  # Lightning would compute in bf16 instead
+        expected, got = "a GPU, for trainer.precision=16-mixed", "a CPU"
+        raise UserError(expected, got, "Give trainer.precision=bf16-mixed, or leave it out.", "trainer.precision")
 
 
 def check_address_space() -> None:

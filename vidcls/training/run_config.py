@@ -32,7 +32,7 @@ TRUSTED_TARGETS = re.compile(
 """The targets that the config.yaml of a run folder may name."""
 LASTING = ("seed", "data", "model", "augment", "optim", "loss", "normalise", "refit")
 MOVABLE = {"source", "cache_dir", "decisions", "weights"}  # paths, and options that change no result
-MOVABLE |= {"decode", "fetch", "zip", "num_workers", "pin_memory", "device_cache"}
+MOVABLE |= {"decode", "fetch", "zip", "engine", "num_workers", "pin_memory", "device_cache"}
 PATH_KEYS = re.compile(r".*(path|dir|folder|file|filename|uri|location)")
 
 
