@@ -136,6 +136,11 @@ def test_one_class_present_leaves_auroc_undefined() -> None:
     assert got["per_class"]["harmful"] == {"precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 0}
 
 
+def test_support_is_an_integer_where_no_video_is_right() -> None:
+    rows = measured([[0.7, 0.3]], [1], ["safe", "harmful"])["per_class"].values()
+    assert [(row["support"], type(row["support"])) for row in rows] == [(0, int), (1, int)]
+
+
 def test_a_single_video() -> None:
     got = measured([[0.25, 0.75]], [1], ["safe", "harmful"], [0.5])
     assert (got["n"], got["accuracy"], got["loss"], got["auroc"]) == (1, 1.0, 0.5, None)

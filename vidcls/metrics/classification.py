@@ -34,12 +34,10 @@ def summarise(
     predicted, every, n = probabilities.argmax(axis=1), range(len(classes)), len(labels)
     counts = confusion_matrix(labels, predicted, labels=every)
     correct = int(np.trace(counts))
-    table = precision_recall_fscore_support(labels, predicted, labels=every, zero_division=0.0)
+    *table, _ = precision_recall_fscore_support(labels, predicted, labels=every, zero_division=0.0)
+    columns = [*(column.tolist() for column in table), counts.sum(axis=1).tolist()]
     names = ("precision", "recall", "f1", "support")
-    per_class = {
-        name: dict(zip(names, values, strict=True))
-        for name, *values in zip(classes, *(column.tolist() for column in table), strict=True)
-    }
+    per_class = {name: dict(zip(names, values, strict=True)) for name, *values in zip(classes, *columns, strict=True)}
     defined = [k for k in every if 0 < (labels == k).sum() < n]
     areas = [float(roc_auc_score(labels == k, probabilities[:, k])) for k in defined]
     loss = math.fsum(losses.tolist()) / n  # exact, so that it does not depend on the order of the videos, as under DDP
