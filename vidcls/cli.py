@@ -142,9 +142,15 @@ def user_errors_exit(main: Callable[[DictConfig], Result]) -> Callable[[DictConf
     @functools.wraps(main)
     def guarded(cfg: DictConfig) -> Result:
         keep_freed_memory()
+        of_threads: list[UserError] = []
+        if not cfg.debug:
+            threading.excepthook = functools.partial(_end_thread, of_threads)
         try:
             check_missing(cfg)
-            return main(cfg)
+            result = main(cfg)
+            for message in of_threads:
+                print(f"warning: {message}", file=sys.stderr)
+            return result
         except Exception as error:
             user_error = find_user_error(error) or _explain(error)
             if user_error is None or cfg.debug:
@@ -163,6 +169,13 @@ def user_errors_exit(main: Callable[[DictConfig], Result]) -> Callable[[DictConf
             sys.exit(130)
 
     return guarded
+
+
+def _end_thread(errors: list[UserError], ended: threading.ExceptHookArgs) -> None:
+    if error := find_user_error(ended.exc_value):  # such as of TensorBoard's thread; the next curve raises it again
+        errors.append(error)
+    else:
+        threading.__excepthook__(ended)
 
 
 def lost_process(got: str) -> UserError:

@@ -7,6 +7,7 @@ import os
 import runpy
 import subprocess
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
@@ -47,7 +48,7 @@ class Result:
 
 def call(script: str, *overrides: str) -> Result:
     """`python SCRIPT OVERRIDES` in this process, which spares the seconds that importing torch takes."""
-    argv, stdout, stderr, code = sys.argv, io.StringIO(), io.StringIO(), 0
+    argv, excepthook, stdout, stderr, code = sys.argv, threading.excepthook, io.StringIO(), io.StringIO(), 0
     sys.argv = [str(ROOT / script), *overrides]
     try:
         # It composes the configuration once more, only to see whether it says hydra.mode=MULTIRUN, as these do.
@@ -67,6 +68,7 @@ def call(script: str, *overrides: str) -> Result:
         os.environ.pop("HYDRA_FULL_ERROR", None)  # set where debug shows a traceback
         sys.argv = argv
         torch.use_deterministic_algorithms(False)  # as it was
+        threading.excepthook = excepthook
     return Result(code, stdout.getvalue(), stderr.getvalue())
 
 

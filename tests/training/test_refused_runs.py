@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -151,3 +153,18 @@ def test_too_little_memory(tiny: list[str], tmp_path: Path) -> None:
     refused(hungry, "[memory]", "data.batch_size")
     killed = "+callbacks.killed._target_=helpers.dying.KillLoaders"
     refused(train(*tiny, killed, "data.num_workers=1", f"run_dir={tmp_path / 'killed'}"), "[lost-loader]")
+
+
+def test_curves_that_cannot_be_written_end_it_without_a_traceback(
+    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TensorBoard writes in a thread of its own, whose errors Python prints with a traceback."""
+
+    def write(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("threading.excepthook", threading.__excepthook__)  # Python's own, not pytest's
+    monkeypatch.setattr("tensorboard.summary.writer.record_writer.RecordWriter.write", write)
+    result = train(*tiny, f"run_dir={tmp_path / 'run'}")
+    refused(result, "[disk]", "No space left on device")
+    assert "Traceback" not in result.stderr
