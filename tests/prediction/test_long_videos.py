@@ -154,6 +154,16 @@ def test_all_windows_around_a_hit_are_classified_and_few_elsewhere(bright: Path,
     assert len(ours) == 1 and ours.equals(theirs)
 
 
+def test_a_picture_that_stays_is_no_shorter_to_a_coarse_search(bright: Path, tmp_path: Path) -> None:
+    """A minute of which hardly any window is read, as all would show the same, counts as a minute."""
+    times = [*range(0, 2000, 40), 2000, *range(62000, 70000, 40)]
+    video = write_video(tmp_path / "slides.mp4", np.concatenate([lit(2), lit(0.04, (0, 1)), lit(8)]), pts=times)
+    predict(bright, video, tmp_path / "out", *COARSE)
+    assert rows_of(tmp_path / "out").loc["slides.mp4", "decision"] == "block"
+    found = table(tmp_path / "out" / "segments.csv")
+    np.testing.assert_allclose(found[["start_seconds", "end_seconds"]], [[2, 62]], atol=1)
+
+
 def test_without_a_policy_there_is_no_coarse_search(finished: Path, demo_folder: Path, tmp_path: Path) -> None:
     given = [f"run={finished}", f"input={demo_folder}", f"output={tmp_path}/out", "predict.search=coarse"]
     refused(call("predict.py", *given), "[search-without-policy]")

@@ -39,12 +39,9 @@ class CoarseSearch:
         harmful = [k for k, name in enumerate(self.policy.classes) if name != self.policy.safe_class]
         rows = np.stack([outputs[: len(self.policy.classes)] for *_, outputs in windows])
         highest = calibrate(rows, self.policy.temperature)[:, harmful].max(axis=1)
-        reach = float(self.options.coarse_stride_seconds or 0)
-        likely = (highest >= self.options.coarse_threshold).tolist()
-        return (
-            tuple((start - reach, end + reach) for (start, end, _), hit in zip(windows, likely, strict=True) if hit)
-            or None
-        )
+        likely = np.flatnonzero(highest >= self.options.coarse_threshold)
+        last = len(windows) - 1
+        return tuple((windows[max(i - 1, 0)][0], windows[min(i + 1, last)][1]) for i in likely) or None
 
     @staticmethod
     def join(first: VideoFound, second: VideoFound) -> VideoFound:

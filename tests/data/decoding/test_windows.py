@@ -202,6 +202,19 @@ def test_a_video_of_too_many_windows_is_partial(tmp_path: Path) -> None:
     assert len(half) == 20 and half.result is not None and half.result.status == "ok"
 
 
+def test_a_picture_that_stays_counts_by_its_time() -> None:
+    """From second 2 to 62: one window of its own, which must not be left out as if it were a second."""
+    appearances = np.concatenate([np.arange(0, 2, 0.04), [2.0], np.arange(62, 68, 0.04)])
+    plan = WindowPlan(StoreSpec(4, SIDE), 2.0, 1.0, 0.0)
+    starts, total = plan.choose_windows(appearances, 68.0)
+    assert (starts.tolist(), total) == ([0, 1, 2, *range(61, 67)], None)
+    starts, total = replace(plan, coarse_stride_seconds=20.0).choose_windows(appearances, 68.0)
+    assert (starts.tolist(), total) == ([0, 2, 66], None)
+    assert replace(plan, max_windows=6).choose_windows(appearances, 68.0)[1] is None
+    starts, total = replace(plan, max_windows=4).choose_windows(appearances, 68.0)
+    assert (starts.tolist(), total) == ([0, 61, 63, 66], 9)
+
+
 # ---- short videos
 
 

@@ -42,8 +42,9 @@ class WindowPlan:
                           [8   12)
 
         Skips windows that would only show the picture of the window before them again. Of the rest, reads one per
-        ``coarse_stride_seconds`` and the last, or those that overlap ``spans``; but at most ``max_windows``, evenly
-        spaced. ``appearances`` are the times at which the N frames appear, ascending from 0.
+        ``coarse_stride_seconds`` (each that stands for such a time) and the last, or those that overlap ``spans``; but
+        at most ``max_windows``, evenly spaced. ``appearances`` are the times at which the N frames appear, ascending
+        from 0.
         """
         window, stride = self.window_seconds, self.stride_seconds
         if seconds <= window:
@@ -60,13 +61,17 @@ class WindowPlan:
         total = int(ends[-1])
         sparse = None if self.spans is not None else self.coarse_stride_seconds
         step = max(int((sparse or 0) / stride), 1)
-        chosen = np.append(np.arange(0, total - 1, step), total - 1)
+        each = np.arange(total)
+        picture = np.searchsorted(ends, each, side="right")
+        windows = first[picture] + each - (ends - counts)[picture]
+        # Those that hold a multiple of the step, also by a picture that stays until then.
+        chosen = np.flatnonzero(np.append(-(-windows[:-1] // step) * step < windows[1:], True))
         if len(chosen) > self.max_windows:
             chosen = np.linspace(0, total - 1, self.max_windows).round().astype(np.int64)
-        picture = np.searchsorted(ends, chosen, side="right")
-        windows = first[picture] + chosen - (ends - counts)[picture]
-        unseen = np.diff(chosen, append=total).max() * stride > max(window, sparse or 0) + ROUNDING_SECONDS
-        starts = np.where(windows < before, windows * float(stride), last)
+        following = np.append(windows, windows[-1] + 1)
+        gaps = following[np.append(chosen[1:], total)] - following[chosen + 1] + 1  # from one to the next, in strides
+        unseen = gaps.max() * stride > max(window, sparse or 0) + ROUNDING_SECONDS
+        starts = np.where(windows < before, windows * float(stride), last)[chosen]
         if self.spans is not None:
             starts = starts[
                 [any(start < end and start + window > begin for begin, end in self.spans) for start in starts]
