@@ -39,7 +39,7 @@ class CoarseSearch:
         harmful = [k for k, name in enumerate(self.policy.classes) if name != self.policy.safe_class]
         rows = np.stack([outputs[: len(self.policy.classes)] for *_, outputs in windows])
         highest = calibrate(rows, self.policy.temperature)[:, harmful].max(axis=1)
-        likely = np.flatnonzero(highest >= self.options.coarse_threshold)
+        likely = np.flatnonzero(highest >= self.options.coarse_threshold).tolist()
         last = len(windows) - 1
         return tuple((windows[max(i - 1, 0)][0], windows[min(i + 1, last)][1]) for i in likely) or None
 
