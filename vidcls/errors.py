@@ -5,7 +5,7 @@ import math
 from typing import Any
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-DISK_ERRORS = {*FULL_DISK, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE}
+DISK_ERRORS = {*FULL_DISK, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.ENOTDIR}
 
 
 class UserError(Exception):

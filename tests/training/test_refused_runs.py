@@ -168,3 +168,10 @@ def test_curves_that_cannot_be_written_end_it_without_a_traceback(
     result = train(*tiny, f"run_dir={tmp_path / 'run'}")
     refused(result, "[disk]", "No space left on device")
     assert "Traceback" not in result.stderr
+
+
+def test_a_folder_that_cannot_be_made_is_told_before_hydra_tries(tiny: list[str], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    refused(train(*tiny, f"run_dir={tmp_path / 'file'}"), "[run_dir]", str(tmp_path))
+    refused(train(*tiny, f"run_dir={tmp_path / 'file' / 'run'}"), "[run_dir]", str(tmp_path))
+    refused(train("-m", *tiny, "seed=0,1", f"hydra.sweep.dir={tmp_path / 'file' / 'sweep'}"), "[disk]", str(tmp_path))

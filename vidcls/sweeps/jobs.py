@@ -63,16 +63,26 @@ def callback_errors_exit() -> Iterator[None]:
     """Ends the process if a callback fails: Hydra would only warn, and start jobs that use the test set."""
     try:
         yield
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except Exception as error:
+        if (user_error := find_user_error(error)) is None:
+            traceback.print_exc()
+            sys.exit(1)
+        print(f"error: {user_error}", file=sys.stderr)
         sys.exit(2)
-    except Exception:
-        traceback.print_exc()
-        sys.exit(1)
 
 
 class SweepCallback(Callback):
     """Prepares a multirun before its jobs are composed, and prints at the end how they ended."""
+
+    def on_run_start(self, config: DictConfig, **_: Any) -> None:
+        """Makes the folder of a single run, which Hydra would do with a traceback where it cannot."""
+        with callback_errors_exit():
+            folder = Path(config.hydra.run.dir)
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                expected, remedy = "run_dir= to be a folder that can be made", "Choose another run_dir=DIR."
+                raise UserError(expected, f"{folder}: {error.strerror}", remedy, "run_dir") from error
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         with callback_errors_exit():
