@@ -23,10 +23,11 @@ def test_hashes_come_in_the_order_of_the_files(tmp_path: Path) -> None:
 
 def test_what_cannot_be_read_has_a_reason(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    found = hash_files([tmp_path / "missing", tmp_path, tmp_path / "pipe"], None)
-    assert [one.sha256 for one in found] == [""] * 3
+    found = hash_files([tmp_path / "missing", tmp_path, tmp_path / "pipe", tmp_path / "a\0b"], None)
+    assert [one.sha256 for one in found] == [""] * 4
     assert found[0].error == "the file cannot be read: No such file or directory"
-    assert all(one.error == "the file cannot be read: not a regular file" for one in found[1:])
+    assert all(one.error == "the file cannot be read: not a regular file" for one in found[1:3])
+    assert found[3].error == "the file cannot be read: embedded null byte"
 
 
 def test_a_file_that_has_not_changed_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,12 +53,14 @@ def test_names_of_a_list_that_are_not_utf_8(tmp_path: Path) -> None:
     assert sorted(plan(tmp_path / "list.txt", tmp_path / "out")) == ["https://host/a.mp4", "\udcff.mp4"]
 
 
-@pytest.mark.parametrize("content", ["", "\n\n"])
-def test_an_empty_list_is_refused(tmp_path: Path, content: str) -> None:
-    (tmp_path / "list.txt").write_text(content)
+@pytest.mark.parametrize(
+    ("content", "code"), [(b"", "input"), (b"\n\n", "input"), ("\ufeffa.mp4\n".encode("utf-16-le"), "bad-txt")]
+)
+def test_a_list_that_is_empty_or_no_utf_8_is_refused(tmp_path: Path, content: bytes, code: str) -> None:
+    (tmp_path / "list.txt").write_bytes(content)
     with pytest.raises(UserError) as error:
         Inputs(str(tmp_path / "list.txt"), FetchLimits())
-    assert error.value.code == "input"
+    assert error.value.code == code
 
 
 def test_what_a_list_or_a_glob_leaves_out_is_counted(tmp_path: Path) -> None:

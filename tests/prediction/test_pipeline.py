@@ -226,6 +226,7 @@ def test_names_may_hold_anything(bright: Path, tmp_path: Path) -> None:
     [
         ("input=nowhere", "nothing"),
         ("run=nowhere", "[run]"),
+        ("run=[]", "[run]"),
         ("predict.stride_seconds=99", "predict.stride_seconds"),
         ("predict.window_seconds=0", "predict.window_seconds"),
         ("predict.max_windows=0", "[predict.max_windows]"),

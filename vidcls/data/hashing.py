@@ -136,5 +136,5 @@ def hash_video(file: Path) -> HashResult:
             before = FileState.of(stream.fileno())
             sha256 = hash_file(stream)
             return HashResult(sha256, "", before if before == FileState.of(stream.fileno()) else None)
-    except OSError as error:
-        return HashResult("", f"the file cannot be read: {error.strerror or error}")
+    except (OSError, ValueError) as error:  # a name with a zero byte is a ValueError
+        return HashResult("", f"the file cannot be read: {getattr(error, 'strerror', None) or error}")

@@ -155,6 +155,9 @@ def _read_local(
     if kind == "txt":
         with open(file, encoding="utf-8", errors="surrogateescape", newline="\n") as lines:
             for number, line in enumerate(lines, 1):
+                if "\0" in line:  # as of UTF-16
+                    got, remedy = f"a zero byte in line {number}", "Save it again as text in UTF-8."
+                    raise UserError(f"paths or URLs as text in {shown}", got, remedy, "bad-txt")
                 if path := line.removesuffix("\n").removesuffix("\r").removeprefix("\ufeff"):
                     yield number, {"path": path}
     else:
