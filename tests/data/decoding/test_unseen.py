@@ -16,6 +16,7 @@ from helpers.videos import ffmpeg, write_video
 from vidcls.data.decoding.frames import decode
 from vidcls.data.decoding.plan import WindowPlan
 from vidcls.data.decoding.result import DECODERS, DecodeResult, UndecodableError
+from vidcls.data.decoding.track import ASF_FILE_PROPERTIES
 from vidcls.data.decoding.windows import stream_windows
 from vidcls.data.sampling import StoreSpec
 
@@ -277,3 +278,16 @@ def test_a_picture_called_mp4_is_no_video(tmp_path: Path, make: Callable[[Path],
     make(tmp_path / "picture.mp4")
     with pytest.raises(UndecodableError, match="not a video file of a known format"):
         decode(tmp_path / "picture.mp4", StoreSpec(4, SIDE), DECODERS)
+
+
+def test_a_wmv_that_ends_early_is_partial(tmp_path: Path) -> None:
+    """Its header alone tells, unless it is that of a live recording, which does not know its size."""
+    video = write_video(tmp_path / "a.wmv", numbered(40), codec="wmv2")
+    assert look(video)[1].status == "ok"
+    content = bytearray(video.read_bytes())
+    half = len(content) // 2
+    video.write_bytes(content[:half])
+    assert f"the file ends early: {len(content) - half} bytes are missing" in look(video)[1].reason
+    content[content.index(ASF_FILE_PROPERTIES) + 88] |= 1
+    video.write_bytes(content[:half])
+    assert "ends early" not in look(video)[1].reason

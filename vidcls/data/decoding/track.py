@@ -30,6 +30,8 @@ from vidcls.data.decoding.transport_stream import read_program_stream, read_tran
 FORMATS = "mov,matroska,avi,mpegts,mpeg,mpegvideo,flv,asf"
 UNREAD_STRETCH, UNREAD_TOTAL = 0.1, 0.5  # fractions of a file; headers and padding take less
 UNREAD_BYTES = 4096  # or this
+ASF_FILE_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
+ASF_HEADER_BYTES = 2**16
 SHORTEST_FRAME_SECONDS = 1 / 240  # faster rates are taken for errors
 _capturing = threading.RLock()
 
@@ -155,8 +157,10 @@ def read_track(path: Path) -> tuple[Track, Float[np.ndarray, " N"], Float[np.nda
         covers = sum(bool(other.disposition & av.stream.Disposition.attached_pic) for other in visible)
         gaps, videos = _read_mpeg(container, path, stream.id)
         late = len(videos - {other.id for other in container.streams})
+        missing = _count_missing_bytes(path) if container.format.name == "asf" else 0
         found = {
             f"the file ends early: {count} of {declared} frames are there": count < declared and not hidden,
+            f"the file ends early: {missing} bytes are missing": missing,
             f"an edit list hides {declared - count} of {declared} frames": hidden,
             f"the first {keyless} frames come before any key frame": keyless and key_found,
             f"{corrupt} of {declared} packets are damaged": corrupt,
@@ -222,6 +226,15 @@ def _read_mpeg(container: av.container.InputContainer, path: Path, stream: int) 
     if container.format.name == "mpegts":
         return read_transport_stream(path, stream)
     return 0, read_program_stream(path) if container.format.name == "mpeg" else set()
+
+
+def _count_missing_bytes(path: Path) -> int:
+    """How many bytes of an ASF or WMV file are missing, by its header; 0 for live recordings, which do not know."""
+    with path.open("rb") as file:
+        properties = file.read(ASF_HEADER_BYTES).partition(ASF_FILE_PROPERTIES)[2]
+    if len(properties) < 73 or properties[72] & 1:  # a live recording
+        return 0
+    return max(int.from_bytes(properties[24:32], "little") - path.stat().st_size, 0)
 
 
 def _count_movies(path: Path) -> int:
