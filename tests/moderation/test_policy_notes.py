@@ -33,5 +33,9 @@ def test_thresholds_that_may_allow_what_is_more_probably_harmful_are_pointed_out
     assert "0.90 for all" in note and "only from adult 0.800 on" in note
     (note,) = policy_notes(policy(review={"harmful": 0.1, "adult": 0.1}, support={"safe": 9, "harmful": 9}), "val")
     assert "Note for adult: there is no intact val video of it" in note
+    fair = policy(review={"harmful": 0.1, "adult": 0.1}, support={"safe": 0, "harmful": 9, "adult": 9})
+    assert "Note for safe: there is no intact val video of it, so how many are blocked" in next(
+        policy_notes(fair, "val")
+    )
     (note,) = policy_notes(policy(review={"harmful": 0.0, "adult": 0.8}), "val")  # as of an easy precision
     assert "allows no video, as a score of 0 for harmful" in note

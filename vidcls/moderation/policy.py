@@ -222,9 +222,10 @@ def policy_notes(policy: Policy, fitted_on: str) -> Iterator[str]:
             "network is far less confident than accurate, as after too little training. Calibrated, nearly every score "
             "is 0 or 1: train longer before you use this policy."
         )
-    for name in policy.review:
+    for name in policy.classes:
         if policy.support.get(name, 0) == 0:
-            yield f"Note for {name}: there is no intact {fitted_on} video of it, so its thresholds mean nothing."
+            so = "its thresholds mean nothing" if name != policy.safe_class else "how many are blocked is not known"
+            yield f"Note for {name}: there is no intact {fitted_on} video of it, so {so}."
     allowed, most = sum(policy.review.values()), 0.5 / len(policy.review)
     if everything := [name for name, at in policy.review.items() if at <= 0]:
         yield f"Note: this policy allows no video, as a score of 0 for {', '.join(everything)} is enough for review."
