@@ -18,10 +18,12 @@ def main(cfg: DictConfig) -> None:
     # Imported here: testing decodes, and decode workers import this file again.
     from rich.console import Console
 
+    from vidcls.errors import check_flag
     from vidcls.sweeps.fold_plan import are_cross_validations
     from vidcls.sweeps.jobs import check_sweep
 
     console, folders = Console(), folders_of(cfg.sweep)
+    check_flag("test_best", cfg.test_best)
     for folder in folders:
         check_sweep(folder, "sweep")  # before pandas is imported
     if are_cross_validations(folders):

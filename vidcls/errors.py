@@ -56,6 +56,12 @@ def one_line(error: object, limit: int = 200) -> str:
     return " ".join(str(error).split())[:limit]
 
 
+def check_flag(option: str, value: Any) -> None:
+    """Raises `UserError` unless ``value`` is a bool: on the command line ``no`` and ``off`` are texts, and so true."""
+    if not isinstance(value, bool):
+        raise UserError(f"{option} to be true or false", repr(value), f"Change {option}.", option)
+
+
 def check_integer(option: str, value: Any, minimum: int = 1, maximum: float | int = math.inf) -> int:
     """``value`` if it is an integer from ``minimum`` to ``maximum``; otherwise raises `UserError`."""
     if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= maximum:

@@ -40,7 +40,12 @@ def test_the_specs_follow_from_the_options() -> None:
         ({"on_bad": "replace"}, "data.on_bad"),
         ({"classes": ["safe"]}, "data.classes"),
         ({"classes": ["safe", "safe"]}, "data.classes"),
+        ({"classes": 2}, "data.classes"),
+        ({"split": {"grouped": "no"}}, "data.split.grouped"),  # a text, and so true
+        ({"temporal_jitter": "off", "store": {"num_frames": 40}}, "data.temporal_jitter"),
+        ({"pin_memory": "no"}, "data.pin_memory"),
         ({"creator_pattern": "("}, "data.creator_pattern"),
+        ({"creator_pattern": None}, "data.creator_pattern"),
         ({"creator_pattern": ".*"}, "data.creator_pattern"),
         ({"split": {"val_fraction": 1.5}}, "data.split.val_fraction"),
         ({"split": {"test_fraction": -0.1}}, "data.split.test_fraction"),

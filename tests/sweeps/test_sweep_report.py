@@ -184,6 +184,7 @@ def test_a_sweep_without_test_videos_is_refused(real: Callable[[], Sweep]) -> No
 
 def test_an_unfinished_sweep_is_not_tested(grid: Writer, ragged: Writer, tmp_path: Path) -> None:
     refused(report(ragged.folder, "test_best=true"), "[unfinished-sweep]")
+    refused(report(ragged.folder, "test_best=no"), "[test_best]")  # a text, and so true
     for path in grid.folder.glob("num_frames=*"):
         (path / "metrics.json").rename(path / "error.txt")
     refused(report(grid.folder, "test_best=true"), "[no-winner]")

@@ -47,6 +47,8 @@ def composed(*overrides: str) -> DictConfig:
         (["trainer.max_epochs=0"], "trainer.max_epochs"),
         (["trainer.accelerator=gpus"], "trainer.accelerator"),
         (["trainer.precision=8"], "trainer.precision"),
+        (["trainer.deterministic=no"], "trainer.deterministic"),
+        (["model=encoder_head", "model/head=lstm", "model.head.bidirectional=off"], "model.head.bidirectional"),
         (["loss.class_weights=some"], "loss.class_weights"),
         (["loss.label_smoothing=2.0"], "loss.label_smoothing"),
         (["normalise.std=[0.0,1.0,1.0]"], "normalise.std"),

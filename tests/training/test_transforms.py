@@ -155,7 +155,7 @@ def test_cutmix_pastes_one_box_into_all_frames() -> None:
 
 def test_with_both_each_batch_draws_one() -> None:
     torch.manual_seed(0)
-    mix, kinds = Mix(mixup=1.0, cutmix=1.0), []
+    mix, kinds = Mix(mixup=1, cutmix=1), []
     for _ in range(200):
         clips, _ = mix(levels(0.0, 1.0), torch.eye(2))
         kinds.append("cutmix" if bool(((clips == 0) | (clips == 1)).all()) else "mixup")

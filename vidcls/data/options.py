@@ -12,7 +12,7 @@ from typing import Any
 
 from vidcls.data.sampling import SAMPLINGS, ClipSpec, StoreSpec, stored_frames
 from vidcls.data.urls import refuse_credentials
-from vidcls.errors import UserError, check_choice, check_integer, check_number, check_seed
+from vidcls.errors import UserError, check_choice, check_flag, check_integer, check_number, check_seed
 
 SPLITS = ("train", "val", "test")
 ENGINES = ("local", "ray")
@@ -52,11 +52,12 @@ class SplitOptions:
 
     val_fraction: float | int = 0.15
     test_fraction: float | int = 0.15
-    grouped: bool = True
+    grouped: Any = True  # checked to be a bool, as below
 
     def __post_init__(self) -> None:
         for name in ("val_fraction", "test_fraction"):
             check_number(f"data.split.{name}", getattr(self, name), 0.0, 0.9)
+        check_flag("data.split.grouped", self.grouped)
         if (total := self.val_fraction + self.test_fraction) >= 1:
             expected, got = "data.split.val_fraction + data.split.test_fraction to be less than 1", f"{total:g}"
             raise UserError(expected, got, "Lower one of them.", "data.split")
@@ -134,10 +135,10 @@ class DataOptions:
     sampling: str = "uniform"
     clip_seconds: float | int | None = None
     num_clips: int = 1
-    temporal_jitter: bool = False
+    temporal_jitter: Any = False
     sampler: str = "shuffle"
-    classes: Sequence[Any] | None = None  # becomes list[str]
-    creator_pattern: str = r"(?P<creator>.+)_[^_]+"
+    classes: Any = None  # a list of names or None; becomes list[str]
+    creator_pattern: Any = r"(?P<creator>.+)_[^_]+"
     leakage: str = "warn"
     near_duplicates: str = "report"
     on_bad: str = "skip"
@@ -150,7 +151,7 @@ class DataOptions:
     fetch: Any = None  # becomes FetchLimits
     engine: Any = None  # becomes EngineOptions
     num_workers: int = 0
-    pin_memory: bool = False
+    pin_memory: Any = False
     device_cache: float | int = 4.0
     demo: Mapping[str, int] | None = None
     notes: tuple[str, ...] = field(default=(), init=False)  # for the user: which options had to be raised
@@ -162,11 +163,13 @@ class DataOptions:
             check_integer(f"data.{name}", getattr(self, name))
         check_integer("data.num_workers", self.num_workers, minimum=0)
         check_number("data.device_cache", self.device_cache)
+        for name in ("temporal_jitter", "pin_memory"):
+            check_flag(f"data.{name}", getattr(self, name))
         for name, values in CHOICES.items():
             check_choice(f"data.{name}", getattr(self, name), values)
         self._check_clip_seconds()
         object.__setattr__(self, "decisions", list_paths("data.decisions", self.decisions))
-        if self.classes is not None and not isinstance(self.classes, str):  # YAML may read names as numbers
+        if isinstance(self.classes, Sequence) and not isinstance(self.classes, str):  # YAML may read names as numbers
             object.__setattr__(self, "classes", [str(name) for name in self.classes])
         _check_classes(self.classes)
         _check_creator_pattern(self.creator_pattern)
@@ -221,11 +224,11 @@ def list_paths(option: str, value: Any) -> tuple[str, ...]:
     return tuple(paths)
 
 
-def _check_classes(classes: Sequence[str] | None) -> None:
+def _check_classes(classes: Any) -> None:
     if classes is None:
         return
     expected = "two or more different class names in data.classes"
-    if isinstance(classes, str) or len(classes) < 2:
+    if not isinstance(classes, list) or len(classes) < 2:
         raise UserError(expected, repr(classes), "Write data.classes=[safe,harmful], or leave it out.", "data.classes")
     if repeated := [name for name, count in Counter(classes).items() if count > 1]:
         raise UserError(expected, f"{', '.join(repeated)} more than once", "Name each class once.", "data.classes")
@@ -242,10 +245,10 @@ def check_class_names(classes: Iterable[str]) -> None:
         )
 
 
-def _check_creator_pattern(pattern: str) -> None:
+def _check_creator_pattern(pattern: Any) -> None:
     try:
         fault = "" if "creator" in re.compile(pattern).groupindex else "which has no such group"
-    except re.error as error:
+    except (re.error, TypeError) as error:
         fault = f"({error})"
     if fault:
         expected = "a regular expression with a group (?P<creator>...) in data.creator_pattern"

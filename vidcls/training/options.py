@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from vidcls.cli import launched_processes
 from vidcls.data.options import DataOptions
-from vidcls.errors import UserError, check_choice, check_integer, check_number, check_seed
+from vidcls.errors import UserError, check_choice, check_flag, check_integer, check_number, check_seed
 from vidcls.metrics import LOWER_IS_BETTER
 from vidcls.models.downloads import check_downloadable
 from vidcls.training.logistic_options import check_fixed_clips, is_logistic
@@ -29,9 +29,9 @@ LOGGER_PACKAGES = {
 }
 
 
-def _check_flag(option: str, value: Any) -> None:
-    if not isinstance(value, bool):
-        raise UserError(f"{option} to be true or false", repr(value), f"Change {option}.", option)
+def _check_deterministic(option: str, value: Any) -> None:
+    if value not in (True, False, "warn", None):
+        raise UserError(f"{option} to be true, false or warn", repr(value), f"Change {option}.", option)
 
 
 def _check_off(option: str, value: Any) -> None:
@@ -86,9 +86,9 @@ _not_negative: Check = partial(check_integer, minimum=0)
 CHECKS: dict[str, Check] = {
     "seed": check_seed,
     "objective": _choice(*LOWER_IS_BETTER),
-    "test": _check_flag,
-    "figures": _check_flag,
-    "compile": _check_flag,
+    "test": check_flag,
+    "figures": check_flag,
+    "compile": check_flag,
     "normalise.mean": _or_null(_check_channels),
     "normalise.std": _or_null(_check_channels),
     "loss.label_smoothing": _share,
@@ -99,10 +99,11 @@ CHECKS: dict[str, Check] = {
         *("16", "16-mixed", "16-true", "bf16", "bf16-mixed", "bf16-true", "32", "32-true", "64", "64-true"),
         *("transformer-engine", "transformer-engine-float16"),
     ),
+    "trainer.deterministic": _check_deterministic,
     "trainer.gradient_clip_val": _or_null(check_number),
     "trainer.accumulate_grad_batches": check_integer,
     "trainer.use_distributed_sampler": _check_off,
-    "refit": _check_flag,
+    "refit": check_flag,
     "optim.C": _check_strengths,
     "optim.folds": partial(check_integer, minimum=2),
     "optim.max_iter": check_integer,
@@ -127,21 +128,22 @@ CHECKS: dict[str, Check] = {
 MODEL_CHECKS: dict[str, Check] = {
     "model.name": _choice("i3d", "r3d_18", "mc3_18", "r2plus1d_18", "s3d", "mvit_v2_s", "swin3d_t"),
     "model.dropout": _share,
-    "model.standardise": _check_flag,
+    "model.standardise": check_flag,
     "model.motion": _choice(
         "rgb", "difference", "multiscale_difference", "feature_difference", "early_fusion", "late_fusion"
     ),
     "model.weights": _check_weights,
-    "model.norm_eval": _check_flag,
+    "model.norm_eval": check_flag,
     "model.lstm.hidden_size": check_integer,
     "model.encoder": _check_group,
     "model.encoder.channels": _check_conv_channels,
     "model.encoder.weights": _check_weights,
-    "model.encoder.norm_eval": _check_flag,
-    "model.encoder.temporal_shift": _check_flag,
+    "model.encoder.norm_eval": check_flag,
+    "model.encoder.temporal_shift": check_flag,
     "model.head": _check_group,
     "model.head.name": _choice("lstm", "gru", "pool", "transformer"),
     "model.head.hidden_size": check_integer,
+    "model.head.bidirectional": check_flag,
     "model.head.num_layers": check_integer,
     "model.head.num_heads": check_integer,
     "model.head.pooling": _choice("last", "mean", "max", "attention", "statistics"),
@@ -199,13 +201,11 @@ def check_train_options(cfg: DictConfig) -> None:
 
 def check_run_values(plain: dict[str, Any]) -> None:
     """Checks the options of a finished run that are still used; raises `UserError`, LookupError or TypeError."""
-    for option in ("compile", "trainer.accelerator", "trainer.precision"):
+    for option in ("compile", "trainer.accelerator", "trainer.precision", "trainer.deterministic"):
         found, value = _find(plain, option)
         if not found:
             raise LookupError(f"{option} is missing")
         CHECKS[option](option, value)
-    if plain["trainer"]["deterministic"] not in (True, False, "warn", None):
-        raise ValueError(f"trainer.deterministic is {plain['trainer']['deterministic']!r}")
     DataOptions.from_config(plain["data"])
 
 

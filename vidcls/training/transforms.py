@@ -24,8 +24,8 @@ class Augment(nn.Module):
         jitter: float = 0.0,
         randaugment: int = 0,
         randaugment_magnitude: int = 9,
-        mixup: float = 0.0,
-        cutmix: float = 0.0,
+        mixup: float | int = 0.0,
+        cutmix: float | int = 0.0,
     ) -> None:
         super().__init__()
         self.flip = flip
@@ -72,13 +72,15 @@ class Mix(nn.Module):
     https://arxiv.org/abs/1905.04899). 0 turns either off; with both, each batch draws one of the two.
     """
 
-    def __init__(self, mixup: float, cutmix: float) -> None:
+    def __init__(self, mixup: float | int, cutmix: float | int) -> None:
         super().__init__()
         self.mixes: list[nn.Module] = []
         if mixup > 0 or cutmix > 0:
             from torchvision.transforms import v2  # here, and built once, where half precision is not yet the default
 
-            self.mixes = [make(alpha=alpha) for make, alpha in ((v2.MixUp, mixup), (v2.CutMix, cutmix)) if alpha > 0]
+            # torch draws nothing from integers.
+            alphas = (v2.MixUp, float(mixup)), (v2.CutMix, float(cutmix))
+            self.mixes = [make(alpha=alpha) for make, alpha in alphas if alpha > 0]
 
     @property
     def is_identity(self) -> bool:
