@@ -190,11 +190,12 @@ def test_the_documented_snippet_agrees_with_predict_on_awkward_files(exported: P
 
 
 def test_the_documented_snippet_refuses_what_it_would_get_wrong(exported: Path, tmp_path: Path) -> None:
-    """A long video, which predict.py classifies in windows, and a damaged one."""
+    """A long video, which predict.py classifies in windows, a damaged one, and what is no video."""
     noise = np.random.default_rng(0).integers(0, 256, (40, 48, 64, 3), dtype=np.uint8)
     long, damaged = write_video(tmp_path / "long.mp4", noise, fps=1), write_video(tmp_path / "damaged.ts", noise)
     damaged.write_bytes(damaged.read_bytes()[:-3000])
-    for video, word in ((long, "windows"), (damaged, "damage")):
+    ffmpeg("-i", long, "-f", "gif", tmp_path / "picture.mp4")
+    for video, word in ((long, "windows"), (damaged, "damage"), (tmp_path / "picture.mp4", "ArgumentError")):
         with pytest.raises(AssertionError, match=word):
             arguments = (exported / "lstm" / "export" / "model.onnx", video)
             run_python(snippet(), *arguments, without=("vidcls", "torch"), cwd=tmp_path)
