@@ -12,6 +12,7 @@ import pytest
 import torch
 from helpers.commands import call
 from helpers.runs import CLASSES, change_manifest, csv_source, evaluate, metrics_of, refused, results, table
+from helpers.videos import write_video
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from vidcls.prediction.loading import load_run
@@ -146,6 +147,13 @@ def test_one_class_alone_can_be_evaluated(copied: Path, demo_folder: Path, tmp_p
     (folder,) = (copied / "evaluations").glob("alone_*_test")
     figures = results(folder)["test"]
     assert figures["n"] == figures["per_class"]["harmful"]["support"] == 2 and figures["auroc"] is None
+
+
+def test_long_videos_which_predict_py_would_cut_into_windows_are_counted(copied: Path, tmp_path: Path) -> None:
+    for name, seconds in (("short", 2), ("long", 20)):
+        write_video(tmp_path / "other" / "safe" / f"{name}_1.mp4", np.zeros((seconds, 32, 32, 3), np.uint8), fps=1)
+    said = evaluate(copied, f"data.source={tmp_path / 'other'}")
+    assert "Note: 1 of 2 videos of test are longer than 4 s. They are classified whole here" in said
 
 
 def test_unknown_classes_are_refused_with_a_list(finished: Path, demo_folder: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The results of evaluate.py in a run folder: metrics with intervals, curves, errors, and a policy."""
 
 import hashlib
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,7 @@ from vidcls.plots.run_plots import confusion_figure, precision_recall_figure, re
 from vidcls.plots.style import Figure, save_figures
 from vidcls.prediction.drift import compare_with_training, drift_notes, known_predictions
 from vidcls.prediction.loading import load_run
+from vidcls.prediction.options import PredictOptions
 from vidcls.prediction.predictor import Predictor
 from vidcls.prediction.run import BaseRun
 from vidcls.training.records import log_picture, worst_errors_figure, write_predictions
@@ -49,6 +51,7 @@ class SplitResult:
     folder: Path  # of its files
     predictions: Predictions
     metrics: dict[str, Any]  # what metrics.json holds
+    notes: list[str]  # about the videos
     figures: dict[str, Figure]  # by name
     policy_report: dict[str, Any] | None
 
@@ -196,7 +199,8 @@ def evaluate_split(
     drift = compare_with_training(run, rows, given[0], vectors, predictions.labels) if compared else None
     metrics["drift"] = drift
     about_policy = policy_notes(policy, run.policy_fitted_on) if policy else ()
-    metrics["notes"] = [*absent_class_notes(split, metrics), *drift_notes(split, drift), *about_policy]
+    notes = [*absent_class_notes(split, metrics), *long_video_notes(run, split, rows), *drift_notes(split, drift)]
+    metrics["notes"] = [*notes, *about_policy]
     if policy is not None:
         calibrated = reliability(calibrate(predictions.probabilities, policy.temperature), predictions.labels)
         metrics["calibration_error_calibrated"] = calibrated.error
@@ -209,7 +213,7 @@ def evaluate_split(
         "roc": roc_figure(roc_curves(*given, classes), f"ROC, {what}"),
         "errors": worst_errors_figure(videos, split, predictions),
     }
-    return SplitResult(folder, predictions, metrics, figures, report)
+    return SplitResult(folder, predictions, metrics, notes, figures, report)
 
 
 def absent_class_notes(split: str, metrics: Mapping[str, Any]) -> Iterator[str]:
@@ -218,6 +222,17 @@ def absent_class_notes(split: str, metrics: Mapping[str, Any]) -> Iterator[str]:
         yield (
             f"Note: no video of {split} is of {', '.join(absent)}. In the macro F1 the F1 of such a class counts as 0, "
             "and the AUROC leaves it out."
+        )
+
+
+def long_video_notes(run: BaseRun, split: str, rows: pd.DataFrame) -> Iterator[str]:
+    """A note about videos that predict.py would classify otherwise."""
+    with warnings.catch_warnings(action="ignore"):
+        limit = PredictOptions().complete(run.spec.clip.clip_seconds, run.manifest).max_whole_seconds
+    if limit is not None and (long := int((rows["seconds"].astype(float) > limit).sum())):
+        yield (
+            f"Note: {long} of {len(rows)} videos of {split} are longer than {limit:g} s. They are classified whole "
+            "here, and in windows by predict.py, which may call and decide them otherwise."
         )
 
 

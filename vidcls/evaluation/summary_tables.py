@@ -7,9 +7,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from vidcls.evaluation.results import SplitResult, absent_class_notes
+from vidcls.evaluation.results import SplitResult
 from vidcls.moderation.policy import Policy, policy_notes
-from vidcls.prediction.drift import drift_notes
 from vidcls.prediction.run import BaseRun
 
 FEW_CREATORS = 20  # with fewer, videos are hardly independent: see docs/evaluation.md
@@ -23,8 +22,8 @@ def print_evaluation(run: BaseRun, results: dict[str, SplitResult], policy: Poli
         for split, result in results.items()
     }
     console.print(_by_split(f"Metrics of {run.name}", columns))
-    for split, result in results.items():
-        for note in [*absent_class_notes(split, result.metrics), *drift_notes(split, result.metrics["drift"])]:
+    for result in results.values():
+        for note in result.notes:
             console.print(note, markup=False, soft_wrap=True)
     if policy is None:
         needed = "name the class that needs no action with policy.safe_class=CLASS"
