@@ -12,7 +12,8 @@ from omegaconf import OmegaConf
 from tensorboard.plugins.hparams import metadata
 
 from vidcls.metrics import LOWER_IS_BETTER
-from vidcls.sweeps.jobs import job_name, parse_overrides, shared_store
+from vidcls.sweeps.jobs import job_name, parse_overrides
+from vidcls.sweeps.shared import shared_store
 
 # ---- what a sweep leaves behind
 

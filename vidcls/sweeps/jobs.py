@@ -13,7 +13,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
@@ -30,7 +29,8 @@ from vidcls.data.urls import refuse_credentials
 from vidcls.errors import UserError, check_choice, find_user_error
 from vidcls.files import claim_file, locked, write_atomically
 from vidcls.metrics import LOWER_IS_BETTER
-from vidcls.training.run_config import named_packages, result_settings
+from vidcls.sweeps.shared import shared_settings, shared_store
+from vidcls.training.run_config import named_packages
 
 FORMAT = 1
 MAX_NAME_LENGTH = 120
@@ -140,7 +140,7 @@ def prepare_sweep(config: DictConfig) -> None:
     from vidcls.data.store import decoding_versions  # late: a job does not need it
 
     record["decoding"] = decoding_versions()
-    record["settings"] = _settings(config, given)
+    record["settings"] = shared_settings(config, given)
     record["store"] = shared = shared_store(config, given)
     if config.sweep.resume is not None:
         record["store"] = shared = _continue(folder, record, config)
@@ -224,19 +224,6 @@ def _continue(folder: Path, record: dict[str, Any], config: DictConfig) -> list[
     return list(shared)
 
 
-def _settings(config: DictConfig, given: dict[str, Override]) -> dict[str, Any]:
-    # Those that all jobs share, and those of each choice of a swept group: "model=b: optim.lr".
-    settings, loader = result_settings(config), getattr(GlobalHydra.instance().hydra, "config_loader", None)
-    shared = [str(override.input_line) for override in given.values() if not override.is_sweep_override()]
-    for option, override in given.items():
-        if loader and override.is_sweep_override() and loader.get_group_options(option):
-            for choice in override.sweep_string_iterator():
-                with suppress(HydraException):  # a choice that needs one of another swept group
-                    chosen = result_settings(loader.load_sweep_config(config, [*shared, f"{option}={choice}"]))
-                    settings |= {f"{option}={choice}: {key}": value for key, value in chosen.items()}
-    return settings
-
-
 def _json_text(content: dict[str, Any]) -> str:
     return json.dumps(content, indent=2, default=str) + "\n"
 
@@ -264,22 +251,6 @@ def _identity(record: dict[str, Any]) -> tuple[set[str], set[str], str]:
 
 def _option(override: str) -> str:
     return override.partition("=")[0].lstrip("+~")
-
-
-def shared_store(config: DictConfig, given: dict[str, Override]) -> list[str]:
-    """The ``data.store.*`` overrides with which all jobs read the same stored frames.
-
-    F is the least common multiple of the swept T, as T must divide F; the resolution is the largest one.
-    """
-    choices: dict[str, Callable[..., int]] = {"num_frames": math.lcm, "resolution": max}
-    shared = []
-    for name, choose in choices.items():
-        override, values = given.get(f"data.{name}"), []
-        if override is not None and override.is_discrete_sweep():
-            values = [value for value in override.sweep_iterator() if isinstance(value, int) and value > 0]
-        if values and config.data.store[name] is None:
-            shared.append(f"data.store.{name}={choose(*values, 1)}")
-    return shared
 
 
 def resumable_job(main: Callable[[DictConfig], float | None]) -> Callable[[DictConfig], float | None]:
