@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -100,9 +101,10 @@ class BaseRun:
         options = PredictOptions().complete(self.spec.clip.clip_seconds, self.manifest)
         try:
             stream = stream_windows(Path(video), options.plan(self.spec.store), DECODERS)
-            windows, parts = iter(stream), []
-            while batch := [window.frames for window in islice(windows, self.spec.batch_size)]:
-                parts.append(self.predictor(batch))
+            parts = []
+            with closing(iter(stream)) as windows:  # or other threads would wait for it
+                while batch := [window.frames for window in islice(windows, self.spec.batch_size)]:
+                    parts.append(self.predictor(batch))
         except (UndecodableError, OSError) as error:
             got = f"{video}: {error}"
             raise UserError("a decodable video", got, "Check the file.", "undecodable-video") from error

@@ -67,7 +67,8 @@ def print_plan(facts: Mapping[str, str], plan: Plan, ignored: Mapping[str, int],
     done = plan.num_listed - len(plan.videos)
     counts = f"{plan.num_listed} videos" + f", {done} of them classified before" * (done > 0)
     if plan.num_again:
-        counts += f", {plan.num_again} again, whose rows are replaced: changed, or not read completely before"
+        why = "changed, at another URL, or not read completely before"
+        counts += f", {plan.num_again} again, whose rows are replaced: {why}"
     console.print(f"{counts}{f' (ignored {others})' if others else ''}", markup=False, soft_wrap=True)
     for name in ("Classified whole", "Longer videos"):
         console.print(f"{name}: {facts[name]}", soft_wrap=True)

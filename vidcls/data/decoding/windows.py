@@ -8,7 +8,7 @@ thread, so that errors cannot be attributed to frames; and its timestamps are to
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
 
@@ -58,7 +58,7 @@ class WindowStream:
     def __len__(self) -> int:
         return len(self.starts)
 
-    def __iter__(self) -> Iterator[Window]:
+    def __iter__(self) -> Generator[Window, None, None]:
         raise NotImplementedError
 
 
@@ -67,7 +67,7 @@ class _WholeVideo(WindowStream):
         super().__init__(result.seconds, np.zeros(1))
         self._frames, self._result = frames, result
 
-    def __iter__(self) -> Iterator[Window]:
+    def __iter__(self) -> Generator[Window, None, None]:
         yield Window(0.0, self.seconds, self._frames, self._result.coverage)
         self.result = self._result
 
@@ -99,7 +99,7 @@ class _Windows(WindowStream):
     def _end_of(self, start: float) -> float:
         return min(start + self._plan.window_seconds, self.seconds)
 
-    def __iter__(self) -> Iterator[Window]:
+    def __iter__(self) -> Generator[Window, None, None]:
         self.result, self.frames_decoded = None, 0
         side = self._plan.spec.stored_resolution
         chosen = ChosenFrames(self._path, self._track, self._times, side, self._threads, self._keys)
