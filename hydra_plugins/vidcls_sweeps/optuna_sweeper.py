@@ -21,7 +21,8 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from vidcls.sweeps.jobs import parse_overrides
+from vidcls.errors import UserError, one_line
+from vidcls.sweeps.jobs import callback_errors_exit, parse_overrides
 
 
 @dataclass
@@ -67,7 +68,9 @@ class OptunaSweeper(Sweeper):
         options: Any = self.options
         # The command line replaces what the configuration sweeps.
         given = parse_overrides([*(f"{option}={values}" for option, values in options.params.items()), *arguments])
-        space = {option: _distribution(override) for option, override in given.items() if override.is_sweep_override()}
+        swept = {option: override for option, override in given.items() if override.is_sweep_override()}
+        with callback_errors_exit():
+            space = {option: _distribution(override) for option, override in swept.items()}
         fixed = [str(override.input_line) for option, override in given.items() if option not in space]
         Path(self.config.hydra.sweep.dir).mkdir(parents=True, exist_ok=True)
         study = optuna.create_study(
@@ -81,7 +84,11 @@ class OptunaSweeper(Sweeper):
         while missing > 0:
             trials = [study.ask(space) for _ in range(min(missing, options.n_jobs))]
             jobs = [
-                [*(f"{option}={value}" for option, value in trial.params.items()), *fixed, self._address(trial)]
+                [
+                    *(f"{_key(swept[option])}={value}" for option, value in trial.params.items()),
+                    *fixed,
+                    self._address(trial),
+                ]
                 for trial in trials
             ]
             results: Sequence[JobReturn | None] = [None] * len(trials)
@@ -105,7 +112,22 @@ def _value(result: JobReturn | None) -> float | None:
     return value if isinstance(value, float) and math.isfinite(value) else None
 
 
+def _key(override: Override) -> str:
+    return str(override.input_line).partition("=")[0]  # with the + of an option that conf/ does not have
+
+
 def _distribution(override: Override) -> Any:
+    try:
+        return _distribution_of(override)
+    except ValueError as error:
+        expected, remedy = (
+            f"values of {_key(override)} to search among",
+            "Correct the range; a logarithm starts above 0.",
+        )
+        raise UserError(expected, f"{override.input_line}: {one_line(error)}", remedy, "search-space") from error
+
+
+def _distribution_of(override: Override) -> Any:
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     values: Any = override.value()

@@ -13,7 +13,7 @@ import optuna
 import pytest
 import torch.distributed
 from helpers.commands import ROOT, TRAIN, train
-from helpers.runs import metrics_of, table
+from helpers.runs import metrics_of, refused, table
 from helpers.sweeps import read_json
 from helpers.warm_python import VARIABLE, warm_python
 from optuna.trial import TrialState
@@ -119,6 +119,7 @@ def test_a_failed_job_does_not_end_a_search(base: list[str], tmp_path: Path) -> 
     sizes = ["hydra/sweeper=optuna", "hydra.sweeper.sampler._target_=optuna.samplers.RandomSampler"]
     sizes += ["~hydra.sweeper.sampler.constant_liar", "hydra.sweeper.seed=1", "model.lstm.hidden_size=choice(-1,4)"]
     sizes += ["optim.lr=interval(0.001,0.01)", "hydra.sweeper.n_trials=3", "objective=loss"]
+    sizes += ["+trainer.min_epochs=choice(1)"]  # which conf/ does not have
     result = train("-m", *base, *sizes, f"hydra.sweep.dir={tmp_path}")
     assert result.code == 1
     study, done = study_of(tmp_path), jobs(tmp_path)
@@ -131,6 +132,12 @@ def test_a_failed_job_does_not_end_a_search(base: list[str], tmp_path: Path) -> 
     assert sorted(trial.value for trial in study.trials if trial.state == TrialState.COMPLETE) == losses
     assert study.best_value == losses[0]
     assert f"{len(losses)} of 3 jobs done" in result.stdout
+
+
+@pytest.mark.parametrize("space", ["interval(1,0.1)", "tag(log,interval(0,1))"])
+def test_a_range_without_values_ends_in_one_line(space: str, base: list[str], tmp_path: Path) -> None:
+    command = ["-m", *base, "hydra/sweeper=optuna", f"optim.lr={space}", f"hydra.sweep.dir={tmp_path}"]
+    refused(train(*command), "[search-space]", space)
 
 
 # ---- several devices
