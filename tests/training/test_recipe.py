@@ -212,11 +212,12 @@ class TwoStages(nn.Module):
         return self.above(F.relu(self.below(frames.mean((1, 3, 4)))))
 
 
-def test_a_networks_stages_reach_the_optimiser(tmp_path: Path) -> None:
+@pytest.mark.parametrize("limits", [{"epochs": 3}, {"epochs": 50, "max_steps": 6}])
+def test_a_networks_stages_reach_the_optimiser(limits: dict[str, int], tmp_path: Path) -> None:
     module = build(optim=PLAIN | {"weight_decay": 0.1, "encoder_lr_factor": 0.5, "unfreeze_epochs": 2})
     module.model = TwoStages()
     start = copy.deepcopy(module.model.state_dict())
-    fitter = trainer(tmp_path, each_epoch(tmp_path), epochs=3, enable_checkpointing=True)
+    fitter = trainer(tmp_path, each_epoch(tmp_path), enable_checkpointing=True, **limits)
     fitter.fit(module, loader(clips(8)), loader(clips(4)))
     for epoch, changed in enumerate(([False, True], [False, True], [True, True])):
         weights = load_checkpoint(tmp_path / f"epoch={epoch}.ckpt").state_dict

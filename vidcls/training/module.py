@@ -1,5 +1,6 @@
 """The LightningModule: loss, optimiser, and one prediction per video gathered over all devices."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -189,7 +190,9 @@ class VideoClassifier(L.LightningModule):
     def configure_optimizers(self) -> Any:
         if is_logistic(self.optim):
             return None  # a callback fits the output layer
-        total_steps, epochs = int(self.trainer.estimated_stepping_batches), self.trainer.max_epochs or 1
+        total_steps = int(self.trainer.estimated_stepping_batches)
+        steps_per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
+        epochs = total_steps / max(steps_per_epoch, 1)  # fewer than max_epochs if there is a limit of steps
         # Lightning refuses to clip the gradients of fused optimisers.
         fused = self.device.type == "cuda" and not self.trainer.gradient_clip_val
         return build_optimizer(self.optim, self.model.stages(), total_steps, epochs, fused)

@@ -18,7 +18,11 @@ ADAM_OPTIONS = ("eps", "weight_decay")  # of conf/optim/adam.yaml; dropped for o
 
 
 def build_optimizer(
-    optim: Mapping[str, Any], stages: Sequence[Sequence[Parameter]], total_steps: int, epochs: int, fused: bool = False
+    optim: Mapping[str, Any],
+    stages: Sequence[Sequence[Parameter]],
+    total_steps: int,
+    epochs: float | int,
+    fused: bool = False,
 ) -> dict[str, Any]:
     """An optimiser and its schedule, as Lightning's ``configure_optimizers`` returns them.
 
@@ -37,7 +41,7 @@ def build_optimizer(
     groups: list[dict[str, Any]] = [{"params": parameters} for parameters in trainable if parameters]
     above = [len(stages) - 1 - index for index, parameters in enumerate(trainable) if parameters]
     if late := sum(stages_above * own["unfreeze_epochs"] >= max(epochs, 1) for stages_above in above):
-        note = f"{late} of {len(above)} stages of the network never train: their turn comes after {epochs} epochs"
+        note = f"{late} of {len(above)} stages of the network never train: their turn comes after {epochs:g} epochs"
         warnings.warn(f"{note}. Lower optim.unfreeze_epochs, or train longer.", stacklevel=2)
     if above == [0] and (encoder_lr_factor != 1 or own["unfreeze_epochs"]):
         names = "optim.encoder_lr_factor and optim.unfreeze_epochs"
