@@ -277,3 +277,11 @@ def test_the_progress_bar_does_not_read_metrics_after_each_step(tmp_path: Path) 
     bar._due = float("inf")
     trainer(tmp_path, bar, enable_progress_bar=True).fit(build(), loader(clips(24)), loader(clips(4)))
     assert 0 < bar.reads <= 3  # of 6 steps the last, and the ends of epoch and validation
+
+
+def test_the_progress_bar_counts_epochs_from_one_as_the_results_do(tmp_path: Path) -> None:
+    bar = ProgressBar(leave=False)
+    bar._trainer = trainer(tmp_path, max_epochs=10)
+    assert bar._get_train_description(9).rstrip() == "Epoch 10/10"
+    bar._trainer = trainer(tmp_path, max_epochs=-1)
+    assert bar._get_train_description(0).rstrip() == "Epoch 1"

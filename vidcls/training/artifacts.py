@@ -2,6 +2,7 @@
 
 import json
 import math
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,8 @@ def write_results(
     if cfg.test:
         print_summary(metrics, str(cfg.callbacks.best.get("monitor")), folder, console)
     else:
-        console.print(f"val {cfg.objective} {objective}: {folder}", highlight=False, markup=False, soft_wrap=True)
+        value = objective if objective is None else round(float(objective), 4)
+        console.print(f"val {cfg.objective} {value}: {folder}", highlight=False, markup=False, soft_wrap=True)
     return math.nan if objective is None else float(objective)
 
 
@@ -147,7 +149,7 @@ def print_summary(metrics: dict[str, Any], monitor: str, folder: Path, console: 
     fitted = metrics.get("logistic_regression")
     epoch = f"Metrics of the best epoch ({metrics['best_epoch']}, by {monitor})"
     table = Table(title=f"Metrics (C={fitted['C']:g})" if fitted else epoch, title_justify="left")
-    for column in ("split", "n", "accuracy (95 % interval)", "macro F1", "AUROC", "ECE", "loss"):
+    for column in ("split", "n", "accuracy (95 % CI)", "macro F1", "AUROC", "ECE", "loss"):
         table.add_column(column, justify="left" if column == "split" else "right", no_wrap=True)
     out_of_fold = {"out-of-fold": fitted["out_of_fold"]} if fitted else {}
     for split, of_split in ({split: metrics[split] for split in SPLITS} | out_of_fold).items():
@@ -159,7 +161,7 @@ def print_summary(metrics: dict[str, Any], monitor: str, folder: Path, console: 
         table.add_row(
             split,
             str(of_split["n"]),
-            f"{of_split['accuracy']:.3f} ({low:.3f} to {high:.3f})",
+            f"{of_split['accuracy']:.3f} ({low:.2f} to {high:.2f})",
             *("-" if number is None else f"{number:.3f}" for number in numbers),
         )
     console.print(table)
@@ -173,7 +175,9 @@ def print_summary(metrics: dict[str, Any], monitor: str, folder: Path, console: 
         f"{timing['data_wait_fraction']:.1%} of it waiting for data."
     )
     console.print(f"Results: {folder}", markup=False, soft_wrap=True)
-    console.print(
-        "  metrics.json  predictions_*.csv  manifest.csv  figures/  checkpoints/best.ckpt\n"
-        "  Dashboard: make tensorboard (or tensorboard --logdir runs)"
-    )
+    console.print("  metrics.json  predictions_*.csv  manifest.csv  figures/  checkpoints/best.ckpt")
+    if (folder / "tensorboard").is_dir():
+        shown = f"tensorboard --logdir {shlex.quote(str(folder))}"
+        if Path("runs").absolute() in folder.absolute().parents:
+            shown = "make tensorboard (or tensorboard --logdir runs)"
+        console.print(f"  Dashboard: {shown}", markup=False, soft_wrap=True)

@@ -42,7 +42,10 @@ def tensorboard_loggers(trainer: L.Trainer) -> list[TensorBoardLogger]:
 
 
 class ProgressBar(RichProgressBar):
-    """Lightning's, updated at most twice a second, as the metrics that it shows make the CPU wait for the GPU."""
+    """Lightning's, with epochs from 1 as in all results.
+
+    Updated at most twice a second, as the metrics that it shows make the CPU wait for the GPU.
+    """
 
     def __init__(self, leave: bool) -> None:
         super().__init__(leave=leave)
@@ -54,6 +57,11 @@ class ProgressBar(RichProgressBar):
         if batch_idx + 1 == trainer.num_training_batches or time.monotonic() >= self._due:
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
             self._due = time.monotonic() + 0.5
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        total = self.trainer.max_epochs
+        description = f"Epoch {current_epoch + 1}" + (f"/{total}" if total and total > 0 else "")
+        return description.ljust(len(self.validation_description))
 
 
 class Timing(L.Callback):
