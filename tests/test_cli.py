@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import shlex
 import sys
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from vidcls.cli import allow_new_keys, compose_config, key_name, quote_overrides
+from vidcls.cli import allow_new_keys, compose_config, key_name, quote_overrides, shell_command
 
 NAMES = ["my clips (1)", "runs/num_frames=8,hidden_size=32", "it's, [new] {x}: $5.zip", "50% off", "ünï cødé"]
 
@@ -37,3 +38,10 @@ def test_an_option_may_name_any_class(monkeypatch: pytest.MonkeyPatch, name: str
     allow_new_keys("policy.target")
     (key,) = compose_config("evaluate", *sys.argv[1:]).policy.target
     assert key_name(key) == name
+
+
+def test_a_command_to_repeat_quotes_only_what_needs_it() -> None:
+    words = ["python", "train.py", "data.source='/data/clips'", "run='a b/c'", "seed='1'"]
+    command = shell_command(*words)
+    assert command.split()[2] == "data.source=/data/clips"
+    assert [*shlex.split(command)[:2], *shlex.split(command)[3:]] == [*words[:2], *words[3:]]

@@ -100,6 +100,11 @@ def quote(value: str) -> str:
     return f"'{escaped}'"
 
 
+def shell_command(*words: str) -> str:
+    """A command for a shell, without the quotes of Hydra's grammar around paths that need none."""
+    return shlex.join(re.sub(r"='([\w.-]*/[\w./-]*)'$", r"=\1", word, flags=re.ASCII) for word in words)
+
+
 def _quote_list(value: str) -> str:
     """A list whose items are quoted, as those with commas must be already."""
     items = [item.strip() for item in re.findall(r"'[^']*'|\"[^\"]*\"|[^,]+", value[1:-1])]

@@ -1,6 +1,5 @@
 """The results of a cross-validation: all out-of-fold predictions in one table, and their metrics."""
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +11,7 @@ import pandas as pd
 from rich.console import Console
 from rich.text import Text
 
+from vidcls.cli import shell_command
 from vidcls.data.manifest import read_manifest
 from vidcls.data.splits import group_numbers
 from vidcls.data.store import FrameStore
@@ -45,7 +45,7 @@ class CrossValidation:
     def command(self) -> str:
         """The shell command that repeats it."""
         given = [text for text in self.overrides if text.partition("=")[0] not in RESERVED]
-        return shlex.join(["python", "cross_validate.py", *given])
+        return shell_command("python", "cross_validate.py", *given)
 
     @property
     def unit(self) -> str:

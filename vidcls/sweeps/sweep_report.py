@@ -1,7 +1,6 @@
 """The report of a sweep, in its folder and on the terminal: tables, plots and caveats."""
 
 import math
-import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +8,7 @@ import pandas as pd
 from rich.console import Console
 from rich.text import Text
 
-from vidcls.cli import value_text
+from vidcls.cli import shell_command, value_text
 from vidcls.files import write_atomically
 from vidcls.plots import sweep_plots
 from vidcls.plots.style import save_figures
@@ -130,7 +129,7 @@ def repeat_command(sweep: Sweep, job: str) -> str:
     overrides = sweep.job_overrides[job]
     # A preset of a sweep would start the whole sweep.
     single = ["hydra.mode=RUN"] if any(text.startswith("sweep=") for text in overrides) else []
-    return shlex.join(["python", "train.py", *overrides, *single])
+    return shell_command("python", "train.py", *overrides, *single)
 
 
 # ---- report.md
@@ -139,7 +138,7 @@ def repeat_command(sweep: Sweep, job: str) -> str:
 def report_text(sweep: Sweep, ranking: pd.DataFrame, tested: dict[str, Any] | None, plots: Sequence[str]) -> str:
     """The text of report.md, with the ``plots`` that were drawn."""
     winner = winning_job(sweep, ranking)
-    command = shlex.join(["python", "train.py", "-m", *sweep.overrides])
+    command = shell_command("python", "train.py", "-m", *sweep.overrides)
     parts = [f"# Sweep {_escape(sweep.folder.resolve().name)}", _code(command)]
     parts += [f"Objective: {sweep.objective_name}.", f"Jobs: {progress(sweep)}."]
     if winner is None:
