@@ -44,13 +44,15 @@ def render_page(folder: Path, name: str, **values: Any) -> bytes:
 
 
 def clock(seconds: float | None) -> str:
-    """m:ss, or h:mm:ss from an hour on.
+    """m:ss, or h:mm:ss from an hour on; what would round to 0:00 is in seconds.
 
-    >>> clock(59.7), clock(3725.0)
-    ('1:00', '1:02:05')
+    >>> clock(59.7), clock(3725.0), clock(0.4)
+    ('1:00', '1:02:05', '0.4 s')
     """
     if seconds is None:
         return "–"  # noqa: RUF001
+    if 0 < seconds < 0.5:
+        return f"{seconds:.1g} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes}:{rest:02}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
 

@@ -200,7 +200,9 @@ def test_reliability_before_and_after_are_told_apart() -> None:
 def test_precision_recall_steps_over_the_area_it_names_and_marks_the_prevalence() -> None:
     probabilities, labels = predictions(40, 3)
     curves = precision_recall_curves(probabilities, labels, ["safe", "harmful", "adult"])
-    panels = precision_recall_figure(curves, "test").axes
+    figure = precision_recall_figure(curves, "test")
+    panels = figure.axes
+    assert figure.get_suptitle() == "test (grey: the other classes)"
     for number, (axes, (name, curve)) in enumerate(zip(panels, curves.items(), strict=True)):
         assert curve is not None
         assert axes.get_title(loc="left") == f"{name}\nAP {curve.area:.3f}, {(labels == number).sum()} videos"

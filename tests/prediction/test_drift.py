@@ -119,11 +119,11 @@ def test_prediction_says_how_videos_compare(finished: Path, tmp_path: Path) -> N
     printed = predict(finished, tmp_path / "new", tmp_path / "out").stdout
     found = json.loads((tmp_path / "out" / "drift.json").read_text())
     assert found["videos"] == MIN_VIDEOS and found["features"] is not None
-    assert f"Estimated accuracy on these {MIN_VIDEOS} videos" in printed
+    assert f"Estimated accuracy on {MIN_VIDEOS} videos" in printed
     run = load_run(finished)
     shutil.copytree(tmp_path / "out", tmp_path / "more")
     more = predict(finished, run.config.data.source, tmp_path / "more").stdout  # train and val are not new
-    assert f"Estimated accuracy on these {MIN_VIDEOS + (run.manifest['split'] == 'test').sum()} videos" in more
+    assert f"Estimated accuracy on {MIN_VIDEOS + (run.manifest['split'] == 'test').sum()} videos" in more
     again = predict(finished, tmp_path / "new", tmp_path / "out").stdout  # from the journal alone
     assert json.loads((tmp_path / "out" / "drift.json").read_text()) == found and "Estimated accuracy" in again
     few = predict(finished, tmp_path / "new" / "c0_1.mp4", tmp_path / "few")

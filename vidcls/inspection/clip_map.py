@@ -1,4 +1,4 @@
-"""Maps videos by color and motion, or by a network's clip vectors, and counts neighbours."""
+"""Maps videos by colour and motion, or by a network's clip vectors, and counts neighbours."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +50,7 @@ def map_videos(
     if run is None:
         vectors = np.stack([frame_features(store, sha256) for sha256 in rows["sha256"]])
         vectors = (vectors - vectors.mean(axis=0)) / np.maximum(vectors.std(axis=0), 1e-6)
-        return VideoMap(rows, *principal_components(vectors), "color and motion")
+        return VideoMap(rows, *principal_components(vectors), "colour and motion")
     videos = run.videos()
     videos.load_manifest(rows.assign(split="test"))
     vectors = run.make_predictor(accelerator).classify_split(videos, "test")[1]
@@ -58,7 +58,7 @@ def map_videos(
 
 
 def frame_features(store: FrameStore, sha256: str) -> Float[np.ndarray, " D"]:
-    """The mean color and the deviation of the brightness over time, in `CELLS` x `CELLS` cells of the picture."""
+    """The mean colour and the deviation of the brightness over time, in `CELLS` x `CELLS` cells of the picture."""
     frames = store.read(sha256, np.arange(store.spec.frames_per_video)).astype(np.float32)
     pictures = np.concatenate([frames.mean(axis=0), frames.mean(axis=3).std(axis=0)[..., None]], axis=2)
     return adaptive_avg_pool2d(torch.from_numpy(pictures).movedim(2, 0), CELLS).flatten().numpy()

@@ -119,7 +119,7 @@ def check_targets(classes: Sequence[str], safe_class: str, targets: Mapping[str,
     """The ``targets`` of `fit_policy` as plain values; raises `UserError` for unknown classes and other values."""
     if safe_class not in classes:
         expected = f"policy.safe_class to be one of {', '.join(classes)}"
-        raise UserError(expected, repr(safe_class), "Change policy.safe_class.", "policy.safe_class")
+        raise UserError(expected, repr(safe_class), "Give policy.safe_class=CLASS.", "policy.safe_class")
     harmful = [name for name in classes if name != safe_class]
     for name, target in targets.items():
         if name not in harmful:

@@ -167,6 +167,8 @@ def _class_panels(
         lowest = sorted(curves, key=lambda name: math.inf if (curve := curves[name]) is None else curve.area)
         curves = {name: curves[name] for name in lowest[:MAX_PANELS]}
     k = len(curves)
+    if sum(curve is not None for curve in curves.values()) > 1:
+        title += " (grey: the other classes)"
     columns = k if k <= 4 else math.ceil(math.sqrt(k))
     rows = math.ceil(k / columns)
     figure = new_figure(1.1 + rows * (9.0 / columns + 0.35), title)

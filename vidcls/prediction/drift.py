@@ -114,9 +114,9 @@ def drift_notes(name: str, found: dict[str, Any] | None) -> Iterator[str]:
 def accuracy_note(found: dict[str, Any]) -> str:
     value, (low, high) = found["estimated_accuracy"]["value"], found["estimated_accuracy"]["ci95"]
     return (
-        f"Estimated accuracy on these {found['videos']} videos, without their labels: {value:.2f} ({low:.2f} to "
-        f"{high:.2f}), if probabilities are calibrated here as for {found['reference']}. On different videos they need "
-        "not be: label some at random to find out."
+        f"Estimated accuracy on {found['videos']} videos (short, new to the run), without their labels: {value:.2f} "
+        f"({low:.2f} to {high:.2f}), if probabilities are calibrated here as for {found['reference']}. On different "
+        "videos they need not be: label some at random to find out."
     )
 
 

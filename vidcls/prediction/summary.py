@@ -24,7 +24,7 @@ def find_policy(run: BaseRun, console: Console) -> Policy | None:
         for note in policy_notes(policy, run.policy_fitted_on):
             console.print(note, style="yellow", markup=False, highlight=False, soft_wrap=True)
         return policy
-    console.print(f"[yellow]Every video will be marked for review[/yellow]: the run has {NO_POLICY}", soft_wrap=True)
+    console.print(f"[yellow]Every video will be marked for review[/yellow], as the run has {NO_POLICY}", soft_wrap=True)
     return None
 
 
