@@ -122,3 +122,10 @@ def test_what_lies_between_and_after_windows_is_of_the_earlier_one() -> None:
 
     assert of(0.9, 0.1, 0.1) == [(0.0, 3.0)] and of(0.1, 0.9, 0.1) == [(3.0, 20.0)]
     assert of(0.1, 0.1, 0.9) == [(20.0, 3600.0)] and of(0.9, 0.9, 0.9) == [(0.0, 3600.0)]
+
+
+def test_a_picture_that_stays_makes_no_other_segment_longer() -> None:
+    """From second 4 to 64, so that windows every second are left out there."""
+    starts, values = np.array([0.0, 1, 2, 3, 4, 63, 64, 65]), np.array([0.0, 0.9, 0, 0, 0.9, 0, 0, 0])
+    found = segments(starts, 2.0, 67.0, values, 0.5, 0.4, min_seconds=5.0)
+    assert [(segment.start_seconds, segment.end_seconds) for segment in found] == [(4.5, 63.0)]

@@ -58,7 +58,8 @@ def segments(
     """
     ends = np.minimum(starts + window_seconds, end_seconds)
     centres, cuts = (starts + ends) / 2, cell_cuts(starts, ends, end_seconds)
-    stride = float(np.diff(starts).max(initial=0.0))
+    gaps = np.sort(np.diff(starts))  # nearly all are a stride; more where a picture stays, less before the last window
+    stride = float(gaps[len(gaps) // 2]) if len(gaps) else 0.0
     runs: list[list[int]] = []  # the windows of each segment
     inside = False
     for window, probability in enumerate(probabilities.tolist()):
