@@ -171,7 +171,7 @@ def test_waiting_for_the_first_process_has_an_end(source: Path, cache: Path, tmp
 
 def test_balanced_class_weights(prepared: tuple[VideoDataModule, str]) -> None:
     """N / (K n_k) with N = 8 and K = 3; adult, harmful, safe have 2, 2 and 4."""
-    assert prepared[0].balanced_class_weights() == pytest.approx([8 / 6, 8 / 6, 8 / 12])
+    assert prepared[0].balanced_class_weights(["train"]) == pytest.approx([8 / 6, 8 / 6, 8 / 12])
 
 
 def test_balanced_class_weights_need_every_class(
@@ -181,7 +181,7 @@ def test_balanced_class_weights_need_every_class(
     data = module(source, cache)
     data.load_manifest(manifest[(manifest["split"] != "train") | (manifest["label"] != "harmful")])
     with pytest.raises(UserError) as error:
-        data.balanced_class_weights()
+        data.balanced_class_weights(["train"])
     assert error.value.code == "class-without-training-videos"
 
 

@@ -25,16 +25,21 @@ from helpers.runs import (
     table,
     weights,
 )
+from hydra.utils import instantiate
 from scipy.optimize import minimize
 from scipy.special import logsumexp
 from sklearn.preprocessing import StandardScaler
 
+from vidcls.cli import compose_config
+from vidcls.data.datamodule import VideoDataModule
+from vidcls.data.manifest import read_manifest
 from vidcls.data.store import FeatureStore
 from vidcls.errors import UserError
 from vidcls.metrics.calibration import fit_temperature
 from vidcls.prediction.loading import load_run
 from vidcls.training.checkpoint import load_checkpoint
 from vidcls.training.logistic import Fold, fit_layers, inner_folds
+from vidcls.training.loop import build_module
 
 Overrides = list[str]
 
@@ -290,6 +295,19 @@ def test_several_clips_half_precision_and_class_weights(solved: Overrides, tmp_p
     evaluate(tmp_path / "run", "split=val")
     again = results(tmp_path / "run" / "evaluations" / "val")["val"]
     assert {name: again[name] for name in metrics["val"]} == metrics["val"]
+
+
+@pytest.mark.parametrize("refit", [True, False])
+def test_classes_are_balanced_over_what_is_fitted_to(refit: bool, run: Path, solved: Overrides, tmp_path: Path) -> None:
+    options = [f"refit={str(refit).lower()}", "loss.class_weights=balanced", f"run_dir={tmp_path}"]
+    cfg = compose_config("train", *solved, *options)
+    videos, manifest = VideoDataModule(instantiate(cfg.data)), read_manifest(run / "manifest.csv")
+    videos.load_manifest(manifest.drop(manifest[manifest["split"] == "train"].index[0]))
+    fitted = pd.concat([videos.rows(split) for split in ("train", "val")[: 1 + refit]])
+    counts = fitted["label"].value_counts()
+    given = build_module(cfg, videos).class_weights
+    assert given is not None and counts.nunique() > 1
+    assert given.tolist() == pytest.approx([len(fitted) / (3 * counts[name]) for name in CLASSES])
 
 
 def test_standardised_clips_for_other_optimisers_too(run: Path, solved: Overrides, tmp_path: Path) -> None:

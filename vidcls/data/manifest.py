@@ -69,9 +69,11 @@ def usable_rows(manifest: pd.DataFrame, split: str) -> pd.DataFrame:
     return manifest[usable].reset_index(drop=True)
 
 
-def count_training_videos(manifest: pd.DataFrame, classes: Sequence[str], option: str) -> list[int]:
+def count_training_videos(
+    manifest: pd.DataFrame, classes: Sequence[str], option: str, splits: Sequence[str] = ("train",)
+) -> list[int]:
     """The training videos of each class; raises `UserError` if a class has none, for an ``option`` that balances."""
-    labels = usable_rows(manifest, "train")["label"]
+    labels = pd.concat([usable_rows(manifest, split)["label"] for split in splits])
     counts = [int((labels == name).sum()) for name in classes]
     if 0 in counts:
         raise UserError(

@@ -1,5 +1,7 @@
 """The videos of a run, from its manifest and its store: rows, datasets and loaders of each split."""
 
+from collections.abc import Sequence
+
 import pandas as pd
 import torch
 from torch.utils.data import DataLoader
@@ -71,11 +73,11 @@ class Videos:
             generator=torch.Generator(),
         )
 
-    def balanced_class_weights(self) -> list[float]:
-        """N / (K n_k) for each class k of the training split, so that each class weighs the same.
+    def balanced_class_weights(self, splits: Sequence[str]) -> list[float]:
+        """N / (K n_k) for each class k of the ``splits`` that are trained on, so that each class weighs the same.
 
         Raises:
             UserError: a class has no training videos.
         """
-        counts = count_training_videos(self.manifest, self.classes, "loss.class_weights")
+        counts = count_training_videos(self.manifest, self.classes, "loss.class_weights", splits)
         return [sum(counts) / (len(counts) * count) for count in counts]

@@ -31,7 +31,7 @@ from vidcls.training.logistic_options import is_logistic
 from vidcls.training.module import VideoClassifier
 from vidcls.training.run_config import check_unchanged, lasting_settings
 from vidcls.training.run_folder import best_checkpoint, is_rank_zero, manifest_path, write_environment
-from vidcls.training.spec import Normalisation, RunSpec
+from vidcls.training.spec import Normalisation, RunSpec, fitted_splits
 
 
 def build_datamodule(cfg: DictConfig, prepared: PreparedVideos | None = None) -> VideoDataModule:
@@ -75,6 +75,7 @@ def build_module(cfg: DictConfig, datamodule: VideoDataModule) -> VideoClassifie
     mean, std = (tuple(cfg.normalise[name] or trained_with[name]) for name in ("mean", "std"))
     spec = replace(spec, normalisation=Normalisation(mean, std))
     optim: Any = OmegaConf.to_container(cfg.optim, resolve=True)
+    refit, balances = cfg.get("refit", False), cfg.loss.class_weights == "balanced"
     module = VideoClassifier(
         model,
         build_preprocess(spec, instantiate(cfg.augment)),
@@ -82,8 +83,8 @@ def build_module(cfg: DictConfig, datamodule: VideoDataModule) -> VideoClassifie
         optim,
         seed=cfg.seed,
         label_smoothing=cfg.loss.label_smoothing,
-        class_weights=datamodule.balanced_class_weights() if cfg.loss.class_weights == "balanced" else None,
-        refit=cfg.get("refit", False),
+        class_weights=datamodule.balanced_class_weights(fitted_splits(refit)) if balances else None,
+        refit=refit,
         settings=lasting_settings(cfg),
     )
     if last is not None:  # now, as features are computed before the trainer restores a checkpoint
