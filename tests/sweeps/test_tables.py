@@ -169,7 +169,8 @@ def test_jobs_with_other_held_out_videos_or_classes_are_not_ranked(grid: Writer,
         path.with_name("manifest.csv").write_text(head + "\n".join(rows))
     moved = grid.folder / "num_frames=16,hidden_size=32,seed=1" / "manifest.csv"
     moved.write_text(moved.read_text().replace("1,safe,train,ok\n", ""))
-    assert report(grid.folder).code == 0
+    drawn = report(grid.folder)
+    assert drawn.code == 0 and "With data.seed=0 all have the same" in drawn.stdout
     moved.write_text(moved.read_text().replace("2,harmful,val,ok", changed))
     refused(report(grid.folder), "[different-held-out-videos]", moved.parent.name)
 

@@ -101,6 +101,11 @@ def caveats(sweep: Sweep, ranking: pd.DataFrame) -> list[str]:
         notes.append(f"The jobs were evaluated on different val splits ({sizes[0]} to {sizes[-1]} videos).")
     elif sizes:
         notes.append(f"The val split holds {sizes[0]} videos: each counts for {1 / sizes[0]:.3f} accuracy.")
+    if sweep.done.loc[sweep.done["held_out"] != "", "held_out"].nunique() > 1:  # within a seed they are the same
+        notes.append(
+            "Each seed has drawn other splits: test videos of one are train or val videos of another, so a test of "
+            "the winner may be optimistic. With data.seed=0 all have the same."
+        )
     if comparable > 1:
         lead = f"The winner leads the runner-up by {margin(ranking, 1):.3f} {sweep.metric}"
         if spread is None:
