@@ -24,6 +24,7 @@ from rich.console import Console
 
 from vidcls.data.options import FetchLimits
 from vidcls.prediction import pipeline  # noqa: F401 (loads torch, whose memory counts)
+from vidcls.prediction.catalogue import location_version
 from vidcls.prediction.html_report import write_report
 from vidcls.prediction.inputs import Inputs, plan_videos
 from vidcls.prediction.journal import Journal, VideoDetails
@@ -61,7 +62,8 @@ def fill_journal(folder: Path, count: int) -> None:
             row = (number + 1, sha256, texts[number % 3], timeline, limits)
             database.execute("INSERT INTO results VALUES (?, ?, ?, ?, ?)", row)
             database.execute(
-                "INSERT INTO videos VALUES (?, ?, ?)", (url(number).encode(), number + 1, f"5000000 {sha256[:32]}")
+                "INSERT INTO videos VALUES (?, ?, ?)",
+                (url(number).encode(), number + 1, location_version(url(number), f"5000000 {sha256[:32]}")),
             )
 
 
