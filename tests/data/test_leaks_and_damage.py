@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.datasets import draw, module, prepare
+from helpers.decisions import decisions
 
 from vidcls.errors import UserError
 
@@ -39,10 +40,13 @@ def test_leaks_can_be_an_error(leaking: Path, cache: Path) -> None:
     assert error.value.code == "leakage"
 
 
-def test_leaks_can_be_dropped_from_the_split_trained_on(leaking: Path, cache: Path) -> None:
+def test_leaks_can_be_dropped_from_the_split_trained_on(leaking: Path, cache: Path, tmp_path: Path) -> None:
     data = module(leaking, cache, leakage="drop")
     printed = prepare(data)
     assert "Dropped 2 leaking videos" in printed
+    other = data.manifest[(data.manifest["split"] == "train") & (data.manifest["label"] == "adult")].iloc[0]
+    reviewed = decisions(tmp_path / "d.csv", (other.sha256, "Ada", "bad_file"))
+    assert "Dropped 2 leaking videos" in prepare(module(leaking, cache, leakage="drop", decisions=[str(reviewed)]))
     assert (len(data.rows("train")), len(data.rows("val")), len(data.rows("test"))) == (6, 4, 5)
     dropped = data.manifest[data.manifest["status"] == "dropped"]
     assert set(dropped["path"]) == {"rtp/train/safe/creator0_7000.mp4", "rtp/train/safe/creator1_7001.mp4"}

@@ -138,7 +138,8 @@ def _report_changes(listing: pd.DataFrame, manifest: pd.DataFrame, options: Data
     with closing(HashCache(_hash_cache(options))) as cache:
         now = list(zip(kept["path"], known_hashes(kept, cache, options.fetch), strict=True))
     differences = {
-        "new, and not used": [path for path in listing["path"] if path not in known],
+        # Those without a label have been there, and were not used either.
+        "new, and not used": [path for path in listing.loc[listing["label"] != "", "path"] if path not in known],
         "gone": [path for path in known if path not in set(kept["path"])],
         "changed": [path for path, found in now if found and known[path] not in ("", found.sha256)],
     }
@@ -334,6 +335,7 @@ def _handle_leaks(
     if leakage == "warn":
         warnings.warn("Held-out metrics will be optimistic: see the leakage table above.", stacklevel=2)
     if leakage == "drop":
+        before = manifest["status"] == "dropped"  # by reviewers, or when the network was trained
         manifest = drop_leaks(manifest, order)
-        console.print(f"Dropped {(manifest['status'] == 'dropped').sum()} leaking videos")
+        console.print(f"Dropped {(manifest['status'] == 'dropped').sum() - before.sum()} leaking videos")
     return manifest
