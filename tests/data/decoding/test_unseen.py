@@ -291,3 +291,30 @@ def test_a_wmv_that_ends_early_is_partial(tmp_path: Path) -> None:
     content[content.index(ASF_FILE_PROPERTIES) + 88] |= 1
     video.write_bytes(content[:half])
     assert "ends early" not in look(video)[1].reason
+
+
+def with_clap(path: Path, width: int, height: int) -> Path:
+    """Tells players of an mp4 to show the middle of its picture alone."""
+    content = bytearray(path.read_bytes())
+    start = content.rindex(b"moov")
+    entry = content.index(b"avc1", start) - 4
+    end = entry + int.from_bytes(content[entry : entry + 4])
+    content[end:end] = clap = struct.pack(">I4s8I", 40, b"clap", width, 1, height, 1, 0, 1, 0, 1)
+    for kind in (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stsd", b"avc1"):
+        place = content.index(kind, start) - 4
+        content[place : place + 4] = struct.pack(">I", int.from_bytes(content[place : place + 4]) + len(clap))
+    path.write_bytes(content)
+    return path
+
+
+def test_a_picture_of_which_players_show_a_part_is_partial(tmp_path: Path) -> None:
+    """What they enlarge to the whole screen is a few pixels here."""
+    small = with_clap(write_video(tmp_path / "small.mp4", numbered(10)), 16, 16)
+    ffmpeg("-i", small, "-c", "copy", tmp_path / "small.mkv")
+    assert len(ffmpeg("-i", small, "-frames:v", "1", "-pix_fmt", "rgb24", "-f", "rawvideo", "-")) == 16 * 16 * 3
+    for path in (small, tmp_path / "small.mkv"):
+        result = look(path)[1]
+        assert (result.status, result.reason) == ("partial", "players show 4% of the picture, by a crop rectangle")
+    large = with_clap(write_video(tmp_path / "large.mp4", numbered(10)), 94, 62)  # as cameras do
+    ffmpeg("-i", large, "-c", "copy", tmp_path / "large.mkv")
+    assert {look(path)[1].status for path in (large, tmp_path / "large.mkv")} == {"ok"}

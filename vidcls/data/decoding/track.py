@@ -6,7 +6,6 @@ Reads all packets and decodes at most one frame. Both decoders rely on this choi
 from __future__ import annotations
 
 import os
-import struct
 import tempfile
 import threading
 from array import array
@@ -21,6 +20,7 @@ import av
 import numpy as np
 from jaxtyping import Float
 
+from vidcls.data.decoding.cropping import boxes, shown_share
 from vidcls.data.decoding.orientation import SEI, Orientation, first_orientation, says_orientation
 from vidcls.data.decoding.result import UndecodableError
 from vidcls.data.decoding.transport_stream import read_program_stream, read_transport_stream
@@ -30,6 +30,7 @@ from vidcls.data.decoding.transport_stream import read_program_stream, read_tran
 FORMATS = "mov,matroska,avi,mpegts,mpeg,mpegvideo,flv,asf"
 UNREAD_STRETCH, UNREAD_TOTAL = 0.1, 0.5  # fractions of a file; headers and padding take less
 UNREAD_BYTES = 4096  # or this
+LEAST_SHOWN = 0.9  # of the picture; cameras crop a few lines
 ASF_FILE_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 ASF_HEADER_BYTES = 2**16
 SHORTEST_FRAME_SECONDS = 1 / 240  # faster rates are taken for errors
@@ -158,6 +159,7 @@ def read_track(path: Path) -> tuple[Track, Float[np.ndarray, " N"], Float[np.nda
         gaps, videos = _read_mpeg(container, path, stream.id)
         late = len(videos - {other.id for other in container.streams})
         missing = _count_missing_bytes(path) if container.format.name == "asf" else 0
+        visible_share = shown_share(path) if mp4 or container.format.name.startswith("matroska") else 1.0
         found = {
             f"the file ends early: {count} of {declared} frames are there": count < declared and not hidden,
             f"the file ends early: {missing} bytes are missing": missing,
@@ -166,6 +168,7 @@ def read_track(path: Path) -> tuple[Track, Float[np.ndarray, " N"], Float[np.nda
             f"{corrupt} of {declared} packets are damaged": corrupt,
             f"{len(visible) - covers + 1} video tracks, of which one is read": len(visible) > covers,
             f"video tracks that begin late and are not read: {late}": late,
+            f"players show {visible_share:.0%} of the picture, by a crop rectangle": visible_share < LEAST_SHOWN,
             "the attached picture is not read": covers,
             "several movies in one file, of which one is read": _count_movies(path) > 1,
             f"{gaps} gap{'s' * (gaps > 1)} in the transport stream: lost packets, joined files or a cut end": gaps,
@@ -239,19 +242,8 @@ def _count_missing_bytes(path: Path) -> int:
 
 def _count_movies(path: Path) -> int:
     """The number of ``moov`` boxes of an mp4, of which FFmpeg reads the first; 0 for other formats."""
-    count, offset, size = 0, 0, path.stat().st_size
     with path.open("rb") as file:
-        while offset + 8 <= size:
-            file.seek(offset)
-            header = file.read(16)
-            length, kind = struct.unpack(">I4s", header[:8])
-            if length == 1 and len(header) == 16:  # a 64-bit length follows
-                (length,) = struct.unpack(">Q", header[8:])
-            count += kind == b"moov"
-            if length < 8:
-                break
-            offset += length
-    return count
+        return sum(kind == b"moov" for kind, *_ in boxes(file, 0, path.stat().st_size))
 
 
 @contextmanager
