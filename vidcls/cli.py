@@ -222,9 +222,14 @@ def _explain(error: Exception) -> UserError | None:
 
 def _resume_command(cfg: DictConfig) -> str:
     if in_sweep():
-        option = "output" if "output" in cfg else "sweep.resume"
-        return f"the same command and {option}={shlex.quote(str(HydraConfig.get().sweep.dir))}"
+        return sweep_resume_command(cfg, HydraConfig.get().sweep.dir)
     return f"python {sys.argv[0]} resume={shlex.quote(str(run_folder()))}"
+
+
+def sweep_resume_command(cfg: DictConfig, folder: str | Path) -> str:
+    """What continues a sweep or a cross-validation, in words."""
+    option = "output" if "output" in cfg else "sweep.resume"
+    return f"the same command and {option}={shlex.quote(str(folder))}"
 
 
 def _remove_if_empty(folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from helpers.sweeps import DONE, FAILED, contents, names, planned, read_json
 from omegaconf import DictConfig, OmegaConf
 
 from vidcls.errors import UserError
+from vidcls.sweeps.jobs import callback_errors_exit, end_on_ctrl_c
 from vidcls.sweeps.tables import rank, read_sweep
 
 # ---- continued
@@ -228,3 +230,22 @@ def test_ctrl_c_in_a_sweep(unstopped: Path, long_command: list[str], tmp_path: P
     hint = f"interrupted; continue with: the same command and sweep.resume='{folder}'"
     assert stderr.strip().splitlines()[-1] == hint
     assert_continues(folder, long_command, unstopped)
+
+
+@pytest.mark.parametrize("option", ["sweep.resume", "output"])
+def test_ctrl_c_between_two_jobs(
+    option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Hydra composes the next job then, and would end with its traceback."""
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    named = {"output": str(tmp_path)} if option == "output" else {}
+    end_on_ctrl_c(OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}} | named))
+    with pytest.raises(SystemExit, match="130"):
+        sys.excepthook(KeyboardInterrupt, KeyboardInterrupt(), None)
+    assert capsys.readouterr().err == f"interrupted; continue with: the same command and {option}={tmp_path}\n"
+
+
+def test_ctrl_c_before_the_first_job(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="130"), callback_errors_exit():
+        raise KeyboardInterrupt
+    assert capsys.readouterr().err == "interrupted\n"

@@ -18,7 +18,7 @@ from vidcls.data.urls import redact
 from vidcls.errors import UserError
 from vidcls.files import csv_bytes, hash_file, write_atomically, write_json
 from vidcls.sweeps.fold_plan import RECORD, RESERVED, Plan, check_files, folds_path
-from vidcls.sweeps.jobs import SweepCallback, callback_errors_exit, parse_overrides, prepare_sweep
+from vidcls.sweeps.jobs import SweepCallback, callback_errors_exit, end_on_ctrl_c, parse_overrides, prepare_sweep
 from vidcls.training.options import check_address_space, check_train_options
 from vidcls.training.run_folder import PREVIOUS_CHECKPOINT, last_checkpoint
 
@@ -36,6 +36,7 @@ class CrossValidationCallback(SweepCallback):
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         with callback_errors_exit():
             prepare_cross_validation(config)
+        end_on_ctrl_c(config)
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         with callback_errors_exit():

@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
@@ -24,7 +25,7 @@ from hydra.core.override_parser.types import Override
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from vidcls.cli import in_sweep, quote, run_folder, short_names
+from vidcls.cli import in_sweep, quote, run_folder, short_names, sweep_resume_command
 from vidcls.data.urls import refuse_credentials
 from vidcls.errors import UserError, check_choice, find_user_error
 from vidcls.files import claim_file, locked, write_atomically
@@ -69,6 +70,22 @@ def callback_errors_exit() -> Iterator[None]:
             sys.exit(1)
         print(f"error: {user_error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def end_on_ctrl_c(config: DictConfig) -> None:
+    """From now on Ctrl-C between two jobs, in Hydra's own code, ends a sweep as it does within a job."""
+
+    def end(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if kind is not KeyboardInterrupt:
+            return sys.__excepthook__(kind, error, trace)
+        folder = Path(config.hydra.sweep.dir).absolute()
+        print(f"interrupted; continue with: {sweep_resume_command(config, folder)}", file=sys.stderr)
+        sys.exit(130)
+
+    sys.excepthook = end
 
 
 class SweepCallback(Callback):
@@ -87,6 +104,7 @@ class SweepCallback(Callback):
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         with callback_errors_exit():
             prepare_sweep(config)
+        end_on_ctrl_c(config)
 
     def on_job_start(self, config: DictConfig, **_: Any) -> None:
         if multiprocessing.get_start_method(allow_none=True) == "loky":
