@@ -270,7 +270,8 @@ def _doubt(videos: Sequence[_Video]) -> str:
     first, *others = inner.values()
     if any(other != first for other in others) or len(first) < 2 or "" in first:
         return ""
-    remedy = f"give data.classes=[{','.join(sorted(first))}]" if not videos[0].split else "list the videos in a .csv"
+    names = ",".join([*sorted(first)[:_MOST_SHOWN], *["..."] * (len(first) > _MOST_SHOWN)])
+    remedy = "list the videos in a .csv" if videos[0].split else f"give data.classes=[{names}]"
     return (
         f"The classes are the folders {_some(sorted(inner))}; the folders {_some(sorted(first))} in each of them are "
         f"not used. If those are the classes, {remedy}."
