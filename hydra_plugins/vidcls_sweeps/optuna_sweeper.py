@@ -8,7 +8,6 @@ same jobs again when a seeded study is continued.
 # look their annotations up.
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -76,8 +75,9 @@ class OptunaSweeper(Sweeper):
         study = optuna.create_study(
             storage=options.storage, study_name=options.study_name, direction=options.direction, load_if_exists=True
         )
-        for left in study.get_trials(states=[TrialState.RUNNING]):  # by a sweep that was killed
+        for left in study.get_trials(states=[TrialState.RUNNING]):  # by a sweep that was interrupted
             study.tell(left.number, state=TrialState.FAIL)
+            study.enqueue_trial(left.params)  # so that its job is continued
         # Another seed for a continued study, whose sampler would otherwise propose its first jobs again.
         study.sampler = options.sampler(seed=None if options.seed is None else options.seed + len(study.trials))
         missing = options.n_trials - len(study.get_trials(states=[TrialState.COMPLETE]))
@@ -91,13 +91,10 @@ class OptunaSweeper(Sweeper):
                 ]
                 for trial in trials
             ]
-            results: Sequence[JobReturn | None] = [None] * len(trials)
-            try:
-                results = self.launcher.launch(jobs, initial_job_idx=trials[0].number)
-            finally:
-                for trial, result in zip(trials, results, strict=True):
-                    value = _value(result)
-                    study.tell(trial, value, state=TrialState.FAIL if value is None else TrialState.COMPLETE)
+            results = self.launcher.launch(jobs, initial_job_idx=trials[0].number)
+            for trial, result in zip(trials, results, strict=True):
+                value = _value(result)
+                study.tell(trial, value, state=TrialState.FAIL if value is None else TrialState.COMPLETE)
             missing -= len(trials)
 
     def _address(self, trial: Any) -> str:
@@ -106,9 +103,9 @@ class OptunaSweeper(Sweeper):
         return f"+hydra.job.env_set.OPTUNA_TRIAL='{json.dumps(address)}'"
 
 
-def _value(result: JobReturn | None) -> float | None:
+def _value(result: JobReturn) -> float | None:
     """The objective of a job; None if it failed."""
-    value = result.return_value if result is not None and result.status == JobStatus.COMPLETED else None
+    value = result.return_value if result.status == JobStatus.COMPLETED else None
     return value if isinstance(value, float) and math.isfinite(value) else None
 
 

@@ -115,6 +115,22 @@ def test_a_search_is_continued(base: list[str], tmp_path: Path) -> None:
         assert 1e-4 <= lr <= 1e-2 and trial.value == done[name]["val"]["accuracy"]
 
 
+def test_the_job_at_which_a_search_was_killed_is_continued(base: list[str], tmp_path: Path) -> None:
+    """Not left as it is: the sweep would stay unfinished, and its winner untested."""
+    command = ["-m", *base, *SEARCH, "model.lstm.hidden_size=choice(4,8)"]
+    assert train(*command, "hydra.sweeper.n_trials=1", f"hydra.sweep.dir={tmp_path}").code == 0
+    (metrics,) = tmp_path.glob("*/metrics.json")
+    metrics.unlink()
+    study = study_of(tmp_path)
+    study.enqueue_trial(study.trials[0].params)
+    study.ask(study.trials[0].distributions)  # it runs, as far as the study knows
+    result = train(*command, "hydra.sweeper.n_trials=2", f"sweep.resume={tmp_path}")
+    assert result.code == 0, result.stderr
+    assert f"{metrics.parent.name}: continued" in result.stdout and "1 of 1 jobs done" in result.stdout
+    states = [TrialState.COMPLETE, TrialState.FAIL, TrialState.COMPLETE]
+    assert [trial.state for trial in study_of(tmp_path).trials] == states
+
+
 def test_a_failed_job_does_not_end_a_search(base: list[str], tmp_path: Path) -> None:
     sizes = ["hydra/sweeper=optuna", "hydra.sweeper.sampler._target_=optuna.samplers.RandomSampler"]
     sizes += ["~hydra.sweeper.sampler.constant_liar", "hydra.sweeper.seed=1", "model.lstm.hidden_size=choice(-1,4)"]
