@@ -91,7 +91,8 @@ class BaseRun:
     def predict(self, video: Path | str) -> dict[str, float]:
         """The probability of each class for one video, as of predict.py with its default options.
 
-        Warns if the video could only be decoded in part.
+        Of a long video each is the highest of its windows, so they need not sum to 1. Warns if the video could only be
+        decoded in part.
 
         Raises:
             UserError: the video cannot be decoded, or the network returns NaN.
