@@ -149,6 +149,15 @@ def test_a_lead_is_compared_with_the_seed_noise(tmp_path: Path, lead: float, wor
     assert "over seeds 0.050" in notes
 
 
+def test_seeds_that_change_nothing_do_not_call_a_lead_real(tmp_path: Path) -> None:
+    writer = Writer(tmp_path, [FRAMES, "seed"], planned=4)
+    for frames, seed in ((8, 0), (8, 1), (16, 0), (16, 1)):
+        writer.done({FRAMES: frames, "seed": seed}, 0.5 + frames / 1000)
+    sweep = read_sweep(tmp_path)
+    notes = " ".join(caveats(sweep, rank(sweep)))
+    assert "Seeds change nothing here" in notes and "noise" not in notes
+
+
 def test_without_repetitions_a_lead_may_be_chance(tmp_path: Path) -> None:
     writer = Writer(tmp_path, [FRAMES], planned=2)
     writer.done({FRAMES: 8}, 0.5)

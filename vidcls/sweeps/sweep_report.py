@@ -110,6 +110,8 @@ def caveats(sweep: Sweep, ranking: pd.DataFrame) -> list[str]:
         lead = f"The winner leads the runner-up by {margin(ranking, 1):.3f} {sweep.metric}"
         if spread is None:
             notes.append(f"{lead}. Without other seeds this may be chance: add seed=0,1,2 to the sweep.")
+        elif spread < 1e-9:  # as with optim=logistic
+            notes.append(f"{lead}. Seeds change nothing here, so they do not tell whether that is chance.")
         else:
             ties = [margin(ranking, k) <= margin_noise(ranking, k, spread) for k in range(1, comparable)]
             notes.append(
