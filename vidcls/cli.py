@@ -30,6 +30,10 @@ LISTS = ("run", "sweep", "data.decisions", "decisions")  # options that name a p
 QUOTES = ("'", '"')
 # Messages of gloo and NCCL if the process at the other end is gone.
 LOST_PROCESS = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
+# What Python says of +predict.NAME=1, which Hydra proposes for a name that it does not know.
+UNKNOWN_OPTION = re.compile(
+    r"(?:(?:\w+(?:Options|Limits)\.__init__|write_report)\(\) )?got an unexpected keyword argument '(\w+)'"
+)
 _HEX = "utf8_hex_"  # the prefix of an encoded key that Hydra's grammar does not allow
 # What Hydra takes for a key rather than for a number or constant.
 PLAIN_KEY = re.compile(r"(?!(?:true|false|null|nan|inf)\Z)[A-Za-z_][A-Za-z0-9_]*", re.IGNORECASE)
@@ -205,6 +209,9 @@ def _explain(error: Exception) -> UserError | None:
     if isinstance(error, InstantiationException):
         remedy = "Change the options beside that _target_; debug=true shows the traceback."
         return UserError("options that each _target_ takes", why, remedy, "instantiation")
+    if isinstance(error, TypeError) and (unknown := UNKNOWN_OPTION.fullmatch(why)):
+        remedy = "Remove it: the files in conf/ name all options."
+        return UserError("options that there are", unknown[1], remedy, "unknown-option")
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and any(text in why for text in LOST_PROCESS):
         return lost_process("one that has ended")
     memory = isinstance(error, ImportError | MemoryError) or any(text in why for text in NO_MEMORY)
