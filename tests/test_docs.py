@@ -25,6 +25,7 @@ CONFIGS = {
     "select_videos": (CONF, "select_videos"),
     "export": (CONF, "export"),
     "report": (CONF / "report", "report"),
+    "inspect_data": (CONF, "inspect_data"),
 }
 FIRST_WORDS = ("python", "make", "export", "source", "pip", "tensorboard")
 

@@ -189,5 +189,5 @@ def test_a_runs_videos_are_mapped_by_its_features(finished: Path, tmp_path: Path
     result = call("inspect_data.py", f"run={finished}", f"output={tmp_path}", "accelerator=cpu")
     assert result.code == 0, result.stderr
     page = Page((tmp_path / "data.html").read_text())
-    assert any(f"features ({finished.name}, which was trained" in text for text in page.texts("p"))
+    assert any(f"features (of the run {finished.name}, which was trained" in text for text in page.texts("p"))
     assert page.tags.count("circle") > 2 * 12

@@ -54,7 +54,7 @@ def map_videos(
     videos = run.videos()
     videos.load_manifest(rows.assign(split="test"))
     vectors = run.make_predictor(accelerator).classify_split(videos, "test")[1]
-    return VideoMap(rows, *principal_components(vectors), f"features ({run.name}, which was trained on some of them)")
+    return VideoMap(rows, *principal_components(vectors), f"features (of the run {run.name}, which was trained on some)")
 
 
 def frame_features(store: FrameStore, sha256: str) -> Float[np.ndarray, " D"]:
