@@ -40,7 +40,7 @@ def main(cfg: DictConfig) -> float | None:
     from vidcls.data.preparation import prepare_videos
 
     Thread(target=import_ahead, daemon=True).start()  # takes seconds, in which videos are decoded
-    console = Console()
+    console = Console(quiet=not is_rank_zero())
     manifest = manifest_path(Path(cfg.run_dir))
     prepared = prepare_videos(instantiate(cfg.data), console, manifest) if is_rank_zero() else None
 

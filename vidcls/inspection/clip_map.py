@@ -54,7 +54,8 @@ def map_videos(
     videos = run.videos()
     videos.load_manifest(rows.assign(split="test"))
     vectors = run.make_predictor(accelerator).classify_split(videos, "test")[1]
-    return VideoMap(rows, *principal_components(vectors), f"features (of the run {run.name}, which was trained on some)")
+    what = f"features (of the run {run.name}, which was trained on some)"
+    return VideoMap(rows, *principal_components(vectors), what)
 
 
 def frame_features(store: FrameStore, sha256: str) -> Float[np.ndarray, " D"]:

@@ -224,5 +224,6 @@ def silence_lightning() -> None:
         r".*module\(s\) in eval mode at the start of training.*",  # what is frozen
         ".*treespec, LeafSpec.*",
         ".*this fit will run with no optimizer.*",  # optim=logistic
+        ".*It is recommended to use .*sync_dist=True.*",  # what is logged has been gathered
     ):
         warnings.filterwarnings("ignore", message)
