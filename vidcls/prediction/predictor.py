@@ -1,6 +1,7 @@
 """Classifies videos with a run's network, with the same numerics as the run's own test."""
 
 import os
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -53,7 +54,9 @@ class Predictor:
         dtype, self._autocast_dtype = PRECISIONS[
             check_choice("trainer.precision", str(trainer.precision), tuple(PRECISIONS))
         ]
-        if self.device.type == "cpu" and self._autocast_dtype == torch.float16:  # as Lightning does it
+        if self.device.type == "cpu" and self._autocast_dtype == torch.float16:
+            note = f"Computes in bfloat16, as a CPU cannot in trainer.precision={trainer.precision}"
+            warnings.warn(f"{note}: probabilities differ a little from those of training.", stacklevel=2)
             self._autocast_dtype = torch.bfloat16
         self._model = model.to(self.device, dtype)
         self._preprocess = preprocess.to(self.device, dtype)
