@@ -6,7 +6,8 @@ import sys
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from vidcls.cli import allow_new_keys, compose_config, key_name, quote_overrides, shell_command
+from vidcls.cli import allow_new_keys, check_added, compose_config, key_name, quote_overrides, shell_command
+from vidcls.errors import UserError
 
 NAMES = ["my clips (1)", "runs/num_frames=8,hidden_size=32", "it's, [new] {x}: $5.zip", "50% off", "ünï cødé"]
 
@@ -45,3 +46,32 @@ def test_a_command_to_repeat_quotes_only_what_needs_it() -> None:
     command = shell_command(*words)
     assert command.split()[2] == "data.source=/data/clips"
     assert [*shlex.split(command)[:2], *shlex.split(command)[3:]] == [*words[:2], *words[3:]]
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("+sed=1", "seed"),
+        ("+loss.label_smoothin=0.1", "loss.label_smoothing"),
+        ("+data.num_frame=8", "data.num_frames"),
+    ],
+)
+def test_a_misspelt_option_is_not_added(text: str, meant: str) -> None:
+    """Hydra proposes + for a name that it does not know, and nothing would read it."""
+    with pytest.raises(UserError) as error:
+        check_added(compose_config("train", text), [text])
+    assert error.value.code == "unknown-option" and f"Did you mean {meant}?" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "+trainer.val_check_interval=0.5",
+        "+optim.foreach=true",
+        "+callbacks.mine={_target_: a.B}",
+        "experiment=fast",
+        "++data.num_frames=8",
+    ],
+)
+def test_what_a_target_takes_may_be_added(text: str) -> None:
+    check_added(compose_config("train", text), [text])

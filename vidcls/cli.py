@@ -1,5 +1,6 @@
 """What the entry points share: names of run folders, clear errors and exit codes. Imports nothing heavy."""
 
+import difflib
 import functools
 import os
 import re
@@ -16,6 +17,7 @@ from typing import Any, TypeVar
 
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -145,6 +147,21 @@ def check_missing(cfg: DictConfig) -> None:
         raise UserError(f"a value for {missing[0]}", "none", remedy, "missing-option")
 
 
+def check_added(cfg: DictConfig, overrides: Sequence[str]) -> None:
+    """Raises `UserError` if ``+`` adds an option that nothing reads: Hydra proposes that for a misspelt name."""
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        key = override.key_or_group
+        parts = key.split(".")
+        nodes = [OmegaConf.select(cfg, ".".join(parts[: end + 1])) for end in range(len(parts))]
+        takes_any = parts[0] != "data" and any(isinstance(node, DictConfig) and "_target_" in node for node in nodes)
+        takes_any |= parts[:2] == ["policy", "target"]
+        if override.is_add() and not override.is_force_add() and nodes[-1] is not None and not takes_any:
+            beside = [str(name) for name in (nodes[-2] if len(nodes) > 1 else cfg) if name != parts[-1]]
+            alike = difflib.get_close_matches(parts[-1], beside, 1)
+            remedy = f"Did you mean {'.'.join([*parts[:-1], *alike])}?" if alike else "Those in conf/ are all."
+            raise UserError("an option that there is", f"+{key}", remedy, "unknown-option")
+
+
 def user_errors_exit(main: Callable[[DictConfig], Result]) -> Callable[[DictConfig], Result]:
     """Exits with one clear line and code 2 for a `UserError`, 130 for Ctrl-C; ``debug=true`` shows tracebacks."""
 
@@ -155,6 +172,7 @@ def user_errors_exit(main: Callable[[DictConfig], Result]) -> Callable[[DictConf
         if not cfg.debug:
             threading.excepthook = functools.partial(_end_thread, of_threads)
         try:
+            check_added(cfg, HydraConfig.get().overrides.task)
             check_missing(cfg)
             result = main(cfg)
             for message in of_threads:
