@@ -320,7 +320,7 @@ def test_in_a_real_browser(predictions: Predictions, browser: Browser) -> None:
     filters = "[...document.querySelectorAll('.peaks img')].map(i => getComputedStyle(i).filter)"
     assert browser.run(filters) == ["blur(14px) grayscale(1)"] * 2
     assert browser.run("[...document.querySelectorAll('.peaks img')].map(i => i.naturalWidth)") == [16, 16]
-    assert browser.run("document.querySelector('.peaks').textContent") == "adult 0.10 at 0:02"
+    assert browser.run("document.querySelector('.peaks').textContent") == "adult 0.10 at 0:02.0"
     click(".peaks button", 1)
     assert browser.run(filters) == ["blur(14px) grayscale(1)", "none"]
     click("#blur")

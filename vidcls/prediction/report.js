@@ -72,7 +72,7 @@ function draw(box, { cuts, probabilities, segments, peaks }) {
     for (const key of ["x1", "x2"]) cursor.setAttribute(key, x(seconds));
     cursor.style.visibility = "visible";
     page.plotted.forEach((k, place) => {
-      titles[place].textContent = `${page.classes[k]} ${share(probabilities[k][window])} at ${clock(seconds)}`;
+      titles[place].textContent = `${page.classes[k]} ${share(probabilities[k][window])} at ${clock(seconds, 1)}`;
     });
   };
   svg.onpointerleave = () => {
@@ -106,7 +106,7 @@ function list(segments) {
 function pictures({ peaks, loops }) {
   const buttons = loops.map(([when, frames]) => {
     const image = make("img", { src: `data:image/jpeg;base64,${frames[frames.length >> 1]}`, alt: "" });
-    const caption = `${namePeaks(peaks, when)} at ${clock(when)}`;
+    const caption = `${namePeaks(peaks, when)} at ${clock(when, 1)}`;
     const button = make("button", { type: "button", "aria-pressed": "false" }, make("span", {}, image), caption);
     button.onclick = () => button.setAttribute("aria-pressed", button.getAttribute("aria-pressed") === "false");
     return button;

@@ -87,7 +87,7 @@ function loop([when, frames], { peaks }) {
   images[images.length >> 1].hidden = false;
   return make("figure", {},
     make("div", { class: "loop", role: "img", "aria-label": `Frames around ${clock(when)}` }, ...images),
-    make("figcaption", {}, make("span", { class: "blinded" }, `${namePeaks(peaks, when)} at `), clock(when)));
+    make("figcaption", {}, make("span", { class: "blinded" }, `${namePeaks(peaks, when)} at `), clock(when, 1)));
 }
 const pressed = action => dialog.querySelector(`[data-do=${action}]`).ariaPressed === "true";
 const press = (action, on) => { dialog.querySelector(`[data-do=${action}]`).ariaPressed = on; };
