@@ -149,13 +149,15 @@ def check_missing(cfg: DictConfig) -> None:
 
 def check_added(cfg: DictConfig, overrides: Sequence[str]) -> None:
     """Raises `UserError` if ``+`` adds an option that nothing reads: Hydra proposes that for a misspelt name."""
-    for override in OverridesParser.create().parse_overrides(list(overrides)):
+    # The others may hold paths with characters of Hydra's grammar, such as the folder that a sweep gives a job.
+    added = [text for text in overrides if re.match(r"\+[^+]", text)]
+    for override in OverridesParser.create().parse_overrides(added):
         key = override.key_or_group
         parts = key.split(".")
         nodes = [OmegaConf.select(cfg, ".".join(parts[: end + 1])) for end in range(len(parts))]
         takes_any = parts[0] != "data" and any(isinstance(node, DictConfig) and "_target_" in node for node in nodes)
         takes_any |= parts[:2] == ["policy", "target"]
-        if override.is_add() and not override.is_force_add() and nodes[-1] is not None and not takes_any:
+        if nodes[-1] is not None and not takes_any:
             beside = [str(name) for name in (nodes[-2] if len(nodes) > 1 else cfg) if name != parts[-1]]
             alike = difflib.get_close_matches(parts[-1], beside, 1)
             remedy = f"Did you mean {'.'.join([*parts[:-1], *alike])}?" if alike else "Those in conf/ are all."

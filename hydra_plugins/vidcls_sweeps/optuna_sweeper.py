@@ -15,7 +15,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.types import Override, Transformer
 from hydra.core.plugins import Plugins
-from hydra.core.utils import JobReturn, JobStatus
+from hydra.core.utils import JobReturn
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
@@ -104,8 +104,13 @@ class OptunaSweeper(Sweeper):
 
 
 def _value(result: JobReturn) -> float | None:
-    """The objective of a job; None if it failed."""
-    value = result.return_value if result.status == JobStatus.COMPLETED else None
+    """The objective of a job; None if it failed. Raises what kept a job from starting."""
+    try:
+        value = result.return_value
+    except Exception as error:
+        if not type(error).__module__.startswith("ray."):  # else its process has died, and the others go on
+            raise
+        return None
     return value if isinstance(value, float) and math.isfinite(value) else None
 
 

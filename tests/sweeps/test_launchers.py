@@ -150,6 +150,17 @@ def test_a_failed_job_does_not_end_a_search(base: list[str], tmp_path: Path) -> 
     assert f"{len(losses)} of 3 jobs done" in result.stdout
 
 
+def test_a_bug_that_no_job_records_ends_a_search(
+    base: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("a bug before the job")
+
+    monkeypatch.setattr("vidcls.cli.check_missing", fail)
+    result = train("-m", *base, *SEARCH, "hydra.sweeper.n_trials=2", f"hydra.sweep.dir={tmp_path}")
+    assert result.code == 1 and "a bug before the job" in result.stderr
+
+
 @pytest.mark.parametrize("space", ["interval(1,0.1)", "tag(log,interval(0,1))"])
 def test_a_range_without_values_ends_in_one_line(space: str, base: list[str], tmp_path: Path) -> None:
     command = ["-m", *base, "hydra/sweeper=optuna", f"optim.lr={space}", f"hydra.sweep.dir={tmp_path}"]
