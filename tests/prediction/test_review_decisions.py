@@ -36,7 +36,7 @@ def test_a_second_opinion_without_the_first(predictions: Predictions, chromium: 
     controls = [*CLASSES, "unsure", "bad file", "Previous", "Next", "Undo", "Blur", "Grey", "Play", "Note"]
     for path in order:
         assert title(page) == path
-        picture = "It could not be decoded." if path == "empty.mp4" else "0:02"
+        picture = "It could not be decoded." if path == "empty.mp4" else "0:02.0"
         shown = "".join(line for line in page.locator("#desk").inner_text().splitlines() if line.strip())
         keys_shown = ["1", "2", "3", "u", "x", "←", "→", "z", "b", "g", "p", "n"]
         named = "".join(f"{name} {key}" for name, key in zip(controls, keys_shown, strict=True))
