@@ -32,7 +32,7 @@ LISTS = ("run", "sweep", "data.decisions", "decisions")  # options that name a p
 QUOTES = ("'", '"')
 # Messages of gloo and NCCL if the process at the other end is gone.
 LOST_PROCESS = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
-# What Python says of +predict.NAME=1, which Hydra proposes for a name that it does not know.
+# What Python says of ++predict.NAME=1; `check_added` refuses one +, but ++ may replace an option as well as add one.
 UNKNOWN_OPTION = re.compile(
     r"(?:(?:\w+(?:Options|Limits)\.__init__|write_report)\(\) )?got an unexpected keyword argument '(\w+)'"
 )

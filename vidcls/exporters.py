@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from vidcls.data.store import StoreEntryError
 from vidcls.errors import UserError
 from vidcls.files import hash_file
-from vidcls.prediction.options import PredictOptions
 from vidcls.prediction.run import LoadedRun
 from vidcls.training.run_folder import best_checkpoint
 from vidcls.training.spec import RunSpec
@@ -156,9 +155,9 @@ def export_run(run: LoadedRun, format: str, output: Path, cache_dir: str | None)
             f"The exported network computes in float32, the run in {precision}: expect differences", stacklevel=2
         )
     classifier = ExportedClassifier(run.model.float(), run.preprocess)
-    options = PredictOptions().complete(run.spec.clip.clip_seconds, run.manifest)
     metadata = describe(run.spec, hash_file(best_checkpoint(run.folder)))
-    metadata["max_whole_seconds"] = str(options.max_whole_seconds)  # predict.py cuts longer videos into windows
+    # predict.py cuts longer videos into windows.
+    metadata["max_whole_seconds"] = str(run.default_options().max_whole_seconds)
     clips = stored_clips(run, cache_dir)
     return export_checked(classifier, format, output, metadata, clips), len(clips)
 

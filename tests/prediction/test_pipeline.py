@@ -237,6 +237,7 @@ def test_names_may_hold_anything(bright: Path, tmp_path: Path) -> None:
         ("report.loops_megabytes=-1", "[report.loops_megabytes]"),
         ("accelerator=gpux", "[accelerator]"),
         ("+predict.window=2", "[unknown-option]"),
+        ("++predict.window=2", "[unknown-option]"),
     ],
 )
 def test_what_makes_no_sense_is_refused_in_one_line(bright: Path, tmp_path: Path, override: str, code: str) -> None:

@@ -18,9 +18,9 @@ def printed(folder: Path) -> str:
     solved = {"C": 0.003, "out_of_fold": split}
     metrics = {"train": split, "val": split, "test": None, "best_epoch": 1, "timing": timing}
     metrics["logistic_regression"] = solved
-    console = Console(file=io.StringIO(), width=80)
-    print_summary(metrics, "val/loss", folder, console)
-    return console.file.getvalue()  # type: ignore[attr-defined]
+    text = io.StringIO()
+    print_summary(metrics, "val/loss", folder, Console(file=text, width=80))
+    return text.getvalue()
 
 
 def test_no_metric_is_cut_in_80_columns(tmp_path: Path) -> None:

@@ -38,7 +38,6 @@ from vidcls.plots.run_plots import confusion_figure, precision_recall_figure, re
 from vidcls.plots.style import Figure, save_figures
 from vidcls.prediction.drift import compare_with_training, drift_notes, known_predictions
 from vidcls.prediction.loading import load_run
-from vidcls.prediction.options import PredictOptions
 from vidcls.prediction.predictor import Predictor
 from vidcls.prediction.run import BaseRun
 from vidcls.training.records import log_picture, worst_errors_figure, write_predictions
@@ -228,7 +227,7 @@ def absent_class_notes(split: str, metrics: Mapping[str, Any]) -> Iterator[str]:
 def long_video_notes(run: BaseRun, split: str, rows: pd.DataFrame) -> Iterator[str]:
     """A note about videos that predict.py would classify otherwise."""
     with warnings.catch_warnings(action="ignore"):
-        limit = PredictOptions().complete(run.spec.clip.clip_seconds, run.manifest).max_whole_seconds
+        limit = run.default_options().max_whole_seconds
     if limit is not None and (long := int((rows["seconds"].astype(float) > limit).sum())):
         yield (
             f"Note: {long} of {len(rows)} videos of {split} are longer than {limit:g} s. They are classified whole "

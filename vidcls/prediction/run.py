@@ -88,6 +88,10 @@ class BaseRun:
         """The runs whose probabilities are averaged; a single run itself."""
         raise NotImplementedError
 
+    def default_options(self) -> PredictOptions:
+        """Those with which predict.py classifies videos if none are given."""
+        return PredictOptions().complete(self.spec.clip.clip_seconds, self.manifest)
+
     def predict(self, video: Path | str) -> dict[str, float]:
         """The probability of each class for one video, as of predict.py with its default options.
 
@@ -99,7 +103,7 @@ class BaseRun:
         """
         from vidcls.data.decoding.windows import stream_windows  # imports the decoders
 
-        options = PredictOptions().complete(self.spec.clip.clip_seconds, self.manifest)
+        options = self.default_options()
         try:
             stream = stream_windows(Path(video), options.plan(self.spec.store), DECODERS)
             parts = []
