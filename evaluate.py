@@ -35,7 +35,7 @@ def main(cfg: DictConfig) -> None:
     from vidcls.prediction.loading import load_run
 
     console, source = Console(), cfg.data.source
-    run = load_run(folders_of(cfg.run), trusted_packages(cfg))
+    run = load_run(folders_of("run", cfg.run), trusted_packages(cfg))
     videos = prepare_evaluation(run, plan, source, cfg.cache_dir, console)
     predictor = run.make_predictor(cfg.accelerator)
     found = {split: predict_held_out(run, predictor, videos, split, source) for split in plan.splits}

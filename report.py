@@ -22,7 +22,7 @@ def main(cfg: DictConfig) -> None:
     from vidcls.sweeps.fold_plan import are_cross_validations
     from vidcls.sweeps.jobs import check_sweep
 
-    console, folders = Console(), folders_of(cfg.sweep)
+    console, folders = Console(), folders_of("sweep", cfg.sweep)
     check_flag("test_best", cfg.test_best)
     for folder in folders:
         check_sweep(folder, "sweep")  # before pandas is imported

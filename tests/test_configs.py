@@ -284,7 +284,7 @@ def test_presets_run(debug: str, overrides: list[str], loggers: set[str], tiny: 
 @pytest.mark.parametrize("debug", ["true", "default"])
 def test_debug_shows_tracebacks(debug: str, tmp_path: Path) -> None:
     result = train("data=folder", "data.source=nowhere", f"debug={debug}", f"run_dir={tmp_path / 'run'}")
-    assert result.code == 1 and "Traceback" in result.stderr and "[missing-source]" in result.stderr
+    assert result.code == 2 and "Traceback" in result.stderr and "[missing-source]" in result.stderr
 
 
 @pytest.mark.parametrize("entry", ENTRIES)

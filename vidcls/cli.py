@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -117,9 +118,12 @@ def _quote_list(value: str) -> str:
     return f"[{','.join(item if item[:1] in QUOTES else quote(item) for item in items)}]"
 
 
-def folders_of(value: Any) -> list[Path]:
-    """The folders that an option names: one path, or a list of them."""
-    return [Path(str(one)) for one in (value if isinstance(value, ListConfig | list) else [value])]
+def folders_of(option: str, value: Any) -> list[Path]:
+    """The folders that an option names: one path, or a list of them; raises `UserError` for an empty list."""
+    folders = [Path(str(one)) for one in (value if isinstance(value, ListConfig | list) else [value])]
+    if not folders:
+        raise UserError(f"a folder in {option}", "an empty list", f"Check {option}=.", option)
+    return folders
 
 
 def allow_new_keys(group: str) -> None:
@@ -165,7 +169,7 @@ def check_added(cfg: DictConfig, overrides: Sequence[str]) -> None:
 
 
 def user_errors_exit(main: Callable[[DictConfig], Result]) -> Callable[[DictConfig], Result]:
-    """Exits with one clear line and code 2 for a `UserError`, 130 for Ctrl-C; ``debug=true`` shows tracebacks."""
+    """Exits with one clear line and code 2 for a `UserError`, 130 for Ctrl-C; ``debug=true`` adds tracebacks."""
 
     @functools.wraps(main)
     def guarded(cfg: DictConfig) -> Result:
@@ -182,9 +186,11 @@ def user_errors_exit(main: Callable[[DictConfig], Result]) -> Callable[[DictConf
             return result
         except Exception as error:
             user_error = find_user_error(error) or _explain(error)
-            if user_error is None or cfg.debug:
+            if user_error is None:
                 os.environ["HYDRA_FULL_ERROR"] = "1"  # or Hydra shows only the last lines
                 raise
+            if cfg.debug:
+                traceback.print_exc()
             _remove_if_empty(run_folder())
             if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the process is ending already

@@ -122,6 +122,7 @@ def test_a_sweep_of_one_job_is_reported(tmp_path: Path, options: dict[str, int])
 
 def test_what_is_no_sweep_is_refused(tmp_path: Path, ragged: Writer) -> None:
     refused(report(tmp_path), "[no-sweep]")
+    refused(call("report.py", "sweep=[]"), "[sweep]")
     assert not list(tmp_path.glob("report"))
     refused(call("report.py"), "[missing-option]")
     (ragged.folder / "model=cnn_mean,gradient_clip_val=1.0,channels=[8, 16],seed=0" / "metrics.json").write_text("{")

@@ -111,12 +111,6 @@ def test_a_cpu_does_not_compute_in_mixed_float16(
     refused(train(*tiny, *device, f"run_dir={tmp_path / 'run'}"), "[trainer.precision]", "bf16-mixed")
 
 
-def test_debug_shows_the_traceback(tmp_path: Path) -> None:
-    result = train(*TINY, "data.source=nowhere", "debug=true", f"run_dir={tmp_path / 'run'}")
-    assert result.code not in (0, None)
-    assert "Traceback" in result.stderr and "[missing-source]" in result.stderr
-
-
 def test_too_little_address_space(tiny: list[str], tmp_path: Path) -> None:
     command = ["bash", "-c", 'ulimit -v 3000000; exec "$0" "$@"', sys.executable, str(TRAIN), *tiny]
     done = subprocess.run([*command, f"run_dir={tmp_path / 'run'}"], capture_output=True, text=True, timeout=200)

@@ -47,9 +47,7 @@ def check_run_options(cfg: DictConfig) -> Path:
 def check_runs(cfg: DictConfig) -> list[Path]:
     """`check_run_options` where ``run`` may name several runs, for an ensemble."""
     _check_use(cfg)
-    if not (folders := folders_of(cfg.run)):
-        raise UserError("the folder of a finished run", "an empty list", "Check run=.", "run")
-    return [check_finished(folder) for folder in folders]
+    return [check_finished(folder) for folder in folders_of("run", cfg.run)]
 
 
 def _check_use(cfg: DictConfig) -> None:
