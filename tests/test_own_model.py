@@ -69,7 +69,7 @@ def test_it_is_swept(tiny: list[str], tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "code"),
     [
-        (["model=custom", "model._target_=experiments.own_model.tiny3d.Tiny4D"], "unknown-model"),
+        (["model=custom", "model._target_=experiments.own_model.tiny3d.Tiny4D"], "model._target_"),
         ([*OWN, "+model.depth=4"], "model-options"),
         (["model=custom", "model._target_=json.dumps", "+model.obj=3"], "not-a-network"),
     ],

@@ -50,6 +50,9 @@ TRAIN = {
     "data.disagreement=vote": "data.disagreement",
     "data=folder data.source={demo} data.classes=[safe,unheard_of]": "data.classes",
     "resume=nowhere": "nothing-to-resume",
+    "model._target_=vidcls.models.classifiers.cnn_lstmm": "model._target_",
+    "optim._target_=torch.optim.Adamm": "optim._target_",
+    "model=encoder_head model.encoder.name=torchvision/resnet19": "model.encoder.name",
 }
 EVALUATE = {
     "run=nowhere": "run",

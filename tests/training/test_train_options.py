@@ -70,6 +70,13 @@ def composed(*overrides: str) -> DictConfig:
         (["data.num_frames=0"], "data.num_frames"),
         (["data.split.val_fraction=1"], "data.split.val_fraction"),
         (["model._target_=no_such_package.Net"], "model._target_"),
+        (["model._target_=vidcls.models.classifiers.cnn_lstmm"], "model._target_"),
+        (["model._target_=torch.nnn.Flatten"], "model._target_"),  # in torch, whose source does not tell
+        (["optim._target_=torch.optim.Adamm"], "optim._target_"),
+        (["optim.schedule={_target_:torch.optim.lr_scheduler.StepLRR}"], "optim.schedule._target_"),
+        (["callbacks.timing._target_=vidcls.training.callbacks.Timer"], "callbacks.timing._target_"),
+        (["model=encoder_head", "model.encoder.name=timm/resnet1888"], "model.encoder.name"),
+        (["model=encoder_head", "model.encoder.name=timm/resnet18.a1_in2k"], "model.encoder.name"),
         ([*BACKBONE, "model.encoder.weights=nowhere.pt"], "model.encoder.weights"),
         ([*BACKBONE, "model.encoder.trainable_from=none"], "model.encoder.weights"),
         ([*BACKBONE, "model.head=bilstm"], "model.head"),

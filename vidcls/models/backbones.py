@@ -1,6 +1,5 @@
 """Encoders from timm and torchvision: image networks on each frame, video networks on whole clips."""
 
-import difflib
 import math
 from typing import Any
 
@@ -13,6 +12,7 @@ from torchvision.models import get_model
 
 from vidcls.errors import UserError
 from vidcls.models.i3d import I3D
+from vidcls.models.network_names import check_network
 from vidcls.models.pretrained import Pretrained, remove_classifier, repeat_channels, timm_config
 from vidcls.models.temporal_shift import TemporalShift, shifted_convolutions
 
@@ -105,19 +105,11 @@ class VideoNet(Pretrained):
 
 def build_net(name: str, in_channels: int) -> nn.Module:
     """An image network with random weights, without classifier: [B, C, R, R] to [B, D]; `UserError` if unknown."""
-    model = name.partition("/")[2]
-    known = [f"torchvision/{known}" for known in torchvision.models.list_models(module=torchvision.models)]
-    if name not in known:
+    check_network(name)
+    library, _, model = name.partition("/")
+    if library == "timm":
         import timm  # takes seconds
 
-        known += [f"timm/{known}" for known in timm.list_models() + timm.list_models(pretrained=True)]
-        if name not in known:
-            raise UserError(
-                "model.encoder.name to be cnn, timm/NAME or torchvision/NAME",
-                repr(name),
-                f"The nearest are {', '.join(difflib.get_close_matches(name, known, cutoff=0))}.",
-                "model.encoder.name",
-            )
         return timm.create_model(model, num_classes=0, in_chans=in_channels)
     # These two would return a tuple in training.
     options = {"aux_logits": False, "init_weights": True} if model in ("googlenet", "inception_v3") else {}

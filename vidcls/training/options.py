@@ -15,7 +15,9 @@ from vidcls.data.options import DataOptions
 from vidcls.errors import UserError, check_choice, check_flag, check_integer, check_number, check_seed
 from vidcls.metrics import LOWER_IS_BETTER
 from vidcls.models.downloads import check_downloadable
+from vidcls.models.network_names import check_network
 from vidcls.training.logistic_options import check_fixed_clips, is_logistic
+from vidcls.training.targets import check_targets
 
 Check = Callable[[str, Any], object]
 
@@ -65,6 +67,11 @@ def _check_weights(option: str, value: Any) -> None:
     if value not in (None, "default") and not Path(value).is_file():
         remedy = f"Check the path, or give {option}=default to download those of the library."
         raise UserError(f"a file of weights in {option}", f"no such file: {value}", remedy, option)
+
+
+def _check_encoder_name(option: str, value: Any) -> None:
+    if value != "cnn":
+        check_network(str(value))
 
 
 def _check_strengths(option: str, value: Any) -> None:
@@ -136,6 +143,7 @@ MODEL_CHECKS: dict[str, Check] = {
     "model.norm_eval": check_flag,
     "model.lstm.hidden_size": check_integer,
     "model.encoder": _check_group,
+    "model.encoder.name": _check_encoder_name,
     "model.encoder.channels": _check_conv_channels,
     "model.encoder.weights": _check_weights,
     "model.encoder.norm_eval": check_flag,
@@ -183,9 +191,8 @@ def check_train_options(cfg: DictConfig) -> None:
             raise UserError("optim=logistic, for refit=true", got, remedy, "refit")
     _check_loggers(plain.get("logger") or {})
     data = DataOptions.from_config(plain["data"])
-    if own_model:
-        _check_importable(str(plain["model"]["_target_"]))
-    else:
+    check_targets(plain)
+    if not own_model:
         _check_model_fits(plain["model"], data)
     if solves or (plain["model"].get("standardise") is True and not own_model):
         check_fixed_clips(plain, "optim=logistic" if solves else "model.standardise=true", solves)
@@ -296,13 +303,6 @@ def _check_loggers(loggers: dict[str, Any]) -> None:
             expected = f"the package {package}, for {logger['_target_']}"
             remedy = f"Install it (pip install {package}), or choose another logger."
             raise UserError(expected, "no such package installed", remedy, "missing-package")
-
-
-def _check_importable(target: str) -> None:
-    package = target.partition(".")[0]
-    if not package.isidentifier() or find_spec(package) is None:
-        remedy = "Check the name; the package must be installed, or its folder on PYTHONPATH."
-        raise UserError("a model that can be imported in model._target_", target, remedy, "model._target_")
 
 
 def _check_model_fits(model: dict[str, Any], data: DataOptions) -> None:
