@@ -106,18 +106,19 @@ class VideoClassifier(L.LightningModule):
         self._train_totals, self._train_clips = torch.zeros(2, device=self.device), 0
 
     def training_step(self, batch: VideoBatch | FeatureBatch, _: int) -> Tensor:
-        """The cross-entropy of a batch, with soft labels for mixed clips."""
+        """The mean weighted cross-entropy of a batch's clips, with soft labels for mixed ones."""
         weights, mix = self.class_weights, self.preprocess.augment.mix
         if isinstance(batch, FeatureBatch) or mix.is_identity:
             labels = batch.label
             logits = self._classify(batch.features) if isinstance(batch, FeatureBatch) else self(batch.frames)
             loss = F.cross_entropy(logits, labels, weight=weights, label_smoothing=self.label_smoothing)
+            if weights is not None:  # PyTorch divides by those of the batch: of one class, they would cancel
+                loss = loss * weights[labels].mean()
         else:
             one_hot = F.one_hot(batch.label, len(self.spec.classes)).float()
             frames, shares = mix(self.preprocess(batch.frames), one_hot)
             logits, labels = self.model(frames), shares.argmax(dim=1)
-            loss = F.cross_entropy(logits, shares, weights, label_smoothing=self.label_smoothing, reduction="sum")
-            loss = loss / (shares if weights is None else shares * weights).sum()  # the mean, as for hard labels
+            loss = F.cross_entropy(logits, shares, weights, label_smoothing=self.label_smoothing)
         correct = (logits.argmax(dim=1) == labels).float().mean()
         # `log` would take a third of a small step's time on a GPU.
         self._train_totals += torch.stack([loss.detach(), correct]) * len(labels)
