@@ -34,7 +34,7 @@ def main(cfg: DictConfig) -> None:
     from vidcls.prediction.labelling import write_selection
     from vidcls.prediction.loading import load_run
 
-    run, limits = load_run(folders_of("run", cfg.run), trusted_packages(cfg)), FetchLimits(**cfg.data.fetch)
+    run, limits = load_run(folders_of("run", cfg.run), trusted_packages(cfg)), FetchLimits(**(cfg.data.fetch or {}))
     write_selection(run, Path(str(cfg.output)), str(cfg.input), limits, options, decided, Console())
 
 

@@ -57,6 +57,10 @@ def test_the_specs_follow_from_the_options() -> None:
         ({"store": {"resolution": -5}}, "data.store.resolution"),
         ({"temporal_jitter": True}, "data.temporal_jitter"),
         ({"temporal_jitter": True, "sampling": "first", "store": {"num_frames": 40}}, "data.temporal_jitter"),
+        ({"decode": 3}, "data.decode"),
+        ({"split": "grouped"}, "data.split"),
+        ({"store": [8, 64]}, "data.store"),
+        ({"demo": 3}, "data.demo"),
         ({"num_clips": 3}, "data.num_clips"),
         ({"num_clips": 0, "clip_seconds": 2.0}, "data.num_clips"),
         ({"clip_seconds": 0}, "data.clip_seconds"),
@@ -68,6 +72,11 @@ def test_options_out_of_range(changes: dict[str, Any], code: str) -> None:
     with pytest.raises(UserError) as error:
         options(**changes)
     assert error.value.code == code
+
+
+@pytest.mark.parametrize("section", ["split", "store", "decode", "zip", "fetch", "engine"])
+def test_a_section_that_is_null_leaves_its_defaults(section: str) -> None:
+    assert options(**{section: None}) == options(**{section: {}})
 
 
 def test_preparing_videos_imports_neither_torch_nor_decoders() -> None:

@@ -182,7 +182,7 @@ def test_a_video_that_hangs_is_reviewed_with_its_reason(bright: Path, tmp_path: 
 def test_the_same_content_is_classified_once(bright: Path, tmp_path: Path) -> None:
     one = write_video(tmp_path / "in" / "a.mp4", lit(30, (3, 9)))
     shutil.copy(one, tmp_path / "in" / "b.mp4")
-    predict(bright, tmp_path / "in", tmp_path / "out")
+    predict(bright, tmp_path / "in", tmp_path / "out", "data.decode=null", "data.fetch=null")  # with their defaults
     found = rows_of(tmp_path / "out")
     assert found.loc["a.mp4"].tolist() == found.loc["b.mp4"].tolist() and found.loc["a.mp4", "decision"] == "block"
     assert len(details_of(tmp_path / "out")) == 1
@@ -233,6 +233,7 @@ def test_names_may_hold_anything(bright: Path, tmp_path: Path) -> None:
         ("predict.aggregation=median", "[predict.aggregation]"),
         ("predict.exit_threshold=0.9", "[predict.exit_threshold]"),
         ("data.decode.workers=0", "[data.decode.workers]"),
+        ("data.decode=3", "[data.decode]"),
         ("report.max_videos=0", "[report.max_videos]"),
         ("report.loops_megabytes=-1", "[report.loops_megabytes]"),
         ("accelerator=gpux", "[accelerator]"),
