@@ -237,8 +237,10 @@ def test_names_of_different_jobs_differ() -> None:
     ("overrides", "store"),
     [
         (["data.num_frames=8,16,32"], ["data.store.num_frames=32"]),
-        (["data.num_frames=6,8"], ["data.store.num_frames=24"]),  # the least of which both are divisors
-        (["data.num_frames=range(2,5)"], ["data.store.num_frames=12"]),
+        (["data.num_frames=4,6,12"], ["data.store.num_frames=12"]),  # the least of which all are divisors
+        (["data.num_frames=7,9,11"], []),  # it would be 693
+        (["data.num_frames=6,8,8,8"], []),  # 24, where 6 and 8 are needed
+        (["data.num_frames=range(2,5,2)"], ["data.store.num_frames=4"]),
         (["data.num_frames=choice(5,5)"], ["data.store.num_frames=5"]),
         (["data.resolution=64,112,96"], ["data.store.resolution=112"]),
         (["data.num_frames=4,8", "data.resolution=16,32"], ["data.store.num_frames=8", "data.store.resolution=32"]),

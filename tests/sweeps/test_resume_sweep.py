@@ -17,7 +17,7 @@ from helpers.sweeps import DONE, FAILED, contents, names, planned, read_json
 from omegaconf import DictConfig, OmegaConf
 
 from vidcls.errors import UserError
-from vidcls.sweeps.jobs import callback_errors_exit, end_on_ctrl_c
+from vidcls.sweeps.jobs import callback_errors_exit, end_on_ctrl_c, job_name
 from vidcls.sweeps.tables import rank, read_sweep
 
 # ---- continued
@@ -118,6 +118,8 @@ def test_a_search_is_not_continued_in_another_space(tmp_path: Path) -> None:
         ("data.num_frames=8,16", "data.num_frames=2", None),
         ("data.num_frames=8,16", "data.num_frames=8,16,32", "another-decoding"),
         ("data.num_frames=8,16", "data.num_frames=8,6", "another-decoding"),
+        ("data.num_frames=7,9", "data.num_frames=7,18", None),  # each has a store of its own
+        ("data.num_frames=7,9", "data.num_frames=9", None),
         ("data.resolution=32,64", "data.resolution=48,64", None),
         ("data.resolution=32,64", "data.resolution=32,64,96", "another-decoding"),
     ],
@@ -127,19 +129,35 @@ def test_more_values_keep_the_decoding_of_the_sweep_or_are_refused(
 ) -> None:
     """Also the third time, and in sweeps whose sweep.json does not yet name the decoding."""
     _, cfg = planned(tmp_path, swept=(swept, "seed=0,1"))
-    (store,) = stored(cfg)
+    store = stored(cfg)
     record = read_json(tmp_path / "sweep.json")
-    assert record.pop("store") == [store]
+    assert record.pop("store") == store
     (tmp_path / "sweep.json").write_text(json.dumps(record))
     more = f"{more},{more.partition('=')[2]}"  # at least two: else it would not be swept
     for _ in range(2):
         if code is None:
             _, cfg = planned(tmp_path, f"sweep.resume={tmp_path}", swept=(more, "seed=0,1"))
-            assert stored(cfg) == [store]
+            assert stored(cfg) == store
         else:
             with pytest.raises(UserError) as error:
                 planned(tmp_path, f"sweep.resume={tmp_path}", swept=(more, "seed=0,1"))
             assert error.value.code == code
+
+
+def test_planned_jobs_that_other_values_leave_out_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Jobs that have started stay, and those of the new command are planned as well."""
+    planned(tmp_path, swept=("seed=0,1,2,3", "model.encoder.channels=[4,8],[8]"))
+    started = [job_name(f"model.encoder.channels=[8],seed={seed}") for seed in (0, 1)]
+    for name in started:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "job.json").write_text("{}")
+    capsys.readouterr()
+    new = ("seed=1,2", "model.encoder.channels=[8],[16]")
+    record, _ = planned(tmp_path, f"sweep.resume={tmp_path}", swept=new)
+    assert record["planned"] == 4 + 1  # seed 0 has started
+    assert "left out: 5 jobs of the earlier command" in capsys.readouterr().out
+    assert planned(tmp_path, f"sweep.resume={tmp_path}", swept=new)[0]["planned"] == 5
+    assert "left out" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("changed", ["trainer.max_epochs=3", "seed=0,1", "model.lstm.hidden_size=4", "objective=loss"])

@@ -5,6 +5,7 @@ Hydra calls `SweepCallback` in the main process, and `resumable_job` in the proc
 
 import functools
 import hashlib
+import itertools
 import json
 import math
 import multiprocessing
@@ -30,7 +31,7 @@ from vidcls.data.urls import refuse_credentials
 from vidcls.errors import UserError, check_choice, find_user_error
 from vidcls.files import claim_file, locked, write_atomically
 from vidcls.metrics import LOWER_IS_BETTER
-from vidcls.sweeps.shared import shared_settings, shared_store
+from vidcls.sweeps.shared import shared_settings, shared_store, swept_sizes
 from vidcls.training.run_config import named_packages
 
 FORMAT = 1
@@ -153,7 +154,7 @@ def prepare_sweep(config: DictConfig) -> None:
         "overrides": [str(o.input_line) for option, o in given.items() if option not in RESERVED_OVERRIDES],
         "swept": swept,
         "objective": check_choice("objective", config.objective, tuple(LOWER_IS_BETTER)),
-        "planned": _count_jobs(config, [given[option] for option in swept]),
+        "planned": None if (names := _job_names(config, given)) is None else len(names),
     }
     from vidcls.data.store import decoding_versions  # late: a job does not need it
 
@@ -161,7 +162,7 @@ def prepare_sweep(config: DictConfig) -> None:
     record["settings"] = shared_settings(config, given)
     record["store"] = shared = shared_store(config, given)
     if config.sweep.resume is not None:
-        record["store"] = shared = _continue(folder, record, config)
+        record["store"] = shared = _continue(folder, record, given, config)
     elif not claim_file(folder / "sweep.json", _json_text(record)):
         remedy = f"Choose another one, or continue that sweep with sweep.resume={folder}."
         raise UserError("a folder that no other sweep has used", str(folder), remedy, "used-sweep-dir")
@@ -192,13 +193,16 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Override]:
     return {override.key_or_group: override for override in parsed}
 
 
-def _count_jobs(config: DictConfig, swept: Sequence[Override]) -> int | None:
+def _job_names(config: DictConfig, given: dict[str, Override]) -> set[str] | None:
+    """The names of all jobs; None where a sampler chooses them."""
     if not config.hydra.sweeper._target_.endswith("BasicSweeper"):
         return None
-    return math.prod(len(set(override.sweep_string_iterator())) for override in swept)
+    swept = [override for override in given.values() if override.is_sweep_override()]
+    values = [[f"{one.get_key_element()}={value}" for value in one.sweep_string_iterator()] for one in swept]
+    return {job_name(",".join(sorted(job))) for job in itertools.product(*values)}  # sorted, as Hydra does
 
 
-def _continue(folder: Path, record: dict[str, Any], config: DictConfig) -> list[str]:
+def _continue(folder: Path, record: dict[str, Any], given: dict[str, Override], config: DictConfig) -> list[str]:
     """Replaces sweep.json by ``record``, which may have other values of the swept options, but no other difference.
 
     Returns the shared store of the sweep, which must not change, as new jobs would use other frames.
@@ -227,16 +231,24 @@ def _continue(folder: Path, record: dict[str, Any], config: DictConfig) -> list[
             "Restore it, or start a new sweep: jobs of other settings cannot be ranked with these.",
             "another-sweep",
         )
-    shared = before.get("store") or shared_store(config, parse_overrides(before["overrides"]))
-    stored, wanted = (dict(text.split("=") for text in store) for store in (shared, record["store"]))
-    for option, value in wanted.items():
-        kept = int(stored.get(option, 0))
-        if kept < int(value) or (option == "data.store.num_frames" and kept % int(value)):
-            raise UserError(
-                f"values of {option.replace('.store', '')} that the frames which that sweep has stored can serve",
-                f"values that need {option}={value}, where it is {kept}",
-                "Leave those out, or start a new sweep: results on differently chosen frames cannot be compared.",
-                "another-decoding",
+    given_before = parse_overrides(before["overrides"])
+    shared: list[str] = before["store"] if "store" in before else shared_store(config, given_before)
+    for text in shared:
+        name, _, kept = text.removeprefix("data.store.").partition("=")
+        for value in swept_sizes(given, name):
+            if value > int(kept) or (name == "num_frames" and int(kept) % value):
+                raise UserError(
+                    f"values of data.{name} that the frames which that sweep has stored can serve",
+                    f"{value}, where data.store.{name} is {kept}",
+                    "Leave it out, or start a new sweep: results on differently chosen frames cannot be compared.",
+                    "another-decoding",
+                )
+    if (names := _job_names(config, given)) is not None:
+        started = {path.parent.name for path in folder.glob("*/job.json")}
+        record["planned"] = len(names | started)
+        if left_out := sorted((_job_names(config, given_before) or set()) - names - started):
+            print(
+                f"left out: {len(left_out)} jobs of the earlier command that have never started, such as {left_out[0]}"
             )
     write_atomically(folder / "sweep.json", _json_text(record | {"store": shared}).encode())
     return list(shared)

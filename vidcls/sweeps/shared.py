@@ -1,7 +1,6 @@
 """What the jobs of a sweep share: the settings that conf/ holds, and one decode."""
 
 import math
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -32,14 +31,19 @@ def shared_settings(config: DictConfig, given: dict[str, Override]) -> dict[str,
 def shared_store(config: DictConfig, given: dict[str, Override]) -> list[str]:
     """The ``data.store.*`` overrides with which all jobs read the same stored frames.
 
-    F is the least common multiple of the swept T, as T must divide F; the resolution is the largest one.
+    F is the least common multiple of the swept T, as T must divide F, unless that is more than all of them together:
+    then each job stores its own T frames. The resolution is the largest one.
     """
-    choices: dict[str, Callable[..., int]] = {"num_frames": math.lcm, "resolution": max}
-    shared = []
-    for name, choose in choices.items():
-        override, values = given.get(f"data.{name}"), []
-        if override is not None and override.is_discrete_sweep():
-            values = [value for value in override.sweep_iterator() if isinstance(value, int) and value > 0]
-        if values and config.data.store[name] is None:
-            shared.append(f"data.store.{name}={choose(*values, 1)}")
-    return shared
+    frames, sizes = (swept_sizes(given, name) for name in ("num_frames", "resolution"))
+    common = math.lcm(*frames) if math.lcm(*frames) <= sum(set(frames)) else None
+    shared = {"num_frames": common, "resolution": max(sizes, default=None)}
+    stored = config.data.store
+    return [f"data.store.{name}={value}" for name, value in shared.items() if value and stored[name] is None]
+
+
+def swept_sizes(given: dict[str, Override], name: str) -> list[int]:
+    """The values of data.num_frames or data.resolution that a sweep goes through, without those that jobs refuse."""
+    override = given.get(f"data.{name}")
+    if override is None or not override.is_discrete_sweep():
+        return []
+    return [value for value in override.sweep_iterator() if isinstance(value, int) and value > 0]

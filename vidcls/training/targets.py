@@ -15,7 +15,7 @@ DYNAMIC = re.compile(r"import \*|__getattr__|globals\(\)[^.]|\bexec\(")  # what 
 
 
 def check_targets(value: Any, option: str = "") -> None:
-    """Raises `UserError`, whose code is the option, for a ``_target_`` at any depth of plain values that does not exist."""
+    """Raises `UserError` for a ``_target_`` at any depth of ``value`` that does not exist; its code is the option."""
     pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, child in pairs:
         name = f"{option}.{key}" if option else str(key)
