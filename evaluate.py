@@ -16,7 +16,7 @@ from vidcls.cli import allow_new_keys, folders_of, quote_overrides, trusted_pack
 @user_errors_exit
 def main(cfg: DictConfig) -> None:
     """From a run folder to how good it is."""
-    # Imported here: decoding processes import this file again. Options are checked before torch is imported.
+    # Imported here: options are checked before torch is imported.
     from rich.console import Console
 
     from vidcls.evaluation.options import plan_evaluation

@@ -20,7 +20,7 @@ from vidcls.cli import quote_overrides, trusted_packages, user_errors_exit
 @user_errors_exit
 def main(cfg: DictConfig) -> None:
     """From a source to a page about it."""
-    # Imported here: decoding processes import this file again. Options are checked before torch is imported.
+    # Imported here: options are checked before torch is imported.
     from rich.console import Console
 
     from vidcls.errors import UserError, check_seed

@@ -15,7 +15,7 @@ from vidcls.cli import folders_of, quote_overrides, trusted_packages, user_error
 @user_errors_exit
 def main(cfg: DictConfig) -> None:
     """Reads the sweep, tests its winner if asked to, and writes the report."""
-    # Imported here: testing decodes, and decode workers import this file again.
+    # Imported here: folders and options are checked before pandas and torch are imported.
     from rich.console import Console
 
     from vidcls.errors import check_flag

@@ -21,7 +21,6 @@ SCRATCH = ROOT / "runs" / "long_video"
 SIZES = {"640x360": (640, 360), "1080x1920": (1080, 1920)}
 WINDOWS = (2.5, 15.0)  # seconds; the median duration of the demo videos, and of a typical short video
 ROUNDS = 2
-# Whatever is heavy is imported in functions: the decoding processes import this file again, as they do predict.py.
 sys.path.insert(0, str(ROOT))
 
 

@@ -226,28 +226,27 @@ def test_a_store_that_cannot_be_written_is_not_the_videos_fault(tmp_path: Path) 
 
 # argv: folder with videos, work folder, more videos, which come first.
 INGEST = """
-if __name__ == "__main__":  # the processes import this file again
-    import sys
-    from pathlib import Path
-    import pandas as pd
-    from vidcls.data.options import DecodeLimits
-    from vidcls.data.ingest import ingest
-    from vidcls.data.sampling import StoreSpec
-    from vidcls.data.store import FrameStore
-    from vidcls.errors import UserError
-    videos, work = Path(sys.argv[1]), Path(sys.argv[2])
-    files = [*map(Path, sys.argv[3:]), *sorted(videos.iterdir())]
-    rows = [(file.name, str(file), "safe", "", "") for file in files]
-    listing = pd.DataFrame(rows, columns=["path", "file", "label", "split", "creator"], dtype=str)
-    try:
-        ingest(listing, FrameStore(work / "store", StoreSpec(40, 64)), DecodeLimits(workers=2), work / "hashes.sqlite")
-    except UserError as error:
-        sys.exit(f"UserError: {error}")
+import sys
+from pathlib import Path
+import pandas as pd
+from vidcls.data.options import DecodeLimits
+from vidcls.data.ingest import ingest
+from vidcls.data.sampling import StoreSpec
+from vidcls.data.store import FrameStore
+from vidcls.errors import UserError
+videos, work = Path(sys.argv[1]), Path(sys.argv[2])
+files = [*map(Path, sys.argv[3:]), *sorted(videos.iterdir())]
+rows = [(file.name, str(file), "safe", "", "") for file in files]
+listing = pd.DataFrame(rows, columns=["path", "file", "label", "split", "creator"], dtype=str)
+try:
+    ingest(listing, FrameStore(work / "store", StoreSpec(40, 64)), DecodeLimits(workers=2), work / "hashes.sqlite")
+except UserError as error:
+    sys.exit(f"UserError: {error}")
 """
 
 
 def start(script: str, folder: Path, *arguments: Path) -> subprocess.Popen[str]:
-    """Runs ``script`` as a program of its own, from a file: its workers import it again."""
+    """Runs ``script`` as a program of its own, from a file without a main guard."""
     (folder / "script.py").write_text(script)
     environment = os.environ | {"PYTHONPATH": str(Path(vidcls.__file__).parents[1])}
     command = [sys.executable, folder / "script.py", *arguments]

@@ -14,8 +14,8 @@ from pebble import CONSTS
 MODULES = ["hydra.main", "vidcls.cli", "vidcls.sweeps.jobs", "vidcls.data.decoding.windows"]  # those of commands too
 
 
-def forking(method: str) -> BaseContext:
-    """In the place of `multiprocessing.get_context`, which the pool asks for a method that starts a Python."""
+def forking() -> BaseContext:
+    """In the place of `WorkerContext`, which starts a Python for each worker."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(MODULES)
     return context
@@ -25,7 +25,7 @@ def start_at_once() -> None:
     """From now on, in this process and in those that it forks; and pools look more often whether one has ended."""
     from vidcls.data.decoding import pool  # not before the jaxtyping hook is in place
 
-    patch.object(pool, "get_context", forking).start()
+    patch.object(pool, "WorkerContext", forking).start()
     patch.object(CONSTS, "sleep_unit", 0.01).start()
 
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import multiprocessing
 import threading
 import time
 from collections.abc import Iterator
@@ -14,12 +13,13 @@ from helpers.frames import moving
 from helpers.videos import ffmpeg, write_video
 
 from experiments.torture import media
+from vidcls.data.decoding.sandbox import WorkerContext
 
 
 @pytest.fixture
 def spawned(monkeypatch: pytest.MonkeyPatch) -> None:
     """Decode workers start as they do for users: each is a new Python, which takes seconds."""
-    monkeypatch.setattr("vidcls.data.decoding.pool.get_context", multiprocessing.get_context)
+    monkeypatch.setattr("vidcls.data.decoding.pool.WorkerContext", WorkerContext)
 
 
 @pytest.fixture(scope="session")

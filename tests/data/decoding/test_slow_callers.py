@@ -82,21 +82,20 @@ def test_closing_ends_everything(folder: Path, tmp_path: Path, taken: int) -> No
 
 # argv: the videos
 READ = """
-if __name__ == "__main__":  # the processes import this file again
-    import sys
-    from pathlib import Path
-    from vidcls.data.decoding.plan import WindowPlan
-    from vidcls.data.decoding.pool import read_windows
-    from vidcls.data.decoding.receiver import Source
-    from vidcls.data.hashing import FileState
-    from vidcls.data.options import DecodeLimits
-    from vidcls.data.sampling import StoreSpec
+import sys
+from pathlib import Path
+from vidcls.data.decoding.plan import WindowPlan
+from vidcls.data.decoding.pool import read_windows
+from vidcls.data.decoding.receiver import Source
+from vidcls.data.hashing import FileState
+from vidcls.data.options import DecodeLimits
+from vidcls.data.sampling import StoreSpec
 
-    files = [Path(name) for name in sys.argv[1:]]
-    plan = WindowPlan(StoreSpec(8, 64), 1.0, 0.5, 2.0)
-    states = [FileState.of(file) for file in files]
-    for event in read_windows(map(Source, files, states), len(files), plan, DecodeLimits(workers=len(files))):
-        print(type(event).__name__, flush=True)
+files = [Path(name) for name in sys.argv[1:]]
+plan = WindowPlan(StoreSpec(8, 64), 1.0, 0.5, 2.0)
+states = [FileState.of(file) for file in files]
+for event in read_windows(map(Source, files, states), len(files), plan, DecodeLimits(workers=len(files))):
+    print(type(event).__name__, flush=True)
 """
 
 

@@ -15,7 +15,6 @@ from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import BrokenExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
-from multiprocessing import get_context
 from pathlib import Path
 
 from pebble import ProcessFuture, ProcessPool
@@ -23,7 +22,7 @@ from pebble import ProcessFuture, ProcessPool
 from vidcls.data.decoding.plan import WindowPlan
 from vidcls.data.decoding.receiver import WORKER_ERRORS, Event, Receiver, Source, describe_failure
 from vidcls.data.decoding.result import DECODERS, DecodeResult, undecodable
-from vidcls.data.decoding.sandbox import start_worker
+from vidcls.data.decoding.sandbox import WorkerContext, start_worker
 from vidcls.data.decoding.worker import decode_to_store, send_windows
 from vidcls.data.hashing import HashResult
 from vidcls.data.options import DecodeLimits
@@ -149,7 +148,7 @@ def create_pool(limits: DecodeLimits, num_files: int, file_bytes: int = 0) -> It
     """
     pool = ProcessPool(
         max_workers=_num_workers(limits, num_files),
-        context=get_context("spawn"),  # a forked child would inherit the locks of this process' threads
+        context=WorkerContext(),
         initializer=start_worker,
         initargs=[limits.memory_gigabytes, MEBIBYTE + file_bytes],
     )

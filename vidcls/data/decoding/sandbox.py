@@ -10,6 +10,9 @@ import signal
 import sys
 import threading
 from multiprocessing import parent_process
+from multiprocessing.context import SpawnContext, SpawnProcess
+from types import ModuleType
+from typing import Any
 
 # From <sched.h> and <linux/prctl.h>.
 CLONE_NEWUSER, CLONE_NEWNET, PR_SET_NO_NEW_PRIVS = 0x10000000, 0x40000000, 38
@@ -39,6 +42,27 @@ def start_worker(memory_gigabytes: float | int, file_bytes: int) -> None:
     for limit, value in limits.items():
         _, hard = resource.getrlimit(limit)
         resource.setrlimit(limit, (value if hard == resource.RLIM_INFINITY else min(value, hard), hard))
+
+
+class WorkerProcess(SpawnProcess):
+    """A new Python that does not import the program of this one.
+
+    Without ``if __name__ == "__main__"``, a program would decode again in each of its workers, and wait for itself.
+    """
+
+    @staticmethod
+    def _Popen(process: Any) -> Any:
+        program, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
+        try:
+            return SpawnProcess._Popen(process)  # type: ignore[attr-defined]
+        finally:
+            sys.modules["__main__"] = program
+
+
+class WorkerContext(SpawnContext):
+    """Starts `WorkerProcess`: a forked one would inherit the locks of this process' threads."""
+
+    Process = WorkerProcess  # type: ignore[assignment]
 
 
 def _end_with_parent() -> None:
