@@ -54,7 +54,7 @@ class WorkerProcess(SpawnProcess):
     def _Popen(process: Any) -> Any:
         program, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
         try:
-            return SpawnProcess._Popen(process)  # type: ignore[attr-defined]
+            return SpawnProcess._Popen(process)
         finally:
             sys.modules["__main__"] = program
 
@@ -62,7 +62,7 @@ class WorkerProcess(SpawnProcess):
 class WorkerContext(SpawnContext):
     """Starts `WorkerProcess`: a forked one would inherit the locks of this process' threads."""
 
-    Process = WorkerProcess  # type: ignore[assignment]
+    Process = WorkerProcess
 
 
 def _end_with_parent() -> None:
