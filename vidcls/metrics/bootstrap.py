@@ -56,14 +56,14 @@ def bootstrap_intervals(
         "units": len(numbers),
         "resamples": resamples,
         "seed": seed,
-        "accuracy": _interval(hits.sum(axis=1) / n, enough),
-        "macro_f1": _interval(f1.mean(axis=1), enough),
-        "loss": _interval(drawn[:, -1] / n, enough and finite),
+        "accuracy": percentile_interval(hits.sum(axis=1) / n, enough),
+        "macro_f1": percentile_interval(f1.mean(axis=1), enough),
+        "loss": percentile_interval(drawn[:, -1] / n, enough and finite),
         "per_class": {
             name: {
-                "precision": _interval(precision[:, i], enough),
-                "recall": _interval(recall[truth[:, i] > 0, i], enough),
-                "f1": _interval(f1[:, i], enough),
+                "precision": percentile_interval(precision[:, i], enough),
+                "recall": percentile_interval(recall[truth[:, i] > 0, i], enough),
+                "f1": percentile_interval(f1[:, i], enough),
             }
             for i, name in enumerate(classes)
         },
@@ -93,7 +93,9 @@ def resample_videos(groups: Int[np.ndarray, " N"], resamples: int, seed: int) ->
         yield times[:, group]
 
 
-def _interval(values: Float[np.ndarray, "_"], defined: bool) -> list[float] | None:
-    if not defined or len(values) < MIN_RESAMPLES:
+def percentile_interval(values: Float[np.ndarray, " _"], defined: bool = True) -> list[float] | None:
+    """The 95 % interval of resampled values; None unless it is ``defined``, and enough of them are finite."""
+    known = values[np.isfinite(values)]
+    if not defined or len(known) < MIN_RESAMPLES:
         return None
-    return [float(bound) for bound in np.percentile(values, PERCENTILES)]
+    return [float(bound) for bound in np.percentile(known, PERCENTILES)]

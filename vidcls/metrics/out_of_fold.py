@@ -1,13 +1,13 @@
 """The metrics of a cross-validation, from out-of-fold predictions. Pure."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from vidcls.metrics.bootstrap import PERCENTILES, resample_videos
+from vidcls.metrics.bootstrap import percentile_interval, resample_videos
 from vidcls.metrics.calibration import CALIBRATION_BINS, confidence_bins, safe_log
 
 RESAMPLES, SEED = 2000, 0
@@ -21,101 +21,83 @@ class OutOfFold:
     groups: Int[np.ndarray, " N"]  # resampled for intervals, such as creators
     probabilities: Float[np.ndarray, "R S N K"]
 
-    def metrics(self, weights: Float[np.ndarray, "D N"], classes: Sequence[str]) -> dict[str, Float[np.ndarray, "..."]]:
-        """Each metric for D weightings of the videos: [R, S, D]; the true shares [D].
+    def metrics(
+        self, weights: Float[np.ndarray, "D N"], classes: Sequence[str]
+    ) -> dict[str, Float[np.ndarray, "R S D"]]:
+        """Each metric for D weightings of the videos, pooled over the folds of a repeat and seed; NaN if undefined."""
+        runs = [
+            self._of_run(run, weights, classes) for run in self.probabilities.reshape(-1, *self.probabilities.shape[2:])
+        ]
+        shape = (*self.probabilities.shape[:2], len(weights))
+        return {name: np.reshape([run[name] for run in runs], shape) for name in runs[0]}
 
-        Metrics pool the folds of a repeat and seed. ``auroc`` is NaN if no class has both positive and negative videos.
-        """
-        n = weights.sum(axis=1)
-        found: dict[str, list[np.ndarray]] = {
-            name: [] for name in ("accuracy", "auroc", "loss", "calibration_error", *map(_predicted, classes))
+    def _of_run(
+        self, run: Float[np.ndarray, "N K"], weights: Float[np.ndarray, "D N"], classes: Sequence[str]
+    ) -> dict[str, Float[np.ndarray, " D"]]:
+        n, rows = weights.sum(axis=1), np.arange(len(run))
+        predicted, confidence = run.argmax(axis=1), run.max(axis=1)
+        correct = (predicted == self.labels).astype(np.float64)
+        # A bin's |accuracy - confidence|, weighted by its videos, is the absolute value of the sum of differences.
+        gaps = np.zeros((len(run), CALIBRATION_BINS))
+        gaps[rows, confidence_bins(confidence)] = correct - confidence
+        areas = [_auroc(run[:, k], self.labels == k, weights) for k in range(len(classes))]
+        found = {
+            "accuracy": weights @ correct / n,
+            "auroc": np.ma.masked_invalid(areas).mean(axis=0).filled(np.nan),  # of the classes where it is defined
+            "loss": weights @ -safe_log(run)[rows, self.labels] / n,
+            "calibration_error": np.abs(weights @ gaps).sum(axis=1) / n,
         }
-        for run in self.probabilities.reshape(-1, *self.probabilities.shape[2:]):  # [N, K]
-            predicted = run.argmax(axis=1)
-            correct = (predicted == self.labels).astype(np.float64)
-            losses = -safe_log(run)[np.arange(len(run)), self.labels]
-            # A bin's |accuracy - confidence|, weighted by its videos, is the absolute value of the sum of differences.
-            gaps = np.zeros((len(run), CALIBRATION_BINS))
-            confidence = run.max(axis=1)
-            gaps[np.arange(len(run)), confidence_bins(confidence)] = correct - confidence
-            found["accuracy"].append(weights @ correct / n)
-            found["loss"].append(weights @ losses / n)
-            found["calibration_error"].append(np.abs(weights @ gaps).sum(axis=1) / n)
-            areas = np.array([_auroc(run[:, k], self.labels == k, weights) for k in range(len(classes))])
-            defined = np.isfinite(areas)
-            total = np.where(defined, areas, 0).sum(axis=0)
-            nowhere = np.full(len(n), np.nan)
-            found["auroc"].append(np.divide(total, defined.sum(axis=0), out=nowhere, where=defined.any(axis=0)))
-            for k, name in enumerate(classes):
-                found[_predicted(name)].append(weights @ (predicted == k) / n)
-        shape = (*self.probabilities.shape[:2], len(n))
-        true = {_true(name): weights @ (self.labels == k) / n for k, name in enumerate(classes)}
-        return {name: np.reshape(values, shape) for name, values in found.items()} | true
+        for k, name in enumerate(classes):
+            share, true = weights @ (predicted == k) / n, weights @ (self.labels == k) / n
+            found |= {
+                f"predicted_share/{name}": share,
+                f"true_share/{name}": true,
+                f"share_difference/{name}": share - true,
+            }
+        return found
+
+    def resampled(self, classes: Sequence[str]) -> dict[str, Float[np.ndarray, " D"]]:
+        """The mean of each metric over repeats and seeds, in resamples of the groups with all their videos and runs."""
+        parts = [self.metrics(weights, classes) for weights in resample_videos(self.groups, RESAMPLES, SEED)]
+        return {name: np.concatenate([part[name].mean(axis=(0, 1)) for part in parts]) for name in parts[0]}
 
 
 def summarise_out_of_fold(predictions: OutOfFold, classes: Sequence[str]) -> dict[str, Any]:
     """The mean of each metric over repeats and seeds, its interval and spread; JSON-ready, None if undefined.
 
-    ``ci95`` resamples groups with all their videos and runs (see `vidcls.metrics.bootstrap`). ``std_repeats`` is the
-    standard deviation over repeats of the mean over seeds, ``std_seeds`` that over seeds of the mean over repeats.
+    ``ci95`` is of `OutOfFold.resampled`. ``std_repeats`` is the standard deviation over repeats of the mean over seeds,
+    ``std_seeds`` that over seeds of the mean over repeats.
     """
     point = predictions.metrics(np.ones((1, len(predictions.labels))), classes)
-    drawn = _stack(
-        [
-            _means(predictions.metrics(weights, classes))
-            for weights in resample_videos(predictions.groups, RESAMPLES, SEED)
-        ]
-    )
-    several = len(np.unique(predictions.groups)) > 1
+    drawn, several = predictions.resampled(classes), len(np.unique(predictions.groups)) > 1
     summary: dict[str, Any] = {}
     for name, values in point.items():
-        if values.ndim == 1:
-            summary[name] = {"mean": _number(values[0]), "ci95": _interval(drawn[name], several)}
-            continue
         runs = values[..., 0]  # [R, S]
         summary[name] = {
             "mean": _number(runs.mean()),
-            "ci95": _interval(drawn[name], several),
+            "ci95": percentile_interval(drawn[name], several),
             "std_repeats": _std(runs.mean(axis=1)),
             "std_seeds": _std(runs.mean(axis=0)),
             "min": _number(runs.min()),
             "max": _number(runs.max()),
         }
-    for name in classes:
-        difference = point[_predicted(name)].mean() - point[_true(name)][0]
-        resampled = drawn[_predicted(name)] - drawn[_true(name)]
-        summary[f"share_difference/{name}"] = {"mean": _number(difference), "ci95": _interval(resampled, several)}
     return summary
 
 
 def compare_out_of_fold(one: OutOfFold, other: OutOfFold, classes: Sequence[str]) -> dict[str, dict[str, Any]]:
     """``other`` minus ``one`` for each metric, with paired resamples; raises ValueError if the videos differ."""
-    same = np.array_equal(one.labels, other.labels) and np.array_equal(one.groups, other.groups)
-    if not same:
+    if not (np.array_equal(one.labels, other.labels) and np.array_equal(one.groups, other.groups)):
         raise ValueError("expected predictions of the same videos, in the same order")
-    ones = np.ones((1, len(one.labels)))
-    names = ("accuracy", "auroc", "loss", "calibration_error")
-    first, second = (_means(each.metrics(ones, classes)) for each in (one, other))
-    pairs = [
-        [_means(each.metrics(weights, classes)) for each in (one, other)]
-        for weights in resample_videos(one.groups, RESAMPLES, SEED)
-    ]
-    before, after = (_stack([pair[index] for pair in pairs]) for index in (0, 1))
+    every, several = np.ones((1, len(one.labels))), len(np.unique(one.groups)) > 1
+    before, after = (each.metrics(every, classes) for each in (one, other))
+    drawn_before, drawn_after = (each.resampled(classes) for each in (one, other))
     return {
         name: {
-            "mean": _number((second[name] - first[name])[0]),
-            "ci95": _interval(after[name] - before[name], len(np.unique(one.groups)) > 1),
+            "mean": _number(after[name].mean() - before[name].mean()),
+            "ci95": percentile_interval(drawn_after[name] - drawn_before[name], several),
         }
-        for name in names
+        for name in before
     }
-
-
-def _predicted(name: str) -> str:
-    return f"predicted_share/{name}"
-
-
-def _true(name: str) -> str:
-    return f"true_share/{name}"
 
 
 def _auroc(
@@ -130,21 +112,6 @@ def _auroc(
     pairs = above.sum(axis=1) * below.sum(axis=1)
     won = (above * (below.cumsum(axis=1) - below / 2)).sum(axis=1)
     return np.divide(won, pairs, out=np.full(len(weights), np.nan), where=pairs > 0)
-
-
-def _means(metrics: Mapping[str, Float[np.ndarray, "..."]]) -> dict[str, Float[np.ndarray, " D"]]:
-    return {name: values if values.ndim == 1 else values.mean(axis=(0, 1)) for name, values in metrics.items()}
-
-
-def _stack(parts: Sequence[dict[str, Float[np.ndarray, " D"]]]) -> dict[str, Float[np.ndarray, " _"]]:
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-
-def _interval(values: Float[np.ndarray, " _"], several: bool) -> list[float] | None:
-    known = values[np.isfinite(values)]
-    if not several or len(known) < RESAMPLES // 20:
-        return None
-    return [float(bound) for bound in np.percentile(known, PERCENTILES)]
 
 
 def _std(values: Float[np.ndarray, " _"]) -> float | None:
