@@ -119,25 +119,17 @@ def _key(override: Override) -> str:
 
 
 def _distribution(override: Override) -> Any:
-    try:
-        return _distribution_of(override)
-    except ValueError as error:
-        expected, remedy = (
-            f"values of {_key(override)} to search among",
-            "Correct the range; a logarithm starts above 0.",
-        )
-        raise UserError(expected, f"{override.input_line}: {one_line(error)}", remedy, "search-space") from error
-
-
-def _distribution_of(override: Override) -> Any:
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     values: Any = override.value()
     integers = all(isinstance(getattr(values, name, 1), int) for name in ("start", "end", "stop", "step"))
-    if override.is_interval_sweep():
-        kind = IntDistribution if integers else FloatDistribution
-        return kind(values.start, values.end, log="log" in values.tags)
-    if override.is_range_sweep() and integers:
-        return IntDistribution(values.start, values.stop - 1, step=values.step)
-    choices: list[Any] = list(override.sweep_iterator(transformer=Transformer.encode))
-    return CategoricalDistribution(choices)
+    try:
+        if override.is_interval_sweep():
+            kind = IntDistribution if integers else FloatDistribution
+            return kind(values.start, values.end, log="log" in values.tags)
+        if override.is_range_sweep() and integers:
+            return IntDistribution(values.start, values.stop - 1, step=values.step)
+        return CategoricalDistribution(list[Any](override.sweep_iterator(transformer=Transformer.encode)))
+    except ValueError as error:
+        expected, got = f"values of {_key(override)} to search among", f"{override.input_line}: {one_line(error)}"
+        raise UserError(expected, got, "Correct the range; a logarithm starts above 0.", "search-space") from error

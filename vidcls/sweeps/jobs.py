@@ -156,9 +156,6 @@ def prepare_sweep(config: DictConfig) -> None:
         "objective": check_choice("objective", config.objective, tuple(LOWER_IS_BETTER)),
         "planned": None if (names := _job_names(config, given)) is None else len(names),
     }
-    from vidcls.data.store import decoding_versions  # late: a job does not need it
-
-    record["decoding"] = decoding_versions()
     record["settings"] = shared_settings(config, given)
     record["store"] = shared = shared_store(config, given)
     if config.sweep.resume is not None:
@@ -216,18 +213,12 @@ def _continue(folder: Path, record: dict[str, Any], given: dict[str, Override], 
             "Only the values of swept options may differ. Start a new sweep for anything else.",
             "another-sweep",
         )
-    if before.get("decoding", record["decoding"]) != record["decoding"]:
-        raise UserError(
-            f"the decoders of that sweep: {before['decoding']}",
-            str(record["decoding"]),
-            "Install those again, or start a new sweep: results on differently decoded frames cannot be compared.",
-            "another-decoding",
-        )
     then, now = before.get("settings", {}), record["settings"]  # those of earlier versions have none
+    then |= {f"decoding.{name}": version for name, version in before.get("decoding", {}).items()}  # as they wrote it
     if changed := [key for key in now if key in then and then[key] != now[key]]:
         raise UserError(
             f"the settings that the sweep was started with: {changed[0]}={then[changed[0]]}",
-            f"{changed[0]}={now[changed[0]]} in conf/",
+            f"{changed[0]}={now[changed[0]]} now",
             "Restore it, or start a new sweep: jobs of other settings cannot be ranked with these.",
             "another-sweep",
         )

@@ -13,11 +13,14 @@ from vidcls.training.run_config import result_settings
 
 
 def shared_settings(config: DictConfig, given: dict[str, Override]) -> dict[str, Any]:
-    """The current settings in conf/, which may change before a sweep is continued: of all jobs, by their keys.
+    """What may change before a sweep is continued, by keys: the current settings in conf/, and the decoders' versions.
 
-    And of each choice of a swept group, such as ``model=b: optim.lr``.
+    And the settings of each choice of a swept group, such as ``model=b: optim.lr``.
     """
+    from vidcls.data.store import decoding_versions  # late: a job does not need it
+
     settings, loader = result_settings(config), getattr(GlobalHydra.instance().hydra, "config_loader", None)
+    settings |= {f"decoding.{name}": version for name, version in decoding_versions().items()}
     shared = [str(override.input_line) for override in given.values() if not override.is_sweep_override()]
     for option, override in given.items():
         if loader and override.is_sweep_override() and loader.get_group_options(option):
