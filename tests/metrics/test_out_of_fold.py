@@ -66,6 +66,23 @@ def test_intervals_of_one_run_are_those_of_evaluate() -> None:
     assert summary["accuracy"]["std_repeats"] is None and summary["accuracy"]["std_seeds"] is None
 
 
+@pytest.mark.parametrize("sharpness", [1.6, 3.0])
+def test_intervals_of_the_calibration_error_cover_it(sharpness: float) -> None:
+    """It is larger in few videos, and larger still in their resamples, whose percentiles miss it."""
+    rng = np.random.default_rng(0)
+
+    def overconfident(videos: int) -> OutOfFold:
+        labels = rng.integers(2, size=videos)
+        logits = sharpness * 1.5 * (rng.normal(size=videos) + 1.5 * (labels - 0.5))
+        second = 1 / (1 + np.exp(-logits))
+        return OutOfFold(labels, np.arange(videos), np.stack([1 - second, second], axis=1)[None, None])
+
+    true = overconfident(200_000).metrics(np.ones((1, 200_000)), ["no", "yes"])["calibration_error"].item()
+    drawn = [summarise_out_of_fold(overconfident(78), ["no", "yes"])["calibration_error"]["ci95"] for _ in range(80)]
+    assert sum(low <= true <= high for low, high in drawn) >= 0.85 * 80
+    assert all(low >= 0 for low, _ in drawn)
+
+
 def test_what_is_undefined_is_none() -> None:
     one_class = OutOfFold(np.zeros(4, int), np.zeros(4, int), np.full((1, 1, 4, 3), 1 / 3))
     summary = summarise_out_of_fold(one_class, CLASSES)
