@@ -38,5 +38,5 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    quote_overrides("run", "output", "cache_dir")
+    quote_overrides("run", "output", "cache_dir", "debug")
     main()

@@ -24,15 +24,14 @@ def main(cfg: DictConfig) -> None:
     # The network's threads must not spin while they wait, as decoders need the cores. To be set before torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from vidcls.data.options import DecodeLimits, EngineOptions, FetchLimits
-    from vidcls.errors import check_integer, check_number, check_section
+    from vidcls.errors import check_integer, check_number
     from vidcls.prediction.journal import Journal, check_output
     from vidcls.prediction.options import PredictOptions
     from vidcls.training.run_folder import check_runs
 
     folders, output = check_runs(cfg), Path(str(cfg.output))
-    options, engine = PredictOptions(**check_section("predict", cfg.predict)), EngineOptions(**cfg.engine)
-    limits = DecodeLimits(**check_section("data.decode", cfg.data.decode))
-    fetch_limits = FetchLimits(**check_section("data.fetch", cfg.data.fetch))
+    options, engine = PredictOptions(**(cfg.predict or {})), EngineOptions(**cfg.engine)
+    limits, fetch_limits = DecodeLimits(**(cfg.data.decode or {})), FetchLimits(**(cfg.data.fetch or {}))
     report: dict[str, Any] = {**cfg.report}
     check_integer("report.max_videos", report["max_videos"])
     check_number("report.loops_megabytes", report["loops_megabytes"])
@@ -91,5 +90,5 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    quote_overrides("run", "input", "output")
+    quote_overrides("run", "input", "output", "debug")
     main()

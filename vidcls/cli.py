@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import InstantiationException
@@ -28,6 +29,7 @@ from vidcls.memory import keep_freed_memory
 
 Result = TypeVar("Result")
 
+CONF = Path(__file__).parents[1] / "conf"
 NO_MEMORY = ("start new thread", "allocate memory", "not enough memory", "Resource temporarily")
 LISTS = ("run", "sweep", "data.decisions", "decisions")  # options that name a path or several: run=[A,B]
 QUOTES = ("'", '"')
@@ -37,6 +39,8 @@ LOST_PROCESS = ("Connection closed by peer", "Connection reset by peer", "Broken
 UNKNOWN_OPTION = re.compile(
     r"(?:(?:\w+(?:Options|Limits)\.__init__|write_report)\(\) )?got an unexpected keyword argument '(\w+)'"
 )
+# Sections that may be null: their defaults hold, or there is none of them.
+NULLABLE = re.compile(r"predict|data\.\w+|policy\.target|callbacks\.(?!(best|last|history|timing)$)\w+")
 _HEX = "utf8_hex_"  # the prefix of an encoded key that Hydra's grammar does not allow
 # What Hydra takes for a key rather than for a number or constant.
 PLAIN_KEY = re.compile(r"(?!(?:true|false|null|nan|inf)\Z)[A-Za-z_][A-Za-z0-9_]*", re.IGNORECASE)
@@ -75,7 +79,7 @@ def run_folder() -> Path:
 
 def compose_config(name: str, *overrides: str) -> DictConfig:
     """A configuration of conf/ as the command line composes it, such as ``compose_config("train", "seed=1")``."""
-    with initialize_config_dir(str(Path(__file__).parents[1] / "conf"), version_base="1.3"):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose(name, list(overrides))
 
 
@@ -96,7 +100,9 @@ def quote_overrides(*options: str) -> None:
     for index, text in enumerate(sys.argv):
         option, _, value = text.partition("=")
         swept = multirun and ("," in value or re.match(r"(choice|range|interval|glob|shuffle|sort)\(", value))
-        if index and option in options and value not in ("", "null") and value[0] not in "'\"" and not swept:
+        if index and re.fullmatch(r"null|\[?[\d.+-]+\]?", value) and (CONF / option).is_dir():
+            sys.argv[index] = f"{option}={quote(value)}"  # no name of a file, for which Hydra ends with a traceback
+        elif index and option in options and value not in ("", "null") and value[0] not in "'\"" and not swept:
             several = option in LISTS and value[0] == "[" and value[-1] == "]" and not Path(value).exists()
             sys.argv[index] = f"{option}={_quote_list(value) if several else quote(value)}"
 
@@ -168,6 +174,28 @@ def check_added(cfg: DictConfig, overrides: Sequence[str]) -> None:
             raise UserError("an option that there is", f"+{key}", remedy, "unknown-option")
 
 
+def check_kinds(cfg: DictConfig, hydra: Any) -> None:
+    """Raises `UserError` if an option replaces a section or a list, such as predict=null and trust=1.
+
+    ``hydra`` is Hydra's own part of the configuration.
+    """
+    loader = GlobalHydra.instance().config_loader()
+    given = OverridesParser.create(loader).parse_overrides(list(hydra.overrides.task))
+    values = [one for one in given if not isinstance(OmegaConf.select(cfg, one.key_or_group, default=cfg), DictConfig)]
+    others = [str(one.input_line) for one in given if one not in values]  # such as model=i3d
+    defaults = loader.load_configuration(hydra.job.config_name, others, RunMode.MULTIRUN)
+    for override in [one for one in values if not one.is_sweep_override()]:
+        option, value = override.key_or_group, override.value()
+        default = OmegaConf.select(defaults, option)
+        if isinstance(default, DictConfig) and (value is not None or not NULLABLE.fullmatch(option)):
+            remedy, group = f"Set {option}.{[*default, 'NAME'][0]}=... and so on.", option.replace(".", "/")
+            if choices := loader.get_group_options(group):
+                remedy = f"Choose {group}={' or '.join(choices)}."
+            raise UserError(f"{option} to hold options", override.get_value_element_as_str(), remedy, option)
+        if isinstance(default, ListConfig) and isinstance(value, int | float):
+            raise UserError(f"{option} to be a list", str(value), f"Give {option}=[{value}].", option)
+
+
 def user_errors_exit(main: Callable[[DictConfig], Result]) -> Callable[[DictConfig], Result]:
     """Exits with one clear line and code 2 for a `UserError`, 130 for Ctrl-C; ``debug=true`` adds tracebacks."""
 
@@ -180,6 +208,8 @@ def user_errors_exit(main: Callable[[DictConfig], Result]) -> Callable[[DictConf
         try:
             check_added(cfg, HydraConfig.get().overrides.task)
             check_missing(cfg)
+            if not in_sweep():  # which has checked it before its jobs
+                check_kinds(cfg, HydraConfig.get())
             result = main(cfg)
             for message in of_threads:
                 print(f"warning: {message}", file=sys.stderr)

@@ -79,7 +79,6 @@ def composed(*overrides: str) -> DictConfig:
         (["model=encoder_head", "model.encoder.name=timm/resnet18.a1_in2k"], "model.encoder.name"),
         ([*BACKBONE, "model.encoder.weights=nowhere.pt"], "model.encoder.weights"),
         ([*BACKBONE, "model.encoder.trainable_from=none"], "model.encoder.weights"),
-        ([*BACKBONE, "model.head=bilstm"], "model.head"),
         ([*BACKBONE, "model.head.pooling=median"], "model.head.pooling"),
         ([*BACKBONE, "model/head=transformer", "model.head.num_heads=5"], "model.head.num_heads"),
         ([*BACKBONE, "model.motion=difference", "data.num_frames=1"], "data.num_frames"),

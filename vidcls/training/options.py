@@ -57,12 +57,6 @@ def _check_conv_channels(option: str, value: Any) -> None:
         check_integer(option, number)
 
 
-def _check_group(option: str, value: Any) -> None:
-    if isinstance(value, str):
-        group = option.replace(".", "/")
-        raise UserError(f"{option} to hold options", repr(value), f"Choose a group: {group}={value}.", option)
-
-
 def _check_weights(option: str, value: Any) -> None:
     if value not in (None, "default") and not Path(value).is_file():
         remedy = f"Check the path, or give {option}=default to download those of the library."
@@ -96,6 +90,7 @@ CHECKS: dict[str, Check] = {
     "test": check_flag,
     "figures": check_flag,
     "compile": check_flag,
+    "print_config": check_flag,
     "normalise.mean": _or_null(_check_channels),
     "normalise.std": _or_null(_check_channels),
     "loss.label_smoothing": _share,
@@ -142,13 +137,11 @@ MODEL_CHECKS: dict[str, Check] = {
     "model.weights": _check_weights,
     "model.norm_eval": check_flag,
     "model.lstm.hidden_size": check_integer,
-    "model.encoder": _check_group,
     "model.encoder.name": _check_encoder_name,
     "model.encoder.channels": _check_conv_channels,
     "model.encoder.weights": _check_weights,
     "model.encoder.norm_eval": check_flag,
     "model.encoder.temporal_shift": check_flag,
-    "model.head": _check_group,
     "model.head.name": _choice("lstm", "gru", "pool", "transformer"),
     "model.head.hidden_size": check_integer,
     "model.head.bidirectional": check_flag,
