@@ -17,7 +17,7 @@ from helpers.videos import write_video
 
 from vidcls.data.decoding.result import DecodeResult, undecodable
 from vidcls.prediction.coarse_search import CoarseSearch
-from vidcls.prediction.video_result import seen_fraction
+from vidcls.prediction.video_result import read_fraction
 
 
 def test_a_short_passage_of_a_long_video_surfaces_with_its_time(bright: Path, tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_all_windows_around_a_hit_are_classified_and_few_elsewhere(bright: Path,
     }
     for name in ("dark.mp4", "missed.mp4"):
         assert rows.loc[name, "windows"] == "7"
-        assert rows.loc[name, "reason"] == "coarse search: 11.7% of it was looked at"
+        assert rows.loc[name, "reason"] == "coarse search: windows of 11.7% of its time were read"
     assert "coarse" not in rows.loc["short.mp4", "reason"] and rows.loc["short.mp4", "status"] == "ok"
     timelines = windows_of(tmp_path / "out"), windows_of(tmp_path / "all")
     found, everything = (one[one["path"] == "hit.mp4"].set_index("start_seconds")["harmful"] for one in timelines)
@@ -159,7 +159,11 @@ def test_a_picture_that_stays_is_no_shorter_to_a_coarse_search(bright: Path, tmp
     times = [*range(0, 2000, 40), 2000, *range(62000, 70000, 40)]
     video = write_video(tmp_path / "slides.mp4", np.concatenate([lit(2), lit(0.04, (0, 1)), lit(8)]), pts=times)
     predict(bright, video, tmp_path / "out", *COARSE)
-    assert rows_of(tmp_path / "out").loc["slides.mp4", "decision"] == "block"
+    row, windows = rows_of(tmp_path / "out").loc["slides.mp4"], windows_of(tmp_path / "out")
+    assert row["decision"] == "block" and len(windows) < 20
+    starts, ends = windows["start_seconds"].to_numpy(), windows["end_seconds"].to_numpy()
+    share = 1 - np.maximum(starts[1:] - ends[:-1], 0).sum() / 70
+    assert f"windows of {share:.1%} of its time were read" in row["reason"]  # which is not all that was seen of it
     found = table(tmp_path / "out" / "segments.csv")
     np.testing.assert_allclose(found[["start_seconds", "end_seconds"]], [[2, 62]], atol=1)
 
@@ -180,10 +184,11 @@ def test_a_second_look_that_fails_leaves_what_the_first_one_found() -> None:
     assert decoded.status == "partial" and [start for start, *_ in windows] == [0, 29, 30]
 
 
-def test_the_part_of_a_video_that_was_looked_at() -> None:
+def test_the_part_of_a_video_that_was_read() -> None:
     def windows(*spans: tuple[float, float]) -> list[tuple[float, float, np.ndarray]]:
         return [(start, end, np.zeros(2)) for start, end in spans]
 
-    assert seen_fraction(windows((0.0, 2.0), (1.0, 3.0), (3.0, 4.0))) == 1
-    assert seen_fraction(windows((0.0, 2.0), (8.0, 10.0))) == pytest.approx(0.4)
-    assert seen_fraction(windows((0.0, 0.0))) == 1
+    assert read_fraction(windows((0.0, 2.0), (1.0, 3.0), (3.0, 4.0)), 4.0) == 1
+    assert read_fraction(windows((0.0, 2.0), (8.0, 10.0)), 10.0) == pytest.approx(0.4)
+    assert read_fraction(windows((0.0, 2.0), (8.0, 10.0)), 40.0) == pytest.approx(0.1)  # its worker was lost then
+    assert read_fraction(windows((0.0, 0.0)), 0.0) == 1

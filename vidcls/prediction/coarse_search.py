@@ -10,7 +10,7 @@ from vidcls.errors import UserError
 from vidcls.metrics.calibration import calibrate
 from vidcls.moderation.policy import Policy
 from vidcls.prediction.options import PredictOptions
-from vidcls.prediction.video_result import TimedOutputs, seen_fraction
+from vidcls.prediction.video_result import TimedOutputs, read_fraction
 from vidcls.prediction.video_stream import VideoFound
 
 
@@ -33,7 +33,7 @@ class CoarseSearch:
     def spans(self, found: VideoFound) -> Spans | None:
         """The spans for the second pass: around each window that looks harmful, up to the next ones; None for none."""
         decoded, windows, _ = found
-        sparse = self.options.search == "coarse" and len(windows) > 1 and seen_fraction(windows) < 1
+        sparse = self.options.search == "coarse" and len(windows) > 1 and read_fraction(windows, windows[-1][1]) < 1
         if self.policy is None or not sparse or decoded.status not in USABLE:
             return None
         harmful = [k for k, name in enumerate(self.policy.classes) if name != self.policy.safe_class]

@@ -19,14 +19,14 @@ TimedOutputs = list[tuple[float, float, Float[np.ndarray, " Q"]]]
 NO_POLICY = "no policy: fit one with evaluate.py run=DIR policy.safe_class=CLASS"
 
 
-def seen_fraction(windows: TimedOutputs) -> float:
-    """The fraction of the time from the first to the last window that they cover, 0..1; they must be in order."""
-    end, unseen = windows[0][1], 0.0
+def read_fraction(windows: TimedOutputs, seconds: float) -> float:
+    """The fraction of a video of ``seconds`` that its windows cover, 0..1; they must be in order."""
+    end, unread = 0.0, 0.0
     for start, own_end, _ in windows:
-        unseen += max(start - end, 0)
+        unread += max(start - end, 0)
         end = max(end, own_end)
-    length = end - windows[0][0]
-    return 1 - unseen / length if length > 0 else 1.0
+    unread += max(seconds - end, 0)
+    return 1 - unread / seconds if seconds > 0 else 1.0
 
 
 def timeline_end(status: str, seconds: float, last_end: float) -> float:
@@ -89,6 +89,7 @@ def build_result(
     else:
         decision = Decision(REVIEW, f"{decoded.status}: {decoded.reason}" if decoded.status != "ok" else NO_POLICY)
     reasons = [decision.reason] * bool(decision.reason)
-    if options.search == "coarse" and windows and (seen := seen_fraction(windows)) < 1:
-        reasons.append(f"coarse search: {seen:.1%} of it was looked at")
+    if options.search == "coarse" and windows and (share := read_fraction(windows, decoded.seconds)) < 0.9995:
+        # Not "looked at": windows that would show the picture of the one before again are not read either.
+        reasons.append(f"coarse search: windows of {share:.1%} of its time were read")
     return cells | {"decision": decision.decision, "reason": "; ".join(reasons)}, details
