@@ -25,6 +25,5 @@ def main(cfg: DictConfig) -> float | None:
 
 
 if __name__ == "__main__":
-    paths = ("data.source", "data.decisions", "output", "cache_dir", "model.encoder.weights", "model.weights")
-    quote_overrides(*paths, "debug")
+    quote_overrides("debug")
     main()

@@ -61,14 +61,5 @@ def main(cfg: DictConfig) -> float | None:
 
 
 if __name__ == "__main__":
-    paths = (
-        "data.source",
-        "data.decisions",
-        "run_dir",
-        "resume",
-        "cache_dir",
-        "model.encoder.weights",
-        "model.weights",
-    )
-    quote_overrides(*paths, "debug")
+    quote_overrides("debug")  # of which one choice is called true
     main()

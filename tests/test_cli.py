@@ -15,13 +15,13 @@ NAMES = ["my clips (1)", "runs/num_frames=8,hidden_size=32", "it's, [new] {x}: $
 def overrides(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> list[object]:
     """The values that Hydra reads from these arguments."""
     monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
-    quote_overrides("data.source", "resume")
+    quote_overrides()
     parsed = OverridesParser.create().parse_overrides([text for text in sys.argv[1:] if text != "-m"])
     return [list(one.sweep_iterator()) if one.is_sweep_override() else one.value() for one in parsed]
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("option", ["data.source", "resume"])
+@pytest.mark.parametrize("option", ["data.source", "resume", "output", "paths.runs_dir"])
 def test_paths_may_hold_any_characters(monkeypatch: pytest.MonkeyPatch, option: str, name: str) -> None:
     assert overrides(monkeypatch, f"{option}={name}") == [name]
 
@@ -29,6 +29,7 @@ def test_paths_may_hold_any_characters(monkeypatch: pytest.MonkeyPatch, option: 
 def test_in_a_sweep_too_where_a_comma_separates_values(monkeypatch: pytest.MonkeyPatch) -> None:
     given = ["-m", "data.source=my clips (1)", "seed=0,1"]
     assert overrides(monkeypatch, *given) == ["my clips (1)", [0, 1]]
+    assert overrides(monkeypatch, "-m", "sweep.resume=sweeps, (1)") == ["sweeps, (1)"]
     assert overrides(monkeypatch, "-m", "data.source=a,b") == [["a", "b"]]
     assert overrides(monkeypatch, "-m", "data.source=choice(a,b)") == [["a", "b"]]
 

@@ -32,6 +32,8 @@ Result = TypeVar("Result")
 CONF = Path(__file__).parents[1] / "conf"
 NO_MEMORY = ("start new thread", "allocate memory", "not enough memory", "Resource temporarily")
 LISTS = ("run", "sweep", "data.decisions", "decisions")  # options that name a path or several: run=[A,B]
+PATHS = {"run", "run_dir", "resume", "sweep.resume", "input", "output", "data.source", "data.decisions", "decisions"}
+PATHS |= {"cache_dir", "paths.cache_dir", "paths.data_dir", "paths.runs_dir", "model.weights", "model.encoder.weights"}
 QUOTES = ("'", '"')
 # Messages of gloo and NCCL if the process at the other end is gone.
 LOST_PROCESS = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
@@ -94,15 +96,18 @@ def trusted_packages(cfg: DictConfig) -> tuple[str, ...]:
     return (trust,) if isinstance(trust, str) else tuple(str(name) for name in trust or ())
 
 
-def quote_overrides(*options: str) -> None:
-    """Quotes the values of options on the command line, so that paths may hold characters of Hydra's grammar."""
+def quote_overrides(*more: str) -> None:
+    """Quotes the values of `PATHS` and of ``more`` options, which may hold characters of Hydra's grammar."""
     multirun = any(text in ("-m", "--multirun") for text in sys.argv)
     for index, text in enumerate(sys.argv):
         option, _, value = text.partition("=")
-        swept = multirun and ("," in value or re.match(r"(choice|range|interval|glob|shuffle|sort)\(", value))
+        several_values = re.search(r",|^(choice|range|interval|glob|shuffle|sort)\(", value)
+        swept = multirun and option != "sweep.resume" and several_values
         if index and re.fullmatch(r"null|\[?[\d.+-]+\]?", value) and (CONF / option).is_dir():
             sys.argv[index] = f"{option}={quote(value)}"  # no name of a file, for which Hydra ends with a traceback
-        elif index and option in options and value not in ("", "null") and value[0] not in "'\"" and not swept:
+        elif (
+            index and option in PATHS.union(more) and value not in ("", "null") and value[0] not in "'\"" and not swept
+        ):
             several = option in LISTS and value[0] == "[" and value[-1] == "]" and not Path(value).exists()
             sys.argv[index] = f"{option}={_quote_list(value) if several else quote(value)}"
 
