@@ -24,9 +24,10 @@ import numpy as np
 
 from vidcls.data.decoding.plan import WindowPlan
 from vidcls.data.decoding.pool import decode_into_store, read_windows
-from vidcls.data.decoding.receiver import Source, VideoFinished
+from vidcls.data.decoding.receiver import VideoFinished
 from vidcls.data.decoding.result import DecodeResult
 from vidcls.data.decoding.track import scan
+from vidcls.data.decoding.worker import Source
 from vidcls.data.hashing import hash_files
 from vidcls.data.options import DecodeLimits
 from vidcls.data.sampling import StoreSpec, clip_indices

@@ -129,14 +129,14 @@ class Ingest:
 
         with fetching(fetch, urls, folder, self.fetch_limits) as found:
             arrivals = self._arrivals(missing, found, arrived)
-            results = decode_into_store(arrivals, len(missing), self.store, limits, pool)
-            for number, result in track(results, "Decoding", len(missing), disable=pool is not None):
-                sha256, fetched = arrived[number]
-                self.results[sha256] = result
-                if result.status in USABLE:
-                    self.decoded.add(sha256)
-                if fetched is not None:
-                    fetched.remove()
+            with closing(decode_into_store(arrivals, len(missing), self.store, limits, pool)) as results:
+                for number, result in track(results, "Decoding", len(missing), disable=pool is not None):
+                    sha256, fetched = arrived[number]
+                    self.results[sha256] = result
+                    if result.status in USABLE:
+                        self.decoded.add(sha256)
+                    if fetched is not None:
+                        fetched.remove()
 
     def _arrivals(
         self,

@@ -15,8 +15,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vidcls.data.decoding.pool import read_windows
-from vidcls.data.decoding.receiver import DEFERRED, Source, VideoStarted
+from vidcls.data.decoding.receiver import DEFERRED, VideoStarted
 from vidcls.data.decoding.result import unfetchable
+from vidcls.data.decoding.worker import Source
 from vidcls.data.fetching import FetchSpace, fetching
 from vidcls.data.hashing import HashResult, hash_video
 from vidcls.data.options import DecodeLimits, FetchLimits

@@ -20,7 +20,8 @@ from ray.exceptions import RayActorError, RayTaskError
 from vidcls.data.cluster import BaseReader
 from vidcls.data.decoding.plan import Spans, WindowPlan
 from vidcls.data.decoding.pool import create_pool, read_windows
-from vidcls.data.decoding.receiver import DEFERRED, Source
+from vidcls.data.decoding.receiver import DEFERRED
+from vidcls.data.decoding.worker import Source
 from vidcls.data.fetching import CancelledError, FetchSpace, map_unordered
 from vidcls.data.hashing import HashResult, hash_video
 from vidcls.data.options import DecodeLimits, FetchLimits

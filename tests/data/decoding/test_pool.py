@@ -29,10 +29,10 @@ from helpers.videos import ffmpeg
 from vidcls.data.decoding.frames import decode
 from vidcls.data.decoding.plan import WindowPlan
 from vidcls.data.decoding.pool import read_windows
-from vidcls.data.decoding.receiver import Event, Source, VideoFinished, VideoStarted, WindowRead
+from vidcls.data.decoding.receiver import Event, VideoFinished, VideoStarted, WindowRead
 from vidcls.data.decoding.result import DECODERS, undecodable
 from vidcls.data.decoding.windows import stream_windows
-from vidcls.data.decoding.worker import CHANGED
+from vidcls.data.decoding.worker import CHANGED, Source
 from vidcls.data.hashing import FileState, HashResult, hash_files
 from vidcls.data.options import DecodeLimits
 from vidcls.data.sampling import StoreSpec

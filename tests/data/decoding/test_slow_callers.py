@@ -86,7 +86,7 @@ import sys
 from pathlib import Path
 from vidcls.data.decoding.plan import WindowPlan
 from vidcls.data.decoding.pool import read_windows
-from vidcls.data.decoding.receiver import Source
+from vidcls.data.decoding.worker import Source
 from vidcls.data.hashing import FileState
 from vidcls.data.options import DecodeLimits
 from vidcls.data.sampling import StoreSpec

@@ -6,24 +6,22 @@ Imports no decoder: only workers do.
 
 import math
 import os
-import signal
 import socket
 import tempfile
 import threading
-from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import replace
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 from pebble import ProcessFuture, ProcessPool
 
 from vidcls.data.decoding.plan import WindowPlan
-from vidcls.data.decoding.receiver import WORKER_ERRORS, Event, Receiver, Source, describe_failure
-from vidcls.data.decoding.result import DECODERS, DecodeResult, undecodable
+from vidcls.data.decoding.receiver import Event, Receiver, VideoFinished
+from vidcls.data.decoding.result import DecodeResult
 from vidcls.data.decoding.sandbox import WorkerContext, start_worker
-from vidcls.data.decoding.worker import decode_to_store, send_windows
+from vidcls.data.decoding.worker import Source, send_windows, store_frames
 from vidcls.data.hashing import HashResult
 from vidcls.data.options import DecodeLimits
 from vidcls.data.store import FrameStore
@@ -38,50 +36,19 @@ def decode_into_store(
     store: FrameStore,
     limits: DecodeLimits,
     pool: ProcessPool | None = None,
-) -> Iterator[tuple[int, DecodeResult]]:
+) -> Generator[tuple[int, DecodeResult], None, None]:
     """Decodes up to ``num_videos`` videos, and stores each under its hash.
 
-    Yields the number of each video in ``videos`` and its result, as they are ready. None among ``videos`` means that
-    the next one may take a while. A ``pool`` of `create_store_pool` may be given.
+    Yields the number of each video in ``videos`` and its result, as they are ready. As of `read_windows`: ``videos``
+    are taken in a thread, None means that the next one may take a while, and closing the generator ends all processes
+    except for those of a given ``pool``, here of `create_store_pool`.
     Raises UserError or OSError if the store cannot be written; what was stored until then is kept.
     """
-    ahead = 4 * _num_workers(limits, num_videos)
-    pending: deque[tuple[int, Path, HashResult, tuple[str, ...], list[str], ProcessFuture]] = deque()
-    killed = set[int]()
-    with nullcontext(pool) if pool else create_store_pool(limits, num_videos, store) as workers:
-
-        def submit(number: int, file: Path, hashed: HashResult, decoders: tuple[str, ...], reasons: list[str]) -> None:
-            arguments = [file, hashed, store, decoders]
-            future = workers.schedule(decode_to_store, arguments, timeout=limits.timeout_seconds)
-            pending.append((number, file, hashed, decoders, reasons, future))
-
-        def settle() -> Iterator[tuple[int, DecodeResult]]:
-            number, file, hashed, decoders, reasons, future = pending.popleft()
-            try:
-                result: DecodeResult = future.result()
-            except WORKER_ERRORS as error:
-                # No decoder kills itself with SIGKILL: a video whose worker was killed from outside is retried once.
-                if getattr(error, "exitcode", None) == -signal.SIGKILL and number not in killed:
-                    killed.add(number)
-                    submit(number, file, hashed, decoders, reasons)
-                    return
-                result = undecodable(f"{decoders[0]}: {describe_failure(error, limits)}")
-                if len(decoders) > 1:
-                    submit(number, file, hashed, decoders[1:], [*reasons, result.reason])
-                    return
-            # The failure of a decoder is reported only if no other could read the video.
-            texts = [text for text in (*reasons, result.reason) if text]
-            yield number, undecodable("; ".join(texts)) if result.status == "undecodable" else result
-
-        number = 0
-        for video in videos:
-            if video is not None:
-                submit(number, *video, DECODERS, [])
-                number += 1
-            while pending and (len(pending) > ahead or pending[0][-1].done()):
-                yield from settle()
-        while pending:
-            yield from settle()
+    workers = nullcontext(pool) if pool else create_store_pool(limits, num_videos, store)
+    with closing(_receive(videos, num_videos, limits, workers, store_frames, [store])) as events:
+        for event in events:
+            if isinstance(event, VideoFinished):
+                yield event.number, event.result
 
 
 def read_windows(
@@ -104,22 +71,34 @@ def read_windows(
     total. A file whose state has changed is undecodable. A video of more than ``max_windows`` windows is not read and
     finishes with the result `DEFERRED`.
     """
-    num_workers = _num_workers(limits, num_videos)
-    threads = 1 if pool else max(1, (os.cpu_count() or 1) // num_workers)
+    threads = 1 if pool else max(1, (os.cpu_count() or 1) // _num_workers(limits, num_videos))
+    workers = nullcontext(pool) if pool else create_pool(limits, num_videos)
+    return _receive(videos, num_videos, limits, workers, send_windows, [plan, threads], ahead, max_windows)
+
+
+def _receive(
+    videos: Iterable[Any],
+    num_videos: int,
+    limits: DecodeLimits,
+    pool: AbstractContextManager[ProcessPool],
+    task: Callable[..., None],
+    options: Sequence[Any],
+    ahead: int = 8,
+    max_windows: float | int = math.inf,
+) -> Generator[Event, None, None]:
+    """The events of `read_windows`, for a ``task`` of `vidcls.data.decoding.worker` and its ``options``."""
     root = None if len(tempfile.gettempdir()) < 80 else "/tmp"  # the path of a socket has at most 107 characters
     with tempfile.TemporaryDirectory(prefix="vidcls-", dir=root) as folder, socket.socket(socket.AF_UNIX) as server:
         server.bind(f"{folder}/socket")  # in a folder that only this user can access
         server.listen(128)
-        receiver = Receiver(videos, 2 * num_workers, server, limits, ahead, max_windows)
+        receiver = Receiver(videos, 2 * _num_workers(limits, num_videos), server, limits, ahead, max_windows)
 
-        def schedule(number: int, video: Source, decoders: tuple[str, ...]) -> ProcessFuture:
-            file, state, spans = video
-            own = replace(plan, spans=spans)
-            return workers.schedule(send_windows, [f"{folder}/socket", number, file, state, own, decoders, threads])
+        def schedule(number: int, video: Any, decoders: tuple[str, ...]) -> ProcessFuture:
+            return workers.schedule(task, [f"{folder}/socket", number, video, decoders, *options])
 
         thread = threading.Thread(target=receiver.run, args=[schedule], daemon=True)
         try:
-            with nullcontext(pool) if pool else create_pool(limits, num_videos) as workers:
+            with pool as workers:
                 thread.start()
                 try:
                     yield from receiver.events()

@@ -1,4 +1,4 @@
-"""Receives windows from the workers, and handles workers that hang or die."""
+"""Receives results from the workers, and handles workers that hang or die."""
 
 import math
 import queue
@@ -15,14 +15,13 @@ from dataclasses import dataclass, field
 from itertools import count
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from pebble import ProcessExpired, ProcessFuture
 
-from vidcls.data.decoding.plan import Spans, Window
+from vidcls.data.decoding.plan import Window
 from vidcls.data.decoding.result import DECODERS, DecodeResult, summarise, undecodable
 from vidcls.data.decoding.worker import CHANGED
-from vidcls.data.hashing import FileState
 from vidcls.data.options import DecodeLimits
 
 WORKER_ERRORS = (FutureTimeoutError, CancelledError, ProcessExpired, MemoryError)
@@ -61,14 +60,6 @@ class Idle:
     """All videos so far are finished, and the next one is not ready yet."""
 
 
-class Source(NamedTuple):
-    """The file of a video, its state when it was hashed, and the part of it to read if not all of it."""
-
-    file: Path
-    state: FileState | None
-    spans: Spans | None = None
-
-
 VideoEvent = VideoStarted | WindowRead | VideoFinished
 Event = VideoEvent | Idle
 
@@ -86,7 +77,7 @@ def describe_failure(error: BaseException, limits: DecodeLimits) -> str:
 @dataclass(eq=False)
 class _Video:
     number: int
-    source: Source
+    source: Any  # what its task is made of, such as a `vidcls.data.decoding.worker.Source`
     decoders: tuple[str, ...]
     future: ProcessFuture
     killed: bool = False  # its worker was killed from outside before
@@ -111,7 +102,7 @@ class Receiver:
 
     def __init__(
         self,
-        sources: Iterable[Source | None],
+        sources: Iterable[Any],
         at_once: int,
         server: socket.socket,
         limits: DecodeLimits,
@@ -130,7 +121,7 @@ class Receiver:
                 raise event
             yield event
 
-    def run(self, schedule: Callable[[int, Source, tuple[str, ...]], ProcessFuture]) -> None:
+    def run(self, schedule: Callable[[int, Any, tuple[str, ...]], ProcessFuture]) -> None:
         self._schedule = schedule
         try:
             more = True

@@ -1,15 +1,24 @@
 """The tasks of a decoding process. Imports decoders inside functions, as the parent process needs none."""
 
+from dataclasses import replace
 from multiprocessing.connection import Client
 from pathlib import Path
 from typing import NamedTuple
 
-from vidcls.data.decoding.plan import WindowPlan
-from vidcls.data.decoding.result import DecodeResult, UndecodableError, undecodable
+from vidcls.data.decoding.plan import Spans, WindowPlan
+from vidcls.data.decoding.result import UndecodableError, undecodable
 from vidcls.data.hashing import FileState, HashResult
 from vidcls.data.store import FrameStore
 
 CHANGED = "the file has changed while being read"
+
+
+class Source(NamedTuple):
+    """The file of a video, its state when it was hashed, and the part of it to read if not all of it."""
+
+    file: Path
+    state: FileState | None
+    spans: Spans | None = None
 
 
 class VideoHeader(NamedTuple):
@@ -40,32 +49,32 @@ def read_header(file: Path) -> VideoHeader | None:
         return None
 
 
-def decode_to_store(file: Path, hashed: HashResult, store: FrameStore, decoders: tuple[str, ...]) -> DecodeResult:
-    """Decodes one video and stores its frames under its hash, unless the file has changed since it was hashed.
+def store_frames(
+    address: str, number: int, video: tuple[Path, HashResult], decoders: tuple[str, ...], store: FrameStore
+) -> None:
+    """Stores the frames of a video under its hash; sends ``number`` and then the `DecodeResult` to the pool.
 
-    A file that cannot be read or decoded is a result; a store that cannot be written raises UserError or OSError.
+    A file that cannot be decoded, or has changed since it was hashed, is a result; a store that cannot be written
+    raises UserError or OSError.
     """
     from vidcls.data.decoding.frames import decode
 
-    try:
-        frames, result = decode(file, store.spec, decoders)
-    except UndecodableError as error:
-        result = undecodable(str(error))
-    if FileState.of(file) != hashed.state:
-        return undecodable(CHANGED)
-    if result.status != "undecodable":
-        store.write(hashed.sha256, frames, result)
-    return result
+    file, hashed = video
+    with Client(address) as connection:
+        connection.send(number)
+        try:
+            frames, result = decode(file, store.spec, decoders)
+        except UndecodableError as error:
+            result = undecodable(str(error))
+        if FileState.of(file) != hashed.state:
+            result = undecodable(CHANGED)
+        elif result.status != "undecodable":
+            store.write(hashed.sha256, frames, result)
+        connection.send(result)
 
 
 def send_windows(
-    address: str,
-    number: int,
-    file: Path,
-    state: FileState | None,
-    plan: WindowPlan,
-    decoders: tuple[str, ...],
-    threads: int,
+    address: str, number: int, video: Source, decoders: tuple[str, ...], plan: WindowPlan, threads: int
 ) -> None:
     """Sends ``number``, then (seconds, number of windows), each `Window` and last the `DecodeResult` to the pool."""
     from vidcls.data.decoding.windows import stream_windows
@@ -73,14 +82,14 @@ def send_windows(
     with Client(address) as connection:
         connection.send(number)
         try:
-            video = stream_windows(file, plan, decoders, threads)
-            connection.send((video.seconds, len(video)))
-            for window in video:
+            stream = stream_windows(video.file, replace(plan, spans=video.spans), decoders, threads)
+            connection.send((stream.seconds, len(stream)))
+            for window in stream:
                 connection.send(window)
-            assert video.result is not None
-            result = video.result
+            assert stream.result is not None
+            result = stream.result
         except UndecodableError as error:
             result = undecodable(str(error))
         except (BrokenPipeError, ConnectionResetError):  # the receiver needs no more
             return
-        connection.send(result if FileState.of(file) == state else undecodable(CHANGED))
+        connection.send(result if FileState.of(video.file) == video.state else undecodable(CHANGED))
