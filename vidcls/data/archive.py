@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import stat
 import tempfile
 import zipfile
@@ -13,15 +14,8 @@ from contextlib import suppress
 from lzma import LZMAError
 from pathlib import Path, PurePosixPath
 
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
+import rich.progress
+from rich.markup import escape
 
 from vidcls.data.options import DataOptions
 from vidcls.data.urls import extension, local_path
@@ -176,14 +170,17 @@ def _missing(folder: Path, sizes: dict[str, int]) -> list[str]:
 def _write_files(archive: Path, zipped: zipfile.ZipFile, members: dict[str, zipfile.ZipInfo], folder: Path) -> None:
     """Extracts into a temporary folder and renames it, or each of its files where ``folder`` exists."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch, _progress() as progress:
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
         partial = Path(scratch, "files")  # with the rights that other new folders have, unlike those of tempfile
         partial.mkdir()
-        task = progress.add_task(f"Extracting {archive.name}", total=sum(info.file_size for info in members.values()))
-        for path, info in members.items():
+        for path, info in rich.progress.track(members.items(), f"Extracting {escape(archive.name)}"):
             target = partial / path
             target.parent.mkdir(parents=True, exist_ok=True)
-            _write_member(zipped, info, target, progress, task)
+            # "x": on a file system that ignores case, a name must not overwrite another that differs in case alone.
+            with zipped.open(info) as source, target.open("xb") as sink:  # zipfile reads no more than it declares
+                shutil.copyfileobj(source, sink, _CHUNK_BYTES)
+            if target.stat().st_size != info.file_size:
+                raise zipfile.BadZipFile(f"{info.filename!r} does not hold the {info.file_size} bytes it declares")
         try:
             os.rename(partial, folder)
         except OSError:
@@ -192,22 +189,6 @@ def _write_files(archive: Path, zipped: zipfile.ZipFile, members: dict[str, zipf
             for path in members:
                 (folder / path).parent.mkdir(parents=True, exist_ok=True)
                 os.replace(partial / path, folder / path)
-
-
-def _write_member(
-    zipped: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path, progress: Progress, task: TaskID
-) -> None:
-    written = 0
-    # "x": on a file system that ignores case, a name that differs in case alone must not overwrite another member.
-    with zipped.open(info) as source, open(target, "xb") as sink:
-        while chunk := source.read(_CHUNK_BYTES):
-            written += len(chunk)
-            if written > info.file_size:
-                break
-            sink.write(chunk)
-            progress.advance(task, len(chunk))
-    if written != info.file_size:
-        raise zipfile.BadZipFile(f"{info.filename!r} does not hold the {info.file_size} bytes it declares")
 
 
 def _identity(archive: Path) -> str:
@@ -221,13 +202,8 @@ def _identity(archive: Path) -> str:
 
 
 def _sha256(archive: Path) -> str:
-    with _progress() as progress, progress.open(archive, "rb", description=f"Reading {archive.name}") as file:
+    with rich.progress.open(archive, "rb", description=f"Reading {escape(archive.name)}") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
-
-
-def _progress() -> Progress:
-    columns = BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
-    return Progress(TextColumn("{task.description}", markup=False), *columns)
 
 
 def _os_error(archive: Path, cache_dir: Path, failure: OSError) -> UserError:
