@@ -24,7 +24,7 @@ from vidcls.errors import UserError
 from vidcls.files import write_atomically
 
 # Raised whenever decoding gives other frames for the same video and options, so that old entries are not found.
-DECODE_VERSION = 7
+DECODE_VERSION = 8
 
 
 def decoding_versions() -> dict[str, str | int]:

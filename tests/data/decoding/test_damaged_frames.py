@@ -7,7 +7,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from helpers.frames import EACH_DECODER, SIDE, moving, numbered, numbers, read
+from helpers.frames import EACH_DECODER, SIDE, moving, numbered, numbers, read, stream
 from helpers.videos import ffmpeg, write_video
 
 from vidcls.data.decoding.result import DECODERS, UndecodableError
@@ -74,6 +74,38 @@ def test_a_truncated_file_is_partial_with_its_coverage(clip: Path, tmp_path: Pat
     assert (result.status, result.decoder) == ("partial", "pyav")
     assert result.coverage == pytest.approx(kept, abs=0.15)
     assert "ends early" in result.reason and "of 60 frames" in result.reason
+
+
+ENDS = {"ts": "mpeg2video", "m2v": "mpeg2video", "mpg": "mpeg2video", "h264.ts": "libx264", "flv": "flv1"}
+
+
+@pytest.mark.parametrize(("suffix", "codec"), ENDS.items())
+def test_a_file_that_is_cut_within_its_last_picture_is_partial(tmp_path: Path, suffix: str, codec: str) -> None:
+    """Also where that picture is not among the chosen ones, and the format does not say where the video ends."""
+    path, cut = tmp_path / f"whole.{suffix}", tmp_path / f"cut.{suffix}"
+    ffmpeg("-f", "lavfi", "-i", "testsrc2=d=2:s=320x240", "-vf", "noise=alls=40", "-c:v", codec, "-q:v", "2", path)
+    assert read(path, 4)[1].status == "ok"
+    content = path.read_bytes()
+    for share in (0.5, 0.8):
+        end = int(share * len(content))
+        if suffix.endswith("ts"):  # between two packets of one picture
+            end -= end % 188
+            while content[end + 1] & 0x40:
+                end += 188
+        cut.write_bytes(content[:end])
+        assert read(cut, 4)[1].status == "partial"
+        windows = stream(cut, 4, 0.5, 0.5)
+        assert len(list(windows)) > 1 and windows.result is not None and windows.result.status == "partial"
+
+
+def test_an_flv_that_is_cut_between_two_pictures_is_partial(tmp_path: Path) -> None:
+    path, cut = tmp_path / "whole.flv", tmp_path / "cut.flv"
+    ffmpeg("-f", "lavfi", "-i", "testsrc2=d=2:s=320x240", "-c:v", "flv1", path)
+    content, ends = path.read_bytes(), [13]  # of the header, and of each tag
+    while ends[-1] < len(content):
+        ends.append(ends[-1] + 15 + int.from_bytes(content[ends[-1] + 1 : ends[-1] + 4]))
+    cut.write_bytes(content[: ends[len(ends) // 2]])
+    assert "ends early: 0.96 of 2.00 s are there" in read(cut, 4)[1].reason
 
 
 def test_the_real_corrupted_file_is_never_ok(real_data: Path) -> None:

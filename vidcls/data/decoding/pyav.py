@@ -1,5 +1,6 @@
 """Chosen frames of a video with PyAV, which reports damage frame by frame."""
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -14,6 +15,10 @@ from vidcls.data.decoding.orientation import AS_STORED, orientation
 from vidcls.data.decoding.track import Track, demux, open_video
 from vidcls.data.sampling import TIE_SECONDS
 
+MOST_UNSEEN = 0.3  # of a video, behind the last frame that is wanted
+# Each frame of so much at the end is decoded: the one that has been cut may be shown before others.
+CHECKED_SECONDS = 1.0
+
 
 class ChosenFrames:
     """Yields (pixels, intact) for each of ``times``: the frame that appears then, upright and resized.
@@ -23,6 +28,8 @@ class ChosenFrames:
     ``times`` are ascending frame times of `read_track`; ``decoded`` counts the frames that the decoder has returned.
     With the times of all key frames in ``keys`` (see `Scan`), packets between the last wanted frame of a group of
     pictures and the next group with a wanted frame are not decoded.
+    Where a format does not say where the video ends, what follows the last of ``times`` is decoded too, unless it is
+    much: FFmpeg then reports if the last frame has been cut.
     """
 
     def __init__(
@@ -37,6 +44,8 @@ class ChosenFrames:
         self._path, self._clock, self._times, self._threads = path, track.frame_seconds, times, threads
         self._upright = _Upright(resolution)
         self._keys = np.empty(0) if keys is None else keys
+        checked = track.endless and track.end_seconds - times[-1] < MOST_UNSEEN * track.seconds
+        self._checked_from = track.end_seconds - CHECKED_SECONDS if checked else math.inf
         self.decoded = 0
 
     def __iter__(self) -> Iterator[tuple[UInt8[np.ndarray, "R R 3"], bool]]:
@@ -53,7 +62,7 @@ class ChosenFrames:
                 yield upright(frame), whole
                 index += 1
             previous = frame
-            if index == len(times):
+            if index == len(times) and self._checked_from == math.inf:
                 return
         if previous is None:
             raise ValueError("not one frame could be decoded")
@@ -118,7 +127,8 @@ class ChosenFrames:
             return True
         seconds = float(packet.pts * packet.time_base)
         nearest = np.searchsorted(self._times, seconds - TIE_SECONDS)
-        return bool(nearest < len(self._times) and self._times[nearest] <= seconds + TIE_SECONDS)
+        wanted = nearest < len(self._times) and self._times[nearest] <= seconds + TIE_SECONDS
+        return bool(wanted or seconds >= self._checked_from)
 
 
 class _Upright:

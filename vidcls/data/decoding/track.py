@@ -28,11 +28,13 @@ from vidcls.data.decoding.transport_stream import read_program_stream, read_tran
 # Formats that hold their own frames. Others refer to further files (HLS, DASH, SDP, ffconcat, image sequences), which
 # FFmpeg would open, or hold a still picture.
 FORMATS = "mov,matroska,avi,mpegts,mpeg,mpegvideo,flv,asf"
+ENDLESS = ("mpegts", "mpeg", "mpegvideo")  # those that do not say where they end
 UNREAD_STRETCH, UNREAD_TOTAL = 0.1, 0.5  # fractions of a file; headers and padding take less
 UNREAD_BYTES = 4096  # or this
 LEAST_SHOWN = 0.9  # of the picture; cameras crop a few lines
 ASF_FILE_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 ASF_HEADER_BYTES = 2**16
+FLV_FRAMES = 2  # by which the duration in a header may be too long
 SHORTEST_FRAME_SECONDS = 1 / 240  # faster rates are taken for errors
 _capturing = threading.RLock()
 
@@ -47,6 +49,7 @@ class Track:
     reasons: tuple[str, ...]  # why a player may show something that is not among the frames
     coverage: float  # the fraction of its frames, as far as known, that are there and shown, 0..1
     decord: bool  # whether decord finds each of its frames, and rotates them as FFmpeg does
+    endless: bool = False  # whether only its last frame can tell that the file has been cut off
 
     @property
     def seconds(self) -> float:
@@ -112,6 +115,7 @@ def read_track(path: Path) -> tuple[Track, Float[np.ndarray, " N"], Float[np.nda
     with container:
         counted = container.format.name == "avi"  # whose B-frames come with shuffled timestamps
         count = hidden = corrupt = keyless = repeats = 0
+        last_seconds, flv, endless = 0.0, container.format.name == "flv", container.format.name in ENDLESS
         key_found = leading = False
         keys, avcc, idr = array("q"), stream.codec_context.extradata or b"", stream.codec_context.name == "h264"
         ticks, durations = array("q"), array("q")  # 16 bytes a frame: a long video has hundreds of thousands
@@ -127,6 +131,8 @@ def read_track(path: Path) -> tuple[Track, Float[np.ndarray, " N"], Float[np.nda
             if packet.pos is not None and packet.size:
                 offsets.append(packet.pos)
                 sizes.append(packet.size)
+            if flv and packet.pts is not None:
+                last_seconds = max(last_seconds, float((packet.pts + (packet.duration or 0)) * packet.time_base))
             if packet.stream_index != stream.index or not packet.size:  # the demuxer ends with empty packets
                 continue
             corrupt += packet.is_corrupt
@@ -153,6 +159,7 @@ def read_track(path: Path) -> tuple[Track, Float[np.ndarray, " N"], Float[np.nda
         if not count:
             raise ValueError("the video stream holds no frames")
         step = float(1 / stream.average_rate) if stream.average_rate else 1 / 25
+        flv_seconds = (container.duration or 0) / av.time_base if flv else 0.0  # by its header, from zero
         declared = max(stream.frames - repeats, count + hidden)
         visible = [other for other in others if other.type == "video"]
         covers = sum(bool(other.disposition & av.stream.Disposition.attached_pic) for other in visible)
@@ -163,6 +170,9 @@ def read_track(path: Path) -> tuple[Track, Float[np.ndarray, " N"], Float[np.nda
         found = {
             f"the file ends early: {count} of {declared} frames are there": count < declared and not hidden,
             f"the file ends early: {missing} bytes are missing": missing,
+            f"the file ends early: {last_seconds:.2f} of {flv_seconds:.2f} s are there": (
+                last_seconds < flv_seconds - FLV_FRAMES * step
+            ),
             f"an edit list hides {declared - count} of {declared} frames": hidden,
             f"the first {keyless} frames come before any key frame": keyless and key_found,
             f"{corrupt} of {declared} packets are damaged": corrupt,
@@ -181,13 +191,15 @@ def read_track(path: Path) -> tuple[Track, Float[np.ndarray, " N"], Float[np.nda
     # Of frames with equal timestamps all but the first would be missed, as would most of too fast ones.
     if counted or (np.diff(starts) <= 0).any() or starts[-1] - starts[0] < (count - 1) * SHORTEST_FRAME_SECONDS:
         step = min(max(step, SHORTEST_FRAME_SECONDS), 1.0)
-        return Track(0.0, count * step, step, reasons, count / declared, False), np.arange(count) * step, np.empty(0)
+        track = Track(0.0, count * step, step, reasons, count / declared, False, endless)
+        return track, np.arange(count) * step, np.empty(0)
     end = float(starts[-1]) + (float(durations[order[-1]] * base) or step)
     seekable = indexed and not leading
     key_starts = np.array(keys if seekable and idr else (), np.float64) * base.numerator / base.denominator
     # decord never mirrors, and rotates only what is in an mp4.
     upright = shown is not None and not shown.mirrored and (mp4 or not shown.degrees) and not turns
-    return Track(float(starts[0]), end, None, reasons, count / declared, seekable and upright), starts, key_starts
+    track = Track(float(starts[0]), end, None, reasons, count / declared, seekable and upright, endless)
+    return track, starts, key_starts
 
 
 def _read_key_frame(key_frame: memoryview, avcc: bytes) -> tuple[bool, bool]:

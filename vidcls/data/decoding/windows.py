@@ -118,5 +118,6 @@ class _Windows(WindowStream):
                     window[index] = kept[place][0]
                 coverage = float(np.mean([kept[place][1] for place in places]))
                 yield Window(start, self._end_of(start), window, coverage)
+            next(frames, None)  # decodes what follows the last frame, see `ChosenFrames`
             errors = self._errors or ffmpeg_errors()
             self.result = summarise_decode(self._path, self._track, intact, len(self._times), errors)
