@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import shlex
 import sys
+from pathlib import Path
 
 import pytest
+from helpers.commands import call
+from helpers.runs import refused
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from vidcls.cli import allow_new_keys, check_added, compose_config, key_name, quote_overrides, shell_command
-from vidcls.errors import UserError
+from vidcls.cli import allow_new_keys, compose_config, key_name, quote_overrides, shell_command
 
 NAMES = ["my clips (1)", "runs/num_frames=8,hidden_size=32", "it's, [new] {x}: $5.zip", "50% off", "ünï cødé"]
 
@@ -49,30 +51,33 @@ def test_a_command_to_repeat_quotes_only_what_needs_it() -> None:
     assert [*shlex.split(command)[:2], *shlex.split(command)[3:]] == [*words[:2], *words[3:]]
 
 
+NO_SOURCE = ["data=folder", "data.source=nowhere"]
+
+
 @pytest.mark.parametrize(
     ("text", "meant"),
     [
         ("+sed=1", "seed"),
+        ("++sed=1", "seed"),
         ("+loss.label_smoothin=0.1", "loss.label_smoothing"),
-        ("+data.num_frame=8", "data.num_frames"),
+        ("+loss={label_smoothin:0.1}", "loss.label_smoothing"),
+        ("++data.num_frame=8", "data.num_frames"),
     ],
 )
 def test_a_misspelt_option_is_not_added(text: str, meant: str) -> None:
     """Hydra proposes + for a name that it does not know, and nothing would read it."""
-    with pytest.raises(UserError) as error:
-        check_added(compose_config("train", text), [text])
-    assert error.value.code == "unknown-option" and f"Did you mean {meant}?" in str(error.value)
+    refused(call("train.py", *NO_SOURCE, text), "[unknown-option]", f"Did you mean {meant}?")
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "+trainer.val_check_interval=0.5",
-        "+optim.foreach=true",
-        "+callbacks.mine={_target_: a.B}",
-        "experiment=fast",
-        "++data.num_frames=8",
-    ],
-)
-def test_what_a_target_takes_may_be_added(text: str) -> None:
-    check_added(compose_config("train", text), [text])
+def test_nor_by_the_jobs_of_a_sweep(tmp_path: Path) -> None:
+    refused(call("train.py", "-m", *NO_SOURCE, "+sed=0,1", f"hydra.sweep.dir={tmp_path}"), "[unknown-option]")
+
+
+def test_what_a_target_takes_may_be_added(tmp_path: Path) -> None:
+    """Also where a folder of one's own holds a file of a group."""
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\noptim: {lr: 0.5}\n")
+    given = ["+trainer.val_check_interval=0.5", "+optim.foreach=true", "++data.num_frames=8", "+optim.betas=[0.8,0.9]"]
+    given += ["+callbacks.mine={_target_:vidcls.training.callbacks.StayStopped}", "++run_dir=run", "experiment=mine"]
+    given.append(f"hydra.searchpath=[file://{tmp_path}]")
+    refused(call("train.py", *NO_SOURCE, *given), "[missing-source]")

@@ -37,10 +37,6 @@ PATHS |= {"cache_dir", "paths.cache_dir", "paths.data_dir", "paths.runs_dir", "m
 QUOTES = ("'", '"')
 # Messages of gloo and NCCL if the process at the other end is gone.
 LOST_PROCESS = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
-# What Python says of ++predict.NAME=1; `check_added` refuses one +, but ++ may replace an option as well as add one.
-UNKNOWN_OPTION = re.compile(
-    r"(?:(?:\w+(?:Options|Limits)\.__init__|write_report)\(\) )?got an unexpected keyword argument '(\w+)'"
-)
 # Sections that may be null: their defaults hold, or there is none of them.
 NULLABLE = re.compile(r"predict|data\.\w+|policy\.target|callbacks\.(?!(best|last|history|timing)$)\w+")
 _HEX = "utf8_hex_"  # the prefix of an encoded key that Hydra's grammar does not allow
@@ -162,35 +158,27 @@ def check_missing(cfg: DictConfig) -> None:
         raise UserError(f"a value for {missing[0]}", "none", remedy, "missing-option")
 
 
-def check_added(cfg: DictConfig, overrides: Sequence[str]) -> None:
-    """Raises `UserError` if ``+`` adds an option that nothing reads: Hydra proposes that for a misspelt name."""
-    # The others may hold paths with characters of Hydra's grammar, such as the folder that a sweep gives a job.
-    added = [text for text in overrides if re.match(r"\+[^+]", text)]
-    for override in OverridesParser.create().parse_overrides(added):
-        key = override.key_or_group
-        parts = key.split(".")
-        nodes = [OmegaConf.select(cfg, ".".join(parts[: end + 1])) for end in range(len(parts))]
-        takes_any = parts[0] != "data" and any(isinstance(node, DictConfig) and "_target_" in node for node in nodes)
-        takes_any |= parts[:2] == ["policy", "target"]
-        if nodes[-1] is not None and not takes_any:
-            beside = [str(name) for name in (nodes[-2] if len(nodes) > 1 else cfg) if name != parts[-1]]
-            alike = difflib.get_close_matches(parts[-1], beside, 1)
-            remedy = f"Did you mean {'.'.join([*parts[:-1], *alike])}?" if alike else "Those in conf/ are all."
-            raise UserError("an option that there is", f"+{key}", remedy, "unknown-option")
+def check_overrides(cfg: DictConfig, hydra: Any) -> None:
+    """Compares what the command line gives with the composed defaults; ``hydra`` is Hydra's own part of ``cfg``.
 
-
-def check_kinds(cfg: DictConfig, hydra: Any) -> None:
-    """Raises `UserError` if an option replaces a section or a list, such as predict=null and trust=1.
-
-    ``hydra`` is Hydra's own part of the configuration.
+    Raises:
+        UserError: an option that nothing reads is added, as with +sed=1, which Hydra proposes for a misspelt name; or a
+            value replaces a section or a list, such as predict=null and trust=1.
     """
     loader = GlobalHydra.instance().config_loader()
     given = OverridesParser.create(loader).parse_overrides(list(hydra.overrides.task))
-    values = [one for one in given if not isinstance(OmegaConf.select(cfg, one.key_or_group, default=cfg), DictConfig)]
+    values = [one for one in given if not one.is_delete() and not loader.get_group_options(one.key_or_group)]
     others = [str(one.input_line) for one in given if one not in values]  # such as model=i3d
-    defaults = loader.load_configuration(hydra.job.config_name, others, RunMode.MULTIRUN)
-    for override in [one for one in values if not one.is_sweep_override()]:
+    defaults = loader.load_configuration(hydra.job.config_name, [*hydra.overrides.hydra, *others], RunMode.MULTIRUN)
+    for override in values:
         option, value = override.key_or_group, override.value()
+        for name in [f"{option}.{key}" for key in value] if isinstance(value, dict) else [option]:
+            parent, _, key = name.rpartition(".")
+            section = OmegaConf.select(defaults, parent) if parent else defaults
+            if section is None or (isinstance(section, DictConfig) and key not in section.keys()):  # noqa: SIM118 (???)
+                _check_added(cfg, name)
+        if override.is_sweep_override() or isinstance(value, dict):
+            continue
         default = OmegaConf.select(defaults, option)
         if isinstance(default, DictConfig) and (value is not None or not NULLABLE.fullmatch(option)):
             remedy, group = f"Set {option}.{[*default, 'NAME'][0]}=... and so on.", option.replace(".", "/")
@@ -199,6 +187,18 @@ def check_kinds(cfg: DictConfig, hydra: Any) -> None:
             raise UserError(f"{option} to hold options", override.get_value_element_as_str(), remedy, option)
         if isinstance(default, ListConfig) and isinstance(value, int | float):
             raise UserError(f"{option} to be a list", str(value), f"Give {option}=[{value}].", option)
+
+
+def _check_added(cfg: DictConfig, option: str) -> None:
+    parts = option.split(".")
+    nodes = [cfg, *(OmegaConf.select(cfg, ".".join(parts[: end + 1])) for end in range(len(parts)))]
+    has_target = any(isinstance(node, DictConfig) and "_target_" in node for node in nodes)
+    if (has_target and parts[0] != "data") or parts[:2] == ["policy", "target"]:
+        return  # any name may be added there
+    beside = [str(name) for name in nodes[-2] or () if name != parts[-1]]
+    alike = difflib.get_close_matches(parts[-1], beside, 1)
+    remedy = f"Did you mean {'.'.join([*parts[:-1], *alike])}?" if alike else "Those in conf/ are all."
+    raise UserError("an option that there is", f"+{option}", remedy, "unknown-option")
 
 
 def user_errors_exit(main: Callable[[DictConfig], Result]) -> Callable[[DictConfig], Result]:
@@ -211,10 +211,9 @@ def user_errors_exit(main: Callable[[DictConfig], Result]) -> Callable[[DictConf
         if not cfg.debug:
             threading.excepthook = functools.partial(_end_thread, of_threads)
         try:
-            check_added(cfg, HydraConfig.get().overrides.task)
+            if not in_sweep():  # which has checked them before its jobs
+                check_overrides(cfg, HydraConfig.get())
             check_missing(cfg)
-            if not in_sweep():  # which has checked it before its jobs
-                check_kinds(cfg, HydraConfig.get())
             result = main(cfg)
             for message in of_threads:
                 print(f"warning: {message}", file=sys.stderr)
@@ -270,9 +269,6 @@ def _explain(error: Exception) -> UserError | None:
     if isinstance(error, InstantiationException):
         remedy = "Change the options beside that _target_; debug=true shows the traceback."
         return UserError("options that each _target_ takes", why, remedy, "instantiation")
-    if isinstance(error, TypeError) and (unknown := UNKNOWN_OPTION.fullmatch(why)):
-        remedy = "Remove it: the files in conf/ name all options."
-        return UserError("options that there are", unknown[1], remedy, "unknown-option")
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and any(text in why for text in LOST_PROCESS):
         return lost_process("one that has ended")
     memory = isinstance(error, ImportError | MemoryError) or any(text in why for text in NO_MEMORY)

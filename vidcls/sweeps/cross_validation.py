@@ -12,7 +12,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from vidcls.cli import check_kinds, check_missing
+from vidcls.cli import check_missing, check_overrides
 from vidcls.data.options import DataOptions, class_order
 from vidcls.data.urls import redact
 from vidcls.errors import UserError
@@ -35,7 +35,7 @@ class CrossValidationCallback(SweepCallback):
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         with callback_errors_exit():
-            check_kinds(config, config.hydra)
+            check_overrides(config, config.hydra)
             prepare_cross_validation(config)
         end_on_ctrl_c(config)
 

@@ -26,7 +26,7 @@ from hydra.core.override_parser.types import Override
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from vidcls.cli import check_kinds, in_sweep, quote, run_folder, short_names, sweep_resume_command
+from vidcls.cli import check_overrides, in_sweep, quote, run_folder, short_names, sweep_resume_command
 from vidcls.data.urls import refuse_credentials
 from vidcls.errors import UserError, check_choice, find_user_error
 from vidcls.files import claim_file, locked, write_atomically
@@ -104,7 +104,7 @@ class SweepCallback(Callback):
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         with callback_errors_exit():
-            check_kinds(config, config.hydra)
+            check_overrides(config, config.hydra)
             prepare_sweep(config)
         end_on_ctrl_c(config)
 
