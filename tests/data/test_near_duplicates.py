@@ -137,6 +137,13 @@ def test_copies_are_found_and_other_videos_of_a_camera_are_not(with_copies: Path
     assert len(together) == 1 + len(COPIES)
 
 
+def test_one_frame_does_not_tell_copies_from_videos_of_a_camera(source: Path, cache: Path) -> None:
+    one = options(source, cache, near_duplicates="group", num_frames=1)
+    with pytest.warns(UserWarning, match="not looked for"):
+        videos, _ = pool_videos(one, ("train",), Console(quiet=True))
+    assert set(videos["cluster"]) == {""}
+
+
 def test_hashes_are_kept(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = options(source, tmp_path, near_duplicates="group")
     pool_videos(chosen, ("train",), Console(quiet=True))

@@ -134,8 +134,12 @@ def hash_videos(sha256s: Sequence[str], store: FrameStore) -> UInt8[np.ndarray, 
 def name_clusters(manifest: pd.DataFrame, store: FrameStore) -> list[str]:
     """The cluster of each row of a manifest, named after its first path; "" without near-duplicates.
 
-    Videos with the same bytes count as one.
+    Videos with the same bytes count as one. Of one stored frame none are found, as it does not show motion.
     """
+    if store.spec.frames_per_video == 1:
+        what = "Near-duplicates are not looked for: in one stored frame, videos of one camera look like copies"
+        warnings.warn(f"{what}. Give data.store.num_frames=2 or more.", stacklevel=2)
+        return [""] * len(manifest)
     usable = manifest[manifest["status"].isin(USABLE)].drop_duplicates("sha256")
     clusters = find_clusters(hash_videos(list(usable["sha256"]), store))
     paths = usable.groupby(clusters)["path"]
