@@ -1,6 +1,7 @@
 """The headers of video files, read in worker processes that can be killed. Imports no decoder."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from rich.progress import track
@@ -18,19 +19,11 @@ def read_headers(locations: Sequence[str], limits: DecodeLimits) -> list[VideoHe
     headers: list[VideoHeader | None] = [None] * len(locations)
     if files:
         with create_pool(limits, len(files)) as pool:
-            found = pool.map(read_header, files.values(), timeout=limits.timeout_seconds).result()
-            shown = track(_each(found), "Headers", len(files), transient=True, disable=len(files) < 100)
-            for index, header in zip(files, shown, strict=True):
-                headers[index] = header
+            tasks = [
+                (index, pool.schedule(read_header, [file], timeout=limits.timeout_seconds))
+                for index, file in files.items()
+            ]
+            for index, task in track(tasks, "Headers", transient=True, disable=len(tasks) < 100):
+                with suppress(*WORKER_ERRORS):  # a lost worker
+                    headers[index] = task.result()
     return headers
-
-
-def _each(results: Iterator[VideoHeader | None]) -> Iterator[VideoHeader | None]:
-    """The results, with None for each lost worker."""
-    while True:
-        try:
-            yield next(results)
-        except StopIteration:
-            return
-        except WORKER_ERRORS:
-            yield None
