@@ -75,9 +75,10 @@ def list_videos(
     Raises:
         UserError: the source cannot be read, classes differ in case alone, or a class has no videos.
     """
-    source, ignored = local_path(options.source), Counter[str]()
+    source, lister = local_path(options.source), _Lister(options, classes)
+    ignored = lister.ignored
     try:
-        videos = _list_source(str(unpacked or source), options, classes, ignored)
+        videos = lister.list_source(str(unpacked or source))
     except OSError as error:
         got = f"{error.strerror}: {error.filename or source}"
         raise UserError("a data.source that can be read", got, "Check its permissions.", "unreadable-source") from error
@@ -97,26 +98,6 @@ def list_videos(
     table = pd.DataFrame(sorted(kept), columns=list(_Video._fields), dtype=str)
     named = classes is not None or extension(options.source) in ("csv", "parquet")
     return Listing(table, dict(sorted(ignored.items())), "" if named else _doubt(kept))
-
-
-def _list_source(
-    source: str, options: DataOptions, classes: Sequence[str] | None, ignored: Counter[str]
-) -> list[_Video]:
-    pattern, remote, kind = re.compile(options.creator_pattern), is_url(source), extension(source)
-    if kind == "zip" and remote:
-        expected = "a folder or list (.txt, .csv, .parquet) behind a URL in data.source"
-        raise UserError(expected, f"a zip: {source}", "Download it first.", "source-type")
-    if kind in LIST_EXTENSIONS and (remote or os.path.isfile(source)):
-        return _list_rows(source, options, classes, pattern, ignored)
-    if remote:
-        return _list_folder(source, classes, pattern, ignored)
-    if os.path.isdir(source):
-        return _list_folder(os.path.abspath(source), classes, pattern, ignored)
-    expected = "a folder, .zip, .csv, .parquet or .txt in data.source, or a URL"
-    if os.path.exists(source):
-        remedy = "Give the folder of the videos."
-        raise UserError(expected, f"a file of another type: {source}", remedy, "source-type")
-    raise UserError(expected, f"nothing at {source}", "Check data.source.", "missing-source")
 
 
 def creator_of(stem: str, pattern: re.Pattern[str]) -> str:
@@ -167,71 +148,86 @@ def place_videos(folders: Sequence[Sequence[str]], classes: Sequence[str] | None
     return [place(*video) for video in zip(folders, splits, depths, strict=True)]
 
 
-def _list_folder(
-    root: str, classes: Sequence[str] | None, pattern: re.Pattern[str], ignored: Counter[str]
-) -> list[_Video]:
-    found = list(walk_folder(root, ignored))
-    rows = [(path, join(root, path), version) for path, version in found if _in_utf8(path)]
-    if len(rows) < len(found):  # no table could hold them
-        ignored["videos with names that are not UTF-8"] += len(found) - len(rows)
-    return _place(rows, classes, pattern, ignored)
+class _Lister:
+    """Lists the videos of a source, and counts what it leaves out in ``ignored``."""
 
+    def __init__(self, options: DataOptions, classes: Sequence[str] | None) -> None:
+        self.options, self.classes = options, classes
+        self.ignored = Counter[str]()
+        self._pattern = re.compile(options.creator_pattern)
 
-def _place(
-    rows: Sequence[tuple[str, str, str]], classes: Sequence[str] | None, pattern: re.Pattern[str], ignored: Counter[str]
-) -> list[_Video]:
-    """The videos (path, file, version) whose class their folders tell."""
-    videos = []
-    folders = [path_of(path).split("/")[:-1] for path, _, _ in rows]
-    for (path, file, version), place in zip(rows, place_videos(folders, classes), strict=True):
-        if isinstance(place, str):
-            ignored[place] += 1
-        else:
-            split, label = place
-            videos.append(_Video(path, file, label, split, creator_of(_stem(path), pattern), version))
-    return videos
+    def list_source(self, source: str) -> list[_Video]:
+        kind, remote = extension(source), is_url(source)
+        if kind == "zip" and remote:
+            expected = "a folder or list (.txt, .csv, .parquet) behind a URL in data.source"
+            raise UserError(expected, f"a zip: {source}", "Download it first.", "source-type")
+        if kind in LIST_EXTENSIONS and (remote or os.path.isfile(source)):
+            return self._list_rows(source)
+        if remote or os.path.isdir(source):
+            return self._list_folder(source if remote else os.path.abspath(source))
+        expected = "a folder, .zip, .csv, .parquet or .txt in data.source, or a URL"
+        if os.path.exists(source):
+            remedy = "Give the folder of the videos."
+            raise UserError(expected, f"a file of another type: {source}", remedy, "source-type")
+        raise UserError(expected, f"nothing at {source}", "Check data.source.", "missing-source")
 
+    def _list_folder(self, root: str) -> list[_Video]:
+        found = list(walk_folder(root, self.ignored))
+        rows = [(path, join(root, path), version) for path, version in found if _in_utf8(path)]
+        if len(rows) < len(found):  # no table could hold them
+            self.ignored["videos with names that are not UTF-8"] += len(found) - len(rows)
+        return self._place(rows)
 
-def _list_rows(
-    source: str, options: DataOptions, classes: Sequence[str] | None, pattern: re.Pattern[str], ignored: Counter[str]
-) -> list[_Video]:
-    base = os.path.dirname(source if is_url(source) else os.path.abspath(source))
-    labelled = extension(source) != "txt"
-    videos: dict[str, _Video] = {}
-    names: dict[str, str] = {}
-    wrong: dict[str, list[str]] = {}
-    columns = ("path", "label") if labelled else ("path",)
-    for line, row in read_list(source, options.fetch, columns, ignored):
-        path, label = redact(row["path"]), row.get("label", "").strip()
-        file = join(base, row["path"])
-        file = file if is_url(file) else os.path.normpath(file)
-        split = SPLIT_NAMES.get(row.get("split", "").strip().lower(), "")
-        creator = row["creator"].strip() if "creator" in row else creator_of(_stem(path), pattern)
-        video = _Video(path, file, label, split, creator)
-        first = videos.setdefault(file, video)
-        problem = ""
-        if not path or (labelled and not label and not options.decisions):
-            problem = "a path and a label in each row"
-        elif not _in_utf8(path):
-            problem = "names in UTF-8"
-        elif row.get("split") and not split:
-            problem = "each split to be train, val, test or empty"
-        elif not is_url(file) and not os.path.isfile(file):
-            problem = f"each path to be a file, relative to the folder of the .{extension(source)} or absolute"
-        elif (first.label, first.split, first.creator) != (label, split, creator):
-            problem = "one label, split and creator per path"
-        elif first is not video:
-            ignored["rows given twice"] += 1
-        elif names.setdefault(path, file) != file:
-            problem = "URLs that differ in more than credentials"
-        if problem:
-            text = redact(",".join(row.values())).encode("utf-8", "backslashreplace").decode()
-            wrong.setdefault(problem, []).append(f"line {line}: {text}")
-    for problem, rows in wrong.items():
-        raise UserError(f"{problem} in {source}", _some(rows, "; "), "Correct the list.", "bad-csv")
-    if labelled:
-        return list(videos.values())
-    return _place([(video.path, video.file, "") for video in videos.values()], classes, pattern, ignored)
+    def _place(self, rows: Sequence[tuple[str, str, str]]) -> list[_Video]:
+        """The videos (path, file, version) whose class their folders tell."""
+        videos = []
+        folders = [path_of(path).split("/")[:-1] for path, _, _ in rows]
+        for (path, file, version), place in zip(rows, place_videos(folders, self.classes), strict=True):
+            if isinstance(place, str):
+                self.ignored[place] += 1
+            else:
+                split, label = place
+                videos.append(_Video(path, file, label, split, creator_of(_stem(path), self._pattern), version))
+        return videos
+
+    def _list_rows(self, source: str) -> list[_Video]:
+        base = os.path.dirname(source if is_url(source) else os.path.abspath(source))
+        labelled = extension(source) != "txt"
+        videos: dict[str, _Video] = {}
+        names: dict[str, str] = {}
+        wrong: dict[str, list[str]] = {}
+        columns = ("path", "label") if labelled else ("path",)
+        for line, row in read_list(source, self.options.fetch, columns, self.ignored):
+            path, label = redact(row["path"]), row.get("label", "").strip()
+            file = join(base, row["path"])
+            file = file if is_url(file) else os.path.normpath(file)
+            split = SPLIT_NAMES.get(row.get("split", "").strip().lower(), "")
+            creator = row["creator"].strip() if "creator" in row else creator_of(_stem(path), self._pattern)
+            video = _Video(path, file, label, split, creator)
+            first = videos.setdefault(file, video)
+            problem = ""
+            if not path or (labelled and not label and not self.options.decisions):
+                problem = "a path and a label in each row"
+            elif not _in_utf8(path):
+                problem = "names in UTF-8"
+            elif row.get("split") and not split:
+                problem = "each split to be train, val, test or empty"
+            elif not is_url(file) and not os.path.isfile(file):
+                problem = f"each path to be a file, relative to the folder of the .{extension(source)} or absolute"
+            elif (first.label, first.split, first.creator) != (label, split, creator):
+                problem = "one label, split and creator per path"
+            elif first is not video:
+                self.ignored["rows given twice"] += 1
+            elif names.setdefault(path, file) != file:
+                problem = "URLs that differ in more than credentials"
+            if problem:
+                text = redact(",".join(row.values())).encode("utf-8", "backslashreplace").decode()
+                wrong.setdefault(problem, []).append(f"line {line}: {text}")
+        for problem, rows in wrong.items():
+            raise UserError(f"{problem} in {source}", _some(rows, "; "), "Correct the list.", "bad-csv")
+        if labelled:
+            return list(videos.values())
+        return self._place([(video.path, video.file, "") for video in videos.values()])
 
 
 def _check_found(
