@@ -174,13 +174,13 @@ class Driver(ABC):
     def num_done(self) -> int:
         """The number of videos with a result."""
 
-    @abstractmethod
     def key(self, item: Any) -> Hashable:
         """Identifies an item."""
+        return item
 
-    @abstractmethod
     def make_shard(self, shard: Any, items: list[Any], few: bool) -> Any:
         """A new shard of some ``items`` of a shard whose reader has died; ``few`` if they are read one at a time."""
+        return Shard(items)
 
     @abstractmethod
     def give_up(self, item: Any) -> None:

@@ -148,12 +148,6 @@ class _Driver(Driver):  # its items are indices of videos in ``job``
             check_shared(Path(location), hashed)
             self._job.results.setdefault(known.sha256, undecodable(hashed.error))
 
-    def key(self, item: int) -> int:
-        return item
-
-    def make_shard(self, shard: Shard, items: list[int], few: bool) -> Shard:
-        return Shard(items)
-
     def give_up(self, item: int) -> None:
         hashed = self._job.hashes[item]
         if hashed and hashed.sha256:

@@ -22,21 +22,19 @@ SIGNATURES = (b"\0", b"\x1aE\xdf\xa3")
 CLOCK_SECONDS = 2e-3  # how far decord's timestamps, in single precision, may be off
 
 
-def decode(path: Path, spec: StoreSpec, decoders: tuple[str, ...]) -> tuple[Frames, DecodeResult]:
+def decode(
+    path: Path, spec: StoreSpec, decoders: tuple[str, ...], found: Scan | None = None
+) -> tuple[Frames, DecodeResult]:
     """Decodes the frames that ``spec`` selects: uint8 [M * F, R, R, 3], clip by clip.
 
     Frames are RGB, upright, resized to R x R pixels (R = ``spec.stored_resolution``; the aspect ratio is not kept) by
-    FFmpeg's bilinear scaler, which averages when it shrinks. The two decoders agree within rounding.
+    FFmpeg's bilinear scaler, which averages when it shrinks. The two decoders agree within rounding. A file that has
+    been scanned is not read again.
 
     Raises:
         UndecodableError: no decoder gave an intact frame.
     """
-    return decode_scanned(path, spec, decoders, scan(path))
-
-
-def decode_scanned(path: Path, spec: StoreSpec, decoders: tuple[str, ...], found: Scan) -> tuple[Frames, DecodeResult]:
-    """`decode` for a file that has been scanned."""
-    track, starts, _, errors = found
+    track, starts, _, errors = found or scan(path)
     indices = clip_indices(starts, track.end_seconds, spec)
     wanted, inverse = np.unique(indices, return_inverse=True)  # in order: a decoder would have to seek back otherwise
     failures = []

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from vidcls.data.decoding.frames import decode_scanned, summarise_decode
+from vidcls.data.decoding.frames import decode, summarise_decode
 from vidcls.data.decoding.plan import Window, WindowPlan
 from vidcls.data.decoding.pyav import ChosenFrames
 from vidcls.data.decoding.result import DecodeResult
@@ -33,7 +33,7 @@ def stream_windows(path: Path, plan: WindowPlan, decoders: tuple[str, ...], thre
     # A window that is longer than a clip shows more than the clips of a whole video.
     one_clip = min(plan.window_seconds, plan.spec.clip_seconds or math.inf)
     if found.track.seconds <= max(plan.max_whole_seconds, one_clip) + TIE_SECONDS:
-        return _WholeVideo(*decode_scanned(path, plan.spec, decoders, found))
+        return _WholeVideo(*decode(path, plan.spec, decoders, found))
     return _Windows(path, plan, found, threads)
 
 
