@@ -306,19 +306,7 @@ def test_a_full_disk_stops_the_ingest_and_keeps_what_is_stored(many: Path, tmp_p
     assert [path.name for path in (tmp_path / "store").rglob("*") if path.is_file()] == [".ingest.lock"]
 
 
-# ---- settings and reports
-
-
-@pytest.mark.parametrize("limits", [{"workers": 0}, {"timeout_seconds": 0.0}, {"memory_gigabytes": 0.5}])
-def test_limits_out_of_range(limits: dict[str, float]) -> None:
-    with pytest.raises(UserError) as error:
-        DecodeLimits(**limits)
-    assert error.value.code == f"data.decode.{next(iter(limits))}"
-
-
-def test_whole_numbers_are_numbers_too() -> None:
-    limits = DecodeLimits(timeout_seconds=2, memory_gigabytes=1)  # as from data.decode.timeout_seconds=2
-    assert (limits.timeout_seconds, limits.memory_gigabytes) == (2, 1)
+# ---- reports
 
 
 def test_the_report_names_the_bad_ones() -> None:
