@@ -232,7 +232,7 @@ def test_a_networks_stages_reach_the_optimiser(limits: dict[str, int], tmp_path:
 def test_a_run_with_all_of_it(tiny: list[str], tmp_path: Path) -> None:
     """Trains, saves the averaged weights as best, and evaluation repeats the figures from them."""
     run = tmp_path / "run"
-    recipe = ["optim=adamw", "augment=strong", "augment.cutmix=1.0", "data.sampler=balanced", "callbacks=ema"]
+    recipe = ["optim=adamw", "augment=strong", "augment.cutmix=1.0", "callbacks=ema"]
     recipe += ["loss.label_smoothing=0.1", "loss.class_weights=balanced"]
     recipe += ["trainer.accumulate_grad_batches=2", "data.batch_size=2"]
     result = train(*tiny, *recipe, f"run_dir={run}")

@@ -50,6 +50,7 @@ def composed(*overrides: str) -> DictConfig:
         (["trainer.deterministic=no"], "trainer.deterministic"),
         (["model=encoder_head", "model/head=lstm", "model.head.bidirectional=off"], "model.head.bidirectional"),
         (["loss.class_weights=some"], "loss.class_weights"),
+        (["loss.class_weights=balanced", "data.sampler=balanced"], "loss.class_weights"),
         (["loss.label_smoothing=2.0"], "loss.label_smoothing"),
         (["normalise.std=[0.0,1.0,1.0]"], "normalise.std"),
         (["normalise.mean=[0.5]"], "normalise.mean"),

@@ -190,6 +190,9 @@ def check_train_options(cfg: DictConfig) -> None:
     if solves or (plain["model"].get("standardise") is True and not own_model):
         check_fixed_clips(plain, "optim=logistic" if solves else "model.standardise=true", solves)
     if not resumes:
+        if (data.sampler, plain["loss"]["class_weights"]) == ("balanced", "balanced"):
+            expected = "loss.class_weights=none, for data.sampler=balanced: both together make rare classes dominate"
+            raise UserError(expected, "balanced", "Leave one of them out.", "loss.class_weights")
         _check_source(data)
         if data.decisions:
             from vidcls.data.decisions import read_decisions  # with pandas, which other runs load while they decode
