@@ -1,4 +1,4 @@
-"""summarise: a table worked out by hand, scikit-learn on random cases, and the edges."""
+"""summarise: a table worked out by hand, torchmetrics on random cases, and the edges."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.predictions import splits
 from hypothesis import given, settings
-from hypothesis import strategies as st
-from sklearn.metrics import confusion_matrix, f1_score, precision_recall_fscore_support, roc_auc_score
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_f1_score
 
 from vidcls.metrics.calibration import reliability
@@ -28,17 +27,6 @@ def measured(
 ) -> dict[str, Any]:
     per_video = np.ones(len(labels)) if losses is None else np.array(losses)
     return summarise(np.array(probabilities), np.array(labels), per_video, classes)
-
-
-@st.composite
-def splits(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
-    """Probabilities with frequent ties, 0 and 1 among them, and labels; classes may be absent or never predicted."""
-    k, n = draw(st.integers(2, 6)), draw(st.integers(1, 40))
-    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    weights = rng.integers(0, 5, size=(n, k)).astype(float)  # also probabilities of 0 and 1
-    weights[weights.sum(axis=1) == 0, 0] = 1.0
-    labels = rng.choice(draw(st.lists(st.integers(0, k - 1), min_size=1, max_size=k)), size=n)
-    return weights / weights.sum(axis=1, keepdims=True), labels
 
 
 def test_a_table_worked_out_by_hand() -> None:
@@ -78,24 +66,6 @@ def test_wilson_interval_against_the_formula() -> None:
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     assert (low, high) == pytest.approx((middle - half, middle + half), abs=1e-6)
     assert (low, high) == pytest.approx((0.4902, 0.9433), abs=1e-4)
-
-
-@settings(deadline=None, max_examples=60)
-@given(splits())
-def test_equals_scikit_learn(split: tuple[np.ndarray, np.ndarray]) -> None:
-    probabilities, labels = split
-    k = probabilities.shape[1]
-    predicted, every = probabilities.argmax(axis=1), list(range(k))
-    got = measured(probabilities, labels.tolist(), [f"class {i}" for i in every])
-    assert got["accuracy"] == (predicted == labels).mean()
-    assert got["confusion"] == confusion_matrix(labels, predicted, labels=every).tolist()
-    macro = f1_score(labels, predicted, labels=every, average="macro", zero_division=0)
-    assert got["macro_f1"] == pytest.approx(macro, abs=1e-12)
-    table = precision_recall_fscore_support(labels, predicted, labels=every, zero_division=0)
-    mine = [[row[key] for row in got["per_class"].values()] for key in ("precision", "recall", "f1", "support")]
-    np.testing.assert_allclose(mine, np.array(table), atol=1e-12)
-    areas = [roc_auc_score(labels == i, probabilities[:, i]) for i in every if 0 < (labels == i).sum() < len(labels)]
-    assert got["auroc"] == (pytest.approx(np.mean(areas), abs=2e-6) if areas else None)
 
 
 @settings(deadline=None, max_examples=40)

@@ -46,22 +46,6 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 10) -
     return list(model.parameters())
 
 
-def test_without_weight_decay_it_is_torchs_adam_bit_for_bit() -> None:
-    ours, theirs = network(), network()
-    optimizer, _ = built(adam(), [list(ours.parameters())])
-    reference = torch.optim.Adam(theirs.parameters(), lr=0.001, eps=1e-7)
-    for one, two in zip(train(ours, optimizer), train(theirs, reference), strict=True):
-        assert torch.equal(one, two)
-
-
-def test_weight_decay_is_decoupled() -> None:
-    ours, theirs = network(), network()
-    optimizer, _ = built(adam(weight_decay=0.1), [list(ours.parameters())])
-    reference = torch.optim.AdamW(theirs.parameters(), lr=0.001, eps=1e-7, weight_decay=0.1)
-    for one, two in zip(train(ours, optimizer), train(theirs, reference), strict=True):
-        assert torch.equal(one, two)
-
-
 def test_the_first_step_is_kerass() -> None:
     """Adam's first step is lr * g / (|g| + eps): with eps = 1e-7 it shows for a gradient of that size."""
     parameter = nn.Parameter(torch.zeros(2, dtype=torch.float64))

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
 from functools import lru_cache
 from pathlib import Path, PurePath
@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from vidcls.errors import UserError, one_line
 from vidcls.training.options import check_run_values
 from vidcls.training.spec import upgrade
+from vidcls.training.targets import leaves
 
 MAX_BYTES, MAX_DEPTH = 200_000, 30
 TRUSTED_TARGETS = re.compile(
@@ -185,12 +186,3 @@ def _is_path(key: str, value: str) -> bool:
 def _is_inside(path: str, folder: str) -> bool:
     resolved = Path(path.removeprefix("file:")).resolve()
     return bool(folder) and resolved.is_relative_to(Path(folder).resolve())
-
-
-def leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Every value that is not a dict or list, with its dotted key; for targets any value."""
-    if isinstance(value, dict | list) and key.rpartition(".")[2] != "_target_":
-        for name, child in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from leaves(child, f"{key}.{name}" if key else str(name))
-    else:
-        yield key, value

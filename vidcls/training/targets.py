@@ -2,6 +2,7 @@
 
 import difflib
 import re
+from collections.abc import Iterator
 from contextlib import suppress
 from importlib.machinery import PathFinder
 from importlib.util import find_spec
@@ -14,14 +15,20 @@ from vidcls.errors import UserError
 DYNAMIC = re.compile(r"import \*|__getattr__|globals\(\)[^.]|\bexec\(")  # what may define any name
 
 
-def check_targets(value: Any, option: str = "") -> None:
-    """Raises `UserError` for a ``_target_`` at any depth of ``value`` that does not exist; its code is the option."""
-    pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, child in pairs:
-        name = f"{option}.{key}" if option else str(key)
-        check_targets(child, name)
-        if key == "_target_":
-            _check_target(str(child), name)
+def check_targets(plain: dict[str, Any]) -> None:
+    """Raises `UserError` for a ``_target_`` of a configuration that does not exist; its code is the option."""
+    for option, value in leaves(plain):
+        if option.rpartition(".")[2] == "_target_":
+            _check_target(str(value), option)
+
+
+def leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value that is not a dict or list, with its dotted key; for targets any value."""
+    if isinstance(value, dict | list) and key.rpartition(".")[2] != "_target_":
+        for name, child in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from leaves(child, f"{key}.{name}" if key else str(name))
+    else:
+        yield key, value
 
 
 def _check_target(target: str, option: str) -> None:
