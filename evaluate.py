@@ -50,6 +50,6 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    quote_overrides("run", "data.source", "cache_dir", "policy.safe_class", "debug")
+    quote_overrides("policy.safe_class", "debug")
     allow_new_keys("policy.target")
     main()

@@ -38,5 +38,5 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    quote_overrides("run", "output", "cache_dir", "debug")
+    quote_overrides("debug")
     main()

@@ -66,5 +66,5 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    quote_overrides("data.source", "run", "output", "cache_dir", "debug")
+    quote_overrides("debug")
     main()

@@ -90,5 +90,5 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    quote_overrides("run", "input", "output", "debug")
+    quote_overrides("debug")
     main()

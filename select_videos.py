@@ -39,5 +39,5 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    quote_overrides("run", "input", "output", "decisions", "debug")
+    quote_overrides("debug")
     main()
