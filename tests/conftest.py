@@ -8,10 +8,12 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 from unittest.mock import patch
 
 import pytest
 import torch
+from helpers.browser import BROWSER
 from helpers.commands import TINY, once, train_once
 from helpers.conf_files import parse_once
 from helpers.decode_workers import start_at_once
@@ -19,6 +21,9 @@ from helpers.warm_python import start_server, warm_python
 from hypothesis import settings
 from matplotlib.figure import Figure
 from PIL import Image
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, BrowserContext
 
 # Nothing is freed while modules are imported, and what they hold need not be looked at again.
 gc.disable()
@@ -196,3 +201,23 @@ def tiny(shared: Path, demo_folder: Path) -> list[str]:
 def finished(shared: Path, tiny: list[str]) -> Path:
     """The folder of a finished run, to be read only; what it printed lies in printed.txt beside its files."""
     return train_once(shared, "finished", *tiny)
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    from playwright.sync_api import sync_playwright  # here, as most tests do without
+
+    if BROWSER is None:
+        pytest.skip("no chromium or chrome on PATH")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def context(chromium: Browser) -> Iterator[BrowserContext]:
+    """A browser of its own, with nothing kept."""
+    context = chromium.new_context()
+    yield context
+    context.close()

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.browser import BROWSER, Browser
+from helpers.browser import value
 from helpers.commands import call
 from helpers.datasets import module, prepare
 from helpers.page import Page
 from helpers.videos import ffmpeg, write_video
+from playwright.sync_api import BrowserContext
 
 from vidcls.data.decoding.headers import read_headers
 from vidcls.data.options import DecodeLimits
@@ -169,20 +170,17 @@ def test_neighbours_are_counted() -> None:
     assert found["the same creator"][1] == pytest.approx(11 / 23)
 
 
-@pytest.mark.skipif(BROWSER is None, reason="no chromium or chrome on PATH")
-def test_in_a_real_browser(output: Path, tmp_path: Path) -> None:
-    browser = Browser(tmp_path)
-    try:
-        for width in (1280, 380):
-            browser.open((output / "data.html").as_uri(), width=width)
-            assert browser.run("document.documentElement.scrollWidth") <= width
-            browser.run("[...document.images].forEach(image => image.loading = 'eager')")
-            assert browser.run("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
-            assert browser.run("document.querySelectorAll('.map circle').length") == 2 * 17
-            assert browser.run("getComputedStyle(document.images[0]).filter").startswith("blur")
-            assert browser.errors == []
-    finally:
-        browser.close()
+def test_in_a_real_browser(output: Path, context: BrowserContext) -> None:
+    page = context.new_page()
+    for width in (1280, 380):
+        page.set_viewport_size({"width": width, "height": 900})
+        page.goto((output / "data.html").as_uri())
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        page.evaluate("[...document.images].forEach(image => image.loading = 'eager')")
+        assert value(page, "[...document.images].every(image => image.complete && image.naturalWidth > 0)")
+        assert page.locator(".map circle").count() == 2 * 17
+        assert page.evaluate("getComputedStyle(document.images[0]).filter").startswith("blur")
+    assert page.page_errors() == [] and page.console_messages() == []
 
 
 def test_a_runs_videos_are_mapped_by_its_features(finished: Path, tmp_path: Path) -> None:

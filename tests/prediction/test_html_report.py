@@ -11,11 +11,12 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from helpers.browser import BROWSER, Browser
+from helpers.browser import value
 from helpers.page import Page
 from helpers.reports import CLASSES, FACTS, HOSTILE, ORDER, Predictions, jpeg, sha256_of, some
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from playwright.sync_api import Browser, BrowserContext
 
 from vidcls.pages import visible
 from vidcls.prediction.html_report import most_urgent, write_report
@@ -250,98 +251,93 @@ def test_pictures_are_blurred_from_the_first_moment(predictions: Predictions, bl
 # ---- in a browser
 
 
-@pytest.fixture
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    if BROWSER is None:
-        pytest.skip("no chromium or chrome on PATH")
-    browser = Browser(tmp_path_factory.mktemp("profile"))
-    yield browser
-    browser.close()
-
-
 ROWS = "[...document.querySelectorAll('.videos > tbody')].filter(v => !v.hidden)"
 PATHS = f"{ROWS}.map(v => v.querySelector('bdi').textContent)"
 
 
-def test_in_a_real_browser(predictions: Predictions, browser: Browser) -> None:
+def test_in_a_real_browser(predictions: Predictions, context: BrowserContext, chromium: Browser) -> None:
     some(predictions)
     for name in HOSTILE:
         predictions.video(name, "allow", 0.0)
     predictions.report(blur=True)
     hostile = [visible(name) for name in HOSTILE]
-    url = predictions.url
-    browser.open(url)
-    assert browser.run(PATHS) == ORDER + hostile
+    page = context.new_page()
+    page.goto(predictions.url)
+    assert value(page, PATHS) == ORDER + hostile
 
     def click(selector: str, which: int = 0) -> None:
-        browser.run(f"document.querySelectorAll({selector!r})[{which}].click()")
+        page.evaluate(f"document.querySelectorAll({selector!r})[{which}].click()")
 
     # Sorting, by length: numbers fall first, then rise; what is unknown stays last, and the rank decides ties.
     click("th button", 7)
-    assert browser.run(PATHS)[:2] == ["long.mp4", "a/fight.mp4"]
+    assert value(page, PATHS)[:2] == ["long.mp4", "a/fight.mp4"]
     click("th button", 7)
-    assert browser.run(PATHS)[0] == "a/fight.mp4"
-    assert browser.run(PATHS)[-2:] == ["long.mp4", "empty.mp4"]
+    assert value(page, PATHS)[0] == "a/fight.mp4"
+    assert value(page, PATHS)[-2:] == ["long.mp4", "empty.mp4"]
     sorted_by = "[...document.querySelectorAll('[aria-sort]')].map(h => [h.textContent.trim(), h.ariaSort])"
-    assert browser.run(sorted_by) == [["Length", "ascending"]]
+    assert value(page, sorted_by) == [["Length", "ascending"]]
     click("th button", 1)
-    assert browser.run(PATHS)[:2] != ORDER[:2] and sorted(browser.run(PATHS)) == sorted(ORDER + hostile)
+    assert value(page, PATHS)[:2] != ORDER[:2] and sorted(value(page, PATHS)) == sorted(ORDER + hostile)
     click("th button", 0)
-    assert browser.run(PATHS) == ORDER + hostile
+    assert value(page, PATHS) == ORDER + hostile
 
     # Filters: by decision and status, and by words in the path or the reason.
     click("[name=decision]", 2)
-    assert browser.run(PATHS) == ["empty.mp4", "half.mp4", "unsure.mp4"]
+    assert value(page, PATHS) == ["empty.mp4", "half.mp4", "unsure.mp4"]
     click("[name=status]", 1)
-    assert browser.run(PATHS) == ["unsure.mp4"]
-    assert browser.run("document.getElementById('count').textContent") == "Showing 1 of 17"
+    assert value(page, PATHS) == ["unsure.mp4"]
+    assert page.locator("#count").inner_text() == "Showing 1 of 17"
     click("[name=decision]", 0)
     click("[name=status]", 0)
-    search = "document.querySelector('[type=search]')"
-    browser.run(f"({search}.value = 'FIGHT', document.forms[0].dispatchEvent(new Event('input')))")
-    assert browser.run(PATHS) == ["long.mp4", "a/fight.mp4", "unsure.mp4"]
+    page.locator("[type=search]").fill("FIGHT")
+    assert value(page, PATHS) == ["long.mp4", "a/fight.mp4", "unsure.mp4"]
 
     # A row opens by itself, with a plot of both harmful classes or with bars.
     click("[aria-expanded]", 0)
     click("[aria-expanded]", 1)
-    assert browser.run(f"{ROWS}.map(v => v.rows[1]?.hidden ?? true)") == [False, False, True]
-    assert browser.run(f"{ROWS}[0].querySelectorAll('svg .curve').length") == 2
-    assert browser.run(f"{ROWS}[0].querySelectorAll('svg .shade').length") == 2
-    assert browser.run(f"[...{ROWS}[0].querySelectorAll('svg text')].map(t => t.textContent)")[-3:-1] == [
+    assert value(page, f"{ROWS}.map(v => v.rows[1]?.hidden ?? true)") == [False, False, True]
+    assert value(page, f"{ROWS}[0].querySelectorAll('svg .curve').length") == 2
+    assert value(page, f"{ROWS}[0].querySelectorAll('svg .shade').length") == 2
+    assert value(page, f"[...{ROWS}[0].querySelectorAll('svg text')].map(t => t.textContent)")[-3:-1] == [
         "0:08",
         "0:09",
     ]
     cells = f"[...{ROWS}[0].querySelectorAll('.found td')].map(c => c.textContent)"
-    assert browser.run(cells)[:5] == ["fight", "0:03.0", "0:07.0", "0.97", "0:04.0"]
+    assert value(page, cells)[:5] == ["fight", "0:03.0", "0:07.0", "0.97", "0:04.0"]
     widths = f"[...{ROWS}[1].querySelectorAll('.bars b')].map(b => b.style.width)"
-    assert browser.run(widths) == ["10%", "10%", "80%"]
+    assert value(page, widths) == ["10%", "10%", "80%"]
 
     # Pictures are blurred until one is clicked, or all are wanted.
     filters = "[...document.querySelectorAll('.peaks img')].map(i => getComputedStyle(i).filter)"
-    assert browser.run(filters) == ["blur(14px) grayscale(1)"] * 2
-    assert browser.run("[...document.querySelectorAll('.peaks img')].map(i => i.naturalWidth)") == [16, 16]
-    assert browser.run("document.querySelector('.peaks').textContent") == "adult 0.10 at 0:02.0"
+    assert value(page, filters) == ["blur(14px) grayscale(1)"] * 2
+    assert value(page, "[...document.querySelectorAll('.peaks img')].map(i => i.naturalWidth)") == [16, 16]
+    assert value(page, "document.querySelector('.peaks').textContent") == "adult 0.10 at 0:02.0"
     click(".peaks button", 1)
-    assert browser.run(filters) == ["blur(14px) grayscale(1)", "none"]
+    assert value(page, filters) == ["blur(14px) grayscale(1)", "none"]
     click("#blur")
-    assert browser.run(filters) == ["grayscale(1)"] * 2
+    assert value(page, filters) == ["grayscale(1)"] * 2
     click("#grey")
-    assert browser.run(filters) == ["none"] * 2
+    assert value(page, filters) == ["none"] * 2
 
     # A link to one video opens it, on a phone too, where the page is as wide as the screen even with all rows open.
-    browser.open(f"{url}#v3", width=360)
-    assert browser.run(f"{ROWS}.map(v => v.rows[1]?.hidden ?? true)").index(False) == 2
+    assert page.page_errors() == [] and page.console_messages() == []
+    page = chromium.new_page(viewport={"width": 360, "height": 900}, is_mobile=True)
+    page.goto(f"{predictions.url}#v3")
+    assert value(page, f"{ROWS}.map(v => v.rows[1]?.hidden ?? true)").index(False) == 2
     click("#all")
-    assert browser.run(f"{ROWS}.every(v => v.rows[1]?.hidden === false)")
-    assert browser.run("document.documentElement.scrollWidth") == 360
-    assert browser.errors == []
+    assert value(page, f"{ROWS}.every(v => v.rows[1]?.hidden === false)")
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
+    assert page.page_errors() == [] and page.console_messages() == []
 
 
-def test_a_real_browser_refuses_what_does_not_belong_to_the_page(predictions: Predictions, browser: Browser) -> None:
+def test_a_real_browser_refuses_what_does_not_belong_to_the_page(
+    predictions: Predictions, context: BrowserContext
+) -> None:
     some(predictions)
-    page = predictions.report().source
+    source = predictions.report().source
     foreign = '<script>document.title = "taken"</script><img src="file:///x.png"></body>'
-    (predictions.path / "report.html").write_text(page.replace("</body>", foreign))
-    browser.open((predictions.path / "report.html").as_uri())
-    assert browser.run("document.title").startswith("7 videos")
-    assert len(browser.errors) == 2
+    (predictions.path / "report.html").write_text(source.replace("</body>", foreign))
+    page = context.new_page()
+    page.goto(predictions.url)
+    assert page.title().startswith("7 videos")
+    assert len(page.console_messages()) == 2
