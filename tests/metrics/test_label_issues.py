@@ -31,6 +31,12 @@ def test_flipped_labels_come_first() -> None:
     assert 1 - np.trace(found.joint) == pytest.approx(flipped.mean(), abs=0.02)
 
 
+@pytest.mark.parametrize("classes", [2, 3, 10])
+def test_equal_probabilities_contradict_no_label(classes: int) -> None:
+    found = find_label_issues(np.full((50, classes), 1 / classes), np.arange(50) % classes)
+    assert not found.suspect.any() and np.trace(found.joint) == pytest.approx(1)
+
+
 @given(st.integers(1, 30), st.integers(2, 5), st.integers(0, 99))
 def test_any_table_has_issues_that_fit_together(videos: int, classes: int, seed: int) -> None:
     """Also where a class has no videos."""

@@ -24,7 +24,7 @@ def find_label_issues(probabilities: Float[np.ndarray, "N K"], labels: Int[np.nd
     """Compares labels with out-of-fold probabilities.
 
     A video counts as class j if its probability of j is at least the mean over videos with label j (section 3.1). It is
-    suspect if the most probable such j is not its label.
+    suspect if the most probable such j is not its label; of equally probable ones the label counts.
 
     Example: of two videos with label 1, the last has the probability of class 0 that those of class 0 have.
         >>> p = np.array([[0.9, 0.1], [0.8, 0.2], [0.1, 0.9], [0.9, 0.1]])
@@ -36,8 +36,9 @@ def find_label_issues(probabilities: Float[np.ndarray, "N K"], labels: Int[np.nd
     given, videos = probabilities[rows, labels], np.bincount(labels, minlength=count)
     totals = np.bincount(labels, weights=given, minlength=count)
     thresholds = np.divide(totals, videos, out=np.full(count, np.inf), where=videos > 0)
-    confident = np.where(probabilities >= thresholds, probabilities, -1.0)
-    counted, likely = confident.max(axis=1) >= 0, confident.argmax(axis=1)
+    confident = np.where(probabilities >= thresholds - 1e-9, probabilities, -1.0)  # the mean of equal ones may round up
+    highest = confident.max(axis=1)
+    counted, likely = highest >= 0, np.where(confident[rows, labels] == highest, labels, confident.argmax(axis=1))
     suspect = counted & (likely != labels)
     others = probabilities.astype(np.float64)
     others[rows, labels] = -1.0
