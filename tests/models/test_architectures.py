@@ -81,6 +81,7 @@ CASES = [
     Case("model=r2plus1d_18", resolution=16, learns=False),
     Case("model=s3d", num_frames=8),
     Case("model=i3d", num_frames=8, learns=False),
+    Case("model=r3d_18 model.motion_crop=32", resolution=48, learns=False, format="onnx"),
     # A single patch is left in the last block, which then has neither neighbours nor relative positions.
     Case("model=mvit_v2_s", lr=1e-4, still=r"encoder\.net\.blocks\.15\.attn\.", learns=False),
     Case("model=swin3d_t", lr=1e-4, learns=False, format="torch_export"),

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from vidcls.models.encoders import ConvEncoder, Encoder
-from vidcls.models.motion import MOTIONS, build_motion
+from vidcls.models.motion import MOTIONS, MotionCrop, build_motion
 
 
 class Means(Encoder):
@@ -124,3 +124,41 @@ def test_whether_the_encoder_is_frozen_is_passed_on(motion: str) -> None:
 
 def test_rgb_is_the_encoder_itself() -> None:
     assert isinstance(build_motion("rgb", 1, Means)[0], Means)
+
+
+class Pixels(Means):
+    """The frames themselves."""
+
+    def forward(self, frames: Float[Tensor, "B T C R R"]) -> Float[Tensor, "B T C R R"]:
+        return frames
+
+
+def test_a_crop_holds_what_moves() -> None:
+    torch.manual_seed(0)
+    clips = torch.rand(1, 1, 3, 80, 80).repeat(3, 4, 1, 1, 1)  # three still clips
+    clips[1, :, :, 40:64, 8:32] = torch.rand(4, 3, 24, 24)  # 24 pixels are 12 cells, the smallest square
+    clips[2] = torch.rand(4, 3, 80, 80)
+    noise = 0.02 * torch.rand(4, 3, 80, 80)
+    squares = MotionCrop(Pixels(3), 24).squares(clips + noise)
+    still, moving, everywhere = squares
+    whole = torch.tensor([[1.0, 0, 0], [0, 1, 0]])
+    assert moving.flatten().tolist() == pytest.approx([0.3, 0, 20 / 40 - 1, 0, 0.3, 52 / 40 - 1], abs=0.11)
+    assert still[0, 0] > 0.7 and everywhere[0, 0] > 0.7  # noise alone is everywhere
+    torch.testing.assert_close(MotionCrop(Pixels(3), 24).squares(clips[:1])[0], whole)
+    torch.testing.assert_close(MotionCrop(Pixels(3), 24).squares(clips[:1, :1])[0], whole)  # a clip of one frame
+
+
+def test_a_crop_is_cut_from_all_frames_at_their_size() -> None:
+    torch.manual_seed(0)
+    clips = torch.zeros(2, 3, 3, 80, 80)
+    clips[0, :, :, 40:64, 8:32] = torch.rand(3, 3, 24, 24)
+    cropped = MotionCrop(Pixels(3), 24)(clips)
+    torch.testing.assert_close(cropped[0], clips[0, :, :, 40:64, 8:32])
+    assert cropped.shape == (2, 3, 3, 24, 24) and not cropped[1].any()
+
+
+def test_a_crop_in_half_precision_is_of_the_same_square() -> None:
+    torch.manual_seed(0)
+    clips = torch.rand(1, 3, 3, 80, 80).bfloat16()
+    crop = MotionCrop(Pixels(3), 24)
+    torch.testing.assert_close(crop(clips), crop(clips.float()).bfloat16())

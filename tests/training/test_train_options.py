@@ -91,6 +91,7 @@ def composed(*overrides: str) -> DictConfig:
         (["model=encoder_head", "model.motion=flow"], "model.motion"),
         (["model=r3d_18", "model.name=resnet"], "model.name"),
         (["model=r3d_18", "model.norm_eval=true"], "model.weights"),
+        (["model=r3d_18", "model.motion_crop=16"], "model.motion_crop"),
         (["callbacks.best.monitor=val/accuracy"], "callbacks.best.mode"),  # min: the worst epoch
         (["callbacks.best.mode=max"], "callbacks.best.mode"),
         (["callbacks=early_stopping", "callbacks.early_stopping.monitor=val_f1/safe"], "callbacks.early_stopping.mode"),

@@ -14,7 +14,7 @@ from torch.nn import Parameter
 from vidcls.errors import UserError, one_line
 from vidcls.models.encoders import ConvEncoder, Encoder
 from vidcls.models.heads import LSTMHead, PoolHead, Standardise, build_head
-from vidcls.models.motion import build_motion
+from vidcls.models.motion import MotionCrop, build_motion
 
 
 class Classifier(nn.Module):
@@ -137,11 +137,14 @@ def video(
     dropout: float,
     norm_eval: bool = False,
     standardise: bool = False,
+    motion_crop: int | None = None,
 ) -> Classifier:
-    """A video network on whole clips, see `VideoNet`."""
+    """A video network on whole clips, see `VideoNet`; with ``motion_crop`` on what `MotionCrop` cuts from them."""
     from vidcls.models.backbones import VideoNet  # imports torchvision
 
-    clips = VideoNet(name, weights, trainable_from, resolution, num_frames, norm_eval)
+    clips: Encoder = VideoNet(name, weights, trainable_from, motion_crop or resolution, num_frames, norm_eval)
+    if motion_crop is not None:
+        clips = MotionCrop(clips, motion_crop)
     return Classifier(clips, nn.Identity(), clips.num_features, dropout, num_classes, standardise)
 
 

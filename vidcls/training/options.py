@@ -136,6 +136,7 @@ MODEL_CHECKS: dict[str, Check] = {
     ),
     "model.weights": _check_weights,
     "model.norm_eval": check_flag,
+    "model.motion_crop": _or_null(partial(check_integer, minimum=32)),
     "model.lstm.hidden_size": check_integer,
     "model.encoder.name": _check_encoder_name,
     "model.encoder.channels": _check_conv_channels,
