@@ -3,6 +3,7 @@
 python report.py sweep=DIR                              from val metrics alone
 python report.py sweep=DIR test_best=true               also test the winner on the test split, once
 python report.py sweep=[DIR,DIR]                        the results of cross_validate.py side by side
+python report.py sweep=[DIR,DIR] average=true           and of the average of their predictions
 """
 
 import hydra
@@ -18,18 +19,22 @@ def main(cfg: DictConfig) -> None:
     # Imported here: folders and options are checked before pandas and torch are imported.
     from rich.console import Console
 
-    from vidcls.errors import check_flag
+    from vidcls.errors import UserError, check_flag
     from vidcls.sweeps.fold_plan import are_cross_validations
     from vidcls.sweeps.jobs import check_sweep
 
     console, folders = Console(), folders_of("sweep", cfg.sweep)
-    check_flag("test_best", cfg.test_best)
+    for option in ("test_best", "average"):
+        check_flag(option, cfg[option])
     for folder in folders:
         check_sweep(folder, "sweep")  # before pandas is imported
+    if cfg.average and len(folders) == 1:
+        expected, remedy = "several cross-validations in sweep, for average=true", "Give sweep=[DIR,DIR]."
+        raise UserError(expected, f"one folder: {folders[0]}", remedy, "average")
     if are_cross_validations(folders):
         from vidcls.sweeps.fold_results import print_results, read_cross_validation
 
-        print_results([read_cross_validation(folder) for folder in folders], console)
+        print_results([read_cross_validation(folder) for folder in folders], console, cfg.average)
         return
 
     from vidcls.sweeps.tables import read_sweep

@@ -24,7 +24,7 @@ from vidcls.errors import UserError
 from vidcls.files import hash_file
 from vidcls.sweeps.cross_validation import write_folds
 from vidcls.sweeps.fold_plan import Plan
-from vidcls.sweeps.fold_results import comparisons, read_cross_validation, results_table
+from vidcls.sweeps.fold_results import average, comparisons, read_cross_validation, results_table
 
 RESULTS = ("out_of_fold.csv", "metrics.json", "cross_validation.md", "label_issues.csv", "label_issues.html")
 
@@ -259,15 +259,44 @@ def test_the_report_shows_several_side_by_side(validated: Path, tmp_path: Path) 
     result = call("report.py", f"sweep=[{validated},{validated}]")
     assert result.code == 0, result.stderr
     assert "A (grouped)" in result.stdout and "B - A: accuracy +0.000 [+0.000, +0.000]" in result.stdout
+    assert "average" not in result.stdout
+    averaged = call("report.py", f"sweep=[{validated},{validated}]", "average=true")
+    assert "average - A: accuracy +0.000 [+0.000, +0.000]" in averaged.stdout
+    refused(call("report.py", f"sweep={validated}", "average=true"), "average")
     refused(call("report.py", f"sweep=[{validated},{tmp_path}]"), "no-sweep")
     shutil.copy(validated / "sweep.json", tmp_path)
     refused(call("report.py", f"sweep=[{validated},{tmp_path}]"), "several-sweeps")
 
 
+def test_the_average_is_of_the_probabilities_of_each_video(validated: Path) -> None:
+    found = read_cross_validation(validated)
+    generator = np.random.default_rng(0)
+    drawn = pd.DataFrame(generator.dirichlet([1.0] * len(found.classes), len(found.table)), columns=found.classes)
+    other = replace(found, table=found.table.assign(**drawn).sample(frac=1, random_state=0))  # in another order
+    averaged = average([found, other]).table.set_index(["repeat", "seed", "path"])
+    before = found.table.set_index(["repeat", "seed", "path"])
+    after = other.table.set_index(["repeat", "seed", "path"]).loc[before.index]
+    expected = (before[found.classes] + after[found.classes]) / 2
+    pd.testing.assert_frame_equal(averaged.loc[before.index][found.classes], expected)
+    assert list(averaged.loc[before.index]["predicted"]) == list(expected.idxmax(axis=1))
+
+
+@pytest.mark.parametrize("column", ["label", "fold"])
+def test_no_average_of_other_folds_or_labels(validated: Path, column: str) -> None:
+    found = read_cross_validation(validated)
+    with pytest.raises(UserError) as error:
+        average(
+            [found, replace(found, table=found.table.assign(**{column: found.table[column].iloc[::-1].to_numpy()}))]
+        )
+    assert error.value.code == "average"
+
+
 def test_other_videos_with_the_same_labels_are_not_compared(validated: Path) -> None:
     found = read_cross_validation(validated)
     others = replace(found, videos=found.videos.assign(sha256=found.videos["sha256"].iloc[::-1].to_numpy()))
-    assert comparisons([found, others]) == ["B - A: of other videos, so their difference is not measured."]
+    assert comparisons({"A (grouped)": found, "B (grouped)": others}) == [
+        "B - A: of other videos, so their difference is not measured."
+    ]
 
 
 def test_copies_of_unknown_creators_are_resampled_together(validated: Path) -> None:
@@ -296,7 +325,7 @@ def test_an_interval_without_width_is_not_shown(validated: Path) -> None:
     """Resamples of predictions without an error do not differ, which says nothing about other videos."""
     found = read_cross_validation(validated)
     right = found.table.assign(**{name: (found.table["label"] == name).astype(float) for name in found.classes})
-    cells = results_table([replace(found, table=right)])["grouped"].head(2)
+    cells = results_table({"grouped": replace(found, table=right)})["grouped"].head(2)
     assert list(cells) == ["1.000", "1.000"]  # accuracy, AUROC
 
 

@@ -1,7 +1,7 @@
 """The results of a cross-validation: all out-of-fold predictions in one table, and their metrics."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -133,7 +133,7 @@ def write_results(folder: Path, store: FrameStore) -> None:
     write_atomically(folder / OUT_OF_FOLD, csv_bytes(table))
     content = {"cross_validation": found.record, "unit": found.unit, "out_of_fold": found.summary}
     write_json(folder / "metrics.json", content)
-    write_atomically(folder / "cross_validation.md", results_text([found]).encode())
+    write_atomically(folder / "cross_validation.md", results_text(found).encode())
     mean = found.predictions.probabilities.mean(axis=(0, 1))  # [N, K]
     suspect = write_label_issues(folder, found.videos, mean, found.classes, store)
     console = Console()
@@ -147,20 +147,37 @@ def write_results(folder: Path, store: FrameStore) -> None:
 # ---- tables
 
 
-def results_table(results: Sequence[CrossValidation]) -> pd.DataFrame:
-    """A row per metric, a column per cross-validation: mean [interval] and spread."""
+def average(results: Sequence[CrossValidation]) -> CrossValidation:
+    """What ensembles predict out of fold: the mean of the probabilities of one run of each, trained on the same videos.
+
+    Raises:
+        UserError: they are not of the same videos, classes, folds and seeds.
+    """
+    first, runs = results[0], ["sha256", "repeat", "seed", "fold", "path", "label"]
+    tables = []
+    for found in results:
+        hashes = found.table["path"].map(found.videos.set_index("path")["sha256"])
+        tables.append(found.table.assign(sha256=hashes).sort_values(runs, ignore_index=True))
+        if found.classes != first.classes or not tables[-1][runs].equals(tables[0][runs]):
+            expected = "cross-validations of the same videos, classes, folds and seeds, for average=true"
+            remedy = "Leave average=true out, or repeat one of them with the options of the other."
+            raise UserError(expected, f"others in {found.folder} than in {first.folder}", remedy, "average")
+    mean = np.mean([table[first.classes].to_numpy(np.float64) for table in tables], axis=0)
+    table = tables[0].assign(predicted=np.array(first.classes)[mean.argmax(axis=1)])
+    table[first.classes] = mean
+    return replace(first, table=table)
+
+
+def results_table(results: Mapping[str, CrossValidation]) -> pd.DataFrame:
+    """A row per metric, a column per cross-validation, by its title: mean [interval] and spread."""
     columns = {}
-    for index, found in enumerate(results):
+    for title, found in results.items():
         cells = {title: _cell(found.summary[name]) for name, title in METRICS.items()}
         for name in found.classes:
             true = found.summary[f"true_share/{name}"]["mean"]
             cells[f"share predicted {name}"] = f"{_cell(found.summary[f'predicted_share/{name}'])}, true {true:.3f}"
-        columns[_title(found, index, len(results))] = cells
+        columns[title] = cells
     return pd.DataFrame(columns).fillna("-").rename_axis("out of fold").reset_index()
-
-
-def _title(found: CrossValidation, index: int, count: int) -> str:
-    return f"{chr(ord('A') + index)} ({found.plan.protocol})" if count > 1 else found.plan.protocol
 
 
 def _cell(metric: dict[str, Any]) -> str:
@@ -200,15 +217,16 @@ def notes(found: CrossValidation) -> list[str]:
     return lines
 
 
-def comparisons(results: Sequence[CrossValidation]) -> list[str]:
+def comparisons(results: Mapping[str, CrossValidation]) -> list[str]:
     """The difference of each further cross-validation to the first, if both are of the same videos."""
     lines = []
-    for index, found in enumerate(results[1:], 1):
-        name = f"{chr(ord('A') + index)} - A"
+    (first_title, first), *others = results.items()
+    for title, found in others:
+        name = f"{title.partition(' ')[0]} - {first_title.partition(' ')[0]}"
         try:
-            if found.classes != results[0].classes or list(found.videos["sha256"]) != list(results[0].videos["sha256"]):
+            if found.classes != first.classes or list(found.videos["sha256"]) != list(first.videos["sha256"]):
                 raise ValueError
-            differences = compare_out_of_fold(results[0].predictions, found.predictions, found.classes)
+            differences = compare_out_of_fold(first.predictions, found.predictions, found.classes)
         except ValueError:
             lines.append(f"{name}: of other videos, so their difference is not measured.")
             continue
@@ -221,23 +239,23 @@ def comparisons(results: Sequence[CrossValidation]) -> list[str]:
     return lines
 
 
-def results_text(results: Sequence[CrossValidation]) -> str:
+def results_text(found: CrossValidation) -> str:
     """The text of cross_validation.md."""
-    table = results_table(results).to_markdown(index=False, disable_numparse=True)
-    parts = ["# Cross-validation"]
-    for found in results:
-        parts += [f"```sh\n{found.command}\n```", describe(found)]
-    parts += [table, "\n".join(f"- {line}" for found in results for line in notes(found))]
-    return "\n\n".join(parts) + "\n"
+    table = results_table({found.plan.protocol: found}).to_markdown(index=False, disable_numparse=True)
+    command, lines = f"```sh\n{found.command}\n```", "\n".join(f"- {line}" for line in notes(found))
+    return "\n\n".join(["# Cross-validation", command, describe(found), table, lines]) + "\n"
 
 
-def print_results(results: Sequence[CrossValidation], console: Console) -> None:
-    """Prints the table with notes; several cross-validations are compared with the first."""
-    lines = []
-    for index, found in enumerate(results):
-        lead = f"{_title(found, index, len(results))}: {found.folder}: " if len(results) > 1 else ""
-        lines.append(f"{lead}{describe(found)}")
-    lines += ["", results_table(results).to_string(index=False), ""]
+def print_results(results: Sequence[CrossValidation], console: Console, averaged: bool = False) -> None:
+    """Prints the table with notes, and compares the others, and the `average` if asked for, with the first."""
+    titled = {found.plan.protocol: found for found in results}
+    lines = [describe(found) for found in results]
+    if len(results) > 1:
+        titled = {f"{chr(ord('A') + i)} ({found.plan.protocol})": found for i, found in enumerate(results)}
+        lines = [f"{title}: {found.folder}: {describe(found)}" for title, found in titled.items()]
+    if averaged:
+        titled["average"] = average(results)
+    lines += ["", results_table(titled).to_string(index=False), ""]
     lines += dict.fromkeys(line for found in results for line in notes(found))
-    lines += comparisons(results)
+    lines += comparisons(titled)
     console.print(Text("\n".join(lines)), soft_wrap=True)
