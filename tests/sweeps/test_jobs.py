@@ -256,6 +256,12 @@ def test_the_store_that_all_jobs_share(overrides: list[str], store: list[str]) -
     assert shared_store(cfg, parse_overrides(overrides)) == store
 
 
+def test_what_jobs_share_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for frames, one in (("4,8", "one decode ("), ("7,9,11", "one decode for each data.num_frames (")):
+        planned(tmp_path / frames, swept=(f"data.num_frames={frames}", "data.resolution=16,32"))
+        assert f"which share {one}data.store." in capsys.readouterr().out
+
+
 def test_a_store_of_ones_own_is_kept() -> None:
     cfg = OmegaConf.create({"data": {"store": {"num_frames": 64, "resolution": None}}})
     given = parse_overrides(["data.num_frames=4,8", "data.resolution=16,32"])

@@ -169,7 +169,9 @@ def prepare_sweep(config: DictConfig) -> None:
     keys = ",".join(f"'{option}'" for option in sorted(not_in_job_name))
     overrides.hydra.append(f"hydra.job.config.override_dirname.exclude_keys=[{keys}]")
     count = "jobs" if record["planned"] is None else f"{record['planned']} jobs"
-    stored = f", which share one decode ({', '.join(shared)})" if shared else ""
+    apart = "data.num_frames" in swept and config.data.store.num_frames is None and "num_frames" not in "".join(shared)
+    each = " for each data.num_frames" if apart else ""
+    stored = f", which share one decode{each} ({', '.join(shared)})" if shared else ""
     print(f"Sweep over {', '.join(swept) or 'nothing'}: {count} in {folder}{stored}", flush=True)
 
 
@@ -239,9 +241,7 @@ def _continue(folder: Path, record: dict[str, Any], given: dict[str, Override], 
         started = {path.parent.name for path in folder.glob("*/job.json")}
         record["planned"] = len(names | started)
         if left_out := sorted((_job_names(config, given_before) or set()) - names - started):
-            print(
-                f"left out: {len(left_out)} jobs of the earlier command that have never started, such as {left_out[0]}"
-            )
+            print(f"left out: {len(left_out)} jobs of the earlier command that never started, such as {left_out[0]}")
     write_atomically(folder / "sweep.json", _json_text(record | {"store": shared}).encode())
     return list(shared)
 
