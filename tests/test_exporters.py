@@ -246,21 +246,6 @@ def copied(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
     return Path(shutil.copytree(finished, tmp_path / "run"))
 
 
-def test_an_unknown_format(copied: Path) -> None:
-    refused_export("format", "run=run", "format=tflite")
-
-
-def test_a_run_must_be_named(copied: Path) -> None:
-    refused_export("missing-option")
-
-
-@pytest.mark.parametrize("file", ["checkpoints/best.ckpt", "manifest.csv", "config.yaml"])
-def test_a_folder_that_is_no_finished_run(copied: Path, file: str) -> None:
-    (copied / file).unlink()
-    refused_export("run", "run=run")
-    assert not (copied / "export").exists()
-
-
 def test_a_checkpoint_that_is_none(copied: Path) -> None:
     (copied / "checkpoints" / "best.ckpt").write_bytes(b"no checkpoint")
     refused_export("bad-checkpoint", "run=run")

@@ -55,6 +55,7 @@ TRAIN = {
     "model=encoder_head model.encoder.name=torchvision/resnet19": "model.encoder.name",
 }
 EVALUATE = {
+    "": "missing-option",
     "run=nowhere": "run",
     "run={run} split=tests": "split",
     "run={run} accelerator=gpus": "accelerator",
@@ -63,6 +64,7 @@ EVALUATE = {
     "run={run} policy.target.harmful.recall=2": "policy.target.harmful.recall",
 }
 PREDICT = {
+    "": "missing-option",
     "run=nowhere input={video} output=out": "run",
     "run={run} input=nowhere output=out": "input",
     "run={run} input={video} output={video}": "output",
@@ -76,6 +78,7 @@ SELECT_VIDEOS = {
     "run={run} input={video} decisions=nowhere": "bad-decisions",
 }
 EXPORT = {
+    "": "missing-option",
     "run=nowhere": "run",
     "run={run} format=tflite": "format",
     "run={run} accelerator=gpus": "accelerator",

@@ -47,6 +47,17 @@ def test_identity_is_of_the_content() -> None:
     assert policy().identity != policy(temperature=1.0000000000000002).identity
 
 
+def as_json() -> dict[str, Any]:
+    return json.loads(json.dumps(asdict(policy())))
+
+
+def write(path: Path, content: dict[str, Any]) -> None:
+    """With the identity that belongs to this content."""
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    identity = hashlib.sha256(canonical.encode()).hexdigest()[:12]
+    path.write_text(json.dumps({**content, "identity": identity}))
+
+
 def refused(path: Path, classes: Sequence[str] = CLASSES, model: str = MODEL) -> None:
     with pytest.raises(UserError) as error:
         load_policy(path, classes, model)
@@ -100,13 +111,11 @@ def test_load_refuses_what_is_no_policy_for_this_network(tmp_path: Path) -> None
 def test_a_policy_file_with_a_right_identity_and_wrong_values_is_refused(tmp_path: Path, changes: dict) -> None:
     """Whoever wrote it: thresholds of 2.0 would allow everything."""
     path = tmp_path / "policy.json"
-    content = json.loads(json.dumps(asdict(policy()))) | changes
+    content = as_json() | changes
     for name in (None, *changes):
         if name is not None:  # and without that key
             del content[name]
-        canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
-        identity = hashlib.sha256(canonical.encode()).hexdigest()[:12]
-        path.write_text(json.dumps({**content, "identity": identity}))
+        write(path, content)
         if not (name == "more" and len(changes) == 1):
             refused(path)
 
@@ -124,10 +133,8 @@ def test_any_value_in_a_policy_file_is_valid_or_refused_in_one_line(
     tmp_path_factory: pytest.TempPathFactory, key: str, value: Any
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "mutated_policy.json"
-    content = json.loads(json.dumps(asdict(policy()))) | {key: value}
-    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    identity = hashlib.sha256(canonical.encode()).hexdigest()[:12]
-    path.write_text(json.dumps({**content, "identity": identity}))
+    content = as_json() | {key: value}
+    write(path, content)
     try:
         loaded = load_policy(path, CLASSES, MODEL)
     except UserError as error:
@@ -139,9 +146,7 @@ def test_any_value_in_a_policy_file_is_valid_or_refused_in_one_line(
 
 def test_a_policy_of_an_older_run_is_read(tmp_path: Path) -> None:
     """It calls the safe class by another key, and its identity is of that content."""
-    content = json.loads(json.dumps(asdict(policy())))
+    content = as_json()
     content["harmless"] = content.pop("safe_class")
-    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    identity = hashlib.sha256(canonical.encode()).hexdigest()[:12]
-    (tmp_path / "policy.json").write_text(json.dumps({**content, "identity": identity}))
+    write(tmp_path / "policy.json", content)
     assert load_policy(tmp_path / "policy.json", CLASSES, MODEL) == policy()

@@ -1,9 +1,7 @@
 from __future__ import annotations
 
-import json
 import sqlite3
 from contextlib import closing
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -43,20 +41,6 @@ def test_what_is_written_is_there_when_it_is_opened_again(tmp_path: Path) -> Non
         assert details is not None and details.probabilities == DETAILS.probabilities
         assert journal.details("") is None
     assert not list(tmp_path.glob("journal.sqlite-*"))
-
-
-def test_a_journal_of_an_earlier_version_keeps_its_frames(tmp_path: Path) -> None:
-    """It had a single frame with each peak, the same one for two classes."""
-    before = asdict(DETAILS) | {"peaks": [["bad", 1.0, 0.25, "frame"], ["safe", 1.0, 0.75, "frame"]]}
-    del before["loops"]
-    with closing(Journal(tmp_path, {})) as journal:
-        journal.write({"a": ""}, "1", *result())
-    with closing(sqlite3.connect(tmp_path / "journal.sqlite")) as database, database:
-        database.execute("UPDATE results SET details = ?", [json.dumps(before)])
-    with closing(Journal(tmp_path, {})) as journal:
-        details = journal.details("1")
-    assert details is not None
-    assert (details.peaks, details.loops) == ([("bad", 1.0, 0.25), ("safe", 1.0, 0.75)], [(1.0, ["frame"])])
 
 
 def test_paths_follow_the_content_of_their_files(tmp_path: Path) -> None:
@@ -136,14 +120,6 @@ def test_a_journal_that_is_none(tmp_path: Path, content: bytes) -> None:
         assert error.value.code == "output"
     else:  # killed before its first transaction
         Journal(tmp_path, {}).close()
-
-
-def test_a_journal_of_an_earlier_version_is_refused(tmp_path: Path) -> None:
-    with closing(sqlite3.connect(tmp_path / "journal.sqlite")) as database:
-        database.execute("CREATE TABLE results (id INTEGER PRIMARY KEY, sha256 TEXT UNIQUE, cells TEXT, details TEXT)")
-    with pytest.raises(UserError) as error:
-        Journal(tmp_path, {})
-    assert error.value.code == "output"
 
 
 def test_output_folders_that_are_refused(tmp_path: Path) -> None:

@@ -69,13 +69,15 @@ def _find(text: str, limits: FetchLimits, ignored: Counter[str]) -> Iterator[Inp
     kind, remote = extension(text), is_url(text)
     if kind in LIST_EXTENSIONS and (remote or os.path.isfile(text)):
         base = os.path.dirname(path_of(text) if remote else os.path.abspath(text))
+        schemes = set[str]()
         for _, row in read_list(text, limits, ("path",)):
             if not row["path"]:
                 ignored["rows without a path"] += 1
                 continue
             location = join(base, row["path"])
-            if is_url(location):
-                _check_scheme(location)
+            if is_url(location) and (scheme := location.partition("://")[0]) not in schemes:
+                open_filesystem(location)  # before anything is fetched: raises `UserError` if no package reads these
+                schemes.add(scheme)
             yield Input(redact(row["path"]), location)
     elif remote and (kind in VIDEO_EXTENSIONS or not is_folder(text)):
         yield Input(os.path.basename(path_of(text)), text)
@@ -94,16 +96,6 @@ def _find(text: str, limits: FetchLimits, ignored: Counter[str]) -> Iterator[Inp
                 ignored["broken links or special files"] += 1
             elif is_video(os.path.basename(path), ignored):
                 yield Input(path, os.path.abspath(path))
-
-
-_known_schemes: set[str] = set()
-
-
-def _check_scheme(url: str) -> None:
-    """Raises `UserError` for a URL scheme that no installed package reads, before anything is fetched."""
-    if (scheme := url.partition("://")[0]) not in _known_schemes:
-        open_filesystem(url)
-        _known_schemes.add(scheme)
 
 
 class Plan(NamedTuple):

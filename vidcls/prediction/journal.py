@@ -73,8 +73,6 @@ class Journal:
             database.execute("BEGIN EXCLUSIVE")
             for statement in SCHEMA:
                 database.execute(statement)
-            # Fails in the journal of an earlier version.
-            database.execute("SELECT limits, version FROM results, videos LIMIT 0")
             database.execute("INSERT INTO settings SELECT ? WHERE NOT EXISTS (SELECT 1 FROM settings)", (text,))
             (found,) = database.execute("SELECT json FROM settings").fetchone()
         before, now = json.loads(found), json.loads(text)
@@ -218,9 +216,6 @@ def _details(text: str | None) -> VideoDetails | None:
     if not text:
         return None
     values = json.loads(text)
-    if "loops" not in values:  # earlier versions have kept a single frame with each peak
-        values["loops"] = list({seconds: [jpeg] for _, seconds, _, jpeg in values["peaks"]}.items())
-        values["peaks"] = [peak[:3] for peak in values["peaks"]]
     return VideoDetails(
         **values | {name: [tuple(one) for one in values[name]] for name in ("segments", "peaks", "loops")}
     )
