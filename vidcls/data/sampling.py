@@ -1,6 +1,6 @@
 """Frame sampling: pure functions from timestamps to frame indices.
 
-Uniform sampling cuts the video into T segments of equal *time* and takes the frame on screen in the middle of each.
+Uniform sampling cuts the video into T parts of equal *time* and takes the frame on screen in the middle of each.
 Ten frames at a steady rate, T = 4 (``x`` taken, ``.`` not; a bar is a segment's end)::
 
     frame    0 1 2 3 4 5 6 7 8 9
@@ -59,7 +59,7 @@ def frame_indices(
         timestamps: when each frame appears, in seconds, ascending.
         end_seconds: when the last frame disappears.
         num_frames: T. A video with fewer frames repeats some, in order.
-        sampling: ``uniform`` (the frame on screen in the middle of T equal segments) or ``first`` (frames 0..T-1).
+        sampling: ``uniform`` (the frame on screen in the middle of T equal parts) or ``first`` (frames 0..T-1).
 
     >>> frame_indices(np.arange(10.0), 10.0, 4, "uniform").tolist()
     [1, 3, 6, 8]
