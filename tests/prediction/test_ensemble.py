@@ -58,7 +58,7 @@ def test_members_are_calibrated_first(pair: list[Path]) -> None:
     after = load_run(pair[::-1])
     assert isinstance(after, Ensemble) and after.identity != before.identity
     policy = load_policy(pair[0] / "policy.json", CLASSES, load_run(pair[0]).identity)
-    assert sorted(after.temperatures, key=str) == sorted([policy.temperature, None], key=str)
+    assert sorted((run.temperature for run in after.members), key=str) == sorted([policy.temperature, None], key=str)
     found = after.make_predictor().predict_split(after.videos(), "val")
     alone = [table(run / "predictions_val.csv")[CLASSES].to_numpy() for run in pair]
     mean = (calibrate(alone[0], policy.temperature) + alone[1]) / 2

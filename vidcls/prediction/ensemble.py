@@ -14,7 +14,7 @@ from vidcls.data.videos import Videos
 from vidcls.errors import UserError
 from vidcls.metrics.calibration import calibrate, safe_log
 from vidcls.metrics.predictions import Predictions
-from vidcls.prediction.members import Member, ensemble_identity, results_folder
+from vidcls.prediction.members import ensemble_identity, results_folder
 from vidcls.prediction.predictor import Predictor
 from vidcls.prediction.run import BaseRun, LoadedRun
 
@@ -27,7 +27,6 @@ class Ensemble(BaseRun):
     """
 
     runs: tuple[LoadedRun, ...]
-    temperatures: tuple[float | None, ...]
 
     @property
     def members(self) -> tuple[LoadedRun, ...]:
@@ -35,21 +34,20 @@ class Ensemble(BaseRun):
 
     @property
     def name(self) -> str:
-        pairs = zip(self.runs, self.temperatures, strict=True)
-        parts = [f"{run.folder.name} (temperature {t:.3f})" if t else run.folder.name for run, t in pairs]
-        return f"mean of {', '.join(parts)}"
+        temperatures = [f" (temperature {run.temperature:.3f})" if run.temperature else "" for run in self.runs]
+        return f"mean of {', '.join(run.name + text for run, text in zip(self.runs, temperatures, strict=True))}"
 
     def make_predictor(self, accelerator: str | None = None) -> Predictor:
         return EnsemblePredictor(self, accelerator)
 
     def average(self, probabilities: Sequence[Float[np.ndarray, "N K"]]) -> Float[np.ndarray, "N K"]:
-        pairs = zip(probabilities, self.temperatures, strict=True)
+        pairs = [(p, run.temperature) for p, run in zip(probabilities, self.runs, strict=True)]
         calibrated = [p.astype(np.float64) if t is None else calibrate(p, t) for p, t in pairs]
         return np.mean(calibrated, axis=0).astype(np.float32)
 
 
-def join_runs(members: Sequence[Member], runs: Sequence[LoadedRun]) -> Ensemble:
-    """The ensemble of ``members``, loaded as ``runs``; raises `UserError` if they use different stored frames."""
+def join_runs(runs: Sequence[LoadedRun]) -> Ensemble:
+    """The ensemble of ``runs``, in this order; raises `UserError` if they use different stored frames."""
     first = runs[0]
     for run in runs[1:]:
         if run.spec.store != first.spec.store:
@@ -64,16 +62,17 @@ def join_runs(members: Sequence[Member], runs: Sequence[LoadedRun]) -> Ensemble:
                 "ensemble-store",
             )
     ensemble = Ensemble(
-        folder=results_folder(members),
+        folder=results_folder(runs),
+        identity=ensemble_identity(runs),
         config=first.config,
-        spec=first.spec,
-        identity=ensemble_identity(members),
-        step=max(run.step for run in runs),
+        classes=first.classes,
         manifest=first.manifest,
+        temperature=None,
+        spec=first.spec,
+        step=max(run.step for run in runs),
         oof_predictions=None,
         val_predictions=None,
         runs=tuple(runs),
-        temperatures=tuple(member.temperature for member in members),
     )
     oof = _average([(run.oof_predictions, run.fitted_splits) for run in runs], ensemble)
     val = _average([(run.val_predictions, ("val",)) for run in runs], ensemble)

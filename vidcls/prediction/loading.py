@@ -28,9 +28,8 @@ def load_run(folder: Path | str | Sequence[Path | str], trust: Sequence[str] = (
         UserError: it is not the folder of a finished run, its model is not trusted, or the runs cannot be averaged.
     """
     folders = [Path(folder)] if isinstance(folder, (str, Path)) else [Path(one) for one in folder]
-    members = read_members(folders)
-    runs = [_load_member(member, trust) for member in members]
-    return join_runs(members, runs) if len(runs) > 1 else runs[0]
+    runs = [_load_member(member, trust) for member in read_members(folders)]
+    return join_runs(runs) if len(runs) > 1 else runs[0]
 
 
 def _load_member(member: Member, trust: Sequence[str]) -> LoadedRun:
@@ -49,12 +48,9 @@ def _load_member(member: Member, trust: Sequence[str]) -> LoadedRun:
         raise UserError("a run's manifest.csv", got, "Check the path.", "bad-manifest")
     model, preprocess = rebuild(checkpoint, trust, compiled=member.config.compile)  # as it was tested
     return LoadedRun(
-        folder=member.folder,
-        config=member.config,
+        **vars(member) | {"classes": list(checkpoint.spec.classes)},  # also those of which the manifest has no video
         spec=checkpoint.spec,
-        identity=member.identity,
         step=checkpoint.step,
-        manifest=member.manifest,
         oof_predictions=checkpoint.oof_predictions,
         val_predictions=checkpoint.val_predictions,
         reference=read_reference(member.folder, member.identity, model),

@@ -20,14 +20,14 @@ from vidcls.training.run_folder import best_checkpoint, check_finished, manifest
 
 @dataclass(frozen=True)
 class Member:
-    """A run of an ensemble."""
+    """What is known of a finished run, or of an ensemble of several, before torch is imported."""
 
-    folder: Path
-    identity: str  # of its best.ckpt
-    config: DictConfig
-    classes: list[str]
-    manifest: pd.DataFrame
-    temperature: float | None  # of its policy.json, for an ensemble; None without one
+    folder: Path  # for results
+    identity: str  # 12 hex digits of a hash of all that the probabilities depend on; of a run: of its best.ckpt
+    config: DictConfig  # with paths into the current folder
+    classes: list[str]  # the K names, in the order of the probabilities
+    manifest: pd.DataFrame  # its videos
+    temperature: float | None  # with which an ensemble calibrates it: that of its policy.json, if it has one
 
 
 def read_members(folders: Sequence[Path]) -> list[Member]:

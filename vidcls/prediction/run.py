@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from vidcls.data.decoding.result import DECODERS, UndecodableError
 from vidcls.data.options import DataOptions
@@ -21,6 +20,7 @@ from vidcls.errors import UserError
 from vidcls.metrics.predictions import Predictions
 from vidcls.models.classifiers import Classifier
 from vidcls.moderation.aggregation import video_score
+from vidcls.prediction.members import Member
 from vidcls.prediction.options import PredictOptions
 from vidcls.prediction.predictor import Predictor
 from vidcls.training.reference import Reference
@@ -30,23 +30,14 @@ from vidcls.training.transforms import Preprocess
 
 
 @dataclass(frozen=True, kw_only=True)
-class BaseRun:
+class BaseRun(Member):
     """The interface of a finished run and of an ensemble of several."""
 
-    folder: Path  # for results
-    config: DictConfig  # with paths into the current folder
     spec: RunSpec  # to rebuild the network
-    identity: str  # 12 hex digits of a hash of all that the probabilities depend on
     step: int  # the number of optimiser steps
-    manifest: pd.DataFrame  # its videos
     oof_predictions: Predictions | None  # out-of-fold, of the videos it was fitted to; None but for optim=logistic
     val_predictions: Predictions | None  # of these weights
     reference: Reference | None = None  # to compare new videos with; of a single run
-
-    @property
-    def classes(self) -> list[str]:
-        """The K names, in the order of the probabilities."""
-        return list(self.spec.classes)
 
     @property
     def name(self) -> str:
@@ -138,7 +129,7 @@ class BaseRun:
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedRun(BaseRun):
-    """A finished run; its identity is the first 12 hex digits of the SHA-256 of best.ckpt."""
+    """A finished run."""
 
     model: Classifier  # with the weights of best.ckpt, in eval mode
     preprocess: Preprocess  # from stored frames to the network's input
