@@ -47,10 +47,11 @@ def reason(url: str, folder: Path, limits: FetchLimits = QUICK) -> str:
 
 def test_a_file_is_fetched_and_removed_after_use(s3: S3, tmp_path: Path) -> None:
     url = s3.put("a b/ü.MP4", CONTENT)
-    with fetch(url, tmp_path / "fetched", QUICK) as fetched:
-        assert fetched.path.read_bytes() == CONTENT and fetched.path.name == "ü.MP4"
-        assert fetched.sha256 == hashlib.sha256(CONTENT).hexdigest()
-        assert fetched.version == f"300000 {hashlib.md5(CONTENT).hexdigest()}" == remote_version(url, QUICK)
+    fetched = fetch(url, tmp_path / "fetched", QUICK)
+    assert fetched.path.read_bytes() == CONTENT and fetched.path.name == "ü.MP4"
+    assert fetched.sha256 == hashlib.sha256(CONTENT).hexdigest()
+    assert fetched.version == f"300000 {hashlib.md5(CONTENT).hexdigest()}" == remote_version(url, QUICK)
+    fetched.remove()
     assert not list((tmp_path / "fetched").iterdir())
     assert s3.gets == ["a b/ü.MP4"]
 
@@ -59,8 +60,9 @@ def test_a_file_is_fetched_and_removed_after_use(s3: S3, tmp_path: Path) -> None
 def test_what_passes_is_tried_again(s3: S3, tmp_path: Path, fault: str) -> None:
     url = s3.put("a.mp4", CONTENT)
     s3.faults["a.mp4"] = [fault, fault]
-    with fetch(url, tmp_path, QUICK) as fetched:
-        assert fetched.path.read_bytes() == CONTENT
+    fetched = fetch(url, tmp_path, QUICK)
+    assert fetched.path.read_bytes() == CONTENT
+    fetched.remove()
     assert len(s3.gets) == 3 and not list(tmp_path.iterdir())
 
 
@@ -90,9 +92,9 @@ def test_a_slow_server_costs_the_time_limit(s3: S3, tmp_path: Path) -> None:
 def test_a_file_that_changes_meanwhile_is_fetched_again(s3: S3, tmp_path: Path) -> None:
     url = s3.put("a.mp4", CONTENT)
     s3.faults["a.mp4"] = ["replaced"]
-    with fetch(url, tmp_path, QUICK) as fetched:
-        assert fetched.path.read_bytes() == b"another content of this object"
-        assert fetched.version == remote_version(url, QUICK)
+    fetched = fetch(url, tmp_path, QUICK)
+    assert fetched.path.read_bytes() == b"another content of this object"
+    assert fetched.version == remote_version(url, QUICK)
 
 
 def test_an_etag_that_is_no_md5_is_believed_after_two_equal_downloads(
@@ -132,8 +134,8 @@ def test_the_size_of_files_without_a_size_is_limited_too(tmp_path: Path, monkeyp
     monkeypatch.setattr(type(system), "info", lambda *_, **__: {"type": "file"})
     monkeypatch.setattr(type(system), "blocksize", 1000, raising=False)
     assert "data.fetch.max_gigabytes" in reason("memory://a.mp4", tmp_path, FetchLimits(max_gigabytes=0.0001))
-    with fetch("memory://a.mp4", tmp_path, QUICK) as fetched:
-        assert fetched.path.read_bytes() == CONTENT and fetched.version == ""
+    fetched = fetch("memory://a.mp4", tmp_path, QUICK)
+    assert fetched.path.read_bytes() == CONTENT and fetched.version == ""
 
 
 def test_a_full_disk_is_no_fault_of_the_video(s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

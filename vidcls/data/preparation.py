@@ -166,13 +166,7 @@ def prepare_external(options: DataOptions, split: str, trained_on: pd.DataFrame,
     """
     assert options.classes is not None
     classes = list(options.classes)
-    listed = listing = _list(options, classes, console, refuse_others=True)
-    check_all_or_none(list(listed["split"]))
-    if (listed["split"] != "").any():
-        listing = listed[listed["split"] == split]
-        if listing.empty:
-            got = f"only {', '.join(sorted(set(listed['split'])))}"
-            raise UserError(f"a {split} split in {options.source}", got, "Choose another split=.", "missing-split")
+    listing = _of_splits(_list(options, classes, console, refuse_others=True), [split], options.source)
     manifest, stats = _ingest(listing, options, console)
     seen = trained_on[trained_on["split"].isin(["train", "val"])]
     seen = seen.assign(split=seen["split"] + " of run")
@@ -203,30 +197,21 @@ def pool_videos(
     """
     _draw_demo(options)
     listing = _list(options, options.classes, console)
-    check_all_or_none(list(listing.loc[listing["label"] != "", "split"]))
-    pooled = listing[listing["split"].isin(["", *splits])]
-    if pooled.empty:
-        got = f"only {', '.join(sorted(set(listing['split'])))}"
-        raise UserError(f"videos of {' or '.join(splits)} in {options.source}", got, "Change splits.", "missing-split")
+    pooled = _of_splits(listing, splits, options.source)
+    num_others = len(listing) - len(pooled)
     if recorded is not None:
         pooled = pooled[pooled["path"].isin(list(recorded["path"]))]
     manifest, _ = _ingest(pooled, options, console)
     usable = manifest[manifest["status"].isin(USABLE)].reset_index(drop=True)
     if recorded is not None:
-        keys = ["path", "label", "sha256"]
-        found = set(usable[keys].itertuples(index=False, name=None))
-        if gone := [row[0] for row in recorded[keys].itertuples(index=False, name=None) if row not in found]:
-            raise UserError(
-                f"the videos of {options.source} as they were when this was started",
-                f"{len(gone)} that are missing, have changed or cannot be decoded, such as {gone[0]}",
-                "Restore them, or start again in another folder.",
-                "changed-videos",
-            )
+        expected = f"the videos of {options.source} as they were when this was started"
+        remedy = "Restore them, or start again in another folder."
+        _check_unchanged(recorded[["path", "label", "sha256"]], usable, expected, remedy)
     if options.near_duplicates == "group":
         usable["cluster"] = _clusters(usable, options)
     if usable.empty:
         raise UserError("videos that can be decoded", f"none of {len(manifest)}", "See above.", "nothing-to-evaluate")
-    return usable, len(listing) - int(listing["split"].isin(["", *splits]).sum())
+    return usable, num_others
 
 
 def redecode_missing(
@@ -247,17 +232,28 @@ def redecode_missing(
     listing = _list(options, classes, console)
     found, stats = _decode(listing[listing["path"].isin(lost["path"])], options)
     report_bad(found, console)
-    intact = found[found["status"].isin(USABLE)]
-    now = dict(zip(intact["path"], intact["sha256"], strict=True))
-    changed = [row.path for row in lost.itertuples() if now.get(row.path) != row.sha256]
-    if changed:
-        raise UserError(
-            f"the videos of manifest.csv in {options.source}",
-            f"{len(changed)} that are missing, have changed or cannot be decoded, such as {changed[0]}",
-            "Restore them, or name other data with data.source=PATH.",
-            "changed-videos",
-        )
+    expected = f"the videos of manifest.csv in {options.source}"
+    remedy = "Restore them, or name other data with data.source=PATH."
+    _check_unchanged(lost[["path", "sha256"]], found[found["status"].isin(USABLE)], expected, remedy)
     return stats
+
+
+def _of_splits(listing: pd.DataFrame, splits: Sequence[str], source: str) -> pd.DataFrame:
+    """The listed videos of ``splits``, or all of a source without splits; raises `UserError` if there are none."""
+    check_all_or_none(list(listing.loc[listing["label"] != "", "split"]))
+    chosen = listing[listing["split"].isin(["", *splits])]
+    if chosen.empty:
+        expected, got = f"a {' or '.join(splits)} split in {source}", f"only {', '.join(sorted(set(listing['split'])))}"
+        raise UserError(expected, got, "Choose other splits.", "missing-split")
+    return chosen
+
+
+def _check_unchanged(recorded: pd.DataFrame, usable: pd.DataFrame, expected: str, remedy: str) -> None:
+    """Raises `UserError` unless each ``recorded`` row, path first, is among the usable ones."""
+    now = set(usable[recorded.columns].itertuples(index=False, name=None))
+    if changed := [row[0] for row in recorded.itertuples(index=False, name=None) if row not in now]:
+        got = f"{len(changed)} that are missing, have changed or cannot be decoded, such as {changed[0]}"
+        raise UserError(expected, got, remedy, "changed-videos")
 
 
 def _draw_demo(options: DataOptions) -> None:

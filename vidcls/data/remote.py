@@ -43,7 +43,7 @@ class UnfetchableError(Exception):
 
 
 class FetchedFile:
-    """A local copy of a remote video; deleted by `remove`, or at the end of a ``with`` block."""
+    """A local copy of a remote video."""
 
     def __init__(self, path: Path, sha256: str, version: str, release: Callable[[], None]) -> None:
         self.path, self.sha256, self.version = path, sha256, version
@@ -57,12 +57,6 @@ class FetchedFile:
         shutil.rmtree(self.path.parent, ignore_errors=True)
         self._release()
         self._release = lambda: None
-
-    def __enter__(self) -> FetchedFile:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.remove()
 
 
 def fetch(url: str, folder: Path, limits: FetchLimits, space: FetchSpace | None = None) -> FetchedFile:
