@@ -17,7 +17,6 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +35,7 @@ MAX_LOST = 20  # readers in a row without a single result
 SHARD_BYTES = 2**28  # of a shard with more than one video, at most
 READS_AT_ONCE = 2  # shards per reader: while it waits for the last batch of one, it decodes the next
 START_ATTEMPTS = 3
+SUSPECTS = -1  # the number of the reader that reads suspects alone
 QUARANTINED = f"the process that reads it died {MAX_DEATHS} times"
 
 
@@ -118,29 +118,6 @@ class Shard:
     items: list[Any] = field(default_factory=list)
 
 
-class _ReaderSlot:
-    """One reader at a time, replaced when it dies."""
-
-    def __init__(self, start_reader: Callable[[], Any], count_lost: Callable[[Exception], None]) -> None:
-        self._start_reader, self._count_lost = start_reader, count_lost
-        self._reader: Any = None
-
-    async def reader(self) -> Any:
-        while True:
-            reader = self._reader = self._reader or self._start_reader()
-            try:
-                await reader.started.remote()
-                return reader
-            except RayError as error:
-                self.lose(reader, error)
-
-    def lose(self, reader: Any, error: Exception) -> None:
-        """Forgets a dead reader; several calls may report the same one."""
-        if self._reader is reader:
-            self._reader = None
-            self._count_lost(error)
-
-
 class Driver(ABC):
     """Distributes shards to readers and collects results, in one thread.
 
@@ -161,10 +138,8 @@ class Driver(ABC):
         self._suspects: asyncio.Queue[Any] = asyncio.Queue()  # of one item each
         self._num_open, self._finished = 0, asyncio.Event()
         self._deaths: Counter[Hashable] = Counter()  # of readers, by the item that they read alone
-        self._num_lost = 0
-        self._slots = [_ReaderSlot(partial(self._start_reader, i), self._count_lost) for i in range(num_readers)]
-        # The reader of suspects requests no CPU from Ray, as the others may hold them all.
-        self._suspect_slot = _ReaderSlot(partial(self._start_reader, -1, num_cpus=0), self._count_lost)
+        self._num_readers, self._num_lost = num_readers, 0
+        self._readers: dict[int, Any] = {}  # those that live, by number
 
     @abstractmethod
     async def read(self, reader: Any, shard: Any) -> None:
@@ -188,7 +163,8 @@ class Driver(ABC):
 
     async def run(self, console: Console) -> None:
         """Returns when all shards that were `put` are finished."""
-        serving = [self._serve(slot) for slot in self._slots[: self._num_open] for _ in range(READS_AT_ONCE)]
+        numbers = range(min(self._num_readers, self._num_open))
+        serving = [self._serve(number) for number in numbers for _ in range(READS_AT_ONCE)]
         coroutines = [self._wait(console), self._serve_suspects(), *serving]
         tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -213,28 +189,51 @@ class Driver(ABC):
         """To be called for each result: readers are alive."""
         self._num_lost = 0
 
-    def _start_reader(self, number: int, num_cpus: int = 1) -> Any:
-        options = self._reader.options(num_cpus=num_cpus, max_concurrency=READS_AT_ONCE + 1)
-        return options.remote(*self._arguments(number), f"vidcls-{self._command}-{number}-")
-
-    async def _serve(self, slot: _ReaderSlot) -> None:
+    async def _living_reader(self, number: int) -> Any:
+        """The reader with this number, which is started if there is none; several calls may wait for the same one."""
         while True:
-            await slot.reader()  # first: a slot must hold no shard while it waits for a free CPU
-            await self._read(slot, await self._shards.get())
+            if number not in self._readers:
+                # That of suspects requests no CPU from Ray, as the others may hold them all.
+                num_cpus = int(number != SUSPECTS)
+                options = self._reader.options(num_cpus=num_cpus, max_concurrency=READS_AT_ONCE + 1)
+                prefix = f"vidcls-{self._command}-{number}-"
+                self._readers[number] = options.remote(*self._arguments(number), prefix)
+            reader = self._readers[number]
+            try:
+                await reader.started.remote()
+                return reader
+            except RayError as error:
+                self._lose(number, reader, error)
+
+    def _lose(self, number: int, reader: Any, error: Exception) -> None:
+        """Forgets a dead reader; several calls may report the same one."""
+        if self._readers.get(number) is not reader:
+            return
+        del self._readers[number]
+        self._num_lost += 1
+        if self._num_lost > MAX_LOST:
+            got = f"{MAX_LOST} in a row that died ({str(error).strip().splitlines()[-1].strip()})"
+            remedy = "See the logs of Ray; vidcls must be installed on its machines, and files lie at the same paths."
+            raise UserError("processes that read videos to stay alive", got, remedy, "workers-failed") from error
+
+    async def _serve(self, number: int) -> None:
+        while True:
+            await self._living_reader(number)  # first: it must be given no shard while it waits for a free CPU
+            await self._read(number, await self._shards.get())
 
     async def _serve_suspects(self) -> None:
         while True:
-            await self._read(self._suspect_slot, await self._suspects.get())
+            await self._read(SUSPECTS, await self._suspects.get())
 
-    async def _read(self, slot: _ReaderSlot, shard: Any) -> None:
-        reader = await slot.reader()
+    async def _read(self, number: int, shard: Any) -> None:
+        reader = await self._living_reader(number)
         try:
             await self.read(reader, shard)
         except RayTaskError as error:
             raise error.cause from None
         except RayError as error:
-            slot.lose(reader, error)
-            self.requeue(shard, alone=slot is self._suspect_slot)
+            self._lose(number, reader, error)
+            self.requeue(shard, alone=number == SUSPECTS)
         self._num_open -= 1
         if not self._num_open:
             self._finished.set()
@@ -251,13 +250,6 @@ class Driver(ABC):
         step = 1 if few else math.ceil(len(shard.items) / 4)
         for first in range(0, len(shard.items), step):
             self.put(self.make_shard(shard, shard.items[first : first + step], few), suspect=few)
-
-    def _count_lost(self, error: Exception) -> None:
-        self._num_lost += 1
-        if self._num_lost > MAX_LOST:
-            got = f"{MAX_LOST} in a row that died ({str(error).strip().splitlines()[-1].strip()})"
-            remedy = "See the logs of Ray; vidcls must be installed on its machines, and files lie at the same paths."
-            raise UserError("processes that read videos to stay alive", got, remedy, "workers-failed") from error
 
 
 def cut(items: Sequence[tuple[Any, int]], most: int) -> Iterator[list[Any]]:
