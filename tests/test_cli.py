@@ -81,3 +81,7 @@ def test_what_a_target_takes_may_be_added(tmp_path: Path) -> None:
     given += ["+callbacks.mine={_target_:vidcls.training.callbacks.StayStopped}", "++run_dir=run", "experiment=mine"]
     given.append(f"hydra.searchpath=[file://{tmp_path}]")
     refused(call("train.py", *NO_SOURCE, *given), "[missing-source]")
+
+
+def test_an_option_of_one_number_or_several() -> None:
+    refused(call("train.py", *NO_SOURCE, "optim=logistic", "optim.C=0.1"), "[model.encoder.trainable_from]")

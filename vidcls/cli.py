@@ -185,7 +185,7 @@ def check_overrides(cfg: DictConfig, hydra: Any) -> None:
             if choices := loader.get_group_options(group):
                 remedy = f"Choose {group}={' or '.join(choices)}."
             raise UserError(f"{option} to hold options", override.get_value_element_as_str(), remedy, option)
-        if isinstance(default, ListConfig) and isinstance(value, int | float):
+        if isinstance(default, ListConfig) and isinstance(value, int | float) and option != "optim.C":  # one or several
             raise UserError(f"{option} to be a list", str(value), f"Give {option}=[{value}].", option)
 
 
