@@ -16,6 +16,7 @@ from vidcls.plots.sweep_plots import pareto_front
 from vidcls.sweeps.sweep_report import caveats, report_text, sweep_figures
 from vidcls.sweeps.tables import (
     effects,
+    margin,
     margin_noise,
     rank,
     read_sweep,
@@ -133,7 +134,7 @@ def test_a_full_grid_is_balanced_and_one_with_a_hole_is_not(grid: Writer) -> Non
 def test_the_spread_over_seeds_is_pooled() -> None:
     ranking = pd.DataFrame({"seeds": [3, 2, 1], "objective_std": [0.1, 0.4, np.nan]})
     assert seed_spread(ranking) == pytest.approx(math.sqrt((2 * 0.01 + 1 * 0.16) / 3))
-    assert margin_noise(ranking, 1, 0.3) == pytest.approx(2 * 0.3 * math.sqrt(1 / 3 + 1 / 2))
+    assert margin_noise(ranking, 1, 0.3) == pytest.approx(3.182 * 0.3 * math.sqrt(1 / 3 + 1 / 2), rel=1e-3)  # t of 3
     assert seed_spread(ranking.iloc[2:]) is None
 
 
@@ -145,8 +146,21 @@ def test_a_lead_is_compared_with_the_seed_noise(tmp_path: Path, lead: float, wor
             writer.done({FRAMES: frames, "seed": seed}, mean + aside)
     sweep = read_sweep(tmp_path)
     notes = " ".join(caveats(sweep, rank(sweep)))
-    assert f"by {lead:.3f} val accuracy, {words} of 0.082" in notes  # 2 * 0.05 * sqrt(2 / 3)
+    assert f"by {lead:.3f} val accuracy, {words} of 0.113" in notes  # 2.776 * 0.05 * sqrt(2 / 3), with 4 degrees
     assert "over seeds 0.050" in notes
+
+
+def test_two_equal_configurations_seldom_differ_beyond_seed_noise() -> None:
+    """Twice the standard error was exceeded in 17 % of draws."""
+    rng, beyond = np.random.default_rng(0), 0
+    for _ in range(1000):
+        drawn = rng.normal(size=(2, 2))
+        columns = {"seeds": [2, 2], "objective_mean": drawn.mean(axis=1), "objective_std": drawn.std(axis=1, ddof=1)}
+        ranking = pd.DataFrame(columns)
+        spread = seed_spread(ranking)
+        assert spread is not None
+        beyond += margin(ranking, 1) > margin_noise(ranking, 1, spread)
+    assert beyond < 80
 
 
 def test_seeds_that_change_nothing_do_not_call_a_lead_real(tmp_path: Path) -> None:

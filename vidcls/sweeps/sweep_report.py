@@ -116,7 +116,7 @@ def caveats(sweep: Sweep, ranking: pd.DataFrame) -> list[str]:
             ties = [margin(ranking, k) <= margin_noise(ranking, k, spread) for k in range(1, comparable)]
             notes.append(
                 f"{lead}, {'within' if ties[0] else 'above'} the seed noise of {margin_noise(ranking, 1, spread):.3f} "
-                f"(two standard errors; standard deviation over seeds {spread:.3f}). {sum(ties)} of the other "
+                f"(95 % confidence; standard deviation over seeds {spread:.3f}). {sum(ties)} of the other "
                 f"{comparable - 1} configurations are within the noise."
             )
     if comparable and ranking["seeds"].nunique() > 1:

@@ -262,8 +262,12 @@ def margin(ranking: pd.DataFrame, index: int) -> float:
 
 
 def margin_noise(ranking: pd.DataFrame, index: int, spread: float) -> float:
-    """Twice the standard error of `margin` due to seeds."""
-    return 2 * spread * math.sqrt(1 / ranking["seeds"][0] + 1 / ranking["seeds"][index])
+    """Half the width of the 95 % interval of `margin` due to seeds, by Student's t: a few hardly tell the spread."""
+    from scipy.stats import t  # takes a second
+
+    repeated = ranking["seeds"][(ranking["seeds"] > 1) & ranking["objective_std"].notna()]
+    factor = float(t.ppf(0.975, (repeated - 1).sum()))
+    return factor * spread * math.sqrt(1 / ranking["seeds"][0] + 1 / ranking["seeds"][index])
 
 
 def winning_job(sweep: Sweep, ranking: pd.DataFrame) -> pd.Series | None:
