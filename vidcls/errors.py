@@ -2,7 +2,6 @@
 
 import errno
 import math
-from collections.abc import Mapping
 from typing import Any
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -61,13 +60,6 @@ def check_flag(option: str, value: Any) -> None:
     """Raises `UserError` unless ``value`` is a bool: on the command line ``no`` and ``off`` are texts, and so true."""
     if not isinstance(value, bool):
         raise UserError(f"{option} to be true or false", repr(value), f"Change {option}.", option)
-
-
-def check_section(option: str, value: Any) -> Mapping[str, Any]:
-    """The options that a section of the configuration holds; null leaves the defaults. Otherwise raises `UserError`."""
-    if not isinstance(value, Mapping | None):
-        raise UserError(f"{option} to hold options", repr(value), f"Give {option}.NAME=VALUE for one of them.", option)
-    return value or {}
 
 
 def check_integer(option: str, value: Any, minimum: int = 1, maximum: float | int = math.inf) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 
 from vidcls.data.sampling import SAMPLINGS, ClipSpec, StoreSpec, stored_frames
 from vidcls.data.urls import refuse_credentials
-from vidcls.errors import UserError, check_choice, check_flag, check_integer, check_number, check_section, check_seed
+from vidcls.errors import UserError, check_choice, check_flag, check_integer, check_number, check_seed
 
 SPLITS = ("train", "val", "test")
 ENGINES = ("local", "ray")
@@ -153,7 +153,7 @@ class DataOptions:
     num_workers: int = 0
     pin_memory: Any = False
     device_cache: float | int = 4.0
-    demo: Any = None  # a mapping: the arguments of `vidcls.data.demo.draw_demo`
+    demo: Mapping[str, int] | None = None
     notes: tuple[str, ...] = field(default=(), init=False)  # for the user: which options had to be raised
 
     def __post_init__(self) -> None:
@@ -173,12 +173,11 @@ class DataOptions:
             object.__setattr__(self, "classes", [str(name) for name in self.classes])
         _check_classes(self.classes)
         _check_creator_pattern(self.creator_pattern)
-        check_section("data.demo", self.demo)
         groups: dict[str, Any] = {"split": SplitOptions, "decode": DecodeLimits, "zip": ZipOptions}
         groups |= {"fetch": FetchLimits, "engine": EngineOptions}
         for name, group in groups.items():
-            object.__setattr__(self, name, group(**check_section(f"data.{name}", getattr(self, name))))
-        object.__setattr__(self, "store", self._choose_store(**check_section("data.store", self.store)))
+            object.__setattr__(self, name, group(**(getattr(self, name) or {})))
+        object.__setattr__(self, "store", self._choose_store(**(self.store or {})))
         if self.temporal_jitter and self.sampling == "first":
             remedy = "Change one of them: the first frames have no others around them to choose from."
             raise UserError("data.sampling=uniform, for data.temporal_jitter", "first", remedy, "data.temporal_jitter")

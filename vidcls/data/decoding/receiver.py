@@ -64,7 +64,7 @@ VideoEvent = VideoStarted | WindowRead | VideoFinished
 Event = VideoEvent | Idle
 
 
-def describe_failure(error: BaseException, limits: DecodeLimits) -> str:
+def _describe_failure(error: BaseException, limits: DecodeLimits) -> str:
     """Why a worker returned no result, from one of `WORKER_ERRORS`."""
     if isinstance(error, FutureTimeoutError | CancelledError):
         return f"timed out after {limits.timeout_seconds:g} s (data.decode.timeout_seconds)"
@@ -222,7 +222,7 @@ class Receiver:
             video.future.result()
             failure = "the decoding process ended without a result"
         except WORKER_ERRORS as error:
-            failure = describe_failure(error, self._limits)
+            failure = _describe_failure(error, self._limits)
             killed = getattr(error, "exitcode", None) == -signal.SIGKILL
         if killed and not video.killed:
             decoders = video.decoders
