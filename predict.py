@@ -24,7 +24,7 @@ def main(cfg: DictConfig) -> None:
     # The network's threads must not spin while they wait, as decoders need the cores. To be set before torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from vidcls.data.options import DecodeLimits, EngineOptions, FetchLimits
-    from vidcls.errors import check_integer, check_number
+    from vidcls.errors import check_flag, check_integer, check_number
     from vidcls.prediction.journal import Journal, check_output
     from vidcls.prediction.options import PredictOptions
     from vidcls.training.run_folder import check_runs
@@ -35,6 +35,7 @@ def main(cfg: DictConfig) -> None:
     report: dict[str, Any] = {**cfg.report}
     check_integer("report.max_videos", report["max_videos"])
     check_number("report.loops_megabytes", report["loops_megabytes"])
+    check_flag("report.blur", report["blur"])
     check_output(output)
 
     from vidcls.prediction.inputs import Inputs, plan_videos

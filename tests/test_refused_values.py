@@ -57,6 +57,14 @@ def test_a_value_in_place_of_a_section_within_another(text: str, remedy: str) ->
     refused(call("train.py", *NO_SOURCE, text), f"[{text.partition('=')[0]}]", remedy)
 
 
+@pytest.mark.parametrize(
+    ("entry", "text"), [("train", "callbacks.best.enable_version_counter=no"), ("predict", "report.blur=off")]
+)
+def test_a_text_in_place_of_true_or_false(entry: str, text: str) -> None:
+    """It would count as true."""
+    refused(call(f"{entry}.py", *GIVEN[entry], text), f"[{text.partition('=')[0]}]", "to be true or false")
+
+
 def test_a_sweep_ends_before_its_first_job(tmp_path: Path) -> None:
     refused(call("train.py", "-m", *NO_SOURCE, "loss=null", "seed=0,1"), "[loss]")
     assert not list(tmp_path.rglob("job.json"))

@@ -163,7 +163,7 @@ def check_overrides(cfg: DictConfig, hydra: Any) -> None:
 
     Raises:
         UserError: an option that nothing reads is added, as with +sed=1, which Hydra proposes for a misspelt name; or a
-            value replaces a section or a list, such as predict=null and trust=1.
+            value replaces a section, a list or a flag, such as predict=null, trust=1 and report.blur=off.
     """
     loader = GlobalHydra.instance().config_loader()
     given = OverridesParser.create(loader).parse_overrides(list(hydra.overrides.task))
@@ -185,6 +185,8 @@ def check_overrides(cfg: DictConfig, hydra: Any) -> None:
             if choices := loader.get_group_options(group):
                 remedy = f"Choose {group}={' or '.join(choices)}."
             raise UserError(f"{option} to hold options", override.get_value_element_as_str(), remedy, option)
+        if isinstance(default, bool) and str(value).lower() in ("yes", "no", "on", "off"):  # texts, and so true
+            raise UserError(f"{option} to be true or false", str(value), f"Change {option}.", option)
         if isinstance(default, ListConfig) and isinstance(value, int | float) and option != "optim.C":  # one or several
             raise UserError(f"{option} to be a list", str(value), f"Give {option}=[{value}].", option)
 

@@ -229,6 +229,7 @@ def test_names_may_hold_anything(bright: Path, tmp_path: Path) -> None:
         ("data.decode.workers=0", "[data.decode.workers]"),
         ("report.max_videos=0", "[report.max_videos]"),
         ("report.loops_megabytes=-1", "[report.loops_megabytes]"),
+        ("report.blur=off", "[report.blur]"),  # a text, and so true
     ],
 )
 def test_what_makes_no_sense_is_refused_in_one_line(bright: Path, tmp_path: Path, override: str, code: str) -> None:
