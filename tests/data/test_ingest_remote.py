@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from helpers.pools import processes
 from helpers.s3 import BUCKET, S3, SECRET, serve_s3
 from helpers.videos import write_video
 from rich.console import Console
@@ -202,3 +203,18 @@ def test_what_a_killed_run_has_fetched_is_removed_by_the_next(s3: S3, tmp_path: 
     for path in store.rglob("*.safetensors"):
         path.unlink()
     prepare(f"s3://{BUCKET}/clips", tmp_path)  # which checks that nothing is left
+
+
+def test_a_disk_that_is_full_of_fetched_videos_ends_the_ingest(
+    s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Videos are fetched by other threads than the one that waits for what is decoded."""
+
+    def fail(*_: object) -> None:
+        raise UserError("room for fetched videos", "a full disk", "Free some space.", "disk-full")
+
+    monkeypatch.setattr("vidcls.data.ingest.try_fetch", fail)
+    with pytest.raises(UserError) as error:
+        prepare(f"s3://{BUCKET}/clips", tmp_path)
+    assert error.value.code == "disk-full" and processes() == []
+    assert not list((tmp_path / "cache").rglob("fetched"))
