@@ -23,7 +23,8 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "multiscale_difference": LITE0,
     "difference, 16x112": (*LITE0, "model.motion=difference", "data.resolution=112", "data.num_frames=16"),
     "multiscale_difference, 32x112": CHEAP,
-    "i3d": ("experiment=kinetics",),
+    "i3d": ("experiment=kinetics", "model.motion_crop=null", "data.resolution=224"),
+    "i3d, cropped": ("experiment=kinetics",),
 }
 
 
