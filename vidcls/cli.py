@@ -305,11 +305,18 @@ def _remove_if_empty(folder: Path) -> None:
 
 
 def print_config(cfg: DictConfig) -> None:
-    """Prints the resolved configuration as YAML in colours."""
+    """Prints the resolved configuration as a tree, one branch per group."""
     from rich import print as rich_print
     from rich.syntax import Syntax
+    from rich.tree import Tree
 
-    rich_print(Syntax(OmegaConf.to_yaml(cfg, resolve=True), "yaml"))
+    tree, plain = Tree("configuration"), OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(plain, dict)
+    groups: dict[Any, Any] = {key: value for key, value in plain.items() if isinstance(value, dict)}
+    options = {key: value for key, value in plain.items() if key not in groups}
+    for name, content in {"(top level)": options, **groups}.items():
+        tree.add(str(name)).add(Syntax(OmegaConf.to_yaml(content), "yaml"))
+    rich_print(tree)
 
 
 def short_names(options: Sequence[str]) -> list[str]:
