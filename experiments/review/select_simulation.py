@@ -14,7 +14,7 @@ import pandas as pd
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from experiments.features.folds import splits
 from experiments.review.clips import HERE, camera_weights, predict, real_vectors, with_interval
-from vidcls.metrics.selection import select_rows
+from vidcls.metrics.label_selection import select_rows
 from vidcls.training.reference import fit_reference
 
 SEEDS, START, STEP, END = 20, 40, 20, 160

@@ -24,7 +24,7 @@ from experiments.tools import machine, needed_clips
 from vidcls.data.decoding.plan import Window
 from vidcls.data.decoding.result import DECODERS, DecodeResult
 from vidcls.data.decoding.windows import stream_windows
-from vidcls.data.hashing import hash_files
+from vidcls.data.file_hashes import hash_files
 from vidcls.data.options import FetchLimits
 from vidcls.data.remote import fetch
 from vidcls.prediction.journal import Journal

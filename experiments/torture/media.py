@@ -28,7 +28,7 @@ from vidcls.data.decoding.receiver import VideoFinished
 from vidcls.data.decoding.result import DecodeResult
 from vidcls.data.decoding.track import scan
 from vidcls.data.decoding.worker import Source
-from vidcls.data.hashing import hash_files
+from vidcls.data.file_hashes import hash_files
 from vidcls.data.options import DecodeLimits
 from vidcls.data.sampling import StoreSpec, clip_indices
 from vidcls.data.store import FrameStore

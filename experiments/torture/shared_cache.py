@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from vidcls.data.demo import draw_demo
-from vidcls.data.hashing import hash_files
+from vidcls.data.file_hashes import hash_files
 from vidcls.data.sampling import StoreSpec
 from vidcls.data.store import FrameStore
 

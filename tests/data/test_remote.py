@@ -13,9 +13,9 @@ import pytest
 from helpers.s3 import BUCKET, S3, SECRET, serve_s3
 
 from vidcls.data import remote
-from vidcls.data.fetching import FetchSpace, map_unordered
 from vidcls.data.listing import walk, walk_folder
 from vidcls.data.options import FetchLimits
+from vidcls.data.parallel_fetch import FetchSpace, map_unordered
 from vidcls.data.remote import UnfetchableError, fetch, remote_version
 from vidcls.errors import UserError
 

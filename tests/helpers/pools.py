@@ -14,7 +14,7 @@ from vidcls.data.decoding.pool import decode_into_store, read_windows
 from vidcls.data.decoding.receiver import Event, VideoFinished, VideoStarted, WindowRead
 from vidcls.data.decoding.result import DecodeResult
 from vidcls.data.decoding.worker import Source
-from vidcls.data.hashing import FileState, HashResult
+from vidcls.data.file_hashes import FileState, HashResult
 from vidcls.data.options import DecodeLimits
 from vidcls.data.sampling import StoreSpec
 from vidcls.data.store import FrameStore

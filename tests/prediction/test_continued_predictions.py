@@ -12,7 +12,7 @@ from helpers.runs import details_of, predict, rows_of, table
 from helpers.videos import write_video
 
 from vidcls.data.decoding.worker import CHANGED
-from vidcls.data.hashing import HashResult
+from vidcls.data.file_hashes import HashResult
 from vidcls.files import hash_file
 from vidcls.prediction import pipeline
 

@@ -25,7 +25,7 @@ from ray.exceptions import RayError, RayTaskError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from vidcls.data.hashing import HashResult, hash_video
+from vidcls.data.file_hashes import HashResult, hash_video
 from vidcls.data.options import DecodeLimits, EngineOptions, FetchLimits
 from vidcls.errors import UserError
 

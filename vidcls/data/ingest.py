@@ -17,10 +17,10 @@ from rich.progress import track
 from vidcls.data.decoding.pool import decode_into_store
 from vidcls.data.decoding.receiver import largest_first
 from vidcls.data.decoding.result import USABLE, DecodeResult, undecodable, unfetchable
-from vidcls.data.fetching import FetchSpace, fetching
-from vidcls.data.hashing import HashCache, HashResult, hash_files
+from vidcls.data.file_hashes import HashCache, HashResult, hash_files
 from vidcls.data.manifest import INGESTED, MANIFEST_COLUMNS
 from vidcls.data.options import DecodeLimits, EngineOptions, FetchLimits
+from vidcls.data.parallel_fetch import FetchSpace, fetching
 from vidcls.data.remote import FetchedFile, UnfetchableError, remote_version, try_fetch
 from vidcls.data.store import FrameStore
 from vidcls.data.urls import is_url

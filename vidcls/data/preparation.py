@@ -15,7 +15,7 @@ from rich.text import Text
 from vidcls.data.archive import unpack
 from vidcls.data.decisions import read_decisions
 from vidcls.data.decoding.result import USABLE
-from vidcls.data.hashing import HashCache
+from vidcls.data.file_hashes import HashCache
 from vidcls.data.ingest import IngestStats, ingest, known_hashes
 from vidcls.data.manifest import count_training_videos, print_splits, read_manifest, report_bad, usable_rows
 from vidcls.data.near_duplicates import name_clusters

@@ -28,7 +28,7 @@ from vidcls.data.cluster import (
 )
 from vidcls.data.decoding.pool import create_store_pool
 from vidcls.data.decoding.result import USABLE, DecodeResult, undecodable
-from vidcls.data.hashing import FileState, HashResult, hash_video
+from vidcls.data.file_hashes import FileState, HashResult, hash_video
 from vidcls.data.ingest import Ingest
 from vidcls.data.options import DecodeLimits, EngineOptions, FetchLimits
 from vidcls.data.store import FrameStore

@@ -21,9 +21,9 @@ from concurrent.futures import wait
 from pathlib import Path
 from typing import Any, TypeVar
 
-from vidcls.data.fetching import CancelledError, FetchSpace
-from vidcls.data.hashing import FileState, HashResult
+from vidcls.data.file_hashes import FileState, HashResult
 from vidcls.data.options import FetchLimits
+from vidcls.data.parallel_fetch import CancelledError, FetchSpace
 from vidcls.data.urls import path_of, redact
 from vidcls.errors import FULL_DISK, UserError
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from vidcls.data.decoding.result import DecodeResult, undecodable
 from vidcls.data.decoding.worker import CHANGED
-from vidcls.data.hashing import FileState, HashResult, local_version
+from vidcls.data.file_hashes import FileState, HashResult, local_version
 from vidcls.data.urls import is_url, redact
 from vidcls.prediction.journal import Journal, VideoDetails
 

@@ -15,7 +15,7 @@ from vidcls.data.options import FetchLimits
 from vidcls.data.urls import redact
 from vidcls.errors import UserError
 from vidcls.files import csv_bytes, readable, write_atomically, write_json
-from vidcls.metrics.selection import RANDOM, select_rows
+from vidcls.metrics.label_selection import RANDOM, select_rows
 from vidcls.prediction.drift import stack_vectors
 from vidcls.prediction.inputs import Inputs
 from vidcls.prediction.journal import Journal

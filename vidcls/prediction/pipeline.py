@@ -18,9 +18,9 @@ from vidcls.data.decoding.pool import read_windows
 from vidcls.data.decoding.receiver import DEFERRED, VideoStarted
 from vidcls.data.decoding.result import unfetchable
 from vidcls.data.decoding.worker import Source
-from vidcls.data.fetching import FetchSpace, fetching
-from vidcls.data.hashing import HashResult, hash_video
+from vidcls.data.file_hashes import HashResult, hash_video
 from vidcls.data.options import DecodeLimits, FetchLimits
+from vidcls.data.parallel_fetch import FetchSpace, fetching
 from vidcls.data.remote import FetchedFile, UnfetchableError, try_fetch
 from vidcls.data.urls import is_url
 from vidcls.moderation.policy import Policy

@@ -16,7 +16,14 @@ from vidcls.data.videos import Videos
 from vidcls.errors import UserError, check_choice
 from vidcls.metrics.predictions import Predictions
 from vidcls.models.classifiers import Classifier
-from vidcls.training.inference import average_clips, clip_logits, fixed_kernels, match_layout, pad_batch, video_losses
+from vidcls.training.inference import (
+    average_clips,
+    clip_logits,
+    pad_batch,
+    use_channels_last,
+    video_losses,
+    without_cudnn_benchmark,
+)
 from vidcls.training.reference import Reference
 from vidcls.training.run_folder import ACCELERATORS
 from vidcls.training.spec import RunSpec
@@ -63,7 +70,7 @@ class Predictor:
         if trainer.deterministic:  # as Lightning's trainer does it
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True, warn_only=trainer.deterministic == "warn")
-        match_layout(self._model, self.device)
+        use_channels_last(self._model, self.device)
         self._projection = None
         if reference is not None:
             pair = reference.mean, reference.components
@@ -76,7 +83,7 @@ class Predictor:
         autocast = torch.autocast(
             self.device.type, self._autocast_dtype, enabled=self._autocast_dtype is not None, cache_enabled=False
         )
-        with autocast, fixed_kernels():
+        with autocast, without_cudnn_benchmark():
             inputs = self._preprocess(frames.to(self.device, non_blocking=True))
             if self._projection is None:
                 return self._model(inputs)

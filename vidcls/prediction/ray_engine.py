@@ -29,7 +29,7 @@ from vidcls.data.cluster import (
     num_machines,
 )
 from vidcls.data.decoding.result import unfetchable
-from vidcls.data.hashing import FileState, HashCache, HashResult
+from vidcls.data.file_hashes import FileState, HashCache, HashResult
 from vidcls.data.options import DecodeLimits, EngineOptions, FetchLimits
 from vidcls.data.remote import UnfetchableError
 from vidcls.data.urls import is_url

@@ -22,9 +22,9 @@ from vidcls.data.decoding.plan import Spans, WindowPlan
 from vidcls.data.decoding.pool import create_pool, read_windows
 from vidcls.data.decoding.receiver import DEFERRED
 from vidcls.data.decoding.worker import Source
-from vidcls.data.fetching import CancelledError, FetchSpace, map_unordered
-from vidcls.data.hashing import HashResult, hash_video
+from vidcls.data.file_hashes import HashResult, hash_video
 from vidcls.data.options import DecodeLimits, FetchLimits
+from vidcls.data.parallel_fetch import CancelledError, FetchSpace, map_unordered
 from vidcls.data.remote import FetchedFile, UnfetchableError, try_fetch
 from vidcls.data.urls import is_url
 from vidcls.errors import UserError

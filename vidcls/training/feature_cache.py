@@ -16,7 +16,7 @@ from vidcls.data.dataset import FeatureDataset
 from vidcls.data.store import FeatureStore
 from vidcls.data.videos import Videos
 from vidcls.models.heads import Standardise
-from vidcls.training.inference import match_layout
+from vidcls.training.inference import use_channels_last
 from vidcls.training.module import VideoClassifier
 
 VERSION = 3  # raise it when the same encoder and options come to give other features
@@ -39,7 +39,7 @@ class CacheFeatures(L.Callback):
         # Before the optimiser asks how many batches the loaders have.
         if stage == "fit" and module.features_cacheable and not datamodule.options.temporal_jitter:
             trainer.precision_plugin.convert_module(module.to(trainer.strategy.root_device))
-            match_layout(module.model, trainer.strategy.root_device)
+            use_channels_last(module.model, trainer.strategy.root_device)
             datamodule.features = FeatureStore(self.folder / _address(module, trainer, datamodule.store.folder.name))
             compute_features(trainer, module, datamodule, ("train", "val"))
             if isinstance(module.model.standardise, Standardise):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-def match_layout(model: nn.Module, device: torch.device) -> None:
+def use_channels_last(model: nn.Module, device: torch.device) -> None:
     """Stores the kernels of convolutions channels last, like stored frames: a GPU would copy them in each step."""
     if device.type != "cuda":
         return
@@ -22,7 +22,7 @@ def match_layout(model: nn.Module, device: torch.device) -> None:
 
 
 @contextmanager
-def fixed_kernels() -> Iterator[None]:
+def without_cudnn_benchmark() -> Iterator[None]:
     """Disables cuDNN's benchmark for evaluation: the kernels that it chooses in each process round differently."""
     benchmark, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, False
     try:
@@ -42,7 +42,7 @@ def clip_logits(
 ) -> Float[Tensor, "B M K"]:
     """Logits of each clip of videos [B, *clip], or [B, M, *clip] for ``num_clips`` > 1, in full batches."""
     clips = videos.unbind(dim=1) if num_clips > 1 else [videos]
-    with fixed_kernels():
+    with without_cudnn_benchmark():
         return torch.stack([network(pad_batch(clip, batch_size))[: len(videos)].float() for clip in clips], dim=1)
 
 

@@ -34,8 +34,8 @@ class Layer(NamedTuple):
     iterations: int
     gradient_norm: float  # the largest entry of the objective's gradient
 
-    def logits(self, clips: Float[np.ndarray, "*N E"]) -> Float[np.ndarray, "*N K"]:
-        return clips @ self.weight.T + self.bias
+    def logits(self, vectors: Float[np.ndarray, "*N E"]) -> Float[np.ndarray, "*N K"]:
+        return vectors @ self.weight.T + self.bias
 
 
 class LogisticRegression(L.Callback):
@@ -66,13 +66,13 @@ class LogisticRegression(L.Callback):
             weights = module.class_weights.cpu().numpy().astype(np.float64)[labels]
         groups = group_videos(rows)
         folds = inner_folds(labels, groups, self.folds, len(videos.classes))
-        clips = clip_vectors(trainer, module, videos, splits)  # [N, M, E]
+        vectors = clip_vectors(trainer, module, videos, splits)  # [N, M, E]
         standardised = isinstance(model.standardise, Standardise)
-        tried = self._out_of_fold(clips, labels, weights, folds, standardised)
+        tried = self._out_of_fold(vectors, labels, weights, folds, standardised)
         losses = {C: float(np.average(found.losses, weights=weights)) for C, found in tried.items()}
         best = min(losses, key=lambda C: (round(losses[C], LOSS_DIGITS), C))
         with torch.inference_mode():
-            inputs = model.standardise(torch.from_numpy(clips).to(module.device)).double().cpu().numpy()
+            inputs = model.standardise(torch.from_numpy(vectors).to(module.device)).double().cpu().numpy()
         (layer,) = fit_layers(inputs, labels, weights, [best], self.max_iter)
         with torch.no_grad():
             for parameter, values in ((model.output.weight, layer.weight), (model.output.bias, layer.bias)):
@@ -92,19 +92,19 @@ class LogisticRegression(L.Callback):
 
     def _out_of_fold(
         self,
-        clips: Float[np.ndarray, "N M E"],
+        vectors: Float[np.ndarray, "N M E"],
         labels: Int[np.ndarray, " N"],
         weights: Float[np.ndarray, " N"],
         folds: Sequence[Fold],
         standardised: bool,
     ) -> dict[float, Predictions]:
         """The out-of-fold predictions, by C."""
-        logits = np.empty((len(self.candidates), *clips.shape[:2], int(labels.max()) + 1))
+        logits = np.empty((len(self.candidates), *vectors.shape[:2], int(labels.max()) + 1))
         for train, held_out in folds:
-            standardise = Standardise(clips.shape[2]).double()
+            standardise = Standardise(vectors.shape[2]).double()
             if standardised:
-                standardise.fit(clips[train].reshape(-1, clips.shape[2]))
-            seen, unseen = (standardise(torch.from_numpy(clips[part]).double()).numpy() for part in (train, held_out))
+                standardise.fit(vectors[train].reshape(-1, vectors.shape[2]))
+            seen, unseen = (standardise(torch.from_numpy(vectors[part]).double()).numpy() for part in (train, held_out))
             layers = fit_layers(seen, labels[train], weights[train], self.candidates, self.max_iter)
             logits[:, held_out] = [layer.logits(unseen) for layer in layers]
         found = {}
@@ -139,7 +139,7 @@ def inner_folds(labels: Int[np.ndarray, " N"], groups: Sequence[str], count: int
 
 
 def fit_layers(
-    clips: Float[np.ndarray, "N M E"],
+    vectors: Float[np.ndarray, "N M E"],
     labels: Int[np.ndarray, " N"],
     weights: Float[np.ndarray, " N"],
     candidates: Sequence[float],
@@ -153,11 +153,11 @@ def fit_layers(
     from sklearn.exceptions import ConvergenceWarning
     from threadpoolctl import threadpool_limits
 
-    rows = clips.reshape(-1, clips.shape[2])
+    rows = vectors.reshape(-1, vectors.shape[2])
     # The solution is a linear combination of the rows: if they are fewer than features, it is fitted in their span.
     basis = np.linalg.qr(rows.T)[0] if len(rows) < rows.shape[1] else None  # [E, N M]
     inputs = rows if basis is None else rows @ basis
-    targets, weight = (np.repeat(values, clips.shape[1]) for values in (labels, weights / clips.shape[1]))
+    targets, weight = (np.repeat(values, vectors.shape[1]) for values in (labels, weights / vectors.shape[1]))
     layers = []
     for C in candidates:
         model = linear_model.LogisticRegression(C=C, tol=TOLERANCE, max_iter=max_iter)

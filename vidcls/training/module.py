@@ -16,7 +16,14 @@ from vidcls.data.dataset import FeatureBatch, VideoBatch
 from vidcls.errors import UserError
 from vidcls.metrics.predictions import Predictions
 from vidcls.models.classifiers import Classifier
-from vidcls.training.inference import average_clips, clip_logits, fixed_kernels, match_layout, pad_batch, video_losses
+from vidcls.training.inference import (
+    average_clips,
+    clip_logits,
+    pad_batch,
+    use_channels_last,
+    video_losses,
+    without_cudnn_benchmark,
+)
 from vidcls.training.logistic_options import is_logistic
 from vidcls.training.optim import build_optimizer
 from vidcls.training.spec import RunSpec, fitted_splits
@@ -90,14 +97,14 @@ class VideoClassifier(L.LightningModule):
 
     def encode(self, frames: UInt8[Tensor, "B T H W 3"]) -> Float[Tensor, "B *features"]:
         """Features of stored frames, in a full batch as in evaluation."""
-        with fixed_kernels():
+        with without_cudnn_benchmark():
             return self.model.encode(self.preprocess(pad_batch(frames, self.spec.batch_size)))[: len(frames)]
 
     def _classify(self, features: Float[Tensor, "B *features"]) -> Float[Tensor, "B K"]:
         return self.model.classify(features.to(self.features_dtype))
 
     def setup(self, stage: str) -> None:
-        match_layout(self.model, self.trainer.strategy.root_device)  # where Lightning moves it afterwards
+        use_channels_last(self.model, self.trainer.strategy.root_device)  # where Lightning moves it afterwards
 
     def on_train_epoch_start(self) -> None:
         """Makes the epoch's random numbers a function of seed, epoch and rank."""

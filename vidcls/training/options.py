@@ -17,7 +17,7 @@ from vidcls.metrics import LOWER_IS_BETTER
 from vidcls.models.downloads import check_downloadable
 from vidcls.models.network_names import check_network
 from vidcls.training.logistic_options import check_fixed_clips, is_logistic
-from vidcls.training.targets import check_targets
+from vidcls.training.target_check import check_targets
 
 Check = Callable[[str, Any], object]
 

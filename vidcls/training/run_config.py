@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from vidcls.errors import UserError, one_line
 from vidcls.training.options import check_run_values
 from vidcls.training.spec import upgrade
-from vidcls.training.targets import leaves
+from vidcls.training.target_check import leaves
 
 MAX_BYTES, MAX_DEPTH = 200_000, 30
 TRUSTED_TARGETS = re.compile(

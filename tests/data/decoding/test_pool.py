@@ -33,7 +33,7 @@ from vidcls.data.decoding.receiver import Event, VideoFinished, VideoStarted, Wi
 from vidcls.data.decoding.result import DECODERS, undecodable
 from vidcls.data.decoding.windows import stream_windows
 from vidcls.data.decoding.worker import CHANGED, Source
-from vidcls.data.hashing import FileState, HashResult, hash_files
+from vidcls.data.file_hashes import FileState, HashResult, hash_files
 from vidcls.data.options import DecodeLimits
 from vidcls.data.sampling import StoreSpec
 from vidcls.data.store import FrameStore

@@ -87,7 +87,7 @@ from pathlib import Path
 from vidcls.data.decoding.plan import WindowPlan
 from vidcls.data.decoding.pool import read_windows
 from vidcls.data.decoding.worker import Source
-from vidcls.data.hashing import FileState
+from vidcls.data.file_hashes import FileState
 from vidcls.data.options import DecodeLimits
 from vidcls.data.sampling import StoreSpec
 

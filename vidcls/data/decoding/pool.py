@@ -22,7 +22,7 @@ from vidcls.data.decoding.receiver import Event, Receiver, VideoFinished
 from vidcls.data.decoding.result import DecodeResult
 from vidcls.data.decoding.sandbox import WorkerContext, start_worker
 from vidcls.data.decoding.worker import Source, send_windows, store_frames
-from vidcls.data.hashing import HashResult
+from vidcls.data.file_hashes import HashResult
 from vidcls.data.options import DecodeLimits
 from vidcls.data.store import FrameStore
 from vidcls.errors import UserError

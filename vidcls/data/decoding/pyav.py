@@ -42,24 +42,24 @@ class ChosenFrames:
         keys: Float[np.ndarray, " G"] | None = None,
     ) -> None:
         self._path, self._clock, self._times, self._threads = path, track.frame_seconds, times, threads
-        self._upright = _Upright(resolution)
+        self._transform = _RotateAndResize(resolution)
         self._keys = np.empty(0) if keys is None else keys
         checked = track.endless and track.end_seconds - times[-1] < MOST_UNSEEN * track.seconds
         self._checked_from = track.end_seconds - CHECKED_SECONDS if checked else math.inf
         self.decoded = 0
 
     def __iter__(self) -> Iterator[tuple[UInt8[np.ndarray, "R R 3"], bool]]:
-        times, upright = self._times, self._upright
+        times, transform = self._times, self._transform
         index, previous = 0, None
-        for seconds, frame, whole in self._frames():
+        for seconds, frame, intact in self._frames():
             if previous is None:
-                upright.turn_as(frame)
+                transform.update_orientation(frame)
             while index < len(times) and times[index] < seconds - TIE_SECONDS:  # its own frame is missing
-                yield upright(frame if previous is None else previous), False
+                yield transform(frame if previous is None else previous), False
                 index += 1
-            upright.turn_as(frame)
+            transform.update_orientation(frame)
             while index < len(times) and times[index] <= seconds + TIE_SECONDS:
-                yield upright(frame), whole
+                yield transform(frame), intact
                 index += 1
             previous = frame
             if index == len(times) and self._checked_from == math.inf:
@@ -67,7 +67,7 @@ class ChosenFrames:
         if previous is None:
             raise ValueError("not one frame could be decoded")
         for _ in times[index:]:
-            yield upright(previous), False
+            yield transform(previous), False
 
     def _frames(self) -> Iterator[tuple[float, av.VideoFrame, bool]]:
         container, stream = open_video(self._path)
@@ -76,10 +76,10 @@ class ChosenFrames:
             context = stream.codec_context
             context.thread_count = self._threads
             skippable = context.name in ("h264", "hevc") and self._clock is None  # counting needs every frame
-            whole: bool | None = None
+            intact: bool | None = None
             for packet in self._needed(demux(container, stream)):
-                if whole is None:
-                    whole = packet.is_keyframe
+                if intact is None:
+                    intact = packet.is_keyframe
                 if skippable:
                     # FFmpeg skips unwanted frames that no other frame refers to, which saves a quarter of the work with
                     # x264's usual B-frames. Not for every codec: dav1d would drop wanted frames too.
@@ -89,17 +89,17 @@ class ChosenFrames:
                 except av.MemoryError:
                     raise
                 except av.FFmpegError:
-                    whole = False
+                    intact = False
                     continue
                 for frame in frames:
-                    whole = not frame.is_corrupt and (whole or bool(frame.key_frame))
+                    intact = not frame.is_corrupt and (intact or bool(frame.key_frame))
                     seconds = frame.time if self._clock is None else self.decoded * self._clock
                     self.decoded += 1
                     if seconds is not None:
-                        yield seconds, frame, whole
+                        yield seconds, frame, intact
                 if not packet.size:
                     context.flush_buffers()
-                    whole = False  # until the next key frame
+                    intact = False  # until the next key frame
 
     def _needed(self, packets: Iterable[av.Packet]) -> Iterator[av.Packet]:
         """The packets to decode; an empty one, which flushes the decoder, in place of those left out."""
@@ -131,13 +131,13 @@ class ChosenFrames:
         return bool(wanted or seconds >= self._checked_from)
 
 
-class _Upright:
+class _RotateAndResize:
     """Rotates and mirrors frames as players do, and resizes them to R x R, with one scaler for all."""
 
     def __init__(self, resolution: int) -> None:
         self._side, self._scaler, self._orientation = resolution, VideoReformatter(), AS_STORED
 
-    def turn_as(self, frame: av.VideoFrame) -> None:
+    def update_orientation(self, frame: av.VideoFrame) -> None:
         """Updates the orientation from a frame, if it has one."""
         self._orientation = orientation(frame, self._orientation)
 

@@ -20,7 +20,7 @@ import av
 import numpy as np
 from jaxtyping import Float
 
-from vidcls.data.decoding.cropping import boxes, shown_share
+from vidcls.data.decoding.crop_rectangle import boxes, shown_share
 from vidcls.data.decoding.orientation import SEI, Orientation, first_orientation, says_orientation
 from vidcls.data.decoding.result import UndecodableError
 from vidcls.data.decoding.transport_stream import read_program_stream, read_transport_stream

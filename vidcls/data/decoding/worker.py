@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from vidcls.data.decoding.plan import Spans, WindowPlan
 from vidcls.data.decoding.result import UndecodableError, undecodable
-from vidcls.data.hashing import FileState, HashResult
+from vidcls.data.file_hashes import FileState, HashResult
 from vidcls.data.store import FrameStore
 
 CHANGED = "the file has changed while being read"

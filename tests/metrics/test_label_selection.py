@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vidcls.metrics.selection import DIVERSE, RANDOM, UNCERTAIN, select_rows, uncertainty
+from vidcls.metrics.label_selection import DIVERSE, RANDOM, UNCERTAIN, select_rows, uncertainty
 
 NONE = np.empty((0, 0))
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from helpers.warm_python import warm_python
 
-from vidcls.data.hashing import HashCache, hash_files
+from vidcls.data.file_hashes import HashCache, hash_files
 
 
 def test_hashes_come_in_the_order_of_the_files(tmp_path: Path) -> None:
@@ -35,7 +35,7 @@ def test_a_file_that_has_not_changed_is_not_read_again(tmp_path: Path, monkeypat
     file.write_bytes(b"one")
     cache = HashCache(tmp_path / "new" / "hashes.sqlite")
     (first,) = hash_files([file], cache)
-    monkeypatch.delattr("vidcls.data.hashing.hash_file")  # whoever hashes fails
+    monkeypatch.delattr("vidcls.data.file_hashes.hash_file")  # whoever hashes fails
     assert hash_files([file], cache) == [first]
     cache.close()
     again = HashCache(tmp_path / "new" / "hashes.sqlite")
@@ -68,7 +68,7 @@ def test_a_hash_of_a_file_that_changes_meanwhile_is_not_kept(tmp_path: Path, mon
         return hashlib.sha256(b"one").hexdigest()
 
     with monkeypatch.context() as patch:
-        patch.setattr("vidcls.data.hashing.hash_file", slow_hash)
+        patch.setattr("vidcls.data.file_hashes.hash_file", slow_hash)
         hash_files([file], cache)
     assert hash_files([file], cache)[0].sha256 == hashlib.sha256(b"longer").hexdigest()
 
@@ -90,14 +90,14 @@ def test_a_name_that_is_not_utf_8_is_remembered_too(tmp_path: Path, monkeypatch:
     file, cache = tmp_path / os.fsdecode(b"\xff\xe9"), HashCache(tmp_path / "hashes.sqlite")
     file.write_bytes(b"one")
     (first,) = hash_files([file], cache)
-    monkeypatch.delattr("vidcls.data.hashing.hash_file")  # whoever hashes fails
+    monkeypatch.delattr("vidcls.data.file_hashes.hash_file")  # whoever hashes fails
     assert hash_files([file], cache) == [first]
 
 
 HASH = """
 import sys, warnings
 from pathlib import Path
-from vidcls.data.hashing import HashCache, hash_files
+from vidcls.data.file_hashes import HashCache, hash_files
 warnings.simplefilter("error")
 folder = Path(sys.argv[1])
 sys.stdin.readline()
