@@ -65,6 +65,25 @@ def test_a_text_in_place_of_true_or_false(entry: str, text: str) -> None:
     refused(call(f"{entry}.py", *GIVEN[entry], text), f"[{text.partition('=')[0]}]", "to be true or false")
 
 
+@pytest.mark.parametrize(
+    ("entry", "text"),
+    [
+        *[("train", "run_dir=null"), ("train", "data.source=null"), ("cross_validate", "output=null")],
+        *[
+            ("predict", "run=null"),
+            ("predict", "output=null"),
+            ("select_videos", "output=null"),
+        ],
+    ],
+)
+def test_no_path_where_there_must_be_one(entry: str, text: str, tmp_path: Path) -> None:
+    """It would be a folder named None, and Hydra has no message for its own."""
+    option = text.partition("=")[0]
+    given = [one for one in GIVEN[entry] if not one.startswith(f"{option}=")]
+    refused(call(f"{entry}.py", *given, text), f"[{option}]")
+    assert not list(tmp_path.rglob("None"))
+
+
 def test_a_sweep_ends_before_its_first_job(tmp_path: Path) -> None:
     refused(call("train.py", "-m", *NO_SOURCE, "loss=null", "seed=0,1"), "[loss]")
     assert not list(tmp_path.rglob("job.json"))

@@ -49,10 +49,10 @@ def launched_processes() -> int:
     return int(os.environ["WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in os.environ else 1
 
 
-def new_run_dir(folder: str, resume: str | None) -> str:
-    """<folder>/<date>_<time>_<short id>, the same for all processes of one torchrun; or the folder to resume."""
-    if resume:
-        return resume
+def new_run_dir(folder: str, given: str | None) -> str:
+    """``given``, or <folder>/<date>_<time>_<short id>, the same for all processes of one torchrun."""
+    if given:
+        return given
     started, identity = time.time(), secrets.token_hex(2)
     if launched_processes() > 1:
         launcher = Path(f"/proc/{os.getppid()}/stat")
@@ -185,6 +185,8 @@ def check_overrides(cfg: DictConfig, hydra: Any) -> None:
             if choices := loader.get_group_options(group):
                 remedy = f"Choose {group}={' or '.join(choices)}."
             raise UserError(f"{option} to hold options", override.get_value_element_as_str(), remedy, option)
+        if value is None and option in PATHS and (isinstance(default, str) or OmegaConf.is_missing(section, key)):
+            raise UserError(f"a path in {option}", "null", f"Give {option}=PATH.", option)
         if isinstance(default, bool) and str(value).lower() in ("yes", "no", "on", "off"):  # texts, and so true
             raise UserError(f"{option} to be true or false", str(value), f"Change {option}.", option)
         if isinstance(default, ListConfig) and isinstance(value, int | float) and option != "optim.C":  # one or several
