@@ -285,7 +285,8 @@ def test_any_fit_gives_a_valid_policy_that_reads_back(
     found = fit_policy(*videos, CLASSES, "safe", {}, margin, "m")
     path = tmp_path_factory.mktemp("run") / "policy.json"
     save_policy(found, path)
-    assert load_policy(path, CLASSES, "m") == found
+    loaded = load_policy(path, CLASSES, "m")
+    assert loaded == found and loaded.identity == found.identity == json.loads(path.read_text())["identity"]
 
 
 @settings(deadline=None)

@@ -1,14 +1,11 @@
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
 import warnings
 from typing import Any
 
 import pandas as pd
 import pytest
-from helpers.commands import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -93,12 +90,3 @@ def test_a_stride_longer_than_the_runs_window_is_refused() -> None:
     with pytest.raises(UserError) as error:
         PredictOptions(stride_seconds=5.5).complete(None, MANIFEST)
     assert error.value.code == "stride-longer-than-window"
-
-
-def test_options_and_output_are_checked_without_torch() -> None:
-    code = (
-        "import sys; import vidcls.prediction.options, vidcls.prediction.journal, vidcls.data.sources; "
-        "print([name for name in ('torch', 'lightning', 'decord', 'av', 'scipy') if name in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout == "[]\n"
