@@ -64,6 +64,13 @@ CASES = [
     Case("model=encoder_head", learns=False),
     Case("model=encoder_head model.encoder.temporal_shift=true model/head=pool"),  # exported in test_temporal_shift
     Case(f"{RESNET} model/head=gru model.motion=feature_difference"),
+    Case(
+        f"{RESNET} model/head=pool model.motion=multiscale_difference model.sizes=2",
+        num_frames=8,
+        resolution=64,
+        learns=False,
+        format="onnx",
+    ),
     Case(f"{RESNET} model/head=pool model.head.pooling=statistics model.encoder.temporal_shift=true", learns=False),
     Case(
         f"{RESNET} model/head=pool model.head.pooling=attention model.motion=early_fusion",

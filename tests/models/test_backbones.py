@@ -283,3 +283,9 @@ def test_stages_are_what_trains_from_the_input_to_the_output(weights: str) -> No
 
 def test_from_scratch_there_are_no_pretrained_stages() -> None:
     assert build().stages() == []
+
+
+def test_every_size_must_fit_the_network() -> None:
+    with pytest.raises(UserError) as error:
+        Backbone("torchvision/vit_b_16", None, "all", temporal_shift=False, resolution=224, sizes=2)
+    assert error.value.code == "data.resolution"

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from vidcls.models.encoders import ConvEncoder, Encoder
-from vidcls.models.motion import MOTIONS, MotionCrop, build_motion
+from vidcls.models.motion import MOTIONS, MotionCrop, MultiResolution, build_motion
 
 
 class Means(Encoder):
@@ -124,6 +124,21 @@ def test_whether_the_encoder_is_frozen_is_passed_on(motion: str) -> None:
 
 def test_rgb_is_the_encoder_itself() -> None:
     assert isinstance(build_motion("rgb", 1, Means)[0], Means)
+
+
+def test_several_sizes_are_means_of_pixels() -> None:
+    torch.manual_seed(0)
+    encoder = ConvEncoder([4], 8)
+    encoder.forward = lambda frames: frames.amax(dim=(3, 4))  # type: ignore[method-assign]
+    encoder.num_features = 3
+    several = MultiResolution(encoder, 3)
+    frames = torch.rand(2, 5, 3, 8, 8)
+    features = several(frames)
+    assert features.shape == (2, 5, several.num_features) == (2, 5, 9)
+    half = frames.unflatten(4, (4, 2)).unflatten(3, (4, 2)).mean(dim=(4, 6))
+    quarter = frames.unflatten(4, (2, 4)).unflatten(3, (2, 4)).mean(dim=(4, 6))
+    expected = torch.cat([each.amax(dim=(3, 4)) for each in (frames, half, quarter)], dim=-1)
+    torch.testing.assert_close(features, expected)
 
 
 class Pixels(Means):

@@ -89,6 +89,7 @@ def composed(*overrides: str) -> DictConfig:
         (["model=cnn_mean", "data.resolution=3", "model.encoder.channels=[4,8]"], "data.resolution"),
         (["model=encoder_head", "model.head.name=mamba"], "model.head.name"),
         (["model=encoder_head", "model.motion=flow"], "model.motion"),
+        (["model=encoder_head", "model/encoder=cnn", "model.sizes=2"], "model.sizes"),
         (["model=r3d_18", "model.name=resnet"], "model.name"),
         (["model=r3d_18", "model.norm_eval=true"], "model.weights"),
         (["model=r3d_18", "model.motion_crop=16"], "model.motion_crop"),

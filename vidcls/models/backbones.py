@@ -38,9 +38,11 @@ class Backbone(Pretrained):
         resolution: int,
         in_channels: int = 3,
         norm_eval: bool = False,
+        sizes: int = 1,
     ) -> None:
         net = build_net(name, in_channels)
-        num_features = count_features(net, name, resolution, in_channels)
+        for halvings in range(sizes):  # see `MultiResolution`
+            num_features = count_features(net, name, resolution >> halvings, in_channels)
         super().__init__(net, name, weights, trainable_from, norm_eval)
         self.num_features = num_features  # D
         self.shift = None

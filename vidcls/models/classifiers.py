@@ -14,7 +14,7 @@ from torch.nn import Parameter
 from vidcls.errors import UserError, one_line
 from vidcls.models.encoders import ConvEncoder, Encoder
 from vidcls.models.heads import LSTMHead, PoolHead, Standardise, build_head
-from vidcls.models.motion import MotionCrop, build_motion
+from vidcls.models.motion import MotionCrop, MultiResolution, build_motion
 
 
 class Classifier(nn.Module):
@@ -112,6 +112,7 @@ def encoder_head(
     motion: str,
     dropout: float,
     standardise: bool = False,
+    sizes: int = 1,
 ) -> Classifier:
     """Any encoder of frames (``name: cnn`` or a `Backbone`) under any head (see `build_head`)."""
 
@@ -120,9 +121,11 @@ def encoder_head(
             return ConvEncoder(encoder["channels"], resolution=resolution, in_channels=channels)
         from vidcls.models.backbones import Backbone  # imports torchvision, which takes seconds
 
-        return Backbone(**encoder, resolution=resolution, in_channels=channels)
+        return Backbone(**encoder, resolution=resolution, in_channels=channels, sizes=sizes)
 
     frames, length = build_motion(motion, num_frames, build)
+    if sizes > 1:
+        frames = MultiResolution(frames, sizes)
     over_time = build_head(frames.num_features, length, **head)
     return Classifier(frames, over_time, over_time.num_features, dropout, num_classes, standardise)
 

@@ -92,6 +92,22 @@ class LateFusion(WrappedEncoder):
         return torch.cat([self.encoder(frames[:, 1:]), self.motion_encoder(frames.diff(dim=1))], dim=-1)
 
 
+class MultiResolution(WrappedEncoder):
+    """Encodes frames at several sizes, each half as large as the one before, and concatenates the features."""
+
+    def __init__(self, encoder: Encoder, sizes: int) -> None:
+        super().__init__(encoder)
+        self.sizes = sizes
+        self.num_features = sizes * encoder.num_features
+
+    def forward(self, frames: Float[Tensor, "B T 3 R R"]) -> Float[Tensor, "B T2 D"]:
+        features = [self.encoder(frames)]
+        for _ in range(self.sizes - 1):
+            frames = F.avg_pool2d(frames.flatten(0, 1), 2).unflatten(0, frames.shape[:2])
+            features.append(self.encoder(frames))
+        return torch.cat(features, dim=-1)
+
+
 class MotionCrop(WrappedEncoder):
     """Encodes a square around what moves, the same in all frames of a clip, resized to ``size`` x ``size`` pixels.
 

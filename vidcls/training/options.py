@@ -136,6 +136,7 @@ MODEL_CHECKS: dict[str, Check] = {
     ),
     "model.weights": _check_weights,
     "model.norm_eval": check_flag,
+    "model.sizes": partial(check_integer, maximum=4),
     "model.motion_crop": _or_null(partial(check_integer, minimum=32)),
     "model.lstm.hidden_size": check_integer,
     "model.encoder.name": _check_encoder_name,
@@ -309,6 +310,9 @@ def _check_model_fits(model: dict[str, Any], data: DataOptions) -> None:
         # s3d needs 5 frames. But for fewer than 8, oneDNN, which torch uses on CPUs, computes a wrong gradient for its
         # kernels of 7 frames, or writes past the end of its memory (seen in torch 2.15).
         needed += [("resolution", 17, "model.name=s3d"), ("num_frames", 8, "model.name=s3d")]
+    if channels and model.get("sizes", 1) > 1:  # its number of features is that of pixels
+        remedy = "Leave model.sizes=1, or choose model/encoder=backbone."
+        raise UserError("model.sizes=1, for model/encoder=cnn", str(model["sizes"]), remedy, "model.sizes")
     if model.get("motion", "rgb") != "rgb":
         least = 5 if model["motion"] == "multiscale_difference" else 2
         needed.append(("num_frames", least, f"model.motion={model['motion']}"))
