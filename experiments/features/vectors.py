@@ -14,13 +14,14 @@ from vidcls.training import loop as run
 from vidcls.training.feature_cache import clip_vectors
 
 STUDY = ROOT / "runs" / "studies" / "features"
-LITE0 = ("experiment=strong",)
+LITE0 = ("experiment=strong", "model.sizes=1")
 CHEAP = ("experiment=fast",)
 
 SETTINGS: dict[str, tuple[str, ...]] = {
     "rgb": (*LITE0, "model.motion=rgb"),
     "difference": (*LITE0, "model.motion=difference"),
     "multiscale_difference": LITE0,
+    "multiscale_difference, two sizes": ("experiment=strong",),
     "difference, 16x112": (*LITE0, "model.motion=difference", "data.resolution=112", "data.num_frames=16"),
     "multiscale_difference, 32x112": CHEAP,
     "i3d": ("experiment=kinetics", "model.motion_crop=null", "data.resolution=224"),

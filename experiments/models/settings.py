@@ -15,11 +15,12 @@ from vidcls.training import loop as run
 from vidcls.training.callbacks import History
 
 STUDY = ROOT / "runs" / "studies" / "models"
-STRONG = (  # as it was when these were measured: differences of consecutive frames, 15 epochs of AdamW
+STRONG = (  # as it was when these were measured: differences of consecutive frames, one size, 15 epochs of AdamW
     "experiment=strong",
     "optim=adamw",
     "refit=false",
     "model.motion=difference",
+    "model.sizes=1",
     "model.standardise=false",
     "model.dropout=0.5",
     "trainer.max_epochs=15",

@@ -21,7 +21,7 @@ from vidcls.inspection.clip_map import COMPONENTS, creators_and_classes, map_vid
 
 
 def main(cache: Path) -> None:
-    """The features of inspect_data.py without a run, and those of experiment=strong."""
+    """The features of inspect_data.py without a run, and those of experiment=strong at one size."""
     options, data = DataOptions(str(needed_clips()), str(cache)), real_vectors()
     clips, _ = pool_videos(options, ("train", "val"), Console())
     videos = map_videos(clips, frame_store(options), 0, None, None)

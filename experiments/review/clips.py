@@ -1,4 +1,4 @@
-"""The 240 real clips as the features of `experiment=strong`, and a regression on them that takes milliseconds."""
+"""The 240 real clips as features of `experiment=strong` at one size, and a regression that takes milliseconds."""
 
 from __future__ import annotations
 
