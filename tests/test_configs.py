@@ -118,7 +118,7 @@ def test_nested_keys_are_keywords_too() -> None:
     assert set(model.encoder) == set(inspect.signature(ConvEncoder).parameters) - {"resolution", "in_channels"}
     assert set(model.lstm) == set(inspect.signature(LSTMHead).parameters) - {"num_features"}
     encoder = option("model/encoder/backbone").model.encoder
-    assert set(encoder) == set(inspect.signature(Backbone).parameters) - {"resolution", "in_channels"}
+    assert set(encoder) == set(inspect.signature(Backbone).parameters) - {"resolution", "in_channels", "sizes"}
     for name, head in {"lstm": RecurrentHead, "pool": PoolHead, "transformer": TransformerHead}.items():
         keywords = set(inspect.signature(head).parameters) - {"num_features", "num_frames", "cell"}
         assert set(option(f"model/head/{name}").model.head) - {"name"} == keywords

@@ -311,8 +311,7 @@ def _check_model_fits(model: dict[str, Any], data: DataOptions) -> None:
         # kernels of 7 frames, or writes past the end of its memory (seen in torch 2.15).
         needed += [("resolution", 17, "model.name=s3d"), ("num_frames", 8, "model.name=s3d")]
     if channels and model.get("sizes", 1) > 1:  # its number of features is that of pixels
-        remedy = "Leave model.sizes=1, or choose model/encoder=backbone."
-        raise UserError("model.sizes=1, for model/encoder=cnn", str(model["sizes"]), remedy, "model.sizes")
+        raise UserError("model.sizes=1, for model/encoder=cnn", str(model["sizes"]), "Leave it out.", "model.sizes")
     if model.get("motion", "rgb") != "rgb":
         least = 5 if model["motion"] == "multiscale_difference" else 2
         needed.append(("num_frames", least, f"model.motion={model['motion']}"))
