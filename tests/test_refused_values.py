@@ -104,7 +104,7 @@ def test_what_names_no_file_of_a_group(entry: str, text: str) -> None:
     assert "Traceback" not in result.stderr
 
 
-@pytest.mark.parametrize("entry", GIVEN.keys() - {"cross_validate"})
+@pytest.mark.parametrize("entry", sorted(GIVEN.keys() - {"cross_validate"}))
 def test_debug_shows_tracebacks(entry: str) -> None:
     result = call(f"{entry}.py", *GIVEN[entry], "debug=true")
     assert result.code == 2 and "Traceback" in result.stderr and "UserError: expected" in result.stderr
