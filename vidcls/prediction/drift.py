@@ -86,7 +86,9 @@ def drift_notes(name: str, found: dict[str, Any] | None) -> Iterator[str]:
         return
     reference, classes = found["reference"], found["per_class"]
     differing = {label: one for label, one in classes.items() if one["differs"]}
-    for label, one in list(differing.items())[: 1 if len(classes) == 2 else None]:
+    shown = list(differing)[:1] if len(classes) == 2 else list(differing)  # of two, one share is the other's rest
+    for label in shown:
+        one = differing[label]
         low, high = one["ci95"]
         true = "" if one["true"] is None else f"{one['true']:.0%} of {name} and "
         yield (

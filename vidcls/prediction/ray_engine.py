@@ -60,8 +60,8 @@ def predict_on_ray(
     """`vidcls.prediction.pipeline.predict_videos` on the cluster of `start_ray`, with the files at the same paths."""
     num_gpus = ray.cluster_resources().get("GPU", 0)
     on_gpu = (accelerator or str(run.config.trainer.accelerator)) != "cpu" and num_gpus >= 1
-    most = num_gpus if on_gpu else math.inf  # a network that waits for a GPU would block its batches
-    num_networks = int(min(engine.networks or (most if on_gpu else num_machines()), most))
+    max_networks = num_gpus if on_gpu else math.inf  # a network that waits for a GPU would block its batches
+    num_networks = int(min(engine.networks or (num_gpus if on_gpu else num_machines()), max_networks))
     num_readers = count_readers(limits, len(videos))
     describe = partial(build_result, model=run.identity, classes=run.classes, policy=policy, options=options)
     plan, batch_size = options.plan(run.spec.store), run.spec.batch_size
@@ -86,9 +86,9 @@ def predict_on_ray(
     for one in networks:
         one.load.remote(config)  # while readers start
 
-    def arguments(number: int) -> tuple[list[Any], ReaderConfig]:
-        turn = number % num_networks  # so that readers do not all send to the same network at the same time
-        return [*networks[turn:], *networks[:turn]], config
+    def arguments(reader_number: int) -> tuple[list[Any], ReaderConfig]:
+        first = reader_number % num_networks  # so that readers do not all send to the same network at the same time
+        return [*networks[first:], *networks[:first]], config
 
     catalogue = Catalogue(videos, journal, describe)
     with closing(HashCache(journal.folder / "hashes.sqlite")) as cache:
