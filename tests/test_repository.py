@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from collections import Counter
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,16 @@ def test_imports_point_one_way() -> None:
                 if room != parts[0] and FLOOR_OF[room] >= FLOOR_OF[parts[0]]:
                     wrong.append(f"{name(path)} imports {module}")
     assert not wrong
+
+
+def test_no_file_imports_itself_by_way_of_others() -> None:
+    files = {name(path).removesuffix(".py").replace("/", "."): path for path in PACKAGE}
+    graph = {
+        file: {one for module, taken in imports(path) for one in (module, *(f"{module}.{each}" for each in taken))}
+        & files.keys()
+        for file, path in files.items()
+    }
+    TopologicalSorter(graph).prepare()  # raises CycleError
 
 
 @pytest.mark.parametrize("library", HOMES)

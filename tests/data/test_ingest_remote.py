@@ -213,7 +213,7 @@ def test_a_disk_that_is_full_of_fetched_videos_ends_the_ingest(
     def fail(*_: object) -> None:
         raise UserError("room for fetched videos", "a full disk", "Free some space.", "disk-full")
 
-    monkeypatch.setattr("vidcls.data.ingest.try_fetch", fail)
+    monkeypatch.setattr("vidcls.data.ingest_job.try_fetch", fail)
     with pytest.raises(UserError) as error:
         prepare(f"s3://{BUCKET}/clips", tmp_path)
     assert error.value.code == "disk-full" and processes() == []

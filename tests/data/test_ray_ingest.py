@@ -18,7 +18,8 @@ from helpers.runs import assert_same_result
 from helpers.s3 import BUCKET, S3, serve_s3
 from helpers.videos import write_video
 
-from vidcls.data.ingest import Ingest, IngestStats, ingest
+from vidcls.data.ingest import IngestStats, ingest
+from vidcls.data.ingest_job import IngestJob
 from vidcls.data.options import DecodeLimits, EngineOptions, FetchLimits
 from vidcls.data.sampling import StoreSpec
 from vidcls.data.store import FrameStore
@@ -92,7 +93,7 @@ def test_what_dies_is_replaced_and_what_kills_is_given_up(
     expected, reader, poison = run(tmp_path / "local", paths(clips)), ray_ingest.StoreReader, str(clips / "05.mp4")
 
     class MortalReader(reader):  # type: ignore[misc, valid-type]
-        def decode(self, locations: list[str], hashes: list[Any]) -> Ingest:
+        def decode(self, locations: list[str], hashes: list[Any]) -> IngestJob:
             if poison in locations:
                 os.kill(os.getpid(), signal.SIGKILL)
             done = super().decode(locations, hashes)
@@ -118,7 +119,7 @@ def test_machines_that_do_not_share_the_files_end_it(
     clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str
 ) -> None:
     class ElsewhereReader(ray_ingest.StoreReader):  # type: ignore[misc, name-defined]
-        def decode(self, locations: list[str], hashes: list[Any]) -> Ingest:
+        def decode(self, locations: list[str], hashes: list[Any]) -> IngestJob:
             if missing == "store":
                 self._proof = Path("/nowhere")
             return super().decode([f"/nowhere/{Path(one).name}" for one in locations], hashes)

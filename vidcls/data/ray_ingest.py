@@ -29,7 +29,7 @@ from vidcls.data.cluster import (
 from vidcls.data.decoding.pool import create_store_pool
 from vidcls.data.decoding.result import USABLE, DecodeResult, undecodable
 from vidcls.data.file_hashes import FileState, HashResult, hash_video
-from vidcls.data.ingest import Ingest
+from vidcls.data.ingest_job import IngestJob
 from vidcls.data.options import DecodeLimits, EngineOptions, FetchLimits
 from vidcls.data.store import FrameStore
 from vidcls.data.urls import is_url
@@ -38,8 +38,8 @@ from vidcls.errors import UserError
 MAX_SHARD = 32  # videos
 
 
-def decode_on_ray(job: Ingest, limits: DecodeLimits, engine: EngineOptions) -> None:
-    """`Ingest.decode` on a cluster whose machines find videos and store at the same paths."""
+def decode_on_ray(job: IngestJob, limits: DecodeLimits, engine: EngineOptions) -> None:
+    """`IngestJob.decode` on a cluster whose machines find videos and store at the same paths."""
     if not job.missing():
         return
     started = not ray.is_initialized()
@@ -68,7 +68,7 @@ class StoreReader(BaseReader):
         self._stack = ExitStack()
         self._pool = self._stack.enter_context(create_store_pool(self._limits, 1, store))
 
-    def decode(self, locations: list[str], hashes: Sequence[HashResult | None]) -> Ingest:
+    def decode(self, locations: list[str], hashes: Sequence[HashResult | None]) -> IngestJob:
         """Decodes these videos, unless the store has them.
 
         Raises:
@@ -78,7 +78,7 @@ class StoreReader(BaseReader):
             got = f"{self._store.folder}, which is another folder on one of them"
             remedy = "Set cache_dir to a folder on a shared file system."
             raise UserError("the machines of the cluster to share cache_dir", got, remedy, "shared-paths")
-        job = Ingest(locations, self._store, None, self._fetch_limits)
+        job = IngestJob(locations, self._store, None, self._fetch_limits)
         job.hashes = [_seen_here(*video) for video in zip(locations, hashes, strict=True)]
         job.find_stored()  # decoded by a reader that died, or under another name
         folder = self.make_folder()
@@ -102,7 +102,7 @@ def _seen_here(location: str, hashed: HashResult | None) -> HashResult | None:
 class _Driver(Driver):  # its items are indices of videos in ``job``
     reader, doing = StoreReader, "Decoding"
 
-    def __init__(self, job: Ingest, store: FrameStore, proof: Path, limits: DecodeLimits) -> None:
+    def __init__(self, job: IngestJob, store: FrameStore, proof: Path, limits: DecodeLimits) -> None:
         self._job, self._num_done = job, 0
         indices = dict[str | int, int]()  # of files each content once
         for index in job.missing():
