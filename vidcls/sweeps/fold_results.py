@@ -172,7 +172,7 @@ def results_table(results: Mapping[str, CrossValidation]) -> pd.DataFrame:
     """A row per metric, a column per cross-validation, by its title: mean [interval] and spread."""
     columns = {}
     for title, found in results.items():
-        cells = {title: _cell(found.summary[name]) for name, title in METRICS.items()}
+        cells = {metric: _cell(found.summary[name]) for name, metric in METRICS.items()}
         for name in found.classes:
             true = found.summary[f"true_share/{name}"]["mean"]
             cells[f"share predicted {name}"] = f"{_cell(found.summary[f'predicted_share/{name}'])}, true {true:.3f}"
