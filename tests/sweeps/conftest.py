@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.commands import once, train
+from helpers.commands import call, once, train
 from helpers.written_sweeps import FRAMES, HIDDEN, Writer
 
 SWEPT = ["data.num_frames=2,4", "model.lstm.hidden_size=4,-1", "trainer.max_epochs=2"]
@@ -68,3 +68,20 @@ def ragged(tmp_path: Path) -> Writer:
     writer.failed(values("cnn_mean", 1.0, 1), "CUDA out of | memory <b>")
     writer.job(values("cnn_mean", None, 0), epochs=2)
     return writer
+
+
+@pytest.fixture(scope="session")
+def folds_command(tiny: list[str]) -> list[str]:
+    return [*tiny, "trainer.max_epochs=1", "folds=3", "repeats=1", "figures=false"]
+
+
+@pytest.fixture(scope="session")
+def validated(shared: Path, folds_command: list[str]) -> Path:
+    """The folder of a finished cross-validation of the small demo set; what it printed lies beside it. Read only."""
+
+    def run(folder: Path) -> None:
+        result = call("cross_validate.py", *folds_command, f"output={folder}")
+        assert result.code == 0, result.stderr
+        folder.with_suffix(".out").write_text(result.stdout)
+
+    return once(shared, "validated", run)
