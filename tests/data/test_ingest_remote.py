@@ -16,7 +16,7 @@ from rich.console import Console
 
 from vidcls.data import remote
 from vidcls.data.options import DataOptions
-from vidcls.data.preparation import prepare_videos
+from vidcls.data.preparation import pool_videos, prepare_videos
 from vidcls.data.sources import list_videos
 from vidcls.errors import UserError
 
@@ -171,6 +171,22 @@ def test_signed_urls_of_a_list_are_written_without_their_signatures(s3: S3, tmp_
     again.to_csv(tmp_path / "list.csv", index=False, header=["path", "label", "split"])
     names = list_videos(options(tmp_path / "list.csv", tmp_path), None).videos["path"]
     assert set(names) == set(found.index[found["status"] == "ok"])
+
+
+def test_folds_of_signed_urls_are_refused_before_anything_is_fetched(s3: S3, tmp_path: Path) -> None:
+    """The lists of the folds would hold the signatures."""
+    rows = [f"{s3.url}/{BUCKET}/clips/{name}?Signature=0badc0de,{name.split('/')[1]}" for name in NAMES]
+    (tmp_path / "list.csv").write_text("\n".join(["path,label", *rows]))
+    with pytest.raises(UserError) as error:
+        pool_videos(options(tmp_path / "list.csv", tmp_path), ("train",), Console(quiet=True))
+    assert error.value.code == "url-credentials" and s3.gets == []
+
+
+def test_a_list_without_a_header_does_not_show_its_first_url(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("https://host/a.mp4?Signature=0badc0de,a\n")
+    with pytest.raises(UserError) as error:
+        list_videos(options(tmp_path / "list.csv", tmp_path), None)
+    assert error.value.code == "csv-columns" and "0badc0de" not in str(error.value)
 
 
 def test_urls_that_differ_in_their_credentials_alone_are_refused(tmp_path: Path) -> None:

@@ -171,12 +171,26 @@ def test_folders_are_listed_page_by_page(s3: S3, monkeypatch: pytest.MonkeyPatch
     assert found["day 1/3.mp4"] == remote_version(f"s3://{BUCKET}/clips/day 1/3.mp4", QUICK)
 
 
+def test_keys_that_look_like_paths_and_urls_are_keys(s3: S3, tmp_path: Path) -> None:
+    """Who may write into a bucket must not choose what else is read."""
+    (tmp_path / "local.mp4").write_bytes(b"local")
+    strange = [str(tmp_path / "local.mp4"), f"file://{tmp_path}/local.mp4", "http://127.0.0.1:1/a.mp4", "a::b.mp4"]
+    strange += ["zip://a::file:///etc/hosts.mp4", "day//a.mp4", "a?b#c%20d+e.mp4", "x;token=1.mp4", "UP.MP4"]
+    for key in strange:
+        s3.put(f"clips/{key}", key.encode())
+    found = {path: location for path, location, _ in walk_folder(f"s3://{BUCKET}/clips", Counter())}
+    assert sorted(found) == sorted(strange)
+    for key, location in found.items():
+        assert fetch(location, tmp_path / "fetched", QUICK).path.read_bytes() == key.encode()
+
+
 def test_other_file_systems_are_listed_too() -> None:
     system = fsspec.filesystem("memory")
     for name in ("/in/safe/a.mp4", "/in/b.mp4", "/in/.hidden/c.mp4", "/in/readme.txt", "/inside/d.mp4"):
         system.pipe(name, b"content")
     ignored: Counter[str] = Counter()
-    assert sorted(path for path, _ in walk_folder("memory://in", ignored)) == ["b.mp4", "safe/a.mp4"]
+    found = {path: location for path, location, _ in walk_folder("memory://in", ignored)}
+    assert found == {"b.mp4": "memory://in/b.mp4", "safe/a.mp4": "memory://in/safe/a.mp4"}
     assert ignored.total() == 2
 
 

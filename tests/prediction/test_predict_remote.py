@@ -15,6 +15,7 @@ from helpers.s3 import BUCKET, S3, SECRET, serve_s3
 from helpers.videos import write_video
 
 from vidcls.data import remote
+from vidcls.files import hash_file
 
 QUICK = ["data.fetch.attempts=2", "data.fetch.timeout_seconds=20", "data.decode.workers=1"]
 FOLDER = f"s3://{BUCKET}/clips"
@@ -136,12 +137,23 @@ def test_inputs_that_are_refused(s3: S3, finished: Path, tmp_path: Path) -> None
         f"s3://{BUCKET}/list.txt": "unreadable-source",
         "s3://no-such-bucket/clips": "unreadable-source",
         "what://bucket/a/": "filesystem",
+        f"s3://{BUCKET}/clips.zip": "input",
         str(twice): "same-name",
     }
     for number, (text, code) in enumerate(cases.items()):
         result = call("predict.py", f"run={finished}", f"input={text}", f"output={tmp_path / str(number)}", *QUICK)
         refused(result, f"[{code}]")
         assert not {"hunter2", "2222"} & set(result.stderr.replace("@", " ").replace("=", " ").split())
+
+
+def test_an_object_named_like_a_local_file_is_not_that_file(
+    s3: S3, finished: Path, clips: Path, tmp_path: Path
+) -> None:
+    other = clips / "day 0" / "0.mp4"
+    url = s3.put(f"strange/{other}", (clips / "day 1" / "3.mp4").read_bytes())
+    predict(finished, f"s3://{BUCKET}/strange", tmp_path / "out", *QUICK)
+    (sha256,) = rows_of(tmp_path / "out")["sha256"]
+    assert sha256 == hash_file(clips / "day 1" / "3.mp4") != hash_file(other) and url.endswith("//" + str(other)[1:])
 
 
 def test_single_videos_behind_urls(s3: S3, finished: Path, tmp_path: Path) -> None:

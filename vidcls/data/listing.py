@@ -2,8 +2,11 @@
 
 import csv
 import os
+import posixpath
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,14 +23,17 @@ _PARQUET_ROWS = 10_000  # read at once
 S3_PAGE = 1000  # names that S3 lists at once
 
 
-def walk_folder(folder: str, ignored: Counter[str]) -> Iterator[tuple[str, str]]:
-    """The path (with /, relative to the folder) and version of each video below a folder.
+def walk_folder(folder: str, ignored: Counter[str]) -> Iterator[tuple[str, str, str]]:
+    """The path (with /, relative to the folder), location and version of each video below a folder.
 
-    The version is that of `vidcls.data.remote.version_of`, "" for local files. Other files are counted in ``ignored``,
-    by kind. Links to folders are followed, except to a folder that contains the link.
+    The location is that of the folder, followed by the path, whatever it looks like: the key of an object may be
+    ``https://host/a.mp4`` or ``/etc/a.mp4``, which must not be fetched or read from there. The version is that of
+    `vidcls.data.remote.version_of`, "" for local files. Other files are counted in ``ignored``, by kind. Links to
+    folders are followed, except to a folder that contains the link.
     """
     found = walk(folder) if is_url(folder) else ((path, "") for path in _walk_local(folder, ignored))
-    return ((path, version) for path, version in found if is_video(path, ignored))
+    root = folder.rstrip("/")
+    return ((path, f"{root}/{path}", version) for path, version in found if is_video(path, ignored))
 
 
 def _walk_local(root: str, ignored: Counter[str]) -> Iterator[str]:
@@ -60,15 +66,14 @@ def is_folder(url: str) -> bool:
     Raises:
         UserError: the server cannot be reached.
     """
-    system, path = open_filesystem(url)
     if url.lower().startswith("http"):
-        return path.endswith("/")
-    try:
-        return bool(with_retries(lambda: system.info(path))["type"] == "directory")
-    except FileNotFoundError:
-        return True  # an empty one
-    except Exception as error:
-        raise _unreadable(url, error) from None
+        return url.endswith("/")
+    with _reading(url):
+        system, path = open_filesystem(url)
+        try:
+            return bool(with_retries(lambda: system.info(path))["type"] == "directory")
+        except FileNotFoundError:
+            return True  # an empty one
 
 
 def walk(url: str) -> Iterator[tuple[str, str]]:
@@ -77,23 +82,46 @@ def walk(url: str) -> Iterator[tuple[str, str]]:
     Raises:
         UserError: it cannot be listed.
     """
-    system, path = open_filesystem(url)
-    root = path.rstrip("/")
-    try:
-        walked = (files.values() for _, _, files in system.walk(root, detail=True, on_error="raise"))
-        for page in _s3_pages(system, root) if hasattr(system, "call_s3") else walked:
+    with _reading(url):
+        system, path = open_filesystem(url)
+        root = path.rstrip("/")
+        for page in _s3_pages(system, root) if hasattr(system, "call_s3") else _pages(system, root):
             for info in page:
                 name = str(info["name"]).rstrip("/")
                 if name.startswith(f"{root}/"):
                     yield name[len(root) + 1 :], version_of(info)
+
+
+@contextmanager
+def _reading(url: str) -> Iterator[None]:
+    try:
+        yield
+    except UserError:
+        raise
     except Exception as error:
-        raise _unreadable(url, error) from None
+        got = f"{redact(url)}: {describe(error, FetchLimits())}"
+        remedy = "Check the URL, and the credentials in the environment or a profile."
+        raise UserError("a folder that can be listed", got, remedy, "unreadable-source") from None
 
 
-def _unreadable(url: str, error: Exception) -> UserError:
-    got = f"{redact(url)}: {describe(error, FetchLimits())}"
-    remedy = "Check the URL, and the credentials in the environment or a profile."
-    return UserError("a folder that can be listed", got, remedy, "unreadable-source")
+def _pages(system: Any, root: str) -> Iterator[list[dict[str, Any]]]:
+    """The files of one folder after the other; of a web server, what its pages link to below ``root``, once."""
+    pending, seen = [root], {root}
+    while pending:
+        page = with_retries(partial(system.ls, pending.pop(), detail=True))
+        if root.lower().startswith("http"):
+            page = [info | {"name": _linked(info["name"])} for info in page]
+        new = [info for info in page if str(info["name"]).rstrip("/") not in seen]
+        for name in (str(info["name"]).rstrip("/") for info in new if info["type"] == "directory"):
+            seen.add(name)
+            pending += [name] if name.startswith(f"{root}/") else []
+        yield [info for info in new if info["type"] != "directory"]
+
+
+def _linked(url: str) -> str:
+    """A link of a web server's page, whose names may begin with ./ and which may go up, as a browser follows it."""
+    scheme, _, path = url.replace("&amp;", "&").partition("://")
+    return f"{scheme}://{posixpath.normpath(path) if {'.', '..'} & set(path.split('/')) else path}"
 
 
 def _s3_pages(system: Any, root: str) -> Iterator[list[dict[str, Any]]]:
@@ -210,12 +238,13 @@ def _check_header(header: list[str], shown: str, columns: tuple[str, ...], ignor
     if not set(columns) <= set(header):
         wanted = "path,label[,split,creator]" if "label" in columns else "path or url"
         expected, remedy = f"the columns {wanted} in {shown}", "Name them in its first line."
-        raise UserError(expected, f"the columns {','.join(header)}", remedy, "csv-columns")
+        got = redact(",".join(header))[:200]  # without a header, the first line may hold anything
+        raise UserError(expected, f"the columns {got}", remedy, "csv-columns")
     if repeated := sorted(name for name in _used(columns) if header.count(name) > 1):
         expected, remedy = f"each column once in {shown}", "Remove or rename all but one."
         raise UserError(expected, f"{', '.join(repeated)} more than once", remedy, "csv-columns")
     if ignored is not None and (others := sorted({*header} - {*_used(columns), ""})):
-        ignored[f"other columns: {', '.join(others)}"] = len(others)
+        ignored[f"other columns: {redact(', '.join(others))}"] = len(others)
     return header
 
 

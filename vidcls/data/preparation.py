@@ -24,6 +24,7 @@ from vidcls.data.reviewed_labels import use_decisions
 from vidcls.data.sources import list_videos
 from vidcls.data.splits import HELD_OUT_FIRST, assign_splits, check_all_or_none, drop_leaks, find_leaks, group_videos
 from vidcls.data.store import FrameStore
+from vidcls.data.urls import redact
 from vidcls.errors import UserError
 
 MAX_SHOWN = 20  # leaks
@@ -199,6 +200,9 @@ def pool_videos(
     listing = _list(options, options.classes, console)
     pooled = _of_splits(listing, splits, options.source)
     num_others = len(listing) - len(pooled)
+    if any(redact(file) != file for file in pooled["file"]):  # lists of the folds would hold them
+        remedy = "Give them as the environment variables or files that the storage's own tools read."
+        raise UserError("a data.source without credentials in its URLs", "some", remedy, "url-credentials")
     if recorded is not None:
         pooled = pooled[pooled["path"].isin(list(recorded["path"]))]
     manifest, _ = _ingest(pooled, options, console)

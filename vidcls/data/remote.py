@@ -16,6 +16,7 @@ import secrets
 import shutil
 import threading
 import time
+from collections import ChainMap
 from collections.abc import Callable
 from concurrent.futures import wait
 from pathlib import Path
@@ -32,9 +33,11 @@ Result = TypeVar("Result")
 BACKOFF_SECONDS = 1.0  # before the second attempt; doubled for each further one
 # The keys under which file systems report a version or time of a file.
 _VERSIONS = ("ETag", "etag", "md5Hash", "blob_id", "Last-Modified", "LastModified", "mtime", "created")
-_S3 = ("s3", "s3a")
+_S3, _WEB = ("s3", "s3a"), ("http", "https")
 _FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, ImportError, ValueError, TypeError)
 _TEMPORARY_STATUSES = {408, 425, 429, *range(500, 600)}
+# As login pages and messages of errors begin, but no video.
+_PAGE = re.compile(rb"""\s*(<!doctype|<html|<\?xml|\{\s*")""", re.IGNORECASE)
 _NOT_MD5: set[str] = set()  # buckets whose ETags were found not to be MD5s, as of encrypted objects
 
 
@@ -85,7 +88,8 @@ def fetch(url: str, folder: Path, limits: FetchLimits, space: FetchSpace | None 
             if final or attempt == limits.attempts - 1:
                 tries = "" if final or limits.attempts == 1 else f" ({limits.attempts} attempts)"
                 raise UnfetchableError(f"cannot be fetched: {describe(error, limits)}{tries}") from None
-            space.cancelled.wait(BACKOFF_SECONDS * 2**attempt * random.uniform(0.5, 1.0))
+            pause = BACKOFF_SECONDS * 2**attempt * random.uniform(0.5, 1.0)
+            space.cancelled.wait(max(pause, min(_retry_after(error), limits.timeout_seconds)))
     raise AssertionError("one attempt at least")
 
 
@@ -102,6 +106,7 @@ class _Download:
 
     def __init__(self, url: str, folder: Path, limits: FetchLimits, space: FetchSpace) -> None:
         self.system, self.path = open_filesystem(url)
+        self.web = url.lower().startswith("http")
         self.limits, self.space, self.received = limits, space, 0
         self.most = limits.max_gigabytes * 1e9
         # Under its own name, as decoders repeat it in messages and FFmpeg uses its extension.
@@ -113,7 +118,8 @@ class _Download:
         info = self.call("info", self.path)
         if info.get("type") == "directory":
             raise IsADirectoryError("a folder")
-        size, taken = info.get("size"), float(self.most if info.get("size") is None else info["size"])
+        size = info.get("size") or None  # some web servers say 0 before they send a file
+        taken = float(self.most if size is None else size)
         if taken > self.most:
             raise UnfetchableError(f"not fetched: {taken / 1e9:.3g} GB, more than data.fetch.max_gigabytes")
         self.space.acquire(taken)
@@ -123,6 +129,8 @@ class _Download:
             found = self.file.stat().st_size
             if found != (found if size is None else size):
                 raise OSError(f"{found} of {size} bytes arrived")
+            if self.web and (page := self.page()):
+                raise UnfetchableError(f"cannot be fetched: a page or message came instead: {page}")
             sha256, md5 = self.hash()
             if md5 != _md5_of(info, self.path):
                 if sha256 in earlier:  # the same content twice: the ETag is not an MD5
@@ -137,6 +145,12 @@ class _Download:
             shutil.rmtree(self.file.parent, ignore_errors=True)
             self.space.release(taken)
             raise
+
+    def page(self) -> str:
+        """How a text begins that a web server has sent in place of a file, with status 200; "" if it is a file."""
+        with self.file.open("rb") as stream:
+            start = stream.read(1000).removeprefix(b"\xef\xbb\xbf")
+        return " ".join(start.decode(errors="replace").split())[:100] if _PAGE.match(start) else ""
 
     def hash(self) -> tuple[str, str]:
         sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
@@ -169,24 +183,44 @@ def open_filesystem(url: str) -> tuple[Any, str]:
     """The file system of a URL, without a cache of listings, and the path in it.
 
     Raises:
+        UserError: as of `filesystem_class`.
+    """
+    import fsspec
+
+    scheme, _, rest = url.partition("://")
+    url = f"{(scheme := scheme.lower())}://{rest}"
+    kind, options = filesystem_class(url), dict[str, Any](use_listings_cache=False)
+    protocols = (kind.protocol,) if isinstance(kind.protocol, str) else kind.protocol
+    configured = ChainMap(*(fsspec.config.conf.get(name, {}) for name in protocols))
+    if s3 := scheme in _S3:  # `fetch` retries, for all file systems alike
+        options["config_kwargs"] = {"retries": {"total_max_attempts": 1}} | configured.get("config_kwargs", {})
+    elif scheme in _WEB:
+        from aiohttp import ClientTimeout
+
+        # `FetchLimits` bound the time, not aiohttp's five minutes; proxies come from the environment, as for S3.
+        client = {"timeout": ClientTimeout(sock_connect=30), "trust_env": True}
+        options["client_kwargs"] = client | configured.get("client_kwargs", {})
+    # Not `fsspec.url_to_fs`: it takes what follows :: in a name for another URL.
+    system, path = kind(**kind._get_kwargs_from_urls(url) | options), kind._strip_protocol(url)
+    if s3:
+        system.retries = 1
+    return system, path
+
+
+def filesystem_class(url: str) -> Any:
+    """The class of a URL's file system.
+
+    Raises:
         UserError: the scheme is unknown, or its package is not installed.
     """
     import fsspec
 
-    options: dict[str, Any] = {"use_listings_cache": False}
-    s3 = url.partition("://")[0].lower() in _S3
-    if s3:  # `fetch` retries, for all file systems alike
-        configured = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
-        options["config_kwargs"] = {"retries": {"total_max_attempts": 1}} | configured
+    scheme = url.partition("://")[0].lower()
     try:
-        system, path = fsspec.url_to_fs(url, **options)
+        return fsspec.get_filesystem_class(scheme)
     except (ImportError, ValueError) as error:
         remedy = "Install it (pip install 'vidcls[s3]' for s3://, gcsfs for gs://), or correct the URL."
-        expected = f"a package that reads {url.partition('://')[0]}://"
-        raise UserError(expected, redact(str(error)), remedy, "filesystem") from None
-    if s3:
-        system.retries = 1
-    return system, path
+        raise UserError(f"a package that reads {scheme}://", redact(str(error)), remedy, "filesystem") from None
 
 
 def version_of(info: dict[str, Any]) -> str:
@@ -197,8 +231,8 @@ def version_of(info: dict[str, Any]) -> str:
 
 def remote_version(url: str, limits: FetchLimits) -> str:
     """`version_of` a remote file as it is now; "" also if the server cannot be reached."""
-    system, path = open_filesystem(url)
     try:
+        system, path = open_filesystem(url)
         return version_of(_call(system, limits.timeout_seconds, threading.Event(), "info", path))
     except Exception:  # fetching it will say why
         return ""
@@ -222,7 +256,7 @@ def describe(error: BaseException, limits: FetchLimits) -> str:
     if isinstance(cause, TimeoutError):
         return f"timed out after {limits.timeout_seconds:g} s (data.fetch.timeout_seconds)"
     if (status := getattr(cause, "status", None)) is not None:
-        return f"{status} {getattr(cause, 'message', '')}".strip()
+        return f"{status or type(cause).__name__} {getattr(cause, 'message', '')}".strip()
     if isinstance(cause, FileNotFoundError):
         return "not found"
     return redact(" ".join(str(cause).split()))[:200] or type(cause).__name__
@@ -234,6 +268,12 @@ def _is_final(error: BaseException) -> bool:
     if (status := getattr(cause, "status", None)) is not None:
         return status not in _TEMPORARY_STATUSES
     return isinstance(cause, _FINAL) or "Credentials" in type(cause).__name__
+
+
+def _retry_after(error: BaseException) -> int:
+    """The seconds that a web server asks for before the next attempt; 0 if it does not."""
+    text = (getattr(_cause(error), "headers", None) or {}).get("Retry-After", "")
+    return int(text) if text.isdecimal() else 0
 
 
 def _cause(error: BaseException) -> BaseException:

@@ -173,7 +173,7 @@ class _Lister:
 
     def _list_folder(self, root: str) -> list[_Video]:
         found = list(walk_folder(root, self.ignored))
-        rows = [(path, join(root, path), version) for path, version in found if _in_utf8(path)]
+        rows = [row for row in found if _in_utf8(row[0])]
         if len(rows) < len(found):  # no table could hold them
             self.ignored["videos with names that are not UTF-8"] += len(found) - len(rows)
         return self._place(rows)

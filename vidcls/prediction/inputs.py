@@ -11,7 +11,7 @@ from rich.console import Console
 
 from vidcls.data.listing import LIST_EXTENSIONS, VIDEO_EXTENSIONS, is_folder, is_video, read_list, walk_folder
 from vidcls.data.options import FetchLimits
-from vidcls.data.remote import open_filesystem
+from vidcls.data.remote import filesystem_class
 from vidcls.data.urls import extension, is_url, join, local_path, path_of, redact, refuse_credentials
 from vidcls.errors import UserError
 from vidcls.prediction.catalogue import location_version
@@ -76,15 +76,16 @@ def _find(text: str, limits: FetchLimits, ignored: Counter[str]) -> Iterator[Inp
                 continue
             location = join(base, row["path"])
             if is_url(location) and (scheme := location.partition("://")[0]) not in schemes:
-                open_filesystem(location)  # before anything is fetched: raises `UserError` if no package reads these
+                filesystem_class(location)  # before anything is fetched: raises `UserError` if no package reads these
                 schemes.add(scheme)
             yield Input(redact(row["path"]), location)
+    elif kind == "zip" and (remote or os.path.isfile(text)):
+        raise UserError("a video, a folder or a list in input=", f"a zip: {text}", "Unpack it first.", "input")
     elif remote and (kind in VIDEO_EXTENSIONS or not is_folder(text)):
         yield Input(os.path.basename(path_of(text)), text)
     elif remote or os.path.isdir(text):
-        base = text if remote else os.path.abspath(text)
-        for name, version in walk_folder(base, ignored):
-            yield Input(name, join(base, name), version)
+        for video in walk_folder(text if remote else os.path.abspath(text), ignored):
+            yield Input(*video)
     elif os.path.isfile(text):
         yield Input(os.path.basename(text), os.path.abspath(text))
     else:
