@@ -26,6 +26,7 @@ CONFIGS = {
     "export": (CONF, "export"),
     "report": (CONF / "report", "report"),
     "inspect_data": (CONF, "inspect_data"),
+    "pack_cache": (CONF, "pack_cache"),
 }
 FIRST_WORDS = ("python", "make", "export", "source", "pip", "tensorboard")
 

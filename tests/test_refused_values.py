@@ -20,6 +20,7 @@ GIVEN = {
     "select_videos": ["run=nowhere", "input=nowhere"],
     "export": ["run=nowhere"],
     "inspect_data": NO_SOURCE,
+    "pack_cache": ["cache_dir=nowhere"],
     "report": ["sweep=nowhere"],
 }
 

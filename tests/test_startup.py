@@ -116,6 +116,7 @@ CASES = {
     "export": EXPORT,
     "report": REPORT,
     "inspect_data": INSPECT_DATA,
+    "pack_cache": {"cache_dir=nowhere": "cache_dir"},
 }
 
 

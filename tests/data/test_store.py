@@ -159,7 +159,7 @@ def test_an_entry_of_another_shape_is_not_trusted(store: FrameStore, tmp_path: P
     other.write(KEY, np.zeros((6, 4, 4, 3), np.uint8), RESULT)
     store.path(KEY).write_bytes(other.path(KEY).read_bytes())
     assert store.find(KEY) is None
-    with pytest.raises(StoreEntryError, match=r"shape \[6, 4, 4, 3\]"):
+    with pytest.raises(StoreEntryError, match=r"shape \[4, 4, 3\]"):
         store.read(KEY, ALL)
 
 

@@ -1,17 +1,19 @@
 """Decoded frames and cached features on disk: one safetensors file per video, addressed by content.
 
-Files are written atomically and have checksums. Any number of runs and processes may share one store.
+Files are written atomically and have checksums. Any number of runs and processes may share one store, whose entries may
+be moved into packs (see `vidcls.data.packs`).
 """
 
 from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Int, Shaped, UInt8
@@ -19,9 +21,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from vidcls.data.decoding.result import DecodeResult, Frames, decoder_versions
+from vidcls.data.packs import Packs
 from vidcls.data.sampling import StoreSpec
 from vidcls.errors import UserError
 from vidcls.files import write_atomically
+
+T = TypeVar("T")
 
 # Raised whenever decoding gives other frames for the same video and options, so that old entries are not found.
 DECODE_VERSION = 8
@@ -43,22 +48,32 @@ class StoreEntryError(UserError):
         return type(self), (self.args[1],)
 
 
+UNREADABLE = (OSError, SafetensorError, KeyError, IndexError, TypeError, ValueError)
+
+
 class _Store:
     """Entries of one folder, by the SHA-256 of a video's content."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.packs = Packs(folder)
 
     def path(self, sha256: str) -> Path:
         return self.folder / sha256[:2] / f"{sha256}.safetensors"
 
-    @contextmanager
-    def _open(self, sha256: str) -> Iterator[Any]:
+    def _read(self, sha256: str, read: Callable[[Any], T]) -> T:
+        """What ``read`` gives for a video's entry, with the methods of `safe_open`; it may raise `StoreEntryError`."""
+        known = len(self.packs)
+        for packed in self.packs.find(sha256):
+            with suppress(*UNREADABLE):  # a damaged one is written again as a file of its own
+                return read(packed)
         path = self.path(sha256)
         try:
             with safe_open(path, "numpy") as file:
-                yield file
-        except (OSError, SafetensorError, KeyError, IndexError, TypeError, ValueError) as error:
+                return read(file)
+        except UNREADABLE as error:
+            if isinstance(error, FileNotFoundError) and self.packs.refresh() > known:  # it may have been packed
+                return self._read(sha256, read)
             raise StoreEntryError(f"{path.name}: {error}") from error
 
 
@@ -82,14 +97,16 @@ class FrameStore(_Store):
     def find(self, sha256: str) -> DecodeResult | None:
         """The decode result of a stored video, all of which is checked; None if it is not stored, or is damaged."""
         try:
-            self.read(sha256, np.arange(self.spec.frames_per_video))
-            with self._open(sha256) as file:
-                text = file.metadata()["reading"]
-                if zlib.crc32(text.encode()) != file.get_tensor("checksums")[self.spec.frames_per_video]:
-                    return None
-                return DecodeResult(**json.loads(text))
+            return self._read(sha256, self._checked_result)
         except StoreEntryError:
             return None
+
+    def _checked_result(self, entry: Any) -> DecodeResult:
+        self._checked_frames(entry, np.arange(self.spec.frames_per_video))
+        text = entry.metadata()["reading"]
+        if zlib.crc32(text.encode()) != entry.get_tensor("checksums")[self.spec.frames_per_video]:
+            raise ValueError("its decode result does not match its checksum")
+        return DecodeResult(**json.loads(text))
 
     def read(self, sha256: str, indices: Int[np.ndarray, " T"]) -> UInt8[np.ndarray, "T R R 3"]:
         """The frames ``indices`` of a stored video, from the memory-mapped file, checked.
@@ -97,17 +114,20 @@ class FrameStore(_Store):
         Raises:
             StoreEntryError: the entry is missing, truncated, altered or of another shape.
         """
+        return self._read(sha256, partial(self._checked_frames, indices=indices))
+
+    def _checked_frames(self, entry: Any, indices: Int[np.ndarray, " T"]) -> UInt8[np.ndarray, "T R R 3"]:
         count, side = self.spec.frames_per_video, self.spec.stored_resolution
-        with self._open(sha256) as file:
-            frames, checksums = file.get_slice("frames"), file.get_tensor("checksums")
-            if frames.get_shape() != [count, side, side, 3]:
-                raise StoreEntryError(f"{sha256} has shape {frames.get_shape()}")
-            if len(indices) == count and (np.diff(indices) == 1).all():
-                stack = frames[:]  # one copy instead of T
-            else:
-                stack = np.stack([frames[int(i)] for i in indices])
+        checksums = entry.get_tensor("checksums")
+        if len(indices) == count and (np.diff(indices) == 1).all():
+            stack = entry.get_tensor("frames")  # one copy instead of T
+        else:
+            frames = entry.get_slice("frames")
+            stack = np.stack([frames[int(i)] for i in indices])
+        if len(checksums) != count + 1 or stack.shape != (len(indices), side, side, 3):
+            raise ValueError(f"{len(checksums) - 1} frames of shape {list(stack.shape[1:])}")
         if any(zlib.crc32(frame) != checksums[i] for frame, i in zip(stack, indices, strict=True)):
-            raise StoreEntryError(f"{sha256} does not match its checksums")
+            raise ValueError("its frames do not match their checksums")
         return stack
 
 
@@ -122,11 +142,7 @@ class FeatureStore(_Store):
 
     def read(self, sha256: str) -> Shaped[np.ndarray, "*features"]:
         """The features of a stored video; raises `StoreEntryError` if they are missing or damaged."""
-        with self._open(sha256) as file:
-            features, checksum = file.get_tensor("features"), int(file.metadata()["checksum"])
-        if zlib.crc32(features.data) != checksum:
-            raise StoreEntryError(f"{sha256} does not match its checksum")
-        return features
+        return self._read(sha256, _checked_features)
 
     def holds(self, sha256: str) -> bool:
         """Whether the features of a video are stored and undamaged."""
@@ -135,3 +151,10 @@ class FeatureStore(_Store):
         except StoreEntryError:
             return False
         return True
+
+
+def _checked_features(entry: Any) -> Shaped[np.ndarray, "*features"]:
+    features: np.ndarray = entry.get_tensor("features")
+    if zlib.crc32(features.data) != int(entry.metadata()["checksum"]):
+        raise ValueError("its features do not match their checksum")
+    return features
