@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
 from vidcls.data.dataset import VideoBatch
@@ -263,20 +264,29 @@ def test_a_run_that_had_patience_left_goes_on(tmp_path: Path) -> None:
     assert module.epochs_trained == 2
 
 
-def test_the_progress_bar_does_not_read_metrics_after_each_step(tmp_path: Path) -> None:
-    """A GPU would have to finish each step for it."""
+class ReadValues(TorchDispatchMode):
+    """Counts how often the value of a tensor is read, for which a GPU has to finish all that it was given."""
 
-    class Counting(ProgressBar):
-        reads = 0
+    count = 0
 
-        def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Any:
-            self.reads += 1
-            return super().get_metrics(trainer, pl_module)
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **kwargs or {})
 
-    bar = Counting(leave=False)
-    bar._due = float("inf")
-    trainer(tmp_path, bar, enable_progress_bar=True).fit(build(), loader(clips(24)), loader(clips(4)))
-    assert 0 < bar.reads <= 3  # of 6 steps the last, and the ends of epoch and validation
+
+def test_a_step_reads_no_value_of_a_tensor(tmp_path: Path) -> None:
+    """Only a step that is logged, and the progress bar twice a second."""
+
+    def reads(steps: int) -> int:
+        bar = ProgressBar(leave=False)
+        bar._due = float("inf")
+        module = build(optim={"_target_": "torch.optim.SGD", "lr": 0.1})
+        options = {"enable_progress_bar": True, "logger": TensorBoardLogger(tmp_path), "log_every_n_steps": 8}
+        with ReadValues() as values:
+            trainer(tmp_path, bar, **options).fit(module, loader(clips(4 * steps)), loader(clips(4)))
+        return values.count
+
+    assert 0 < reads(9) == reads(12)
 
 
 def test_the_progress_bar_counts_epochs_from_one_as_the_results_do(tmp_path: Path) -> None:

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import signal
+import warnings
 from pathlib import Path
+from typing import Any
 
+import lightning as L
 import pytest
 import torch
 from helpers.commands import call, start, start_train, train
 from helpers.runs import CLASSES, metrics_of, table, wait_until
+
+from experiments.tools import compose_train
+from vidcls.training import loop
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
 
@@ -96,6 +102,29 @@ def test_variants_train_and_evaluate(changes: list[str], options: list[str], tmp
     measured = metrics_of(folder)["test"]
     again = metrics_of(folder / "evaluations" / "test")["test"]
     assert again["loss"] == pytest.approx(measured["loss"], abs=1e-6) and again["n"] == measured["n"]
+
+
+@pytest.mark.parametrize("changes", [{}, {"callbacks": "ema"}], ids=str)
+def test_no_step_waits_for_the_gpu(changes: dict[str, str], options: list[str], tmp_path: Path) -> None:
+    """One that is not logged; the first ones choose kernels."""
+    overrides = [*options, *GPU, "trainer.log_every_n_steps=1000", "trainer.max_epochs=1", "data.batch_size=1"]
+    cfg = compose_train(tmp_path / "run", *overrides, *(f"{name}={value}" for name, value in changes.items()))
+
+    class Watched(L.Callback):
+        def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, number: int) -> None:
+            watched = 5 <= number < trainer.num_training_batches - 2
+            torch.cuda.set_sync_debug_mode("warn" if watched else "default")
+
+        def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+            assert trainer.num_training_batches > 10
+
+    datamodule = loop.build_datamodule(cfg)
+    module = loop.build_module(cfg, datamodule)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        loop.fit(cfg, module, datamodule, [Watched()])
+    waits = [str(warning.message) for warning in caught if "synchronizing" in str(warning.message)]
+    assert waits == []
 
 
 def test_waiting_for_data_is_measured_by_the_gpu(options: list[str], tmp_path: Path) -> None:

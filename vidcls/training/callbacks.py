@@ -58,6 +58,12 @@ class ProgressBar(RichProgressBar):
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
             self._due = time.monotonic() + 0.5
 
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+        # If it were logged with prog_bar=True, Lightning would wait for the GPU after each step to have its value.
+        loss = trainer.callback_metrics.get("train/loss_step")
+        shown = {} if loss is None else {"train/loss_step": loss.item()}
+        return shown | super().get_metrics(trainer, pl_module)
+
     def _get_train_description(self, current_epoch: int) -> str:
         total = self.trainer.max_epochs
         description = f"Epoch {current_epoch + 1}" + (f"/{total}" if total and total > 0 else "")
@@ -238,11 +244,13 @@ class EMA(WeightAveraging):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self._device = trainer.strategy.root_device  # the module is moved there after this
         super().setup(trainer, pl_module, stage)
+        if self._average_model is not None:  # its count is read at each step, for which the CPU would wait for the GPU
+            self._average_model.n_averaged = self._average_model.n_averaged.cpu()
 
     @torch.no_grad()
-    def _update(self, averages: list[Tensor], currents: list[Tensor], steps: Tensor) -> None:
+    def _update(self, averages: list[Tensor], currents: list[Tensor], _: Tensor) -> None:
         if averages[0].is_floating_point():
-            done = int(steps)
+            done = self._latest_update_step
             kept = min(self.decay, done / (9 + done))
             # Unlike a weighted sum, exact for frozen weights.
             torch._foreach_lerp_(averages, currents, 1 - kept)

@@ -136,7 +136,7 @@ class VideoClassifier(L.LightningModule):
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # 0: never
         if every and self.trainer.global_step % every == 0:
             loss = outputs["loss"] * self.trainer.accumulate_grad_batches  # Lightning has divided it by that
-            self.log("train/loss_step", loss, on_step=True, on_epoch=False, prog_bar=True)
+            self.log("train/loss_step", loss, on_step=True, on_epoch=False)
 
     def train_averages(self) -> dict[str, Tensor]:
         """Means over the epoch's clips so far, of all ranks, with dropout and augmentation, as Keras reports them."""
