@@ -15,7 +15,7 @@ from helpers.runs import change_manifest, refused
 from helpers.sweeps import read_json
 
 from vidcls.errors import UserError
-from vidcls.sweeps.fold_results import average, comparisons, read_cross_validation, results_table
+from vidcls.sweeps.fold_results import average, calibrated, comparisons, read_cross_validation, results_table
 
 
 @pytest.mark.parametrize("fault", ["no metrics", "other videos", "trained on the fold", "no predictions"])
@@ -43,6 +43,7 @@ def test_the_report_shows_several_side_by_side(validated: Path, tmp_path: Path) 
     assert "average" not in result.stdout
     averaged = call("report.py", f"sweep=[{validated},{validated}]", "average=true")
     assert "average - A: accuracy +0.000 [+0.000, +0.000]" in averaged.stdout
+    assert "average, calibrated - A: accuracy" in averaged.stdout
     refused(call("report.py", f"sweep={validated}", "average=true"), "average")
     refused(call("report.py", f"sweep=[{validated},{tmp_path}]"), "no-sweep")
     shutil.copy(validated / "sweep.json", tmp_path)
@@ -60,6 +61,18 @@ def test_the_average_is_of_the_probabilities_of_each_video(validated: Path) -> N
     expected = (before[found.classes] + after[found.classes]) / 2
     pd.testing.assert_frame_equal(averaged.loc[before.index][found.classes], expected)
     assert list(averaged.loc[before.index]["predicted"]) == list(expected.idxmax(axis=1))
+
+
+def test_a_fold_is_calibrated_by_the_others_of_its_repeat(validated: Path) -> None:
+    found = read_cross_validation(validated)
+    one, classes = calibrated(found).table, found.classes
+    assert (one[classes].idxmax(axis=1) == found.table["predicted"].to_numpy()).all()
+    held_out = (found.table["repeat"] == 0) & (found.table["fold"] == 0)
+    flipped = found.table["label"].where(~held_out, classes[0])
+    two = calibrated(replace(found, table=found.table.assign(label=flipped))).table
+    others = (found.table["repeat"] == 0) & ~held_out
+    pd.testing.assert_frame_equal(one[~others], two[~others].assign(label=one["label"]))  # not by its own labels
+    assert not np.allclose(one[others][classes], two[others][classes])
 
 
 @pytest.mark.parametrize("column", ["label", "fold"])

@@ -17,6 +17,7 @@ from vidcls.data.splits import group_numbers
 from vidcls.data.store import FrameStore
 from vidcls.errors import UserError
 from vidcls.files import csv_bytes, write_atomically, write_json
+from vidcls.metrics.calibration import calibrate, fit_temperature
 from vidcls.metrics.out_of_fold import OutOfFold, compare_out_of_fold, summarise_out_of_fold
 from vidcls.sweeps.fold_plan import RECORD, RESERVED, Plan, check_files, folds_path, job_folder
 from vidcls.sweeps.jobs import read_json
@@ -168,6 +169,21 @@ def average(results: Sequence[CrossValidation]) -> CrossValidation:
     return replace(first, table=table)
 
 
+def calibrated(found: CrossValidation) -> CrossValidation:
+    """The same predictions, those of each fold calibrated by the temperature that suits the others of its repeat best.
+
+    It estimates what the temperature of a policy.json does for networks of these options.
+    """
+    table, classes = found.table.reset_index(drop=True), found.classes
+    for _, runs in table.groupby(["repeat", "seed"]):
+        for _, held_out in runs.groupby("fold"):
+            others = runs.drop(held_out.index)
+            labels = others["label"].map(classes.index).to_numpy()
+            temperature = fit_temperature(others[classes].to_numpy(np.float64), labels)
+            table.loc[held_out.index, classes] = calibrate(held_out[classes].to_numpy(np.float64), temperature)
+    return replace(found, table=table)
+
+
 def results_table(results: Mapping[str, CrossValidation]) -> pd.DataFrame:
     """A row per metric, a column per cross-validation, by its title: mean [interval] and spread."""
     columns = {}
@@ -222,7 +238,7 @@ def comparisons(results: Mapping[str, CrossValidation]) -> list[str]:
     lines = []
     (first_title, first), *others = results.items()
     for title, found in others:
-        name = f"{title.partition(' ')[0]} - {first_title.partition(' ')[0]}"
+        name = f"{title.partition(' (')[0]} - {first_title.partition(' (')[0]}"
         try:
             if found.classes != first.classes or list(found.videos["sha256"]) != list(first.videos["sha256"]):
                 raise ValueError
@@ -247,7 +263,7 @@ def results_text(found: CrossValidation) -> str:
 
 
 def print_results(results: Sequence[CrossValidation], console: Console, averaged: bool = False) -> None:
-    """Prints the table with notes, and compares the others, and the `average` if asked for, with the first."""
+    """Prints the table with notes, and compares the others, and their `average` if asked for, with the first."""
     titled = {found.plan.protocol: found for found in results}
     lines = [describe(found) for found in results]
     if len(results) > 1:
@@ -255,6 +271,7 @@ def print_results(results: Sequence[CrossValidation], console: Console, averaged
         lines = [f"{title}: {found.folder}: {describe(found)}" for title, found in titled.items()]
     if averaged:
         titled["average"] = average(results)
+        titled["average, calibrated"] = calibrated(titled["average"])
     lines += ["", results_table(titled).to_string(index=False), ""]
     lines += dict.fromkeys(line for found in results for line in notes(found))
     lines += comparisons(titled)
