@@ -56,6 +56,15 @@ def test_a_file_is_fetched_and_removed_after_use(s3: S3, tmp_path: Path) -> None
     assert s3.gets == ["a b/ü.MP4"]
 
 
+def test_a_large_file_comes_in_one_stream(s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts of it that come at the same time would be held in memory."""
+    monkeypatch.setattr(fsspec.get_filesystem_class("s3"), "default_block_size", 1000)
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    fetched = fetch(s3.put("a.mp4", CONTENT), tmp_path, QUICK)
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    assert fetched.path.read_bytes() == CONTENT and s3.gets == ["a.mp4"]
+
+
 @pytest.mark.parametrize("fault", ["500", "truncated", "corrupt"])
 def test_what_passes_is_tried_again(s3: S3, tmp_path: Path, fault: str) -> None:
     url = s3.put("a.mp4", CONTENT)

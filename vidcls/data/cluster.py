@@ -168,6 +168,9 @@ class Driver(ABC):
         coroutines = [self._wait(console), self._serve_suspects(), *serving]
         tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)  # or asyncio prints the traceback of a second failure
         for task in done:
             task.result()
 

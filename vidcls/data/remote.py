@@ -193,6 +193,7 @@ def open_filesystem(url: str) -> tuple[Any, str]:
     protocols = (kind.protocol,) if isinstance(kind.protocol, str) else kind.protocol
     configured = ChainMap(*(fsspec.config.conf.get(name, {}) for name in protocols))
     if s3 := scheme in _S3:  # `fetch` retries, for all file systems alike
+        options["max_concurrency"] = 1  # else s3fs holds up to ten parts of 50 MB of each large file in memory
         options["config_kwargs"] = {"retries": {"total_max_attempts": 1}} | configured.get("config_kwargs", {})
     elif scheme in _WEB:
         from aiohttp import ClientTimeout
