@@ -8,10 +8,21 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from vidcls.data.options import DecodeLimits, EngineOptions
 from vidcls.errors import UserError
 
 cluster = pytest.importorskip("vidcls.data.cluster")
 pytestmark = pytest.mark.usefixtures("cluster")
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "auto"])
+def test_a_cluster_that_does_not_answer_is_one_error(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At once: Ray itself tries for a quarter of an hour."""
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    with pytest.raises(UserError) as error:
+        cluster.start_ray(EngineOptions("ray", address), DecodeLimits())
+    assert error.value.code == "engine.address"
 
 
 def test_two_readers_that_fail_at_once_are_one_error(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -10,6 +10,7 @@ import math
 import os
 import platform
 import shutil
+import socket
 import sys
 import tempfile
 from abc import ABC, abstractmethod
@@ -48,6 +49,7 @@ def start_ray(engine: EngineOptions, limits: DecodeLimits) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if ray.is_initialized():
         return
+    _check_address(engine.address)
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
     if engine.address is None:
         options |= {"num_cpus": limits.workers or os.cpu_count() or 1, "include_dashboard": False}
@@ -61,6 +63,20 @@ def start_ray(engine: EngineOptions, limits: DecodeLimits) -> None:
                 expected, remedy = "a Ray cluster", "Check engine.address, and the memory, disk and logs of Ray."
                 got = f"{engine.address or 'none that starts here'} ({error})"
                 raise UserError(expected, got, remedy, "engine.address") from error
+
+
+def _check_address(address: str | None) -> None:
+    """Raises `UserError` where nothing answers at an address: Ray would try for a quarter of an hour."""
+    if address == "auto":
+        address = os.environ.get("RAY_ADDRESS")
+    host, _, port = (address or "").rpartition(":")
+    if not host or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        remedy = "Check engine.address, RAY_ADDRESS, and whether the head of the cluster runs."
+        raise UserError("a Ray cluster", f"{address}: {error}", remedy, "engine.address") from None
 
 
 def num_machines() -> int:
