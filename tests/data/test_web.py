@@ -68,6 +68,19 @@ def test_the_time_for_a_file_is_that_of_the_options() -> None:
     assert system.client_kwargs["timeout"].total is None  # aiohttp's default are five minutes
 
 
+def test_a_server_that_falls_silent_is_given_up(web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UnfetchableError) as error:
+        fetch(f"{web.url}/stall/a.mp4", tmp_path, FetchLimits(attempts=1, timeout_seconds=0.5))
+    assert "timed out after 0.5 s" in str(error.value)
+    monkeypatch.setattr(remote, "SILENT_SECONDS", 0.5)
+    with pytest.raises(UnfetchableError) as error:
+        fetch(f"{web.url}/stall/b.mp4", tmp_path, FetchLimits(attempts=1))
+    assert "timed out after" not in str(error.value)
+    with pytest.raises(UserError) as refused:
+        list(walk_folder(f"{web.url}/stall/", Counter()))
+    assert refused.value.code == "unreadable-source" and "imeout" in str(refused.value)
+
+
 def test_proxies_come_from_the_environment(web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", web.url)
     fetch("http://host.invalid/plain/a.mp4", tmp_path, QUICK)

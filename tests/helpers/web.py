@@ -38,10 +38,12 @@ class Web:
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
+        self._stopped = threading.Event()
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     def stop(self) -> None:
+        self._stopped.set()
         self._server.shutdown()
         self._server.server_close()
 
@@ -60,7 +62,7 @@ class Web:
             status, body, headers = 429, b"", {"Retry-After": "2"}
         elif fault == "loop":
             status, body, headers = 302, b"", {"Location": request.path}
-        length = len(body)
+        length = len(body) + (fault == "stall")
         if fault == "nosize" and head:
             length = 0
         elif fault == "cut":
@@ -70,6 +72,8 @@ class Web:
             request.send_header(name, value)
         request.end_headers()
         request.wfile.write(b"" if head else body)
+        if fault == "stall" and not head:
+            self._stopped.wait()
 
 
 @contextmanager

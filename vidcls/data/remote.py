@@ -30,6 +30,7 @@ from vidcls.errors import FULL_DISK, UserError
 
 Result = TypeVar("Result")
 
+SILENT_SECONDS = 60.0  # of a web server, after which it is given up
 BACKOFF_SECONDS = 1.0  # before the second attempt; doubled for each further one
 # The keys under which file systems report a version or time of a file.
 _VERSIONS = ("ETag", "etag", "md5Hash", "blob_id", "Last-Modified", "LastModified", "mtime", "created")
@@ -198,8 +199,8 @@ def open_filesystem(url: str) -> tuple[Any, str]:
     elif scheme in _WEB:
         from aiohttp import ClientTimeout
 
-        # `FetchLimits` bound the time, not aiohttp's five minutes; proxies come from the environment, as for S3.
-        client = {"timeout": ClientTimeout(sock_connect=30), "trust_env": True}
+        # `FetchLimits` bound the time, not aiohttp's five minutes in all; proxies come from the environment, as for S3.
+        client = {"timeout": ClientTimeout(sock_connect=30, sock_read=SILENT_SECONDS), "trust_env": True}
         options["client_kwargs"] = client | configured.get("client_kwargs", {})
     # Not `fsspec.url_to_fs`: it takes what follows :: in a name for another URL.
     system, path = kind(**kind._get_kwargs_from_urls(url) | options), kind._strip_protocol(url)
@@ -254,7 +255,7 @@ def with_retries(call: Callable[[], Result], attempts: int = 4) -> Result:
 def describe(error: BaseException, limits: FetchLimits) -> str:
     """An error in one line without credentials."""
     cause = _cause(error)
-    if isinstance(cause, TimeoutError):
+    if isinstance(cause, TimeoutError) and not str(cause):
         return f"timed out after {limits.timeout_seconds:g} s (data.fetch.timeout_seconds)"
     if (status := getattr(cause, "status", None)) is not None:
         return f"{status or type(cause).__name__} {getattr(cause, 'message', '')}".strip()
