@@ -43,6 +43,7 @@ SLOW_FIXTURES = {"chromium", "cluster", "demo_folder"}
 SLOW_FOLDERS = {"decoding", "models", "plots", "sweeps"}
 SLOW_FILES = {
     "cluster.py",
+    "machines.py",
     "ray_engine.py",
     "ray_ingest.py",
     "ray_workers.py",
@@ -66,6 +67,7 @@ SLOW_FILES = {
     "test_own_model.py",
     "test_predict_remote.py",
     "test_ray_engine.py",
+    "test_ray_machines.py",
     "test_recipe.py",
     "test_remote.py",
     "test_resumed_data.py",

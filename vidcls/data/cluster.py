@@ -1,7 +1,9 @@
 """Readers of videos on a Ray cluster. A reader that dies is replaced, and what it had not finished is requeued.
 
 It is requeued in smaller shards, in the end one item at a time for a reader of suspects alone. A video that kills
-that reader `MAX_DEATHS` times is given up. What a reader does is defined by the subclasses for prediction and ingest.
+that reader `MAX_DEATHS` times, on different machines where there are several, is given up. A machine that is lost, or
+that cannot start decoding processes, is no fault of a video. What a reader does is defined by the subclasses for
+prediction and ingest.
 """
 
 import asyncio
@@ -13,22 +15,25 @@ import shutil
 import socket
 import sys
 import tempfile
+import time
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import ActorDiedError, RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from vidcls.data.file_hashes import HashResult, hash_video
+from vidcls.data.decoding.result import DecodeResult, is_doubtful
+from vidcls.data.machines import Head, check_versions, naming_machine, num_machines, package_versions
 from vidcls.data.options import DecodeLimits, EngineOptions, FetchLimits
-from vidcls.errors import UserError
+from vidcls.errors import UserError, one_line
 
 MAX_DEATHS = 2  # of readers that read a video alone, after which it is given up
 FEW = 4  # a shard of at most so many items is requeued one item at a time
@@ -36,6 +41,9 @@ MAX_LOST = 20  # readers in a row without a single result
 SHARD_BYTES = 2**28  # of a shard with more than one video, at most
 READS_AT_ONCE = 2  # shards per reader: while it waits for the last batch of one, it decodes the next
 START_ATTEMPTS = 3
+PAUSE_SECONDS = 0.5  # of a reader that leaves a shard to another machine
+AVOID_SECONDS = 60.0  # for which it does
+LOW_MEMORY = "low on memory"  # of Ray, where it has killed a process
 SUSPECTS = -1  # the number of the reader that reads suspects alone
 QUARANTINED = f"the process that reads it died {MAX_DEATHS} times"
 
@@ -50,19 +58,24 @@ def start_ray(engine: EngineOptions, limits: DecodeLimits) -> None:
     if ray.is_initialized():
         return
     _check_address(engine.address)
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "critical"}
     if engine.address is None:
         options |= {"num_cpus": limits.workers or os.cpu_count() or 1, "include_dashboard": False}
     for attempt in range(START_ATTEMPTS):
         try:
             ray.init(engine.address or "local", **options)
-            return
+            break
         except Exception as error:  # the type that Ray raises if it has not started within 30 s, as on a busy machine
             ray.shutdown()
             if attempt + 1 == START_ATTEMPTS or isinstance(error, ConnectionError | ValueError):
-                expected, remedy = "a Ray cluster", "Check engine.address, and the memory, disk and logs of Ray."
-                got = f"{engine.address or 'none that starts here'} ({error})"
-                raise UserError(expected, got, remedy, "engine.address") from error
+                remedy = "Check engine.address, Ray on this machine (ray status) and its token, memory, disk and logs."
+                got = f"{engine.address or 'none that starts here'} ({one_line(error)})"
+                raise UserError("a Ray cluster", got, remedy, "engine.address") from error
+    here = ray.get_runtime_context().get_node_id()
+    if not any(node["Alive"] for node in ray.nodes() if node["NodeID"] == here):
+        got = "one that this machine has left: the head could not reach it for a while"
+        remedy = "Start Ray here again: ray stop, then ray start --address=HEAD."
+        raise UserError("a Ray cluster that this machine is in", got, remedy, "engine.address")
 
 
 def _check_address(address: str | None) -> None:
@@ -79,10 +92,6 @@ def _check_address(address: str | None) -> None:
         raise UserError("a Ray cluster", f"{address}: {error}", remedy, "engine.address") from None
 
 
-def num_machines() -> int:
-    return sum(bool(node["Alive"]) for node in ray.nodes())
-
-
 def count_readers(limits: DecodeLimits, num_videos: int) -> int:
     """One per CPU of the cluster, but at most ``limits.workers`` and one per video."""
     num_cpus = max(ray.cluster_resources().get("CPU", 1), 1)
@@ -94,13 +103,6 @@ def fetch_share(limits: FetchLimits, num_readers: int) -> FetchLimits:
     per_machine = math.ceil(num_readers / num_machines())
     space = max(limits.max_gigabytes, limits.space_gigabytes / (per_machine * READS_AT_ONCE))
     return replace(limits, workers=max(1, limits.workers // per_machine), space_gigabytes=space)
-
-
-def check_shared(file: Path, hashed: HashResult) -> None:
-    """Raises `UserError` if a file that a reader could not read exists on this machine: the path is not shared."""
-    if not hashed.sha256 and hash_video(file).sha256:
-        expected = "the machines of the cluster to find videos at the same paths as this one"
-        raise UserError(expected, f"{file}: {hashed.error}", "Put them on a shared file system.", "shared-paths")
 
 
 class BaseReader:
@@ -117,8 +119,11 @@ class BaseReader:
         for left in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
             self.remove(left)
 
-    def started(self) -> None:
-        """Returns once this process has started."""
+    @naming_machine()
+    def start(self, versions: Mapping[str, str]) -> tuple[str, str]:
+        """The name of this machine and Ray's of it, once this process has started; see `check_versions`."""
+        check_versions(versions)
+        return platform.node(), ray.get_runtime_context().get_node_id()
 
     def make_folder(self) -> Path:
         return Path(tempfile.mkdtemp(prefix=self._prefix))
@@ -127,11 +132,26 @@ class BaseReader:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+class SickMachineError(Exception):
+    """A reader cannot go on, by no fault of the videos that it reads: another one has to."""
+
+
+@dataclass(eq=False)
+class RunningReader:
+    """A reader, and the machine that it runs on, which is known once it has started."""
+
+    actor: Any
+    machine: str = "of an unknown name"
+    node: str = ""  # Ray's name of the machine
+
+
 @dataclass(eq=False)
 class Shard:
     """The unit of work of a reader; finished items are removed."""
 
     items: list[Any] = field(default_factory=list)
+    avoid: str = ""  # a machine that is to leave it to others, by Ray's name
+    avoid_until: float = 0.0  # as there may be no reader on another one
 
 
 class Driver(ABC):
@@ -153,12 +173,15 @@ class Driver(ABC):
         self._shards: asyncio.Queue[Any] = asyncio.Queue()
         self._suspects: asyncio.Queue[Any] = asyncio.Queue()  # of one item each
         self._num_open, self._finished = 0, asyncio.Event()
+        self._doubted: set[Hashable] = set()
         self._deaths: Counter[Hashable] = Counter()  # of readers, by the item that they read alone
         self._num_readers, self._num_lost = num_readers, 0
-        self._readers: dict[int, Any] = {}  # those that live, by number
+        self._losses: Counter[str] = Counter()  # of readers since the last result, by Ray's name of their machine
+        self._readers: dict[int, RunningReader] = {}  # those that live, by number
+        self._head = Head()
 
     @abstractmethod
-    async def read(self, reader: Any, shard: Any) -> None:
+    async def read(self, reader: RunningReader, shard: Any) -> None:
         """Has a reader read a shard, and removes finished items from it."""
 
     @abstractmethod
@@ -183,10 +206,11 @@ class Driver(ABC):
         serving = [self._serve(number) for number in numbers for _ in range(READS_AT_ONCE)]
         coroutines = [self._wait(console), self._serve_suspects(), *serving]
         tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)  # or asyncio prints the traceback of a second failure
+        with closing(self._head):
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)  # or asyncio prints the traceback of a second failure
         for task in done:
             task.result()
 
@@ -198,47 +222,78 @@ class Driver(ABC):
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._finished.wait(), timeout=0.5)
                 progress.update(task, completed=self.num_done())
+                self._head.check()
 
     def put(self, shard: Any, suspect: bool = False) -> None:
         """Queues a shard, for the reader of suspects if it is ``suspect``."""
         self._num_open += 1
         (self._suspects if suspect else self._shards).put_nowait(shard)
 
-    def progressed(self) -> None:
-        """To be called for each result: readers are alive."""
+    def progressed(self, reader: RunningReader | None = None) -> None:
+        """To be called for each result, with the reader that has found it: readers are alive."""
         self._num_lost = 0
+        if reader:
+            self._losses[reader.node] = 0
 
-    async def _living_reader(self, number: int) -> Any:
+    async def _living_reader(self, number: int) -> RunningReader:
         """The reader with this number, which is started if there is none; several calls may wait for the same one."""
         while True:
             if number not in self._readers:
-                # That of suspects requests no CPU from Ray, as the others may hold them all.
-                num_cpus = int(number != SUSPECTS)
-                options = self._reader.options(num_cpus=num_cpus, max_concurrency=READS_AT_ONCE + 1)
-                prefix = f"vidcls-{self._command}-{number}-"
-                self._readers[number] = options.remote(*self._arguments(number), prefix)
+                self._readers[number] = RunningReader(self._start(number))
             reader = self._readers[number]
             try:
-                await reader.started.remote()
+                reader.machine, reader.node = await reader.actor.start.remote(package_versions())
                 return reader
+            except RayTaskError as error:
+                raise error.cause from None
             except RayError as error:
                 self._lose(number, reader, error)
 
-    def _lose(self, number: int, reader: Any, error: Exception) -> None:
+    def _start(self, number: int) -> Any:
+        options: dict[str, Any] = {"num_cpus": 1}
+        if number == SUSPECTS:  # it requests no CPU from Ray, as the others may hold them all
+            options = {"num_cpus": 0}
+            if self._head.machines:
+                healthiest = min(self._head.machines, key=self._losses.__getitem__)
+                options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(healthiest, soft=True)
+        prefix = f"vidcls-{self._command}-{number}-"
+        actor = self._reader.options(max_concurrency=READS_AT_ONCE + 1, **options)
+        return actor.remote(*self._arguments(number), prefix)
+
+    def _lose(self, number: int, reader: RunningReader, error: Exception) -> None:
         """Forgets a dead reader; several calls may report the same one."""
         if self._readers.get(number) is not reader:
             return
         del self._readers[number]
         self._num_lost += 1
-        if self._num_lost > MAX_LOST:
-            got = f"{MAX_LOST} in a row that died ({str(error).strip().splitlines()[-1].strip()})"
+        self._losses[reader.node] += 1
+        if max(self._num_lost, self._losses[reader.node]) > MAX_LOST:
+            why = one_line(str(error).strip().rpartition("\n")[2])
+            got = f"{MAX_LOST} in a row that died, the last one on machine {reader.machine} ({why})"
             remedy = "See the logs of Ray; vidcls must be installed on its machines, and files lie at the same paths."
             raise UserError("processes that read videos to stay alive", got, remedy, "workers-failed") from error
 
     async def _serve(self, number: int) -> None:
         while True:
-            await self._living_reader(number)  # first: it must be given no shard while it waits for a free CPU
-            await self._read(number, await self._shards.get())
+            reader = await self._living_reader(number)  # first: while it waits for a free CPU it must be given no shard
+            shard = await self._shards.get()
+            if shard.avoid == reader.node and time.monotonic() < shard.avoid_until:
+                self._shards.put_nowait(shard)
+                await asyncio.sleep(PAUSE_SECONDS)
+            else:
+                await self._read(number, shard)
+
+    def doubts(self, reader: RunningReader, key: Hashable, decoded: DecodeResult) -> bool:
+        """Whether a video is to be read again on another machine, once, by `leave_to_others`."""
+        if not is_doubtful(decoded) or key in self._doubted or len(self._head.machines) < 2:
+            return False
+        self._doubted.add(key)
+        return True
+
+    def leave_to_others(self, reader: RunningReader, shard: Any) -> None:
+        """Queues a shard for readers on other machines."""
+        shard.avoid, shard.avoid_until = reader.node, time.monotonic() + AVOID_SECONDS
+        self.put(shard)
 
     async def _serve_suspects(self) -> None:
         while True:
@@ -248,14 +303,23 @@ class Driver(ABC):
         reader = await self._living_reader(number)
         try:
             await self.read(reader, shard)
-        except RayTaskError as error:
-            raise error.cause from None
         except RayError as error:
+            sick = isinstance(error, RayTaskError) and isinstance(error.cause, SickMachineError)
+            if isinstance(error, RayTaskError) and not sick:
+                raise error.cause from None
+            if sick:
+                ray.kill(reader.actor)
             self._lose(number, reader, error)
-            self.requeue(shard, alone=number == SUSPECTS)
+            self.requeue(shard, alone=number == SUSPECTS and not sick and await self._has_crashed(error, reader))
         self._num_open -= 1
         if not self._num_open:
             self._finished.set()
+
+    async def _has_crashed(self, error: RayError, reader: RunningReader) -> bool:
+        """Whether a reader has died on a machine that is alive and has memory left."""
+        if not isinstance(error, ActorDiedError) or LOW_MEMORY in str(error):
+            return False
+        return reader.node in await self._head.ask()
 
     def requeue(self, shard: Any, alone: bool) -> None:
         """Queues what a lost reader has not finished; see the top of this file."""

@@ -2,7 +2,6 @@
 
 import asyncio
 import math
-import os
 import secrets
 from collections.abc import Sequence
 from concurrent.futures import BrokenExecutor
@@ -10,7 +9,6 @@ from contextlib import ExitStack
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import ray
 from rich.console import Console
@@ -19,8 +17,9 @@ from vidcls.data.cluster import (
     QUARANTINED,
     BaseReader,
     Driver,
+    RunningReader,
     Shard,
-    check_shared,
+    SickMachineError,
     count_readers,
     cut,
     fetch_share,
@@ -28,8 +27,10 @@ from vidcls.data.cluster import (
 )
 from vidcls.data.decoding.pool import create_store_pool
 from vidcls.data.decoding.result import USABLE, DecodeResult, undecodable
-from vidcls.data.file_hashes import FileState, HashResult, hash_video
+from vidcls.data.decoding.worker import CHANGED
+from vidcls.data.file_hashes import HashResult, hash_video
 from vidcls.data.ingest_job import IngestJob
+from vidcls.data.machines import naming_machine, not_shared, seen_here
 from vidcls.data.options import DecodeLimits, EngineOptions, FetchLimits
 from vidcls.data.store import FrameStore
 from vidcls.data.urls import is_url
@@ -52,8 +53,8 @@ def decode_on_ray(job: IngestJob, limits: DecodeLimits, engine: EngineOptions) -
         asyncio.run(_Driver(job, store, proof, limits).run(Console()))
     finally:
         proof.unlink()
-        if started:
-            ray.shutdown()  # what comes next may want the memory
+    if started:  # not after an error: it would wait for a head that is lost
+        ray.shutdown()  # what comes next may want the memory
 
 
 class StoreReader(BaseReader):
@@ -68,8 +69,9 @@ class StoreReader(BaseReader):
         self._stack = ExitStack()
         self._pool = self._stack.enter_context(create_store_pool(self._limits, 1, store))
 
+    @naming_machine()
     def decode(self, locations: list[str], hashes: Sequence[HashResult | None]) -> IngestJob:
-        """Decodes these videos, unless the store has them.
+        """Decodes these videos, unless the store has them; a file that has another content here loses its hash.
 
         Raises:
             UserError: the store is not shared with the driver, or cannot be written.
@@ -84,19 +86,24 @@ class StoreReader(BaseReader):
         folder = self.make_folder()
         try:
             job.decode(self._limits, folder / "fetched", self._pool)
-        except (BrokenExecutor, RuntimeError):  # no decoding process can be started here: let another reader try
-            os._exit(1)
+        except (BrokenExecutor, RuntimeError) as error:
+            raise SickMachineError(f"no decoding process can be started: {error}") from None
         finally:
             self.remove(folder)
+        for index, hashed in enumerate(job.hashes):
+            result = job.results.get(hashed.sha256) if hashed else None
+            if hashed and result and result.status != "ok" and not is_url(locations[index]):
+                here = hash_video(Path(locations[index]))  # perhaps it cannot be read any more
+                job.hashes[index] = hashed if here.sha256 == hashed.sha256 else HashResult("", here.error)
         return job
 
 
 def _seen_here(location: str, hashed: HashResult | None) -> HashResult | None:
-    """A hash with the file's state on this machine, or why the file cannot be read here."""
-    if hashed is None or is_url(location) or FileState.of(Path(location)) == hashed.state:
+    """A hash with the file's state on this machine, or why it is not that of the file here."""
+    if hashed is None or is_url(location):
         return hashed
-    here = hash_video(Path(location))
-    return here if here.sha256 in ("", hashed.sha256) else hashed  # decoding says that it has changed
+    here = seen_here(Path(location), hashed)
+    return here if here.sha256 == hashed.sha256 else HashResult("", here.error)
 
 
 class _Driver(Driver):  # its items are indices of videos in ``job``
@@ -122,22 +129,33 @@ class _Driver(Driver):  # its items are indices of videos in ``job``
     def num_done(self) -> int:
         return self._num_done
 
-    async def read(self, reader: Any, shard: Shard) -> None:
+    async def read(self, reader: RunningReader, shard: Shard) -> None:
         job, indices = self._job, list(shard.items)
+        again = Shard()
         if indices:
-            done = await reader.decode.remote([job.locations[at] for at in indices], [job.hashes[at] for at in indices])
+            arguments = [job.locations[index] for index in indices], [job.hashes[index] for index in indices]
+            done: IngestJob = await reader.actor.decode.remote(*arguments)
+            doubted = {sha256 for sha256, result in done.results.items() if self.doubts(reader, sha256, result)}
             for number, index in enumerate(indices):
-                self._take(index, done.hashes[number], done.failures.get(number))
+                hashed, failure = done.hashes[number], done.failures.get(number)
+                if (hashed and hashed.sha256 in doubted) or (failure and self.doubts(reader, index, failure)):
+                    again.items.append(index)
+                else:
+                    self._take(index, hashed, failure, reader)
             for sha256, result in done.results.items():
+                if sha256 in doubted:
+                    continue
                 if result.status in USABLE:  # though another file with this content was damaged meanwhile
                     job.results[sha256] = result
                 job.results.setdefault(sha256, result)
             job.decoded |= done.decoded  # two readers may have fetched the same content
-            self.progressed()
+            self.progressed(reader)
         shard.items = []
-        self._num_done += len(indices)
+        self._num_done += len(indices) - len(again.items)
+        if again.items:
+            self.leave_to_others(reader, again)
 
-    def _take(self, index: int, hashed: HashResult | None, failure: DecodeResult | None) -> None:
+    def _take(self, index: int, hashed: HashResult | None, failure: DecodeResult | None, reader: RunningReader) -> None:
         location, known = self._job.locations[index], self._job.hashes[index]
         if failure:
             self._job.failures[index] = failure
@@ -145,8 +163,9 @@ class _Driver(Driver):  # its items are indices of videos in ``job``
             self._job.hashes[index] = hashed
             self._job.remember(index)
         elif hashed and known and not hashed.sha256:
-            check_shared(Path(location), hashed)
-            self._job.results.setdefault(known.sha256, undecodable(hashed.error))
+            if hash_video(Path(location)).sha256 == known.sha256:
+                raise not_shared(Path(location), hashed, reader.machine)
+            self._job.results.setdefault(known.sha256, undecodable(CHANGED))
 
     def give_up(self, item: int) -> None:
         hashed = self._job.hashes[item]

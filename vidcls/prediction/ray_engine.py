@@ -7,6 +7,7 @@ replaced by `vidcls.data.cluster`; networks are restarted by Ray, which repeats 
 
 import asyncio
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -21,20 +22,21 @@ from rich.console import Console
 from vidcls.data.cluster import (
     QUARANTINED,
     Driver,
+    RunningReader,
     Shard,
-    check_shared,
     count_readers,
     cut,
     fetch_share,
-    num_machines,
 )
-from vidcls.data.decoding.result import unfetchable
-from vidcls.data.file_hashes import FileState, HashCache, HashResult
+from vidcls.data.decoding.result import undecodable, unfetchable
+from vidcls.data.decoding.worker import CHANGED
+from vidcls.data.file_hashes import FileState, HashCache, HashResult, hash_video
+from vidcls.data.machines import not_shared, num_machines
 from vidcls.data.options import DecodeLimits, EngineOptions, FetchLimits
 from vidcls.data.remote import UnfetchableError
 from vidcls.data.urls import is_url
 from vidcls.moderation.policy import Policy
-from vidcls.prediction.catalogue import LONG_WINDOWS, Catalogue, Content
+from vidcls.prediction.catalogue import LONG_WINDOWS, MAX_READS, Catalogue, Content
 from vidcls.prediction.coarse_search import CoarseSearch
 from vidcls.prediction.journal import Journal
 from vidcls.prediction.options import PredictOptions
@@ -119,6 +121,9 @@ class _Driver(Driver):
     ) -> None:
         super().__init__(arguments, num_readers, len(catalogue.videos), folder)
         self._catalogue, self._cache = catalogue, cache
+        # What this machine found where a reader found another content, and how often one did, by file.
+        self._differing: dict[Path, FileState | None] = {}
+        self._changes: Counter[Path] = Counter()
         per_reader = math.ceil(len(catalogue.videos) / (4 * num_readers))  # so that all end at about the same time
         self._most = min(max(per_reader, batch_size), SHARD_BATCHES * batch_size)
 
@@ -142,42 +147,77 @@ class _Driver(Driver):
         for shard in cut(contents, self._most):
             self.put(_Shard(shard))
 
-    async def read(self, reader: Any, shard: _Shard) -> None:
+    async def read(self, reader: RunningReader, shard: _Shard) -> None:
         if shard.paths:
             locations = [self._catalogue.videos[path] for path in shard.paths]
-            found, shard.fetched = await reader.obtain.remote(locations)
-            self._assign(shard, dict(zip(shard.paths, found, strict=True)))
+            found, shard.fetched = await reader.actor.obtain.remote(locations)
+            await self._assign(shard, dict(zip(shard.paths, found, strict=True)), reader)
         contents: list[Content] = list(shard.items)
         if contents:
-            async for reference in reader.read.remote(contents, shard.max_windows):
+            async for reference in reader.actor.read.remote(contents, shard.max_windows):
                 index, result = await reference
-                shard.items.remove(contents[index])
-                if result == LONG:
-                    self.put(self.make_shard(shard, [contents[index]], few=True))
+                content = contents[index]
+                shard.items.remove(content)
+                if isinstance(result, HashResult):
+                    if not shard.fetched or not content.file.is_relative_to(shard.fetched):
+                        await self._compare(content.file, result, reader)
+                    self._plan(self._catalogue.finish(content, None))
+                elif result == LONG:
+                    self.put(self.make_shard(shard, [content], few=True))
+                elif self.doubts(reader, content.sha256, result[0]):
+                    self.leave_to_others(reader, self.make_shard(shard, [content], few=False))
                 else:
-                    self._plan(self._catalogue.finish(contents[index], result))
-                self.progressed()
+                    self._plan(self._catalogue.finish(content, result[1]))
+                self.progressed(reader)
         assert not shard.items
         if shard.fetched:
-            await reader.remove.remote(shard.fetched)
+            await reader.actor.remove.remote(shard.fetched)
 
-    def _assign(self, shard: _Shard, found: Mapping[str, Found]) -> None:
+    async def _assign(self, shard: _Shard, found: Mapping[str, Found], reader: RunningReader) -> None:
         hashes, files = dict[str, HashResult](), dict[str, Path]()
+        again, elsewhere = list[str](), list[str]()
         for path, one in found.items():
+            location = self._catalogue.videos[path]
             if isinstance(one, UnfetchableError):
-                self._catalogue.lose(path, unfetchable(str(one)))
-            elif one is not None:
-                file, hashed = one
-                files[path], hashes[path] = file, hashed
-                location = self._catalogue.videos[path]
-                if not is_url(location):
-                    check_shared(Path(location), hashed)
-                    if hashed.state:
-                        self._cache.put(file, hashed.state, hashed.sha256)
+                if self.doubts(reader, path, unfetchable(str(one))):
+                    elsewhere.append(path)
+                else:
+                    self._catalogue.lose(path, unfetchable(str(one)))
+            elif one is None:
+                again.append(path)
+            elif is_url(location):
+                files[path], hashes[path] = one
+            elif same := await self._compare(Path(location), one[1], reader):
+                hashes[path] = same
+                if same.state:
+                    self._cache.put(Path(location), same.state, same.sha256)
+            elif self._changes[Path(location)] < MAX_READS:
+                again.append(path)
+            else:
+                self._catalogue.lose(path, undecodable(CHANGED))
         shard.paths = []
         shard.items += self._catalogue.assign(hashes, files)
-        if waiting := [path for path, one in found.items() if one is None]:
-            self.put(_Shard(paths=waiting, max_windows=shard.max_windows))
+        if again:
+            self.put(_Shard(paths=again, max_windows=shard.max_windows))
+        if elsewhere:
+            self.leave_to_others(reader, _Shard(paths=elsewhere, max_windows=shard.max_windows))
+
+    async def _compare(self, file: Path, hashed: HashResult, reader: RunningReader) -> HashResult | None:
+        """What this machine finds in a local file, if a reader has found the same; None if the file may be changing.
+
+        Raises:
+            UserError: it has not changed here, and a reader has found something else twice, or cannot read it.
+        """
+        if hashed.state and FileState.of(file) == hashed.state:
+            return hashed
+        here = await asyncio.to_thread(hash_video, file)
+        if here.sha256 in ("", hashed.sha256):
+            return here
+        if not hashed.sha256 or (here.state and self._differing.get(file) == here.state):
+            raise not_shared(file, hashed, reader.machine)
+        self._differing[file] = here.state
+        self._changes[file] += 1
+        return None
 
     def requeue(self, shard: _Shard, alone: bool) -> None:
         if shard.paths:

@@ -4,10 +4,10 @@ Both are stateless, so that they can be restarted anywhere. Imports no torch.
 """
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor
 from contextlib import ExitStack, closing, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,17 @@ import ray
 from jaxtyping import Float, UInt8
 from ray.exceptions import RayActorError, RayTaskError
 
-from vidcls.data.cluster import BaseReader
+from vidcls.data.cluster import (
+    BaseReader,
+    SickMachineError,
+)
 from vidcls.data.decoding.plan import Spans, WindowPlan
 from vidcls.data.decoding.pool import create_pool, read_windows
 from vidcls.data.decoding.receiver import DEFERRED
+from vidcls.data.decoding.result import DecodeResult
 from vidcls.data.decoding.worker import Source
-from vidcls.data.file_hashes import HashResult, hash_video
+from vidcls.data.file_hashes import FileState, HashResult, hash_video
+from vidcls.data.machines import check_versions, naming_machine, package_versions, seen_here
 from vidcls.data.options import DecodeLimits, FetchLimits
 from vidcls.data.parallel_fetch import CancelledError, FetchSpace, map_unordered
 from vidcls.data.remote import FetchedFile, UnfetchableError, try_fetch
@@ -37,6 +42,7 @@ LONG = "long"
 IN_FLIGHT = 1  # batches of a reader that a network classifies while the reader decodes the next
 # The local file or copy of a video; why there is none; or None if its shard has no disk space left for it.
 Found = tuple[Path, HashResult] | UnfetchableError | None
+Described = tuple[DecodeResult, Result]
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,7 @@ class ReaderConfig:
     search: CoarseSearch
     make_predictor: list[Any]  # a reference to a pickled function
     threads: int  # of a network that runs on CPUs
+    versions: Mapping[str, str] = field(default_factory=package_versions)  # of the machine of the command
 
 
 class Network:
@@ -61,7 +68,9 @@ class Network:
     def __init__(self) -> None:
         self._predictor: Any = None  # a `Predictor`, which imports torch
 
+    @naming_machine()
     def load(self, config: ReaderConfig) -> None:
+        check_versions(config.versions)
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as predict.py does, before torch is loaded
         import torch
 
@@ -86,6 +95,7 @@ class Reader(BaseReader):
         self._stack = ExitStack()
         self._pool = self._stack.enter_context(create_pool(self._config.limits, 1))
 
+    @naming_machine()
     def obtain(self, locations: Sequence[str]) -> tuple[list[Found], Path | None]:
         """Fetches or hashes each video; also returns the folder of fetched ones, to be given to `remove`."""
         limits = self._config.fetch_limits
@@ -104,37 +114,61 @@ class Reader(BaseReader):
         found = dict(filter(None, map_unordered(get, range(len(locations)), limits.workers)))
         return [found[index] for index in range(len(locations))], folder
 
-    def read(self, contents: Sequence[Content], max_windows: float | int) -> Iterator[tuple[int, Result | str | None]]:
+    def read(
+        self, contents: Sequence[Content], max_windows: float | int
+    ) -> Iterator[tuple[int, Described | HashResult | str]]:
         """Yields the index in ``contents`` and the result of each, as they are finished.
 
-        The result is None if the file has changed, and `LONG` if it has more than ``max_windows``.
+        The result is `LONG` if it has more than ``max_windows``, and what this machine finds in the file if that is
+        another content or changes.
         """
-        config, first = self._config, dict[int, VideoFound]()
-        again: dict[int, Spans] = {}  # by index, of what needs a second pass
-
-        def describe(index: int, found: VideoFound) -> Result | str | None:
-            if found[0] is DEFERRED:
-                return LONG
-            both = config.search.join(first[index], found) if index in first else found
-            return None if contents[index].changed else config.describe(*both)
-
         try:
-            for index, found in self._classified([Source(c.file, c.state) for c in contents], max_windows):
-                if spans := config.search.spans(found):
-                    first[index], again[index] = found, spans
-                else:
-                    yield index, describe(index, found)
-            sources = [Source(contents[index].file, contents[index].state, spans) for index, spans in again.items()]
-            for number, found in self._classified(sources, max_windows):
-                index = list(again)[number]
-                yield index, describe(index, found)
+            with naming_machine():
+                yield from self._read(contents, max_windows)
         except RayTaskError as error:
             raise error.cause from None
         except RayActorError as error:
             expected, remedy = "networks that stay alive", "See the logs of Ray; finished videos are kept."
             raise UserError(expected, f"one that died repeatedly ({error})", remedy, "network-lost") from None
-        except (BrokenExecutor, RuntimeError):  # no decoding process can be started here: let another reader try
-            os._exit(1)
+        except (BrokenExecutor, RuntimeError) as error:
+            raise SickMachineError(f"no decoding process can be started: {error}") from None
+
+    def _read(
+        self, contents: Sequence[Content], max_windows: float | int
+    ) -> Iterator[tuple[int, Described | HashResult | str]]:
+        config, first = self._config, dict[int, VideoFound]()
+        again: dict[int, Spans] = {}  # by index, of what needs a second pass
+        hashes = [seen_here(one.file, HashResult(one.sha256, "", one.state)) for one in contents]
+        sources = [Source(one.file, hashed.state) for one, hashed in zip(contents, hashes, strict=True)]
+        pending = []
+        for index, one in enumerate(contents):
+            if hashes[index].sha256 == one.sha256:
+                pending.append(index)
+            else:
+                yield index, hashes[index]
+
+        def describe(index: int, found: VideoFound) -> Described | HashResult | str:
+            if found[0] is DEFERRED:
+                return LONG
+            both = config.search.join(first[index], found) if index in first else found
+            file, decoded = sources[index].file, both[0]
+            if decoded.status != "ok" or FileState.of(file) != sources[index].state:  # or it cannot be read any more
+                here = hash_video(file)
+                if here.sha256 != contents[index].sha256 or here.state != sources[index].state:
+                    return here
+            return decoded, config.describe(*both)
+
+        for number, found in self._classified([sources[index] for index in pending], max_windows):
+            index = pending[number]
+            if spans := config.search.spans(found):
+                first[index], again[index] = found, spans
+            else:
+                yield index, describe(index, found)
+        for number, found in self._classified(
+            [sources[index]._replace(spans=again[index]) for index in again], max_windows
+        ):
+            index = list(again)[number]
+            yield index, describe(index, found)
 
     def _classified(self, sources: Sequence[Source], max_windows: float | int) -> Iterator[tuple[int, VideoFound]]:
         config = self._config

@@ -43,6 +43,11 @@ def unfetchable(reason: str) -> DecodeResult:
     return DecodeResult("unfetchable", reason, decoder="", seconds=0.0, coverage=0.0)
 
 
+def is_doubtful(result: DecodeResult) -> bool:
+    """Whether another machine may have another result: fetching failed, or decoding was too slow or was killed."""
+    return result.status == "unfetchable" or any(text in result.reason for text in ("SIGKILL", "timed out after"))
+
+
 class UndecodableError(Exception):
     """No decoder returned a single intact frame; the message holds the reason of each."""
 

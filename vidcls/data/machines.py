@@ -1,0 +1,133 @@
+"""What machines of a Ray cluster must have in common, how errors name them, and whether the head answers."""
+
+import asyncio
+import atexit
+import hashlib
+import os
+import platform
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+
+import ray
+from ray.exceptions import RayError
+
+from vidcls.data.decoding.result import decoder_versions
+from vidcls.data.file_hashes import FileState, HashResult, hash_video
+from vidcls.errors import UserError, find_user_error
+
+ASK_SECONDS = 1.0  # between two questions to the head of the cluster
+SILENT_SECONDS = 40.0  # of the head, after which it is lost; after 60 s Ray ends the process, without a word
+
+
+def num_machines() -> int:
+    return sum(bool(node["Alive"]) for node in ray.nodes())
+
+
+@cache
+def package_versions() -> dict[str, str]:
+    """What frames and probabilities depend on; of builds of the same version, as ``+cpu`` and ``+cu130``, one."""
+    found = {"vidcls": source_digest(), **decoder_versions()}
+    for name in ("numpy", "torch", "torchvision", "timm"):
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name).partition("+")[0]
+    return found
+
+
+def source_digest() -> str:
+    """The SHA-256 of this package's own files."""
+    root, digest = Path(__file__).parents[1], hashlib.sha256()
+    for file in sorted(root.rglob("*.py")):
+        digest.update(f"{file.relative_to(root)} ".encode() + hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()[:12]
+
+
+def check_versions(wanted: Mapping[str, str]) -> None:
+    """Raises `UserError` if this machine has other packages than the one with these `package_versions`."""
+    found = package_versions()
+    if others := [name for name in wanted if found.get(name) != wanted[name]]:
+        expected = "the machines of the cluster to have the packages of this one, as results depend on them"
+        remedy = "Install the same versions (of vidcls: the same files), and start Ray there again."
+        got = ", ".join(f"{name} {found.get(name, 'not installed')} instead of {wanted[name]}" for name in others)
+        raise UserError(expected, got, remedy, "cluster-packages")
+
+
+def not_shared(file: Path, hashed: HashResult, machine: str) -> UserError:
+    """The error of a machine that does not find in a file what this one does."""
+    expected = "the machines of the cluster to find the same videos as this one at the same paths"
+    got = f"{file} on machine {machine}: {hashed.error or 'another content'}"
+    remedy = "Put them on a shared file system; if it is one, which may show old files for a while, repeat the command."
+    return UserError(expected, got, remedy, "shared-paths")
+
+
+@contextmanager
+def naming_machine() -> Iterator[None]:
+    """Names this machine in errors that its user can fix, also those of its disk."""
+    try:
+        yield
+    except RayError:
+        raise
+    except Exception as error:
+        if (known := find_user_error(error)) is None:
+            raise
+        expected, got, remedy, code = known.args
+        raise UserError(expected, f"on machine {platform.node()}: {got}", remedy, code) from None
+
+
+def seen_here(file: Path, hashed: HashResult) -> HashResult:
+    """A hash from another machine with the file's state on this one, or what this one finds if the content differs."""
+    if FileState.of(file) == hashed.state:
+        return hashed
+    here = hash_video(file)
+    return replace(hashed, state=here.state) if here.sha256 == hashed.sha256 else here
+
+
+class Head:
+    """The head of the cluster, which is asked for its machines again and again, in a thread: it may never answer."""
+
+    def __init__(self) -> None:
+        self._ended = threading.Event()
+        self._ask()
+        threading.Thread(target=self._ask_again, daemon=True).start()
+
+    def _ask_again(self) -> None:
+        while not self._ended.wait(ASK_SECONDS):
+            with suppress(Exception):  # the type that Ray raises
+                self._ask()
+
+    def _ask(self) -> None:
+        nodes = ray.nodes()
+        # Those that may have readers, by Ray's names.
+        self.machines = [one["NodeID"] for one in nodes if one["Alive"] and one["Resources"].get("CPU")]
+        self._answered = time.monotonic()
+
+    async def ask(self) -> list[str]:
+        """``machines`` of now."""
+        asked = time.monotonic()
+        while self._answered < asked:
+            await asyncio.sleep(ASK_SECONDS / 10)
+        return self.machines
+
+    def check(self) -> None:
+        """Raises `UserError` if it has not answered for `SILENT_SECONDS`."""
+        if (silent := time.monotonic() - self._answered) > SILENT_SECONDS:
+            atexit.register(_exit_at_once)
+            remedy = "Check it, and the network; then repeat the command: what is done is kept."
+            got = f"no answer for {silent:.0f} s"
+            raise UserError("the head of the Ray cluster to answer", got, remedy, "cluster-lost")
+
+    def close(self) -> None:
+        self._ended.set()
+
+
+def _exit_at_once() -> None:
+    """Ends this process without what Ray does at its end, which waits for the head."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(2)
