@@ -27,6 +27,11 @@ def test_a_file_that_is_missing_is_a_bug() -> None:
     assert find_user_error(FileNotFoundError(errno.ENOENT, "No such file", "file.bin")) is None
 
 
+def test_a_name_in_an_error_does_not_move_the_cursor() -> None:
+    text = str(UserError("a video", "red \x1b[31m\n.mp4", "Rename it.", "code"))
+    assert text == r"expected a video; got red \x1b[31m\n.mp4. Rename it. [code]"
+
+
 def test_numbers_out_of_range_are_refused_by_the_name_of_their_option() -> None:
     with pytest.raises(UserError) as error:
         check_integer("seed", -1, 0)

@@ -28,7 +28,7 @@ class UserError(Exception):
 
     def __str__(self) -> str:
         expected, got, remedy, code = self.args
-        return f"expected {expected}; got {got}. {remedy}" + (f" [{code}]" if code else "")
+        return printable(f"expected {expected}; got {got}. {remedy}" + (f" [{code}]" if code else ""))
 
 
 def find_user_error(error: BaseException | None) -> UserError | None:
@@ -49,6 +49,15 @@ def find_user_error(error: BaseException | None) -> UserError | None:
             )
         error = error.__cause__
     return None
+
+
+def printable(text: str) -> str:
+    r"""A text for a terminal: control characters, with which a file's name could write over it, appear as \x1b.
+
+    >>> printable("red \x1b[31m.mp4")
+    'red \\x1b[31m.mp4'
+    """
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 def one_line(error: object, limit: int = 200) -> str:

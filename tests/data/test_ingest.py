@@ -311,10 +311,14 @@ def test_a_full_disk_stops_the_ingest_and_keeps_what_is_stored(many: Path, tmp_p
 
 def test_the_report_names_the_bad_ones() -> None:
     rows = [("ok", "safe/a.mp4", ""), ("partial", "safe/b.mp4", "2 of 4"), ("undecodable", "adult/[/c]_1.mp4", "[why]")]
+    rows.append(("undecodable", "\x1b[2J.mp4", "why"))
     manifest = pd.DataFrame(rows, columns=["status", "path", "reason"])
     written = io.StringIO()
     report_bad(manifest, Console(file=written, width=40))
-    assert written.getvalue() == "partial safe/b.mp4: 2 of 4\nundecodable adult/[/c]_1.mp4: [why]\n"
+    assert (
+        written.getvalue()
+        == "partial safe/b.mp4: 2 of 4\nundecodable adult/[/c]_1.mp4: [why]\nundecodable \\x1b[2J.mp4: why\n"
+    )
 
 
 def test_a_long_report_is_cut_and_says_so() -> None:

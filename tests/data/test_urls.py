@@ -21,6 +21,7 @@ SIGNED = (
         ("HTTPS://me:pw@host", "HTTPS://***@host"),
         ("https://account.blob.core.windows.net/c/a.mp4?sv=2024&se=2027&sig=ab%2Bc", None),
         ("https://storage.googleapis.com/b/a.mp4?GoogleAccessId=me&Expires=17&Signature=abc", None),
+        ("https://host/a.mp4?key=AIzaSy_a-b&st=2027-01-01T00%3A00", "https://host/a.mp4?key=***&st=***"),
         ("https://host/a.mp4?id=7&token=abc#access_token=def", "https://host/a.mp4?id=7&token=***#access_token=***"),
         (f"Cannot connect to '{SIGNED}' (3 attempts)", None),
         # nothing secret
@@ -28,6 +29,7 @@ SIGNED = (
         ("sftp://me@host/a.mp4", "sftp://me@host/a.mp4"),
         ("http://host:8080/a@2x.mp4?id=7&keyboard=3", "http://host:8080/a@2x.mp4?id=7&keyboard=3"),
         ("clips/token=abc.mp4", "clips/token=abc.mp4"),
+        ("https://host/get?key=day/a.mp4&st=10&se=20", "https://host/get?key=day/a.mp4&st=10&se=20"),
     ],
 )
 def test_credentials_are_not_shown(text: str, shown: str | None) -> None:

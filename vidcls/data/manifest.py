@@ -12,7 +12,7 @@ from rich.text import Text
 
 from vidcls.data.decoding.result import LOST, USABLE
 from vidcls.data.options import SPLITS
-from vidcls.errors import UserError, one_line
+from vidcls.errors import UserError, one_line, printable
 from vidcls.files import csv_bytes, write_atomically
 
 INGESTED = ["sha256", "status", "reason", "decoder", "seconds", "coverage"]
@@ -89,7 +89,8 @@ def report_bad(manifest: pd.DataFrame, console: Console, limit: int = 20) -> Non
     """Prints the videos that are partial or undecodable, with their reasons."""
     bad = manifest[manifest["status"].isin(["partial", *LOST])]
     for row in bad.head(limit).itertuples():
-        console.print(Text(row.status, "yellow") + Text(f" {row.path}: {row.reason}"), highlight=False, soft_wrap=True)
+        text = Text(row.status, "yellow") + Text(printable(f" {row.path}: {row.reason}"))
+        console.print(text, highlight=False, soft_wrap=True)
     if len(bad) > limit:
         console.print(f"... and {len(bad) - limit} more: see the column status of manifest.csv")
 

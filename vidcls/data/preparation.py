@@ -25,7 +25,7 @@ from vidcls.data.sources import list_videos
 from vidcls.data.splits import HELD_OUT_FIRST, assign_splits, check_all_or_none, drop_leaks, find_leaks, group_videos
 from vidcls.data.store import FrameStore
 from vidcls.data.urls import redact
-from vidcls.errors import UserError
+from vidcls.errors import UserError, printable
 
 MAX_SHOWN = 20  # leaks
 
@@ -321,7 +321,7 @@ def _handle_leaks(
     for column in leaks.columns:
         table.add_column(column)
     for leak in leaks.head(MAX_SHOWN).itertuples(index=False):
-        table.add_row(*(Text(str(value)[:60]) for value in leak))
+        table.add_row(*(Text(printable(str(value))[:60]) for value in leak))
     console.print(table)
     if len(leaks) > MAX_SHOWN:
         console.print(f"... and {len(leaks) - MAX_SHOWN} more")

@@ -139,7 +139,8 @@ class _Download:
                 elif _md5_of(info, self.path):
                     earlier.add(sha256)
                     raise OSError("the content does not match its ETag")
-                if version_of(self.call("info", self.path)) != version_of(info):
+                version = version_of(info)
+                if version and version_of(self.call("info", self.path)) != version:
                     raise OSError("it changed while it was fetched")
             return FetchedFile(self.file, sha256, version_of(info), lambda: self.space.release(taken))
         except BaseException:

@@ -14,11 +14,12 @@ _USER = re.compile(
     re.IGNORECASE | re.VERBOSE,
 )
 # Parameters that sign a URL or give access, as S3, Google, Azure, CloudFront and others name them; also those with its
-# expiry time, so that a video signed again keeps its name.
+# expiry time, so that a video signed again keeps its name. A key that is a path,
+# and a start in seconds, tell videos apart.
 _SECRET = re.compile(
     r"""([?&;\#](?:[\w.-]*(?:token|secret|signature|credential|passw(?:or)?d|api[-_]?key|access[-_]?key(?:[-_]?id)?|auth
-    |authorization)|x-(?:amz|goog|ms|oss|cos)-[\w-]+|sig|pwd|key|key-pair-id|policy|expires|GoogleAccessId|se|st|ske|skt
-    |skoid|sktid)=)[^&;\#\s'"<>)\]]*""",
+    |authorization)|x-(?:amz|goog|ms|oss|cos)-[\w-]+|sig|pwd|key(?==[\w-]*(?:[&;\#\s'"<>)\]]|$))|key-pair-id|policy
+    |expires|GoogleAccessId|(?:se|st|ske|skt)(?==\d{4}-)|skoid|sktid)=)[^&;\#\s'"<>)\]]*""",
     re.IGNORECASE | re.VERBOSE,
 )
 

@@ -11,6 +11,7 @@ from helpers.frames import EACH_DECODER, SIDE, moving, numbered, numbers, read, 
 from helpers.videos import ffmpeg, write_video
 
 from vidcls.data.decoding.result import DECODERS, UndecodableError
+from vidcls.errors import printable
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +158,18 @@ def test_what_is_no_video_is_undecodable_with_a_reason(tmp_path: Path, make: Cal
     message = str(caught.value)
     assert "\n" not in message
     assert str(tmp_path) not in message and " @ 0x" not in message
+
+
+@pytest.mark.parametrize(
+    "name", ["red \x1b[31m.mp4", "line\nbreak.mp4", 'it\'s "new".mp4', "clip [1] b.mp4", "back\\slash.mp4"]
+)
+def test_a_reason_names_the_file_and_not_its_folder(tmp_path: Path, name: str) -> None:
+    """Which differs from machine to machine."""
+    (tmp_path / name).write_text("no video")
+    with pytest.raises(UndecodableError) as caught:
+        read(tmp_path / name, 4)
+    assert str(caught.value).startswith("pyav: Invalid data found when processing input: ")
+    assert printable(name) in str(caught.value) and str(tmp_path) not in str(caught.value)
 
 
 def test_the_picture_on_a_videos_cover_is_not_the_video(tmp_path: Path) -> None:

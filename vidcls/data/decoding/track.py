@@ -24,6 +24,7 @@ from vidcls.data.decoding.crop_rectangle import boxes, shown_share
 from vidcls.data.decoding.orientation import SEI, Orientation, first_orientation, says_orientation
 from vidcls.data.decoding.result import UndecodableError
 from vidcls.data.decoding.transport_stream import read_program_stream, read_transport_stream
+from vidcls.errors import printable
 
 # Formats that hold their own frames. Others refer to further files (HLS, DASH, SDP, ffconcat, image sequences), which
 # FFmpeg would open, or hold a still picture.
@@ -293,6 +294,8 @@ def decoding(path: Path, decoder: str) -> Iterator[Callable[[], str]]:
 
 def first_line(message: str, path: Path) -> str:
     """The first line of a decoder's message, without memory addresses and the file's folder."""
+    for shown in (f"file:{path}", str(path)):
+        message = message.replace(repr(shown)[1:-1], "\0").replace(shown, "\0")  # PyAV shows it as repr does
     line = next((line for line in message.splitlines() if line.strip()), "no message")
     line = line.rsplit("] ", 1)[-1] if line.startswith("[") else line
-    return line.replace(f"file:{path}", path.name).replace(str(path), path.name).strip()[:200]
+    return line.replace("\0", printable(path.name)).strip()[:200]
