@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -19,6 +20,7 @@ from vidcls.data.decoding.result import DecodeResult
 from vidcls.data.sampling import StoreSpec
 from vidcls.data.store import FrameStore, StoreEntryError
 from vidcls.files import write_atomically
+from vidcls.tensor_file import TensorFile
 
 RESULT = DecodeResult("partial", "one frame of 6 is damaged", "pyav", 2.5, 5 / 6)
 KEY = "ab" + 62 * "0"
@@ -168,6 +170,28 @@ def test_a_folder_in_an_entrys_place_is_no_entry(store: FrameStore) -> None:
     assert store.find(OTHER) is None
 
 
+@pytest.mark.parametrize(("code", "times"), [(errno.ESTALE, 1), (errno.ESTALE, 2), (errno.EIO, 1)])
+def test_errors_of_a_network_file_system(
+    store: FrameStore, frames: np.ndarray, monkeypatch: pytest.MonkeyPatch, code: int, times: int
+) -> None:
+    """A stale file is one that another machine has replaced, by the same frames."""
+    left = [times]
+
+    class Failing(TensorFile):
+        def get_tensor(self, name: str) -> np.ndarray:
+            if left[0]:
+                left[0] -= 1
+                raise OSError(code, os.strerror(code))
+            return super().get_tensor(name)
+
+    monkeypatch.setattr("vidcls.data.store.TensorFile", Failing)
+    if (code, times) == (errno.ESTALE, 1):
+        np.testing.assert_array_equal(store.read(KEY, ALL), frames)
+    else:
+        with pytest.raises(StoreEntryError, match=os.strerror(code)):
+            store.read(KEY, ALL)
+
+
 # ---- whole or not at all
 
 
@@ -184,6 +208,7 @@ WRITER = """
 import sys
 from pathlib import Path
 from vidcls.files import write_atomically
+from vidcls.tensor_file import TensorFile
 print("begun", flush=True)
 while True:
     for letter in (b"a", b"b"):

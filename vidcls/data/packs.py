@@ -5,6 +5,7 @@ A pack is a folder of memory-mapped .npy files with a row for each entry, sorted
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import secrets
@@ -16,11 +17,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Int
 from rich.progress import track
-from safetensors import SafetensorError, safe_open
 
 from vidcls.errors import one_line
 from vidcls.files import locked
+from vidcls.tensor_file import TENSOR_FILE_ERRORS, TensorFile
 
 Arrays = dict[str, np.ndarray]  # of a pack, by the names of its files
 
@@ -28,18 +30,17 @@ NAMES, METADATA, ENDS = "sha256", "metadata", "metadata_ends"  # the other files
 
 
 class PackedEntry(NamedTuple):
-    """One entry, with the methods of ``safetensors.safe_open``."""
+    """One entry, with the methods of `vidcls.tensor_file.TensorFile`."""
 
     arrays: Arrays
     row: int
 
-    def get_slice(self, name: str) -> np.ndarray:
-        """The memory-mapped tensor, which is read where it is indexed."""
-        tensor: np.ndarray = self.arrays[name][self.row]
-        return tensor
-
     def get_tensor(self, name: str) -> np.ndarray:
-        return np.array(self.get_slice(name))
+        return np.array(self.arrays[name][self.row])
+
+    def get_rows(self, name: str, rows: Int[np.ndarray, " N"]) -> np.ndarray:
+        found: np.ndarray = self.arrays[name][self.row][rows]
+        return np.asarray(found)
 
     def metadata(self) -> dict[str, str]:
         start = int(self.arrays[ENDS][self.row - 1]) if self.row else 0
@@ -87,6 +88,9 @@ def _open(folder: Path) -> Arrays:
         if {len(array) for name, array in arrays.items() if name != METADATA} != {len(arrays[NAMES])}:
             raise ValueError("its files differ in length")
     except (OSError, ValueError, KeyError) as error:
+        if getattr(error, "errno", None) == errno.ENODEV:
+            warnings.warn(f"{folder} is not used, as its file system has no memory maps", stacklevel=2)
+            return {}
         warnings.warn(f"{folder} is damaged and not used ({one_line(error)}). Delete it.", stacklevel=2)
         return {}
     return arrays
@@ -126,10 +130,11 @@ def _write(part: Path, paths: Sequence[Path]) -> list[Path]:
     with ExitStack() as stack:
         for path in track(paths, f"Packing {part.parent.name}", transient=True):
             try:
-                with safe_open(path, "numpy") as entry:
-                    tensors = {name: entry.get_tensor(name) for name in entry.keys()}  # noqa: SIM118 (not a dict)
-                    metadata = np.frombuffer(json.dumps(entry.metadata() or {}).encode(), np.uint8)
-            except (OSError, SafetensorError):
+                with path.open("rb") as file:
+                    entry = TensorFile(file)
+                    tensors = {name: entry.get_tensor(name) for name in entry.names}
+                    metadata = np.frombuffer(json.dumps(entry.metadata()).encode(), np.uint8)
+            except TENSOR_FILE_ERRORS:
                 continue
             found = {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
             kind = kind or found

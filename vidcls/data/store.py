@@ -6,6 +6,7 @@ be moved into packs (see `vidcls.data.packs`).
 
 from __future__ import annotations
 
+import errno
 import json
 import zlib
 from collections.abc import Callable
@@ -17,7 +18,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Int, Shaped, UInt8
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from vidcls.data.decoding.result import DecodeResult, Frames, decoder_versions
@@ -25,6 +25,7 @@ from vidcls.data.packs import Packs
 from vidcls.data.sampling import StoreSpec
 from vidcls.errors import UserError
 from vidcls.files import write_atomically
+from vidcls.tensor_file import TENSOR_FILE_ERRORS, TensorFile
 
 T = TypeVar("T")
 
@@ -48,9 +49,6 @@ class StoreEntryError(UserError):
         return type(self), (self.args[1],)
 
 
-UNREADABLE = (OSError, SafetensorError, KeyError, IndexError, TypeError, ValueError)
-
-
 class _Store:
     """Entries of one folder, by the SHA-256 of a video's content."""
 
@@ -62,16 +60,22 @@ class _Store:
         return self.folder / sha256[:2] / f"{sha256}.safetensors"
 
     def _read(self, sha256: str, read: Callable[[Any], T]) -> T:
-        """What ``read`` gives for a video's entry, with the methods of `safe_open`; it may raise `StoreEntryError`."""
+        """What ``read`` gives for a video's entry, with the methods of `TensorFile`; it may raise `StoreEntryError`."""
         known = len(self.packs)
         for packed in self.packs.find(sha256):
-            with suppress(*UNREADABLE):  # a damaged one is written again as a file of its own
+            with suppress(*TENSOR_FILE_ERRORS):  # a damaged one is written again as a file of its own
                 return read(packed)
         path = self.path(sha256)
         try:
-            with safe_open(path, "numpy") as file:
-                return read(file)
-        except UNREADABLE as error:
+            try:
+                with path.open("rb") as file:
+                    return read(TensorFile(file))
+            except OSError as error:
+                if error.errno != errno.ESTALE:
+                    raise
+                with path.open("rb") as file:  # by which another machine has replaced it
+                    return read(TensorFile(file))
+        except TENSOR_FILE_ERRORS as error:
             if isinstance(error, FileNotFoundError) and self.packs.refresh() > known:  # it may have been packed
                 return self._read(sha256, read)
             raise StoreEntryError(f"{path.name}: {error}") from error
@@ -109,7 +113,7 @@ class FrameStore(_Store):
         return DecodeResult(**json.loads(text))
 
     def read(self, sha256: str, indices: Int[np.ndarray, " T"]) -> UInt8[np.ndarray, "T R R 3"]:
-        """The frames ``indices`` of a stored video, from the memory-mapped file, checked.
+        """The frames ``indices`` of a stored video, of which only those are read, checked.
 
         Raises:
             StoreEntryError: the entry is missing, truncated, altered or of another shape.
@@ -120,10 +124,9 @@ class FrameStore(_Store):
         count, side = self.spec.frames_per_video, self.spec.stored_resolution
         checksums = entry.get_tensor("checksums")
         if len(indices) == count and (np.diff(indices) == 1).all():
-            stack = entry.get_tensor("frames")  # one copy instead of T
+            stack = entry.get_tensor("frames")  # one read instead of T
         else:
-            frames = entry.get_slice("frames")
-            stack = np.stack([frames[int(i)] for i in indices])
+            stack = entry.get_rows("frames", indices)
         if len(checksums) != count + 1 or stack.shape != (len(indices), side, side, 3):
             raise ValueError(f"{len(checksums) - 1} frames of shape {list(stack.shape[1:])}")
         if any(zlib.crc32(frame) != checksums[i] for frame, i in zip(stack, indices, strict=True)):

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from vidcls.errors import UserError, one_line
 from vidcls.files import hash_file, write_atomically
 from vidcls.models.classifiers import Classifier
+from vidcls.tensor_file import TENSOR_FILE_ERRORS, TensorFile
 from vidcls.training.run_folder import best_checkpoint
 
 MAX_COMPONENTS = 16
@@ -58,9 +58,10 @@ def read_reference(folder: Path, identity: str, model: Classifier) -> Reference 
     if not path.is_file():
         return None
     try:
-        with safe_open(path, "numpy") as file:
+        with path.open("rb") as opened:
+            file = TensorFile(opened)
             arrays = {name: file.get_tensor(name) for name in ("mean", "components", "vectors", "sha256s")}
-            if (file.metadata() or {}).get("model") != identity:
+            if file.metadata().get("model") != identity:
                 return None
         (size,), (count, width), (videos, depth) = (arrays[name].shape for name in ("mean", "components", "vectors"))
         fits = (width, depth, arrays["sha256s"].shape) == (size, count, (videos, 32)) and videos > 0
@@ -68,7 +69,7 @@ def read_reference(folder: Path, identity: str, model: Classifier) -> Reference 
         finite = all(np.isfinite(arrays[name]).all() for name in ("mean", "components", "vectors"))
         if not (fits and finite):
             raise ValueError("arrays that do not fit together")
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+    except TENSOR_FILE_ERRORS as error:
         got = f"{path}: {one_line(error)}"
         remedy = "Restore it; without the file, new videos are not compared with those of training."
         raise UserError("the reference.safetensors of a run", got, remedy, "bad-reference") from error
