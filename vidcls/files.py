@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import csv
+import errno
+import fcntl
 import hashlib
 import json
 import os
 import secrets
+import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import BufferedReader, BufferedWriter, FileIO, TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +24,9 @@ from vidcls.errors import FULL_DISK, UserError
 
 if TYPE_CHECKING:
     import pandas as pd
+
+# What a file system says that has no locks.
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 @contextmanager
@@ -36,7 +43,7 @@ def replacing(path: Path) -> Iterator[BufferedWriter]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(part, path)
+        _replace(part, path)
     except BaseException as error:
         part.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno in FULL_DISK:
@@ -47,6 +54,18 @@ def replacing(path: Path) -> Iterator[BufferedWriter]:
                 "disk-full",
             ) from error
         raise
+
+
+def _replace(part: Path, path: Path) -> None:
+    """`os.replace`; tries for two seconds if ``path`` is open elsewhere, as SMB does not replace such a file."""
+    for pause in (0.1, 0.4, 1.5):
+        try:
+            return os.replace(part, path)
+        except OSError as error:
+            if error.errno not in (errno.EBUSY, errno.ETXTBSY):
+                raise
+        time.sleep(pause)
+    os.replace(part, path)
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -108,17 +127,68 @@ def wait_for_file(path: Path, seconds: float, what: str, remedy: str, code: str)
 
 @contextmanager
 def locked(path: Path, waiting_for: str) -> Iterator[None]:
-    """Holds a lock between processes; prints what it is waiting for if that takes longer."""
-    lock = FileLock(path)
+    """Holds a lock between processes; prints what it is waiting for if that takes longer.
+
+    Where the file system has no locks, nothing is locked, with a warning.
+    """
+    lock = FileLock(path, fallback_to_soft=False)  # whose marker would outlive a process that is killed
     try:
-        lock.acquire(timeout=2)
-    except Timeout:
-        print(f"Waiting for {waiting_for}", flush=True)
-        lock.acquire()
+        try:
+            lock.acquire(timeout=2)
+        except Timeout:
+            print(f"Waiting for {waiting_for}. If its machine has died, remove {path}", flush=True)
+            lock.acquire()
+    except OSError as error:
+        warn_of_missing_locks(path.parent, error)
     try:
         yield
     finally:
         lock.release()
+
+
+def warn_of_missing_locks(folder: Path, error: OSError) -> None:
+    """Warns that nobody is kept out of ``folder``; raises any other ``error``."""
+    if error.errno not in NO_LOCKS:
+        raise error
+    what = f"The file system of {folder} has no locks ({error.strerror})"
+    warnings.warn(f"{what}: see that no other machine writes there at the same time.", stacklevel=3)
+
+
+def lock_problem(folder: Path) -> str:
+    """Why SQLite cannot lock files in ``folder``, for which it would wait; "" if it can, or nothing can be said."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return f"its file system has no locks: {error.strerror}" if error.errno in NO_LOCKS else ""
+    return ""
+
+
+class Owner:
+    """Says in a file which process has last opened a folder, as locks may hold within one machine only."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.before = path.read_text() if path.exists() else ""  # who has opened it and not released it
+        self._name = f"process {os.getpid()} of {os.uname().nodename}, {secrets.token_hex(4)}"
+        write_atomically(path, self._name.encode())
+
+    def release(self) -> None:
+        """Removes the file, unless another process has opened the folder since."""
+        with suppress(OSError):
+            if self.path.read_text() == self._name:
+                self.path.unlink()
+
+    def check(self) -> None:
+        """Raises `UserError` if another process has opened the folder since."""
+        found = self.path.read_text() if self.path.exists() else self._name
+        if found != self._name:
+            raise UserError(
+                f"no other process to write into {self.path.parent}",
+                f"{found}, which has begun to",
+                "Let it finish, or start again when it has ended. Locks do not hold here between machines.",
+                "other-process",
+            )
 
 
 def readable(path: str | bytes | Path) -> str:

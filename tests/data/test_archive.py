@@ -274,3 +274,29 @@ def test_processes_that_extract_at_once_all_end_well(tmp_path: Path) -> None:
     home = tmp_path / "cache" / "extracted"
     assert {entry.name for entry in home.iterdir()} == names | {"seen"}
     assert tree(home / names.pop()) == members
+
+
+def test_what_another_process_has_extracted_meanwhile_stays_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That process may be decoding it, and takes a file that changes then for a broken one."""
+    archive = make_zip(tmp_path / "a.zip", {"a.mp4": b"1", "b.mp4": b"2"})
+    rename, seen = os.rename, list[list[tuple[int, int]]]()
+
+    def states() -> list[tuple[int, int]]:
+        files = sorted((tmp_path / "cache").rglob("*.mp4"))
+        return [(file.stat().st_ino, file.stat().st_ctime_ns) for file in files]
+
+    def rename_second(partial: Path, folder: Path) -> None:
+        monkeypatch.setattr("os.rename", rename)
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(partial, folder)
+        shutil.move(partial, tmp_path / "partial")
+        seen.append(states())
+        shutil.move(tmp_path / "partial", partial)
+        rename(partial, folder)
+
+    monkeypatch.setattr("os.rename", rename_second)
+    folder = extract(archive, tmp_path / "cache", **LIMITS)
+    assert tree(folder) == {"a.mp4": b"1", "b.mp4": b"2"}
+    assert [states()] == seen and len(seen[0]) == 2

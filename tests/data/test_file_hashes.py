@@ -4,12 +4,13 @@ import hashlib
 import os
 import sqlite3
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 from helpers.warm_python import warm_python
 
-from vidcls.data.file_hashes import HashCache, hash_files
+from vidcls.data.file_hashes import FileState, HashCache, hash_files, local_version
 
 
 def test_hashes_come_in_the_order_of_the_files(tmp_path: Path) -> None:
@@ -73,6 +74,46 @@ def test_a_hash_of_a_file_that_changes_meanwhile_is_not_kept(tmp_path: Path, mon
     assert hash_files([file], cache)[0].sha256 == hashlib.sha256(b"longer").hexdigest()
 
 
+def test_what_was_known_of_a_file_before_it_was_opened_does_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NFS answers for up to a minute from what it remembers; only when a file is opened it asks the server."""
+    file, cache = tmp_path / "a", HashCache(tmp_path / "hashes.sqlite")
+    file.write_bytes(b"one")
+    hash_files([file], cache)
+    remembered, stat = file.stat(), os.stat
+    file.write_bytes(b"two")
+    monkeypatch.setattr("os.stat", lambda path, **more: remembered if path == file else stat(path, **more))
+    assert hash_files([file], cache)[0].sha256 == hashlib.sha256(b"two").hexdigest()
+
+
+def test_a_file_whose_next_change_might_not_show_is_hashed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where times are whole seconds, two contents of one size may have the same ones; the server's clock may differ."""
+    now = time.time_ns() // 10**9 * 10**9
+    for age, settled in ((0, False), (120, False), (-120, False), (3600, True)):
+        state = FileState(3, 1, now - age * 10**9, now - age * 10**9)
+        assert state.is_settled is settled and bool(local_version(state)) is settled
+        assert state._replace(ctime_ns=now + 1).is_settled
+    file, cache, of = tmp_path / "a", HashCache(tmp_path / "hashes.sqlite"), FileState.of
+    coarse = FileState(3, 1, now, now)
+    monkeypatch.setattr(FileState, "of", lambda where: of(where) and coarse)
+    for content in (b"one", b"two"):
+        file.write_bytes(content)
+        assert hash_files([file], cache)[0].sha256 == hashlib.sha256(content).hexdigest()
+
+
+def test_where_there_are_no_locks_nothing_waits_for_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SQLite takes what NFS without lockd says for a lock of another process, and would wait for a minute."""
+    (tmp_path / "a").write_bytes(b"one")
+    monkeypatch.setattr("vidcls.data.file_hashes.lock_problem", lambda folder: "no locks")
+    with pytest.warns(UserWarning, match="no locks"):
+        cache = HashCache(tmp_path / "hashes.sqlite")
+    assert hash_files([tmp_path / "a"], cache)[0].sha256 == hashlib.sha256(b"one").hexdigest()
+    assert not cache.path.exists()
+
+
 @pytest.mark.parametrize("damage", ["text", "folder"])
 def test_a_damaged_cache_is_a_warning(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "hashes.sqlite"
@@ -97,7 +138,7 @@ def test_a_name_that_is_not_utf_8_is_remembered_too(tmp_path: Path, monkeypatch:
 HASH = """
 import sys, warnings
 from pathlib import Path
-from vidcls.data.file_hashes import HashCache, hash_files
+from vidcls.data.file_hashes import FileState, HashCache, hash_files, local_version
 warnings.simplefilter("error")
 folder = Path(sys.argv[1])
 sys.stdin.readline()

@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 import rich.progress
 from rich.markup import escape
 
+from vidcls.data.file_hashes import FileState
 from vidcls.data.options import DataOptions
 from vidcls.data.urls import extension, local_path
 from vidcls.errors import FULL_DISK, UserError
@@ -61,7 +62,10 @@ def extract(archive: Path, cache_dir: Path, max_gigabytes: float | int, max_rati
     """
     home = cache_dir / "extracted"
     try:
-        seen = home / "seen" / f"{_identity(archive)}.json"
+        with archive.open("rb") as file:
+            state = FileState.of(file.fileno())
+        assert state is not None
+        seen = home / "seen" / f"{_identity(archive, state)}.json"
         if seen.is_file():
             known = json.loads(seen.read_text(encoding="utf-8"))
             if not _missing(home / known["folder"], known["sizes"]):
@@ -73,7 +77,8 @@ def extract(archive: Path, cache_dir: Path, max_gigabytes: float | int, max_rati
             missing = _missing(folder, sizes)
             if missing or not folder.is_dir():
                 _write_files(archive, zipped, {path: members[path] for path in missing}, folder)
-        write_json(seen, {"folder": folder.name, "sizes": sizes})
+        if state.is_settled:
+            write_json(seen, {"folder": folder.name, "sizes": sizes})
         return folder
     except _DAMAGE as damage:
         got = f"{archive}: {damage or type(damage).__name__}"
@@ -186,19 +191,18 @@ def _write_files(archive: Path, zipped: zipfile.ZipFile, members: dict[str, zipf
         except OSError:
             if not folder.is_dir():
                 raise
-            for path in members:
+            # Not those that another process has extracted meanwhile: whoever decodes them would see them change.
+            for path in _missing(folder, {path: info.file_size for path, info in members.items()}):
                 (folder / path).parent.mkdir(parents=True, exist_ok=True)
                 os.replace(partial / path, folder / path)
 
 
-def _identity(archive: Path) -> str:
-    """A name for the current state of the file, so that a huge archive is hashed once.
+def _identity(archive: Path, state: FileState) -> str:
+    """A name for a state of the file, so that a huge archive is hashed once.
 
     Any write updates a file's change time, which, unlike its modification time, cannot be set.
     """
-    state = archive.stat()
-    fields = (archive.resolve(), state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
-    return hashlib.sha256(os.fsencode("\n".join(map(str, fields)))).hexdigest()[:32]
+    return hashlib.sha256(os.fsencode("\n".join(map(str, (archive.resolve(), *state))))).hexdigest()[:32]
 
 
 def _sha256(archive: Path) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import stat
+import time
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,12 +17,14 @@ from rich.console import Console
 from rich.progress import track
 
 from vidcls.data.urls import redact
-from vidcls.files import hash_file, readable
+from vidcls.files import hash_file, lock_problem, readable
+
+CLOCK_SKEW_NS = 300 * 10**9  # of a file server's clock, at most
 
 
 def local_version(state: FileState | None) -> str:
-    """A text that changes with a local file; "" if it cannot be read."""
-    return " ".join(map(str, state)) if state else ""
+    """A text that changes with a local file; "" if it cannot be read, or may change without that it shows."""
+    return " ".join(map(str, state)) if state and state.is_settled else ""
 
 
 class FileState(NamedTuple):
@@ -36,9 +40,18 @@ class FileState(NamedTuple):
         """The state of a file, by its path or descriptor; None if it cannot be read."""
         try:
             status = os.stat(file)
+            if not isinstance(file, int) and stat.S_ISREG(status.st_mode):
+                with open(file, "rb", buffering=0) as opened:  # only so NFS asks its server instead of its cache
+                    status = os.fstat(opened.fileno())
         except (OSError, ValueError):
             return None
         return cls(status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether every later change would show: where times are whole seconds, not another one in the same second."""
+        coarse = self.mtime_ns % 10**9 == self.ctime_ns % 10**9 == 0
+        return not coarse or abs(time.time_ns() - self.ctime_ns) > CLOCK_SKEW_NS
 
 
 @dataclass(frozen=True)
@@ -62,6 +75,8 @@ class HashCache:
         self._database: sqlite3.Connection | None = None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            if problem := lock_problem(path.parent):
+                raise OSError(problem)
             # Each row is committed at once: a killed run keeps what it hashed, and other runs are not locked out.
             database = sqlite3.connect(path, timeout=timeout, isolation_level=None, check_same_thread=False)
             database.execute(
@@ -107,22 +122,23 @@ class HashCache:
             return []
 
     def _give_up(self, error: Exception) -> None:
-        warnings.warn(f"{self.path} cannot be used ({error}): every file is hashed again", stacklevel=2)
+        remedy = "every file is hashed again. Remove it if it is damaged."
+        warnings.warn(f"{self.path} cannot be used ({error}): {remedy}", stacklevel=2)
         self._database = None
 
 
 def hash_files(files: Sequence[Path], cache: HashCache | None, console: Console | None = None) -> list[HashResult]:
     """The hashes of ``files``, in their order; cached unless a file changed while it was read."""
-    states = [FileState.of(file) for file in files]
-    known = [cache.get(file, state) if cache and state else None for file, state in zip(files, states, strict=True)]
-    results = [HashResult(sha256 or "", "", state) for sha256, state in zip(known, states, strict=True)]
-    pending = [index for index, sha256 in enumerate(known) if not sha256]
-    with ThreadPoolExecutor() as pool:  # hashing and reading release the interpreter
+    with ThreadPoolExecutor() as pool:  # hashing, reading and waiting for a server release the interpreter
+        states = list(pool.map(FileState.of, files))
+        known = [cache.get(file, state) if cache and state else None for file, state in zip(files, states, strict=True)]
+        results = [HashResult(sha256 or "", "", state) for sha256, state in zip(known, states, strict=True)]
+        pending = [index for index, sha256 in enumerate(known) if not sha256]
         hashed = pool.map(lambda index: hash_video(files[index]), pending)
         found = track(hashed, "Hashing", len(pending), console=console, transient=True, disable=len(pending) < 100)
         for index, result in zip(pending, found, strict=True):
             results[index] = result
-            if cache and result.state:
+            if cache and result.state and result.state.is_settled:
                 cache.put(files[index], result.state, result.sha256)
     return results
 
