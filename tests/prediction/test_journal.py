@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from vidcls.data.options import RESERVED_CLASS_NAMES
 from vidcls.errors import UserError
+from vidcls.files import Owner
 from vidcls.prediction.journal import Journal, VideoDetails, check_output
 from vidcls.prediction.result_files import SEGMENT_COLUMNS, WINDOW_COLUMNS, prediction_columns, write_result_files
 
@@ -109,6 +111,33 @@ def test_who_may_not_write_is_refused(tmp_path: Path, settings: dict[str, str], 
     assert error.value.code == code
     journal.close()
     Journal(tmp_path, {"model": "m"}).close()
+
+
+def test_where_there_are_no_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SQLite would say that another process has locked it, for ever."""
+    monkeypatch.setattr("vidcls.prediction.journal.lock_problem", lambda folder: "no locks")
+    with pytest.raises(UserError) as error:
+        Journal(tmp_path / "new", {})
+    assert error.value.code == "output-locks"
+
+
+def test_where_locks_do_not_hold_the_last_to_open_a_journal_has_it(tmp_path: Path) -> None:
+    """The other one writes no more, not even when it is closed, as SQLite does then."""
+    first, versions = Journal(tmp_path, {}), dict.fromkeys("ab", "")
+    first.write({"a": ""}, "1", *result())
+    Owner(tmp_path / ".owner")  # of another machine
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    for use in (lambda: first.write({"b": ""}, "2", *result()), lambda: first.assign({"b": "2"}, versions)):
+        with pytest.raises(UserError) as error:
+            use()
+        assert error.value.code == "other-process"
+    with pytest.raises(UserError):
+        write_result_files(first, CLASSES)
+    first.close()
+    del first
+    gc.collect()
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert before["journal.sqlite-wal"]
 
 
 @pytest.mark.parametrize("content", [b"", b"no database, but long enough to be taken for one" * 100])

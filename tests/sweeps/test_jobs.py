@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from tensorboard.plugins.hparams import metadata
 
 from vidcls.metrics import LOWER_IS_BETTER
-from vidcls.sweeps.jobs import job_name, parse_overrides
+from vidcls.sweeps.jobs import SweepCallback, job_name, parse_overrides
 from vidcls.sweeps.shared import shared_store
 
 # ---- what a sweep leaves behind
@@ -225,6 +225,17 @@ def test_names_of_jobs(overrides: str, name: str) -> None:
     made = job_name(overrides)
     assert made == name if not name.endswith("-") else made[:-6] == name
     assert len(made.encode()) < 255 and "/" not in made and made not in (".", "..")
+
+
+def test_a_job_that_another_process_has_finished_did_not_fail(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As where locks do not hold between machines, and one of two is refused."""
+    for name in ("job.json", "metrics.json", "error.txt"):
+        (tmp_path / "seed=0").mkdir(exist_ok=True)
+        (tmp_path / "seed=0" / name).write_text("{}")
+    SweepCallback().on_multirun_end(OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}}))
+    assert "1 of 1 jobs done" in (out := capsys.readouterr().out) and "failed" not in out
 
 
 def test_names_of_different_jobs_differ() -> None:

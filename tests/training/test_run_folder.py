@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import os
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pytest
 from omegaconf import OmegaConf
 
 from vidcls.errors import UserError
-from vidcls.training.run_config import check_trusted, read_config
-from vidcls.training.run_folder import check_run_options, claim_folder
+from vidcls.files import Owner
+from vidcls.training.checkpoint_writer import AtomicCheckpoints
+from vidcls.training.run_config import check_trusted, config_path, read_config
+from vidcls.training.run_folder import check_run_options, claim_folder, hold
 
 PLAIN = {
     "run_dir": "/x/run",
@@ -85,6 +90,48 @@ def test_a_folder_is_claimed_once(tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
         claim_folder(folder, OmegaConf.create({"run_dir": "/y"}))
     assert error.value.code == "used-run-dir"
+
+
+def test_a_run_is_locked_where_locks_need_a_file_that_is_open_for_writing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NFS and SMB answer EBADF otherwise."""
+    folder, flock = written(tmp_path / "run"), fcntl.flock
+
+    def flock_over_nfs(file: TextIO, operation: int) -> None:
+        if fcntl.fcntl(file, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        flock(file, operation)
+
+    monkeypatch.setattr("fcntl.flock", flock_over_nfs)
+    monkeypatch.setattr("vidcls.training.run_folder._held", [])
+    hold(folder)
+    with config_path(folder).open("r+") as other, pytest.raises(BlockingIOError):
+        flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+@pytest.mark.parametrize("locks", ["none", "local"])
+def test_where_locks_do_not_hold_the_last_to_open_a_run_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, locks: str
+) -> None:
+    folder = written(tmp_path / "run")
+    monkeypatch.setattr("vidcls.training.run_folder._held", [])
+    if locks == "none":
+
+        def no_locks(*_: object) -> None:
+            raise OSError(errno.ENOLCK, "No locks available")
+
+        monkeypatch.setattr("fcntl.flock", no_locks)
+        with pytest.warns(UserWarning, match="has no locks"):
+            hold(folder)
+    else:
+        hold(folder)
+    AtomicCheckpoints().save_checkpoint({}, folder / "last.ckpt")
+    before = (folder / "last.ckpt").read_bytes()
+    Owner(folder / ".owner")  # of another machine
+    with pytest.raises(UserError) as error:
+        AtomicCheckpoints().save_checkpoint({"other": 1}, folder / "last.ckpt")
+    assert error.value.code == "other-process" and (folder / "last.ckpt").read_bytes() == before
 
 
 TRUSTED = [

@@ -5,17 +5,19 @@ results    one per distinct content: its cells of predictions.csv, its details a
 videos     the result of each path (as bytes, since names need not be UTF-8), and the version of the file at that time
 """
 
+import ctypes
 import json
 import os
 import sqlite3
+import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from vidcls.errors import UserError
-from vidcls.files import readable, write_atomically
+from vidcls.files import Owner, lock_problem, readable, write_atomically
 
 SCHEMA = (
     "CREATE TABLE IF NOT EXISTS settings (json TEXT)",
@@ -50,21 +52,34 @@ class Journal:
 
     def __init__(self, folder: Path, settings: Mapping[str, Any], limits: Mapping[str, Any] | None = None) -> None:
         self.folder, self._limits = folder, json.dumps(limits)
+        self._lost: UserError | None = None
         check_output(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with ExitStack() as stack:
-                self._database = sqlite3.connect(folder / "journal.sqlite", timeout=1, check_same_thread=False)
-                stack.callback(self.close)
+            if problem := lock_problem(folder):
+                expected, remedy = "output= to be a folder with file locks", "Choose an output=DIR on a local disk."
+                raise UserError(expected, f"{folder}: {problem}", remedy, "output-locks")
+            self._open(json.dumps(settings, indent=2))
+            self._owner = Owner(folder / ".owner")
+            if self._owner.before and os.uname().nodename not in self._owner.before:
+                self._database.close()
+                time.sleep(2)  # should that process still run, and locks not hold between machines: it ends now
                 self._open(json.dumps(settings, indent=2))
-                stack.pop_all()  # keeps it open
         except (OSError, sqlite3.Error, TypeError, ValueError) as error:
             if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY:
                 expected, code = "an output folder that no other process writes to", "output-in-use"
-                raise UserError(expected, str(folder), "Wait for it, or choose another output=DIR.", code) from None
+                remedy = "Wait for it, or choose another output=DIR. If its machine died, NFS frees it in two minutes."
+                raise UserError(expected, str(folder), remedy, code) from None
             raise _unusable(folder, error) from error
 
     def _open(self, text: str) -> None:
+        with ExitStack() as stack:
+            self._database = sqlite3.connect(self.folder / "journal.sqlite", timeout=1, check_same_thread=False)
+            stack.callback(self._database.close)
+            self._prepare(text)
+            stack.pop_all()  # keeps it open
+
+    def _prepare(self, text: str) -> None:
         # The kernel releases this lock with the process. With it WAL needs no shared memory, which network file systems
         # lack.
         for pragma in ("locking_mode = EXCLUSIVE", "journal_mode = WAL", "synchronous = NORMAL"):
@@ -86,15 +101,31 @@ class Journal:
         write_atomically(self.folder / "predict.json", text.encode())
 
     def close(self) -> None:
-        self._database.close()
+        with suppress(UserError):
+            self._check_owner()
+            self._database.close()
+            self._owner.release()
+
+    def _check_owner(self) -> None:
+        """Raises `UserError` if another process has opened the journal since, where locks could not prevent it."""
+        try:
+            if self._lost is None:
+                self._owner.check()
+        except UserError as error:
+            self._lost = error
+            # It must never be closed, not even at exit: that would write into what is now the other's.
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._database))
+        if self._lost is not None:
+            raise self._lost
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
+        self._check_owner()
         try:
             with self._database as database:
                 yield database
         except sqlite3.OperationalError as error:
-            remedy = "Free some disk space and rerun the same command; finished videos are kept."
+            remedy = "Free some space, or check the disk, and rerun the same command; finished videos are kept."
             raise UserError(f"room for the results in {self.folder}", str(error), remedy, "output-full") from error
         except sqlite3.DatabaseError as error:
             raise _unusable(self.folder, f"a damaged journal.sqlite ({error})") from error
@@ -160,6 +191,7 @@ class Journal:
         return (_row(*found) for found in self._select(query))
 
     def rows_and_details(self) -> Iterator[tuple[dict[str, str], VideoDetails | None]]:
+        self._check_owner()
         query = "SELECT path, sha256, cells, details FROM videos JOIN results ON result = id ORDER BY path"
         return ((_row(*found), _details(text)) for *found, text in self._select(query))
 

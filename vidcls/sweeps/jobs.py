@@ -117,7 +117,7 @@ class SweepCallback(Callback):
         folder = Path(config.hydra.sweep.dir).absolute()
         jobs = [path.parent for path in sorted(folder.glob("*/job.json"))]
         done = [job for job in jobs if (job / "metrics.json").exists()]
-        failed = [job for job in jobs if (job / "error.txt").exists()]
+        failed = [job for job in jobs if job not in done and (job / "error.txt").exists()]
         print(f"{len(done)} of {len(jobs)} jobs done: {folder}")
         for job in failed:
             print(f"  failed: {job.name}: {(job / 'error.txt').read_text().splitlines()[-1]}")
@@ -287,8 +287,7 @@ def resumable_job(main: Callable[[DictConfig], float | None]) -> Callable[[DictC
             return main(cfg)
         folder = run_folder().absolute()
         folder.mkdir(parents=True, exist_ok=True)
-        lock = folder / ".lock"
-        with locked(lock, f"another process that runs this job ({lock})"):
+        with locked(folder / ".lock", "another process that runs this job"):
             if (folder / "metrics.json").exists():
                 print(f"{folder.name}: already finished, skipping", flush=True)
                 value = json.loads((folder / "metrics.json").read_text())["val"][cfg.objective]
@@ -303,8 +302,9 @@ def resumable_job(main: Callable[[DictConfig], float | None]) -> Callable[[DictC
             except Exception as error:
                 user_error = find_user_error(error)
                 reason = user_error or _first_cause(error)
-                trace = "" if user_error else "".join(traceback.format_exception(error))
-                write_atomically(folder / "error.txt", f"{trace}{reason}\n".encode(errors="backslashreplace"))
+                if user_error is None or user_error.code != "other-process":  # which may yet finish it
+                    trace = "" if user_error else "".join(traceback.format_exception(error))
+                    write_atomically(folder / "error.txt", f"{trace}{reason}\n".encode(errors="backslashreplace"))
                 print(f"{folder.name}: failed: {reason}", file=sys.stderr, flush=True)
                 return math.nan
 

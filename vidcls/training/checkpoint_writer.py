@@ -10,13 +10,14 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from vidcls.files import write_atomically
-from vidcls.training.run_folder import PREVIOUS_CHECKPOINT
+from vidcls.training.run_folder import PREVIOUS_CHECKPOINT, check_held
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
     """Writes checkpoints atomically, unlike Lightning; last.ckpt is kept as previous.ckpt when it is replaced."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        check_held()
         path, content = Path(path), io.BytesIO()
         torch.save(checkpoint, content)
         if path.name == "last.ckpt" and path.exists():

@@ -1,5 +1,6 @@
 """A run folder: its paths, its configuration, and which process may write to it. Needs no torch."""
 
+import atexit
 import fcntl
 import os
 import platform
@@ -13,12 +14,12 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from vidcls.cli import folders_of, in_sweep, print_config, run_folder, trusted_packages
 from vidcls.errors import UserError, check_choice, one_line
-from vidcls.files import claim_file, wait_for_file, write_json
+from vidcls.files import Owner, claim_file, wait_for_file, warn_of_missing_locks, write_json
 from vidcls.training.options import check_address_space, check_gpu, check_launch, check_train_options
 from vidcls.training.run_config import check_trusted, config_path, read_config
 
 PREVIOUS_CHECKPOINT = "previous.ckpt"
-_held: list[TextIO] = []
+_held: list[tuple[TextIO, Owner]] = []
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 
 
@@ -97,7 +98,7 @@ def open_run(cfg: DictConfig) -> DictConfig:
         return cfg
     if cfg.resume is None:
         claim_folder(folder, cfg)
-    _hold(folder)
+    hold(folder)
     if cfg.get("print_config"):
         print_config(cfg)
     return cfg
@@ -147,20 +148,35 @@ def wait_for_claim(folder: Path, seconds: float = 120.0) -> None:
     wait_for_file(config_path(folder), seconds, what, remedy, "no-first-process")
 
 
-def _hold(folder: Path) -> None:
+def hold(folder: Path) -> None:
     """Locks the folder until this process ends or opens another run; raises `UserError` if another process holds it."""
-    while _held:
-        _held.pop().close()
-    file = config_path(folder).open()
-    _held.append(file)
+    _release()
+    file = config_path(folder).open("r+")  # NFS and SMB lock only what is open for writing
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
+        file.close()
+        remedy = "Wait for it to end. If its machine has died, NFS frees the folder after a minute or two."
         raise UserError(
-            "a run that no other process works on", f"{folder}, which is in use", "Wait for it to end.", "run-in-use"
+            "a run that no other process works on", f"{folder}, which is in use", remedy, "run-in-use"
         ) from None
-    except OSError:  # a file system without locks
-        pass
+    except OSError as error:
+        warn_of_missing_locks(folder, error)
+    _held.append((file, Owner(folder / ".owner")))
+
+
+@atexit.register
+def _release() -> None:
+    while _held:
+        file, owner = _held.pop()
+        owner.release()
+        file.close()
+
+
+def check_held() -> None:
+    """Raises `UserError` if another process has opened the run of this one, where locks could not prevent it."""
+    for _, owner in _held:
+        owner.check()
 
 
 def write_environment(folder: Path, device: str, torch_threads: int) -> None:
