@@ -17,7 +17,11 @@ def test_a_user_error_is_found_behind_what_hydra_raises() -> None:
     assert find_user_error(RuntimeError("a bug")) is None
 
 
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EACCES, errno.EROFS, errno.ENOTDIR])
+LOCAL = ["ENOSPC", "EIO", "EACCES", "EROFS", "ENOTDIR"]
+OF_A_SERVER = ["EXDEV", "EBUSY", "ENOLCK", "ENOTCONN", "EOPNOTSUPP"]
+
+
+@pytest.mark.parametrize("code", [getattr(errno, name) for name in [*LOCAL, *OF_A_SERVER]])
 def test_what_a_disk_refuses_is_no_bug(code: int) -> None:
     error = find_user_error(OSError(code, "reason", "file.bin"))
     assert error is not None and error.code == "disk" and "file.bin; got reason" in str(error)

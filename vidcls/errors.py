@@ -6,6 +6,9 @@ from typing import Any
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 DISK_ERRORS = {*FULL_DISK, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.ENOTDIR}
+# Of network file systems: what a server does not support, has open elsewhere, or when it cannot be reached.
+DISK_ERRORS |= {errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK, errno.EXDEV, errno.EBUSY, errno.ETXTBSY, errno.ENOTEMPTY}
+DISK_ERRORS |= {errno.ENODEV, errno.ENXIO, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN}
 
 
 class UserError(Exception):

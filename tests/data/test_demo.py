@@ -189,6 +189,25 @@ def test_an_interrupted_drawing_leaves_nothing(tmp_path: Path, monkeypatch: pyte
     assert list(tmp_path.iterdir()) == []
 
 
+def test_another_machine_has_drawn_it_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NFS may say for a minute that the other one's folder does not exist."""
+    draw, exists, folder = demo._draw_all, Path.exists, tmp_path / "demo"
+    arguments = {"seed": 0, "creators": 3, "videos_per_creator": 3}
+
+    def draw_beside_another(fresh: Path, *numbers: int) -> None:
+        monkeypatch.setattr(demo, "_draw_all", draw)
+        draw_demo(folder, **arguments)
+        holds = demo._holds_demo
+        answers = iter([False, True])
+        monkeypatch.setattr(demo, "_holds_demo", lambda *given: next(answers) and holds(*given))
+        monkeypatch.setattr(Path, "exists", lambda path: path != folder and exists(path))
+        draw(fresh, *numbers)
+
+    monkeypatch.setattr(demo, "_draw_all", draw_beside_another)
+    assert draw_demo(folder, **arguments) == folder
+    assert [path.name for path in tmp_path.iterdir()] == ["demo"]
+
+
 def test_an_empty_folder_is_used(tmp_path: Path) -> None:
     (tmp_path / "demo").mkdir()
     assert len(videos(draw_demo(tmp_path / "demo", seed=0, creators=3, videos_per_creator=3))) == 9

@@ -134,7 +134,11 @@ def draw_demo(folder: Path, *, seed: int, creators: int, videos_per_creator: int
         if not _holds_demo(folder, arguments):  # another run may have been quicker
             if folder.exists():
                 folder.rename(Path(scratch) / "old")
-            fresh.rename(folder)
+            try:
+                fresh.rename(folder)
+            except OSError:
+                if not _holds_demo(folder, arguments):  # as another machine has drawn it, which NFS shows only now
+                    raise
     return folder
 
 
