@@ -384,6 +384,16 @@ def joining(lab: Lab) -> None:
     lab.predict(lab.one, during=lambda: lab.two.start_ray(lab.one))
 
 
+def half_cut(lab: Lab) -> None:
+    """The machine of the command and that of a reader reach the head, but not each other."""
+
+    def cut_off() -> None:
+        lab.three.do(f"sleep 2; ip route add blackhole {lab.two.address}")
+
+    lab.start_ray()
+    lab.predict(lab.two, during=cut_off)
+
+
 def partition(which: str, seconds: float | None) -> Callable[[Lab], None]:
     def scenario(lab: Lab) -> None:
         lab.start_ray()
@@ -427,6 +437,7 @@ SCENARIOS: dict[str, Callable[[Lab], None]] = {
     "no_memory": no_memory,
     "slow_link": slow_link,
     "joining": joining,
+    "half_cut": half_cut,
     "head_dies": head_dies,
 }
 SCENARIOS |= {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import BrokenExecutor
 from contextlib import closing
@@ -168,3 +169,14 @@ def test_a_machine_that_starts_no_decoders_is_no_fault_of_the_videos(
     refused(call("predict.py", *command), "[workers-failed]", "no decoding process can be started")
     predict(finished, videos, tmp_path / "out", *OPTIONS, "engine=ray")
     assert_same(tmp_path / "out", local)
+
+
+def test_a_cluster_without_a_free_cpu_is_waited_for(
+    finished: Path, videos: Path, local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "WAIT_SECONDS", 1.0)
+    other = cluster.ray.remote(lambda: time.sleep(8)).options(num_cpus=2).remote()
+    printed = predict(finished, videos, tmp_path / "out", *OPTIONS, "engine=ray").stdout
+    assert "Waiting for a free CPU of the cluster" in printed
+    assert_same(tmp_path / "out", local)
+    cluster.ray.get(other)

@@ -20,7 +20,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,17 +31,17 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vidcls.data.decoding.result import DecodeResult, is_doubtful
-from vidcls.data.machines import Head, check_versions, naming_machine, num_machines, package_versions
-from vidcls.data.options import DecodeLimits, EngineOptions, FetchLimits
+from vidcls.data.machines import READS_AT_ONCE, Head, check_versions, naming_machine, package_versions
+from vidcls.data.options import DecodeLimits, EngineOptions
 from vidcls.errors import UserError, one_line
 
 MAX_DEATHS = 2  # of readers that read a video alone, after which it is given up
 FEW = 4  # a shard of at most so many items is requeued one item at a time
 MAX_LOST = 20  # readers in a row without a single result
 SHARD_BYTES = 2**28  # of a shard with more than one video, at most
-READS_AT_ONCE = 2  # shards per reader: while it waits for the last batch of one, it decodes the next
 START_ATTEMPTS = 3
 PAUSE_SECONDS = 0.5  # of a reader that leaves a shard to another machine
+WAIT_SECONDS = 60.0  # for a first reader, after which the command says so
 AVOID_SECONDS = 60.0  # for which it does
 LOW_MEMORY = "low on memory"  # of Ray, where it has killed a process
 SUSPECTS = -1  # the number of the reader that reads suspects alone
@@ -90,19 +90,6 @@ def _check_address(address: str | None) -> None:
     except (OSError, OverflowError) as error:
         remedy = "Check engine.address, RAY_ADDRESS, and whether the head of the cluster runs."
         raise UserError("a Ray cluster", f"{address}: {error}", remedy, "engine.address") from None
-
-
-def count_readers(limits: DecodeLimits, num_videos: int) -> int:
-    """One per CPU of the cluster, but at most ``limits.workers`` and one per video."""
-    num_cpus = max(ray.cluster_resources().get("CPU", 1), 1)
-    return int(min(limits.workers or math.inf, num_cpus, max(num_videos, 1)))
-
-
-def fetch_share(limits: FetchLimits, num_readers: int) -> FetchLimits:
-    """A shard's share of a machine's limits; its disk space always suffices for the largest video."""
-    per_machine = math.ceil(num_readers / num_machines())
-    space = max(limits.max_gigabytes, limits.space_gigabytes / (per_machine * READS_AT_ONCE))
-    return replace(limits, workers=max(1, limits.workers // per_machine), space_gigabytes=space)
 
 
 class BaseReader:
@@ -217,12 +204,15 @@ class Driver(ABC):
     async def _wait(self, console: Console) -> None:
         columns = (TextColumn(self.doing), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=console) as progress:
-            task = progress.add_task("", total=self._num_videos)
+            task, note_at = progress.add_task("", total=self._num_videos), time.monotonic() + WAIT_SECONDS
             while self._num_open:
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._finished.wait(), timeout=0.5)
                 progress.update(task, completed=self.num_done())
                 self._head.check()
+                if time.monotonic() > note_at and not any(reader.node for reader in self._readers.values()):
+                    console.print(f"Waiting for a free CPU of the cluster, for {WAIT_SECONDS:g} s now (see ray status)")
+                    note_at = math.inf
 
     def put(self, shard: Any, suspect: bool = False) -> None:
         """Queues a shard, for the reader of suspects if it is ``suspect``."""

@@ -3,6 +3,7 @@
 import asyncio
 import atexit
 import hashlib
+import math
 import os
 import platform
 import sys
@@ -20,14 +21,29 @@ from ray.exceptions import RayError
 
 from vidcls.data.decoding.result import decoder_versions
 from vidcls.data.file_hashes import FileState, HashResult, hash_video
+from vidcls.data.options import DecodeLimits, FetchLimits
 from vidcls.errors import UserError, find_user_error
 
+READS_AT_ONCE = 2  # shards per reader: while it waits for the last batch of one, it decodes the next
 ASK_SECONDS = 1.0  # between two questions to the head of the cluster
 SILENT_SECONDS = 40.0  # of the head, after which it is lost; after 60 s Ray ends the process, without a word
 
 
 def num_machines() -> int:
     return sum(bool(node["Alive"]) for node in ray.nodes())
+
+
+def count_readers(limits: DecodeLimits, num_videos: int) -> int:
+    """One per CPU of the cluster, but at most ``limits.workers`` and one per video."""
+    num_cpus = max(ray.cluster_resources().get("CPU", 1), 1)
+    return int(min(limits.workers or math.inf, num_cpus, max(num_videos, 1)))
+
+
+def fetch_share(limits: FetchLimits, num_readers: int) -> FetchLimits:
+    """A shard's share of a machine's limits; its disk space always suffices for the largest video."""
+    per_machine = math.ceil(num_readers / num_machines())
+    space = max(limits.max_gigabytes, limits.space_gigabytes / (per_machine * READS_AT_ONCE))
+    return replace(limits, workers=max(1, limits.workers // per_machine), space_gigabytes=space)
 
 
 @cache

@@ -24,14 +24,12 @@ from vidcls.data.cluster import (
     Driver,
     RunningReader,
     Shard,
-    count_readers,
     cut,
-    fetch_share,
 )
 from vidcls.data.decoding.result import undecodable, unfetchable
 from vidcls.data.decoding.worker import CHANGED
 from vidcls.data.file_hashes import FileState, HashCache, HashResult, hash_video
-from vidcls.data.machines import not_shared, num_machines
+from vidcls.data.machines import count_readers, fetch_share, not_shared, num_machines
 from vidcls.data.options import DecodeLimits, EngineOptions, FetchLimits
 from vidcls.data.remote import UnfetchableError
 from vidcls.data.urls import is_url
