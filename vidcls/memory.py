@@ -1,8 +1,14 @@
-"""How a process that runs networks on a CPU treats its memory."""
+"""How a process that runs networks on a CPU treats its memory, and the CPUs that it has."""
 
 import ctypes
+import os
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+
+
+def num_cpus() -> int:
+    """The CPUs that this process may use: in a job of a cluster, fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def keep_freed_memory() -> None:

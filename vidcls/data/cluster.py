@@ -34,6 +34,7 @@ from vidcls.data.decoding.result import DecodeResult, is_doubtful
 from vidcls.data.machines import READS_AT_ONCE, Head, check_versions, naming_machine, package_versions
 from vidcls.data.options import DecodeLimits, EngineOptions
 from vidcls.errors import UserError, one_line
+from vidcls.memory import num_cpus
 
 MAX_DEATHS = 2  # of readers that read a video alone, after which it is given up
 FEW = 4  # a shard of at most so many items is requeued one item at a time
@@ -60,7 +61,7 @@ def start_ray(engine: EngineOptions, limits: DecodeLimits) -> None:
     _check_address(engine.address)
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "critical"}
     if engine.address is None:
-        options |= {"num_cpus": limits.workers or os.cpu_count() or 1, "include_dashboard": False}
+        options |= {"num_cpus": limits.workers or num_cpus(), "include_dashboard": False}
     for attempt in range(START_ATTEMPTS):
         try:
             ray.init(engine.address or "local", **options)

@@ -16,7 +16,6 @@ A horizontal flip turns safe into harmful: leave that augmentation off on these 
 
 import colorsys
 import json
-import os
 import re
 import tempfile
 from collections.abc import Iterator
@@ -31,6 +30,7 @@ from jaxtyping import Float, UInt8
 from rich.progress import track
 
 from vidcls.errors import UserError, check_integer
+from vidcls.memory import num_cpus
 
 CLASSES = ("safe", "harmful", "adult")
 SPLIT_FRACTIONS = {"train": 0.70, "val": 0.15, "test": 0.15}
@@ -183,7 +183,7 @@ def _draw_all(folder: Path, seed: int, creators: int, videos_per_creator: int) -
     for path in {path.parent for path, *_ in jobs}:
         path.mkdir(parents=True)
     # Threads suffice, as the encoder and NumPy release the GIL.
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(num_cpus()) as pool:
         futures = [pool.submit(_encode, *job) for job in jobs]
         try:
             for future in track(as_completed(futures), "Drawing the demo videos", total=len(futures), transient=True):

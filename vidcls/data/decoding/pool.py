@@ -5,7 +5,6 @@ Imports no decoder: only workers do.
 """
 
 import math
-import os
 import socket
 import tempfile
 import threading
@@ -26,6 +25,7 @@ from vidcls.data.file_hashes import HashResult
 from vidcls.data.options import DecodeLimits
 from vidcls.data.store import FrameStore
 from vidcls.errors import UserError
+from vidcls.memory import num_cpus
 
 MEBIBYTE = 2**20  # for the header of a file of the store, and for FFmpeg's messages
 
@@ -71,7 +71,7 @@ def read_windows(
     total. A file whose state has changed is undecodable. A video of more than ``max_windows`` windows is not read and
     finishes with the result `DEFERRED`.
     """
-    threads = 1 if pool else max(1, (os.cpu_count() or 1) // _num_workers(limits, num_videos))
+    threads = 1 if pool else max(1, num_cpus() // _num_workers(limits, num_videos))
     workers = nullcontext(pool) if pool else create_pool(limits, num_videos)
     return _receive(videos, num_videos, limits, workers, send_windows, [plan, threads], ahead, max_windows)
 
@@ -110,7 +110,7 @@ def _receive(
 
 
 def _num_workers(limits: DecodeLimits, num_files: int) -> int:
-    return max(1, min(limits.workers or os.cpu_count() or 1, num_files))
+    return max(1, min(limits.workers or num_cpus(), num_files))
 
 
 def create_store_pool(limits: DecodeLimits, num_files: int, store: FrameStore) -> AbstractContextManager[ProcessPool]:
