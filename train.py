@@ -15,7 +15,7 @@ import hydra
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from vidcls.cli import end_with_others, quote_overrides, user_errors_exit
+from vidcls.cli import quote_overrides, user_errors_exit
 from vidcls.sweeps.jobs import resumable_job
 
 
@@ -32,7 +32,8 @@ def main(cfg: DictConfig) -> float | None:
     """One run, from its configuration to its folder; gives its objective, for sweeps that search."""
     from rich.console import Console
 
-    from vidcls.training.run_folder import is_rank_zero, manifest_path, open_run
+    from vidcls.training.launch import end_with_others, is_rank_zero
+    from vidcls.training.run_folder import manifest_path, open_run
 
     end_with_others()
     cfg = open_run(cfg)  # mistakes in the options show here, before anything heavy is imported

@@ -35,8 +35,11 @@ LISTS = ("run", "sweep", "data.decisions", "decisions")  # options that name a p
 PATHS = {"run", "run_dir", "resume", "sweep.resume", "input", "output", "data.source", "data.decisions", "decisions"}
 PATHS |= {"cache_dir", "paths.cache_dir", "paths.data_dir", "paths.runs_dir", "model.weights", "model.encoder.weights"}
 QUOTES = ("'", '"')
-# Messages of gloo and NCCL if the process at the other end is gone.
-LOST_PROCESS = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
+# Messages of gloo and NCCL if the process at the other end is gone, and errors of torch's if it does not answer.
+LOST_PROCESS = (
+    *("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited"),
+    *("Timed out waiting", "Application timeout", "collective operation timeout", "DistNetworkError", "DistStoreError"),
+)
 # Sections that may be null: their defaults hold, or there is none of them.
 NULLABLE = re.compile(r"predict|data\.\w+|policy\.target|callbacks\.(?!(best|last|history|timing)$)\w+")
 _HEX = "utf8_hex_"  # the prefix of an encoded key that Hydra's grammar does not allow
@@ -45,8 +48,10 @@ PLAIN_KEY = re.compile(r"(?!(?:true|false|null|nan|inf)\Z)[A-Za-z_][A-Za-z0-9_]*
 
 
 def launched_processes() -> int:
-    """The number of processes that torchrun has started for this run; 1 without it."""
-    return int(os.environ["WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in os.environ else 1
+    """The number of processes that torchrun or srun has started for this run; 1 without them."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return int(os.environ["WORLD_SIZE"])
+    return int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))  # not SLURM_NTASKS, which a script without srun has too
 
 
 def new_run_dir(folder: str, given: str | None) -> str:
@@ -56,9 +61,9 @@ def new_run_dir(folder: str, given: str | None) -> str:
     started, identity = time.time(), secrets.token_hex(2)
     if launched_processes() > 1:
         launcher = Path(f"/proc/{os.getppid()}/stat")
-        if os.environ["WORLD_SIZE"] != os.environ["LOCAL_WORLD_SIZE"] or not launcher.exists():
+        if os.environ.get("WORLD_SIZE", "") != os.environ.get("LOCAL_WORLD_SIZE") or not launcher.exists():
             remedy = "Give run_dir=DIR, a new folder that all of them share."
-            raise UserError("run_dir, for the processes of several machines", "none", remedy, "missing-option")
+            raise UserError("run_dir, for processes of srun or of several machines", "none", remedy, "missing-option")
         # man 5 proc: the tick in which the launcher was started, and the second in which the system was.
         tick = int(launcher.read_text().rpartition(")")[2].split()[19])
         booted = re.search(r"btime (\d+)", Path("/proc/stat").read_text())
@@ -179,7 +184,8 @@ def check_overrides(cfg: DictConfig, hydra: Any) -> None:
                 _check_added(cfg, name)
         if override.is_sweep_override() or isinstance(value, dict):
             continue
-        default = OmegaConf.select(defaults, option)
+        # Not resolved: without run_dir=, there is none for the processes of several machines.
+        default = OmegaConf.select(defaults, option, throw_on_resolution_failure=False)
         if isinstance(default, DictConfig) and (value is not None or not NULLABLE.fullmatch(option)):
             remedy, group = f"Set {option}.{[*default, 'NAME'][0]}=... and so on.", option.replace(".", "/")
             if choices := loader.get_group_options(group):
@@ -251,20 +257,16 @@ def _end_thread(errors: list[UserError], ended: threading.ExceptHookArgs) -> Non
         threading.__excepthook__(ended)
 
 
-def lost_process(got: str) -> UserError:
-    """The error of a process of a run in which another one has died."""
-    remedy = f"See what it printed; the same launcher with resume={shlex.quote(str(run_folder()))} continues."
+def lost_process(got: str, folder: Path | None = None) -> UserError:
+    """The error of a process whose run, by default that of the command, has lost another one."""
+    resume = shlex.quote(str(folder or run_folder()))
+    remedy = f"See what it printed; the same launcher with resume={resume} continues."
     return UserError("all processes of the run to stay alive", got, remedy, "lost-process")
 
 
-def end_with_others() -> None:
-    """From now on, SIGTERM from a launcher, after another process has died, ends this one with one clear line."""
-
-    def end(*_: object) -> None:
-        raise lost_process("SIGTERM: another one has ended, or the run was stopped")
-
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, end)
+def one_of_several() -> bool:
+    """Whether other processes take part in this run, whatever has started them."""
+    return max(int(os.environ.get("WORLD_SIZE", 1)), launched_processes()) > 1
 
 
 def _explain(error: Exception) -> UserError | None:
@@ -273,8 +275,8 @@ def _explain(error: Exception) -> UserError | None:
     if isinstance(error, InstantiationException):
         remedy = "Change the options beside that _target_; debug=true shows the traceback."
         return UserError("options that each _target_ takes", why, remedy, "instantiation")
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and any(text in why for text in LOST_PROCESS):
-        return lost_process("one that has ended")
+    if one_of_several() and any(text in f"{type(error).__name__}: {why}" for text in LOST_PROCESS):
+        return lost_process(f"one that has ended, or cannot be reached ({why[:120]})")
     memory = isinstance(error, ImportError | MemoryError) or any(text in why for text in NO_MEMORY)
     if memory and limit != resource.RLIM_INFINITY:
         remedy = "Lift the limit: ulimit -v unlimited."
@@ -291,7 +293,8 @@ def _explain(error: Exception) -> UserError | None:
 def _resume_command(cfg: DictConfig) -> str:
     if in_sweep():
         return sweep_resume_command(cfg, HydraConfig.get().sweep.dir)
-    return f"python {sys.argv[0]} resume={shlex.quote(str(run_folder()))}"
+    resume = f"resume={shlex.quote(str(run_folder()))}"
+    return f"the same launcher and {resume}" if launched_processes() > 1 else f"python {sys.argv[0]} {resume}"
 
 
 def sweep_resume_command(cfg: DictConfig, folder: str | Path) -> str:

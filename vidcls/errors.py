@@ -50,7 +50,8 @@ def find_user_error(error: BaseException | None) -> UserError | None:
                 "Check the disk and its permissions, then repeat the command; a run continues with resume=DIR.",
                 "disk",
             )
-        error = error.__cause__
+        resolving = type(error).__name__ == "InterpolationResolutionError"  # OmegaConf's, which hides the cause
+        error = error.__context__ if resolving else error.__cause__
     return None
 
 

@@ -116,15 +116,6 @@ def claim_file(path: Path, text: str) -> bool:
     return True
 
 
-def wait_for_file(path: Path, seconds: float, what: str, remedy: str, code: str) -> None:
-    """Waits until another process has written a file; raises `UserError`, which expects ``what``, after ``seconds``."""
-    deadline = time.monotonic() + seconds
-    while not path.exists():
-        if time.monotonic() > deadline:
-            raise UserError(f"{what} within {seconds:g} s", f"no {path}", remedy, code)
-        time.sleep(0.1)
-
-
 @contextmanager
 def locked(path: Path, waiting_for: str) -> Iterator[None]:
     """Holds a lock between processes; prints what it is waiting for if that takes longer.

@@ -31,6 +31,8 @@ ConfigStore.instance().store(group="hydra/launcher", name="ray", node=RayLaunche
 
 
 def _job(context: HydraContext, task: TaskFunction, config: DictConfig, state: Any) -> JobReturn:
+    for name in [name for name in os.environ if name.startswith("SLURM_")]:
+        del os.environ[name]  # where srun has started Ray: this job is no process of that one's
     setup_globals()
     Singleton.set_state(state)
     return run_job(task, config, "hydra.sweep.dir", "hydra.sweep.subdir", context)

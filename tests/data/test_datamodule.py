@@ -159,13 +159,6 @@ def test_the_first_process_prepares_and_the_others_read_its_manifest(source: Pat
         assert sum(len(batch.label) for batch in data.predict_dataloader()) == 4
 
 
-def test_waiting_for_the_first_process_has_an_end(source: Path, cache: Path, tmp_path: Path) -> None:
-    data = VideoDataModule(module(source, cache).options, tmp_path / "manifest.csv", wait_seconds=0.1)
-    with pytest.raises(UserError) as error:
-        data.setup("fit")
-    assert error.value.code == "manifest-timeout" and str(tmp_path / "manifest.csv") in str(error.value)
-
-
 # ---- class weights
 
 

@@ -16,7 +16,6 @@ from vidcls.data.manifest import read_manifest, write_manifest
 from vidcls.data.options import DataOptions
 from vidcls.data.preparation import PreparedVideos, prepare_videos
 from vidcls.data.videos import Videos
-from vidcls.files import wait_for_file
 
 Loader = DataLoader[VideoBatch | FeatureBatch]
 
@@ -29,7 +28,6 @@ class VideoDataModule(Videos, L.LightningDataModule):
         manifest_path: where rank 0 writes the manifest and the others read it; None for a single process. If the file
             exists, its videos and splits are used.
         prepared: videos that are prepared already.
-        wait_seconds: how long the other ranks wait for the manifest: rank 0 may decode for hours.
 
     Example::
 
@@ -42,11 +40,10 @@ class VideoDataModule(Videos, L.LightningDataModule):
         options: DataOptions,
         manifest_path: str | Path | None = None,
         prepared: PreparedVideos | None = None,
-        wait_seconds: float = 86400.0,
     ) -> None:
         super().__init__(options)
         self.manifest_path = None if manifest_path is None else Path(manifest_path)
-        self.wait_seconds = wait_seconds
+        self.prepare_data_per_node = False  # an attribute of Lightning: on one rank, not on one of each machine
         self.stats = IngestStats()
         self._stacks: dict[tuple[str, type], Tensor | None] = {}  # of splits and datasets; None: they do not fit
         self._copies: torch.cuda.Stream | None = None
@@ -69,17 +66,10 @@ class VideoDataModule(Videos, L.LightningDataModule):
             write_manifest(self.manifest_path, self.manifest)
 
     def setup(self, stage: str | None = None) -> None:
-        """Reads the manifest on the ranks that did not write it; called by Lightning on every rank.
-
-        Raises:
-            UserError: it does not appear within ``wait_seconds``.
-        """
+        """Reads the manifest on the ranks that did not write it; called by Lightning on every rank."""
         if self.classes:
             return
         assert self.manifest_path is not None, "prepare_data comes first"
-        remedy = "See what the first process prints: it lists and decodes the videos, or has failed."
-        what = "the first process to write its manifest"
-        wait_for_file(self.manifest_path, self.wait_seconds, what, remedy, "manifest-timeout")
         self.load_manifest(read_manifest(self.manifest_path))
 
     def rank_and_world_size(self) -> tuple[int, int]:

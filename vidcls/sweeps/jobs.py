@@ -32,6 +32,7 @@ from vidcls.errors import UserError, check_choice, find_user_error
 from vidcls.files import claim_file, locked, write_atomically
 from vidcls.metrics import LOWER_IS_BETTER
 from vidcls.sweeps.shared import shared_settings, shared_store, swept_sizes
+from vidcls.training.launch import check_alone
 from vidcls.training.run_config import named_packages
 
 FORMAT = 1
@@ -129,6 +130,7 @@ class SweepCallback(Callback):
 
 def prepare_sweep(config: DictConfig) -> None:
     """Writes sweep.json, and adds overrides so that all jobs share one decode and none uses the test set."""
+    check_alone()
     overrides = config.hydra.overrides
     given = parse_overrides([f"{key}={value}" for key, value in (config.hydra.sweeper.get("params") or {}).items()])
     given |= parse_overrides(list(overrides.task))
@@ -300,8 +302,7 @@ def resumable_job(main: Callable[[DictConfig], float | None]) -> Callable[[DictC
                 with _isolated_for_ddp(folder, cfg):
                     return main(cfg)
             except Exception as error:
-                user_error = find_user_error(error)
-                reason = user_error or _first_cause(error)
+                reason = (user_error := find_user_error(error)) or _first_cause(error)
                 if user_error is None or user_error.code != "other-process":  # which may yet finish it
                     trace = "" if user_error else "".join(traceback.format_exception(error))
                     write_atomically(folder / "error.txt", f"{trace}{reason}\n".encode(errors="backslashreplace"))
@@ -331,9 +332,8 @@ def _write_job(folder: Path) -> None:
 def _isolated_for_ddp(folder: Path, cfg: DictConfig) -> Iterator[None]:
     """Makes Lightning's DDP work in a job.
 
-    DDP starts a process per further device with the command line of this one, which must be the job's, not the
-    sweep's: ``train.py resume=FOLDER trust=[PACKAGES]``. It leaves environment variables and a process group, which are
-    removed before the next job in this process.
+    DDP starts others with the command line of this process, which must be the job's. What it leaves, environment
+    variables and a process group, is removed before the next job in this process.
     """
     arguments, environment = sys.argv, dict(os.environ)
     foreign = sorted(named_packages(cfg) - {"vidcls", "lightning", "torch", "optuna"})

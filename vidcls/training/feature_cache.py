@@ -63,8 +63,13 @@ def compute_features(trainer: L.Trainer, module: VideoClassifier, videos: Videos
         batches = [missing[i : i + size] for i in range(0, len(missing), size)]
         if trainer.precision != "32-true" and not batches:
             batches = [[0]]  # to find the dtype of features, below
+        longest = torch.tensor(len(batches), device=module.device)
+        batches += [[]] * (int(trainer.strategy.reduce(longest, reduce_op="max")) - len(batches))
         shown = trainer.is_global_zero and len(batches) > 1
         for rows in track(batches, f"Features of {split}", transient=True, disable=not shown):
+            trainer.strategy.barrier()  # each time, as none waits for hours until a slower one is done
+            if not rows:
+                continue
             clips = []
             for clip in range(module.spec.clip.num_clips):
                 frames = torch.stack([torch.from_numpy(dataset.frames(row, clip)) for row in rows]).to(module.device)

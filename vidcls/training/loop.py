@@ -2,10 +2,12 @@
 
 import csv
 import logging
+import os
 import platform
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,13 @@ import torch
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEnvironment
+from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
+from vidcls.cli import launched_processes
 from vidcls.data.datamodule import VideoDataModule
 from vidcls.data.options import SPLITS
 from vidcls.data.preparation import PreparedVideos
@@ -27,22 +32,31 @@ from vidcls.training.callbacks import History, find_callback
 from vidcls.training.checkpoint import build_model, build_preprocess, load_checkpoint, load_last
 from vidcls.training.checkpoint_writer import AtomicCheckpoints
 from vidcls.training.feature_cache import compute_features
+from vidcls.training.launch import is_rank_zero, show_life, tell_prepared, wait_for_first
 from vidcls.training.logistic_options import is_logistic
 from vidcls.training.module import VideoClassifier
+from vidcls.training.processes import SameRun
 from vidcls.training.run_config import check_unchanged, lasting_settings
-from vidcls.training.run_folder import best_checkpoint, is_rank_zero, manifest_path, write_environment
+from vidcls.training.run_folder import best_checkpoint, manifest_path, write_environment
 from vidcls.training.spec import Normalisation, RunSpec, fitted_splits
+
+# What a process waits for others before it ends: they may have gone without a word, as a machine without power.
+COLLECTIVE_TIMEOUT = timedelta(minutes=10)
 
 
 def build_datamodule(cfg: DictConfig, prepared: PreparedVideos | None = None) -> VideoDataModule:
     """The videos of a run, prepared now unless they are given; rank 0 writes manifest.csv for the others.
 
     Raises:
-        UserError: see `vidcls.data.preparation.prepare_videos`.
+        UserError: see `vidcls.data.preparation.prepare_videos`; or rank 0 has ended before it was done.
     """
     datamodule = VideoDataModule(instantiate(cfg.data), manifest_path(Path(cfg.run_dir)), prepared)
     if is_rank_zero():
+        show_life(cfg)
         datamodule.prepare_data()
+        tell_prepared()
+    else:
+        wait_for_first(Path(cfg.run_dir), prepared=True)
     datamodule.setup()
     return datamodule
 
@@ -101,10 +115,20 @@ def build_trainer(
     callbacks = [*extra_callbacks, *instantiate(cfg.get("callbacks") or {}).values()]
     if not loggers or solves:
         callbacks = [callback for callback in callbacks if not isinstance(callback, LearningRateMonitor)]
-    options = {}
+    options: dict[str, Any] = {}
     if solves:  # it has converged before the first step
         callbacks, options = [instantiate(cfg.optim), *callbacks], {"max_epochs": 1}
     plugins = [AtomicCheckpoints(), *instantiate(cfg.trainer.get("plugins") or [])]
+    if "SLURM_NTASKS" in os.environ and not torch.distributed.is_torchelastic_launched():
+        # Lightning would take an allocation for processes, and requeue a job by a checkpoint of its own.
+        several = launched_processes() > 1
+        plugins.append(SLURMEnvironment(auto_requeue=False) if several else LightningEnvironment())
+    strategy = str(cfg.trainer.get("strategy", "auto"))
+    if strategy.startswith("ddp"):
+        kind = StrategyRegistry[strategy]
+        options["strategy"] = kind["strategy"](**kind["init_params"], timeout=COLLECTIVE_TIMEOUT)
+    if "default_root_dir" not in cfg.trainer:
+        options["default_root_dir"] = cfg.run_dir
     return instantiate(cfg.trainer, logger=loggers or False, callbacks=callbacks, plugins=plugins, **options)
 
 
@@ -146,7 +170,12 @@ def fit(
     """
     folder = Path(cfg.run_dir)
     last = load_last(folder, datamodule.classes)
-    trainer = build_trainer(cfg, last[1].step if last else None, extra_callbacks)
+    same_run = SameRun(cfg, datamodule, last and last[1])
+    trainer = build_trainer(cfg, last[1].step if last else None, [same_run, *extra_callbacks])
+    before = last[1].raw.get("world_size", trainer.world_size) if last else trainer.world_size
+    if is_rank_zero() and before != trainer.world_size:
+        note = f"Processes that train this run: {before} until now, {trainer.world_size} from now on"
+        warnings.warn(f"{note}. Their batches have another size together, and so the result differs.", stacklevel=2)
     trainer.precision_plugin.convert_module(module)  # Lightning does it after it has loaded a checkpoint
     datamodule.first_epoch = int(last[1].raw["epoch"]) + 1 if last else 0
     if is_rank_zero():

@@ -208,6 +208,7 @@ class VideoClassifier(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the spec to rebuild the model and repeat the decoding, the settings, and predictions."""
         checkpoint["vidcls"], checkpoint["settings"] = self.spec.to_dict(), self.settings
+        checkpoint["world_size"] = self.trainer.world_size
         val = self.predictions if self._validated_at == self.global_step else None  # others are of earlier weights
         for name, predictions in (("val_predictions", val), ("oof_predictions", self.oof_predictions)):
             checkpoint[name] = None if predictions is None else predictions.tensors()

@@ -10,7 +10,6 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from vidcls.cli import launched_processes
 from vidcls.data.options import DataOptions
 from vidcls.errors import UserError, check_choice, check_flag, check_integer, check_number, check_seed
 from vidcls.metrics import LOWER_IS_BETTER
@@ -154,8 +153,11 @@ MODEL_CHECKS: dict[str, Check] = {
 """The same for the models of this package; a custom model may use these names for anything."""
 
 
-def check_train_options(cfg: DictConfig) -> None:
-    """Checks ranges, choices, paths and class names in train.py's configuration; raises `UserError`."""
+def check_train_options(cfg: DictConfig, reads_source: bool = True) -> None:
+    """Checks ranges, choices, paths and class names in train.py's configuration; raises `UserError`.
+
+    Of several processes, only the first ``reads_source``.
+    """
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
     own_model = not str(plain["model"]["_target_"]).startswith("vidcls.")
     resumes = plain["resume"] is not None
@@ -195,8 +197,9 @@ def check_train_options(cfg: DictConfig) -> None:
         if (data.sampler, plain["loss"]["class_weights"]) == ("balanced", "balanced"):
             expected = "loss.class_weights=none, for data.sampler=balanced: both together make rare classes dominate"
             raise UserError(expected, "balanced", "Leave one of them out.", "loss.class_weights")
-        _check_source(data)
-        if data.decisions:
+        if reads_source:
+            _check_source(data)
+        if reads_source and data.decisions:
             from vidcls.data.decisions import read_decisions  # with pandas, which other runs load while they decode
 
             read_decisions(data.decisions)
@@ -237,23 +240,6 @@ def check_address_space() -> None:
     if limit != resource.RLIM_INFINITY and limit < MIN_ADDRESS_SPACE:
         expected, remedy = "6 GB of address space or more", "Lift the limit: ulimit -v unlimited."
         raise UserError(expected, f"ulimit -v {limit // 1024}", remedy, "address-space")
-
-
-def check_launch(trainer: DictConfig) -> None:
-    """Raises `UserError` if the trainer does not distribute training over the processes of torchrun."""
-    processes, devices, strategy = launched_processes(), trainer.devices, trainer.get("strategy", "auto")
-    if processes == 1:
-        return
-    if devices in ("auto", -1):
-        devices = 1 if trainer.accelerator == "cpu" else int(os.environ["LOCAL_WORLD_SIZE"])
-    count = (devices if isinstance(devices, int) else len(devices)) * trainer.get("num_nodes", 1)
-    if strategy == "auto" or count != processes:
-        raise UserError(
-            f"a strategy and devices for the {processes} processes of torchrun",
-            f"trainer.strategy={strategy} and {count} devices",
-            f"Give trainer=ddp trainer.devices={os.environ['LOCAL_WORLD_SIZE']}.",
-            "torchrun",
-        )
 
 
 def _find(plain: Any, option: str) -> tuple[bool, Any]:

@@ -26,7 +26,8 @@ TRUSTED_TARGETS = re.compile(
     r"|vidcls\.training\.logistic\.LogisticRegression"
     r"|vidcls\.sweeps\.pruning\.Pruning"
     r"|lightning\.Trainer"
-    r"|lightning\.pytorch\.(callbacks|loggers)\.[A-Z]\w*"
+    r"|lightning\.pytorch\.(callbacks|loggers|strategies)\.[A-Z]\w*"
+    r"|datetime\.timedelta"
     r"|torch\.optim\.([A-Z]\w*|lr_scheduler\.[A-Z]\w*)"
     r"|optuna\.pruners\.[A-Z]\w*"
 )

@@ -14,8 +14,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from vidcls.cli import folders_of, in_sweep, print_config, run_folder, trusted_packages
 from vidcls.errors import UserError, check_choice, one_line
-from vidcls.files import Owner, claim_file, wait_for_file, warn_of_missing_locks, write_json
-from vidcls.training.options import check_address_space, check_gpu, check_launch, check_train_options
+from vidcls.files import Owner, claim_file, warn_of_missing_locks, write_json
+from vidcls.training.launch import check_launch, is_rank_zero, show_life, wait_for_first
+from vidcls.training.options import check_address_space, check_gpu, check_train_options
 from vidcls.training.run_config import check_trusted, config_path, read_config
 
 PREVIOUS_CHECKPOINT = "previous.ckpt"
@@ -66,14 +67,10 @@ def check_finished(folder: Path) -> Path:
     return folder
 
 
-def is_rank_zero() -> bool:
-    # From what launchers set, as torch is not imported yet.
-    ranks = (os.environ.get(name) for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK"))
-    return int(next((rank for rank in ranks if rank is not None), 0)) == 0
-
-
 def open_run(cfg: DictConfig) -> DictConfig:
     """The checked configuration: of the run to resume, or of a new run, which claims its folder.
+
+    Of several processes the first one does that, and the others wait for it.
 
     Raises:
         UserError: an option cannot be used, the folder is another run's, or it holds nothing that can be resumed.
@@ -85,7 +82,7 @@ def open_run(cfg: DictConfig) -> DictConfig:
     with open_dict(cfg):
         cfg.run_dir = str(folder)  # Hydra's counts: a process of another device composes another name
     try:
-        check_train_options(cfg)
+        check_train_options(cfg, reads_source=is_rank_zero())
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         if cfg.resume is None:
             raise
@@ -94,13 +91,14 @@ def open_run(cfg: DictConfig) -> DictConfig:
     check_launch(cfg.trainer)
     check_gpu(cfg)
     if not is_rank_zero():
-        wait_for_claim(folder)
+        wait_for_first(folder)
         return cfg
     if cfg.resume is None:
         claim_folder(folder, cfg)
     hold(folder)
     if cfg.get("print_config"):
         print_config(cfg)
+    show_life(cfg)
     return cfg
 
 
@@ -139,13 +137,6 @@ def claim_folder(folder: Path, cfg: DictConfig) -> None:
             f"Choose another one, or continue that run with resume={folder}.",
             "used-run-dir",
         )
-
-
-def wait_for_claim(folder: Path, seconds: float = 120.0) -> None:
-    """Waits until the first process has written config.yaml; raises `UserError` if that takes too long."""
-    remedy = "See what the first process prints, or give run_dir=DIR, a new folder that all processes share."
-    what = f"the first process to start its run in {folder}"
-    wait_for_file(config_path(folder), seconds, what, remedy, "no-first-process")
 
 
 def hold(folder: Path) -> None:
