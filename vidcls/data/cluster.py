@@ -31,8 +31,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vidcls.data.decoding.result import DecodeResult, is_doubtful
-from vidcls.data.machines import READS_AT_ONCE, Head, check_versions, naming_machine, package_versions
+from vidcls.data.machines import READS_AT_ONCE, Head, check_versions, naming_machine
 from vidcls.data.options import DecodeLimits, EngineOptions
+from vidcls.data.package_versions import package_versions
 from vidcls.errors import UserError, one_line
 from vidcls.memory import num_cpus
 

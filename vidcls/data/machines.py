@@ -2,7 +2,6 @@
 
 import asyncio
 import atexit
-import hashlib
 import math
 import os
 import platform
@@ -12,16 +11,14 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from functools import cache
-from importlib import metadata
 from pathlib import Path
 
 import ray
 from ray.exceptions import RayError
 
-from vidcls.data.decoding.result import decoder_versions
 from vidcls.data.file_hashes import FileState, HashResult, hash_video
 from vidcls.data.options import DecodeLimits, FetchLimits
+from vidcls.data.package_versions import package_versions
 from vidcls.errors import UserError, find_user_error
 
 READS_AT_ONCE = 2  # shards per reader: while it waits for the last batch of one, it decodes the next
@@ -44,24 +41,6 @@ def fetch_share(limits: FetchLimits, num_readers: int) -> FetchLimits:
     per_machine = math.ceil(num_readers / num_machines())
     space = max(limits.max_gigabytes, limits.space_gigabytes / (per_machine * READS_AT_ONCE))
     return replace(limits, workers=max(1, limits.workers // per_machine), space_gigabytes=space)
-
-
-@cache
-def package_versions() -> dict[str, str]:
-    """What frames and probabilities depend on; of builds of the same version, as ``+cpu`` and ``+cu130``, one."""
-    found = {"vidcls": source_digest(), **decoder_versions()}
-    for name in ("numpy", "torch", "torchvision", "timm"):
-        with suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name).partition("+")[0]
-    return found
-
-
-def source_digest() -> str:
-    """The SHA-256 of this package's own files."""
-    root, digest = Path(__file__).parents[1], hashlib.sha256()
-    for file in sorted(root.rglob("*.py")):
-        digest.update(f"{file.relative_to(root)} ".encode() + hashlib.sha256(file.read_bytes()).digest())
-    return digest.hexdigest()[:12]
 
 
 def check_versions(wanted: Mapping[str, str]) -> None:

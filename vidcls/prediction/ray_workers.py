@@ -27,8 +27,9 @@ from vidcls.data.decoding.receiver import DEFERRED
 from vidcls.data.decoding.result import DecodeResult
 from vidcls.data.decoding.worker import Source
 from vidcls.data.file_hashes import FileState, HashResult, hash_video
-from vidcls.data.machines import check_versions, naming_machine, package_versions, seen_here
+from vidcls.data.machines import check_versions, naming_machine, seen_here
 from vidcls.data.options import DecodeLimits, FetchLimits
+from vidcls.data.package_versions import package_versions
 from vidcls.data.parallel_fetch import CancelledError, FetchSpace, map_unordered
 from vidcls.data.remote import FetchedFile, UnfetchableError, try_fetch
 from vidcls.data.urls import is_url

@@ -1,8 +1,6 @@
 """What all processes of a run must have in common, once they have found each other."""
 
-import hashlib
 import platform
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +8,8 @@ import lightning as L
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-import vidcls
 from vidcls.data.datamodule import VideoDataModule
+from vidcls.data.package_versions import package_versions
 from vidcls.errors import UserError
 from vidcls.files import hash_file
 from vidcls.training.checkpoint import Checkpoint
@@ -46,13 +44,8 @@ class SameRun(L.Callback):
     def _facts(self) -> dict[str, str]:
         plain: Any = OmegaConf.to_container(self.cfg, resolve=True)
         facts = {key: str(value) for key, value in leaves(plain) if not OWN & set(key.split("."))}
-        code, package = hashlib.sha256(), Path(vidcls.__file__).parent
-        for path in sorted(package.rglob("*.py")):
-            code.update(f"{path.relative_to(package)} {hash_file(path)}".encode())
-        facts["code of vidcls"] = code.hexdigest()[:12]
-        facts |= {
-            f"version of {name}": metadata.version(name) for name in ("torch", "torchvision", "lightning", "numpy")
-        }
+        facts |= {f"version of {name}": version for name, version in package_versions().items()}
+        facts["version of lightning"] = L.__version__
         facts["manifest.csv"] = hash_file(manifest_path(Path(self.cfg.run_dir)))[:12]
         facts["step of last.ckpt"] = str(self.last and self.last.step)
         store, first = self.datamodule.store, self.datamodule.rows("train")["sha256"][0]
