@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pandas as pd
+from rich.progress import track
 
 from vidcls.data.file_hashes import HashCache, HashResult, hash_files
 from vidcls.data.ingest_job import IngestJob
@@ -80,7 +81,8 @@ def known_hashes(videos: pd.DataFrame, cache: HashCache, limits: FetchLimits) ->
     listed = list(videos["version"]) if "version" in videos else [""] * len(locations)
     with ThreadPoolExecutor(limits.workers) as pool:
         now = pool.map(lambda index: listed[index] or remote_version(locations[index], limits), known)
-        for (index, (version, sha256)), current in zip(known.items(), now, strict=True):
+        found = track(now, "Checking URLs", len(known), transient=True, disable=len(known) < 100)
+        for (index, (version, sha256)), current in zip(known.items(), found, strict=True):
             if current:
                 hashes[index] = HashResult(sha256 if current == version else "")
     return hashes
