@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from helpers.web import Web, serve_web
+from helpers.web import Web, self_signed, serve_web
 
 from vidcls.data import remote
 from vidcls.data.listing import walk_folder
@@ -79,6 +79,16 @@ def test_a_server_that_falls_silent_is_given_up(web: Web, tmp_path: Path, monkey
     with pytest.raises(UserError) as refused:
         list(walk_folder(f"{web.url}/stall/", Counter()))
     assert refused.value.code == "unreadable-source" and "imeout" in str(refused.value)
+
+
+def test_a_certificate_that_nobody_trusts_is_not_asked_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """100,000 videos of that server would take hours."""
+    monkeypatch.setattr(remote, "BACKOFF_SECONDS", 0.001)
+    with serve_web(self_signed(tmp_path)) as web, pytest.raises(UnfetchableError) as error:
+        fetch(f"{web.url}/plain/a.mp4", tmp_path / "fetched", QUICK)
+    assert "self-signed certificate" in str(error.value) and "attempts" not in str(error.value)
 
 
 def test_proxies_come_from_the_environment(web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

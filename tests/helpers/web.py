@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from ipaddress import ip_address
+from pathlib import Path
 from urllib.parse import urlsplit
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 LOGIN = b"\n<!DOCTYPE html><title>Sign in</title>"
 
@@ -20,7 +29,7 @@ class Web:
         requests: the method and target of each request, in order.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, context: ssl.SSLContext | None = None) -> None:
         self.content = b"\0\0\0\x18ftypmp42" + bytes(range(256)) * 400
         self.pages: dict[str, bytes] = {}
         self.requests: list[tuple[str, str]] = []
@@ -39,7 +48,9 @@ class Web:
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
         self._stopped = threading.Event()
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        if context:
+            self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
+        self.url = f"http{'s' * bool(context)}://127.0.0.1:{self._server.server_port}"
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     def stop(self) -> None:
@@ -76,9 +87,23 @@ class Web:
             self._stopped.wait()
 
 
+def self_signed(folder: Path) -> ssl.SSLContext:
+    """A server's context with a certificate that nobody trusts, in ``folder``/certificate.pem."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "tests")])
+    address = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
+    builder = x509.CertificateBuilder(name, name, key.public_key(), 1, datetime(2020, 1, 1), datetime(2099, 1, 1))
+    signed = builder.add_extension(address, critical=False).sign(key, hashes.SHA256())
+    (folder / "certificate.pem").write_bytes(signed.public_bytes(Encoding.PEM))
+    (folder / "key.pem").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / "certificate.pem", folder / "key.pem")
+    return context
+
+
 @contextmanager
-def serve_web() -> Iterator[Web]:
-    server = Web()
+def serve_web(context: ssl.SSLContext | None = None) -> Iterator[Web]:
+    server = Web(context)
     try:
         yield server
     finally:
