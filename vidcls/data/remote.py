@@ -270,7 +270,7 @@ def _is_final(error: BaseException) -> bool:
     cause = _cause(error)
     if (status := getattr(cause, "status", None)) is not None:
         return status not in _TEMPORARY_STATUSES
-    return isinstance(cause, _FINAL) or hasattr(cause, "certificate_error") or "Credentials" in type(cause).__name__
+    return isinstance(cause, _FINAL) or "Credentials" in type(cause).__name__
 
 
 def _retry_after(error: BaseException) -> int:
