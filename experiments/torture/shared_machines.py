@@ -189,8 +189,8 @@ def ingest_and_folds(m: Machines) -> Found:
     page = m.start(0, "inspect_data.py", *DATA, *places, f"output={m.shared}/page")
     folds = ["folds=3", "repeats=1", "trainer.max_epochs=1", f"output={m.shared}/folds"]
     ends = m.wait(page, m.start(1, "cross_validate.py", *TRAIN, *SMALL, *places, *folds))
-    found: dict[str, object] = {"page": (m.disk / "page" / "data.html").read_text()}
-    return ends, found | results("train", m.disk / "folds")
+    files = {"page": m.disk / "page" / "data.html", "folds": m.disk / "folds" / "out_of_fold.csv"}
+    return ends, {name: path.read_text() for name, path in files.items()}
 
 
 def two_predictions(m: Machines) -> Found:

@@ -5,6 +5,7 @@ import fcntl
 import os
 import platform
 import subprocess
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import TextIO
@@ -161,7 +162,8 @@ def _release() -> None:
     while _held:
         file, owner = _held.pop()
         owner.release()
-        file.close()
+        with suppress(OSError):  # of a disk that fails; nothing has been written
+            file.close()
 
 
 def check_held() -> None:
