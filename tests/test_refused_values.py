@@ -85,6 +85,27 @@ def test_no_path_where_there_must_be_one(entry: str, text: str, tmp_path: Path) 
     assert not list(tmp_path.rglob("None"))
 
 
+@pytest.mark.parametrize(
+    ("entry", "text"),
+    [
+        ("train", "run_dir=s3://bucket/run"),
+        ("train", "cache_dir=s3://bucket/cache"),
+        ("predict", "output=s3://bucket/out"),
+        ("cross_validate", "output=gs://bucket/out"),
+        ("evaluate", "run=s3://bucket/run"),
+    ],
+)
+def test_no_url_where_results_are_written(
+    entry: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They would lie in a local folder named s3:, and the bucket would stay empty."""
+    monkeypatch.chdir(tmp_path)
+    option = text.partition("=")[0]
+    given = [one for one in GIVEN[entry] if not one.startswith(f"{option}=")]
+    refused(call(f"{entry}.py", *given, text), f"[{option}]")
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
 def test_a_sweep_ends_before_its_first_job(tmp_path: Path) -> None:
     refused(call("train.py", "-m", *NO_SOURCE, "loss=null", "seed=0,1"), "[loss]")
     assert not list(tmp_path.rglob("job.json"))

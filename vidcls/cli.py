@@ -157,10 +157,15 @@ def key_name(key: str) -> str:
 
 
 def check_missing(cfg: DictConfig) -> None:
-    """Raises `UserError` if an option without a default was not given."""
+    """Raises `UserError` if an option without a default was not given, or a local path is a URL."""
     if missing := sorted(OmegaConf.missing_keys(cfg)):
         remedy = f"Give {missing[0]}=... on the command line."
         raise UserError(f"a value for {missing[0]}", "none", remedy, "missing-option")
+    for option in sorted(PATHS - {"input", "data.source", "decisions", "data.decisions"}):
+        value = OmegaConf.select(cfg, option, throw_on_resolution_failure=False)
+        if isinstance(value, str) and "://" in value:  # results would lie in a folder named s3:
+            remedy = "Give a local folder, or one where the storage is mounted, and copy it when the command has ended."
+            raise UserError(f"a path of this machine in {option}", value, remedy, option)
 
 
 def check_overrides(cfg: DictConfig, hydra: Any) -> None:
