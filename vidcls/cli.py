@@ -271,6 +271,9 @@ def lost_process(got: str, folder: Path | None = None) -> UserError:
 
 def one_of_several() -> bool:
     """Whether other processes take part in this run, whatever has started them."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        return True  # also when Lightning has removed WORLD_SIZE, at the end of a run
     return max(int(os.environ.get("WORLD_SIZE", 1)), launched_processes()) > 1
 
 

@@ -121,6 +121,17 @@ def test_one_device_trains_the_same(two_devices: Path, options: list[str], tmp_p
         assert one["loss"] == pytest.approx(two["loss"], abs=1e-5) and one["confusion"] == two["confusion"]
 
 
+def test_a_dead_process_that_lightning_started_ends_the_run(
+    options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(str(ROOT / name) for name in (".", "tests")))
+    monkeypatch.setenv("VIDCLS_TEST_DIES", "1")
+    dies = ["+callbacks.dies._target_=helpers.dying.DieInSecondEpoch", "data.batch_size=1", "trainer=ddp_sim"]
+    process = start_train(*options, *dies, f"run_dir={tmp_path / 'run'}", cwd=tmp_path)
+    _, stderr = process.communicate(timeout=200)
+    assert process.returncode == 2 and stderr.count("[lost-process]") == 1 and "Traceback" not in stderr, stderr
+
+
 def test_a_dead_process_ends_the_run_which_can_be_resumed(
     two_devices: Path, options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
