@@ -16,10 +16,10 @@ TENSOR_FILE_ERRORS = (OSError, LookupError, TypeError, ValueError, AttributeErro
 
 
 class TensorFile:
-    """The content of an open safetensors file, with the methods of ``safetensors.safe_open``.
+    """The content of an open safetensors file, in part with the methods of ``safetensors.safe_open``.
 
-    Read, not memory-mapped: some network file systems have no memory maps, and where a disk fails, or another machine
-    has replaced the file, a read raises but a memory map kills the process.
+    Read, not memory-mapped: where a disk fails, or another machine has replaced the file, a read raises but a memory
+    map kills the process.
     """
 
     def __init__(self, file: BufferedReader) -> None:

@@ -138,7 +138,9 @@ class Machines:
             text = self.err(number).read_text()
             end = outcome(code, text)
             lines = [line for line in text.splitlines() if "[" in line] or text.splitlines() or [""]
-            ends.append(end if end in ("finished", "killed") else f"{end} {code}: {lines[-1]}")
+            ends.append(
+                end if end in ("finished", "killed") else f"{end} {code}: {lines[-1]}".replace(f"{self.root}/", "")
+            )
             if end in ("traceback", "hung"):
                 print(text[-3000:], flush=True)
         return ends
@@ -382,7 +384,7 @@ def run_trial(template: Path, behaviour: Behaviour | None, scenario: Callable[[M
             try:
                 return scenario(machines)
             except (OSError, KeyError) as error:
-                return [*machines.wait(*machines.started), f"no results ({error})"], {}
+                return [*machines.wait(*machines.started), f"no results ({error})".replace(f"{root}/", "")], {}
             finally:
                 for process in machines.started:
                     machines.kill(process)
@@ -411,8 +413,10 @@ def main() -> int:
             for behaviour in options.behaviours:
                 started = time.monotonic()
                 ends, found = run_trial(template, BEHAVIOURS[behaviour], run)
+                refused = any("no results" in end for end in ends) and any("error line" in end for end in ends)
                 differs = sorted(key for key in {*found, *expected} if found.get(key) != expected.get(key))
-                result = f"DIFFERENT {differs}" if differs else "the same result"
+                differs = [] if refused else differs
+                result = "refused" if refused else f"DIFFERENT {differs}" if differs else "the same result"
                 failed |= bool(differs) or any(kind in end for kind in ("traceback", "hung") for end in ends)
                 record.setdefault(scenario, {})[behaviour] = {"ends": ends, "result": result}
                 print(f"{scenario}, {behaviour}: {result} {ends} {time.monotonic() - started:.0f} s", flush=True)
