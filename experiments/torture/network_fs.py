@@ -520,7 +520,10 @@ def serve(folder: str, points: list[str], behaviour: Behaviour) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
     os.umask(0)
     server = Server(folder, behaviour)
-    MOUNTS.extend(Mount(server, point) for point in points)
+    try:
+        MOUNTS.extend(Mount(server, point) for point in points)
+    except OSError as error:
+        sys.exit(str(error))
     for mount in MOUNTS:
         threading.Thread(target=mount.serve, daemon=True).start()
     print("mounted", flush=True)

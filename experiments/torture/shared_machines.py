@@ -27,12 +27,13 @@ from typing import Any
 
 import torch
 
-from experiments.torture.network_fs import Behaviour, mounted
-from experiments.torture.torture import HUNG, ROOT, outcome, results
-
-sys.path.append(str(ROOT / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 
 from helpers.warm_python import start_server, warm_python  # type: ignore[import-not-found]
+
+from experiments.torture.network_fs import Behaviour, mounted
+from experiments.torture.torture import HUNG, ROOT, outcome, results
 
 TIMEOUT = 240
 NFS = Behaviour(attribute_seconds=30, negative_seconds=30, write_to_lock=True, silly_rename=True, locks_of_the_dead=20)
@@ -399,6 +400,8 @@ def main() -> int:
     parser.add_argument("--scenarios", nargs="+", default=list(SCENARIOS), choices=list(SCENARIOS))
     parser.add_argument("--output", type=Path, default=Path(__file__).with_name("shared_machines.json"))
     options = parser.parse_args()
+    if os.geteuid() or not os.access("/dev/fuse", os.W_OK):
+        sys.exit("expected Linux, root and /dev/fuse, to mount a file system; got less")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # cleans up
     start_server()
     record: dict[str, Any] = json.loads(options.output.read_text()) if options.output.exists() else {}
