@@ -11,6 +11,7 @@ import hashlib
 import math
 import os
 import platform
+import re
 import shutil
 import socket
 import sys
@@ -130,7 +131,7 @@ class RunningReader:
     """A reader, and the machine that it runs on, which is known once it has started."""
 
     actor: Any
-    machine: str = "of an unknown name"
+    machine: str = ""
     node: str = ""  # Ray's name of the machine
 
 
@@ -261,7 +262,9 @@ class Driver(ABC):
         self._losses[reader.node] += 1
         if max(self._num_lost, self._losses[reader.node]) > MAX_LOST:
             why = one_line(str(error).strip().rpartition("\n")[2])
-            got = f"{MAX_LOST} in a row that died, the last one on machine {reader.machine} ({why})"
+            address = re.search(r"\bip: (\S+)", str(error))  # of one that has never started
+            machine = reader.machine or (address[1] if address else "unknown")
+            got = f"{MAX_LOST} in a row that died, the last one on machine {machine} ({why})"
             remedy = "See the logs of Ray; vidcls must be installed on its machines, and files lie at the same paths."
             raise UserError("processes that read videos to stay alive", got, remedy, "workers-failed") from error
 

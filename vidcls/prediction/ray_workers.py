@@ -4,6 +4,7 @@ Both are stateless, so that they can be restarted anywhere. Imports no torch.
 """
 
 import os
+import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor
 from contextlib import ExitStack, closing, suppress
@@ -33,7 +34,7 @@ from vidcls.data.package_versions import package_versions
 from vidcls.data.parallel_fetch import CancelledError, FetchSpace, map_unordered
 from vidcls.data.remote import FetchedFile, UnfetchableError, try_fetch
 from vidcls.data.urls import is_url
-from vidcls.errors import UserError
+from vidcls.errors import UserError, one_line
 from vidcls.memory import keep_freed_memory
 from vidcls.prediction.catalogue import Content, Result
 from vidcls.prediction.coarse_search import CoarseSearch
@@ -129,8 +130,9 @@ class Reader(BaseReader):
         except RayTaskError as error:
             raise error.cause from None
         except RayActorError as error:
-            expected, remedy = "networks that stay alive", "See the logs of Ray; finished videos are kept."
-            raise UserError(expected, f"one that died repeatedly ({error})", remedy, "network-lost") from None
+            expected, remedy = "networks that stay alive", "See Ray's logs, and the network; finished videos are kept."
+            got = f"one that machine {platform.node()} lost again and again ({one_line(error)})"
+            raise UserError(expected, got, remedy, "network-lost") from None
         except (BrokenExecutor, RuntimeError) as error:
             raise SickMachineError(f"no decoding process can be started: {error}") from None
 
