@@ -226,7 +226,7 @@ class Driver(ABC):
         """To be called for each result, with the reader that has found it: readers are alive."""
         self._num_lost = 0
         if reader:
-            self._losses[reader.node] = 0
+            self._losses[reader.node] = self._losses[""] = 0  # "" is that of readers that have not started
 
     async def _living_reader(self, number: int) -> RunningReader:
         """The reader with this number, which is started if there is none; several calls may wait for the same one."""
