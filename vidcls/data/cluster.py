@@ -262,7 +262,7 @@ class Driver(ABC):
         self._losses[reader.node] += 1
         if max(self._num_lost, self._losses[reader.node]) > MAX_LOST:
             why = one_line(str(error).strip().rpartition("\n")[2])
-            address = re.search(r"\bip: (\S+)", str(error))  # of one that has never started
+            address = re.search(r"\bip: ([\w.:]+)", str(error), re.IGNORECASE)  # of one that has never started
             machine = reader.machine or (address[1] if address else "unknown")
             got = f"{MAX_LOST} in a row that died, the last one on machine {machine} ({why})"
             remedy = "See the logs of Ray; vidcls must be installed on its machines, and files lie at the same paths."
