@@ -456,6 +456,7 @@ def main() -> None:
     parser.add_argument("--videos", type=int, default=60)
     arguments = parser.parse_args()
     ENVIRONMENT["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    Namespaces(NAMESPACES, "mount --make-rprivate /; ip link set lo up").close()  # or the end, in one line
     results = HERE / "machines.json"
     with tempfile.TemporaryDirectory(prefix="machines-") as text:
         folder = Path(text)
