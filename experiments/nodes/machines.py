@@ -39,7 +39,8 @@ class Machine:
             echo ready
             exec sleep infinity
         """
-        command = ["unshare", "--net", "--uts", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
+        command = ["setpriv", "--pdeathsig", "KILL"]  # nothing stays if this process is killed
+        command += ["unshare", "--net", "--uts", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
         self.holder = subprocess.Popen([*command, "sh", "-c", script], stdout=subprocess.PIPE, text=True)
         assert self.holder.stdout is not None
         if self.holder.stdout.readline() != "ready\n":
