@@ -49,7 +49,7 @@ class SameRun(L.Callback):
         facts["manifest.csv"] = hash_file(manifest_path(Path(self.cfg.run_dir)))[:12]
         facts["step of last.ckpt"] = str(self.last and self.last.step)
         store, first = self.datamodule.store, self.datamodule.rows("train")["sha256"][0]
-        facts[f"stored frames in {store.folder}"] = "there" if store.path(first).exists() else "none"
+        facts[f"stored frames in {store.folder}"] = "there" if store.find(first) else "none"
         return facts
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
