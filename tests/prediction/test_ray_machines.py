@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import sqlite3
 import time
 from collections.abc import Iterator, Sequence
@@ -180,3 +182,23 @@ def test_a_cluster_without_a_free_cpu_is_waited_for(
     assert "Waiting for a free CPU of the cluster" in printed
     assert_same(tmp_path / "out", local)
     cluster.ray.get(other)
+
+
+def test_a_reader_that_does_not_answer_is_replaced(
+    finished: Path, videos: Path, local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray would wait for ever. It is frozen, which looks like a machine that cannot be reached from here."""
+    marker = tmp_path / "frozen"
+
+    class FreezingReader(ray_engine.Reader):  # type: ignore[misc, name-defined]
+        def read(self, contents: Sequence[Content], max_windows: float) -> Iterator[tuple[int, Any]]:
+            if claim_file(marker, ""):
+                os.kill(os.getpid(), signal.SIGSTOP)
+            yield from super().read(contents, max_windows)
+
+    monkeypatch.setattr(cluster, "PING_SECONDS", 1.0)
+    monkeypatch.setattr(cluster, "UNREACHABLE_SECONDS", 5.0)
+    monkeypatch.setattr(ray_engine._Driver, "reader", FreezingReader)
+    predict(finished, videos, tmp_path / "out", *OPTIONS, "engine=ray")
+    assert marker.exists()
+    assert_same(tmp_path / "out", local)

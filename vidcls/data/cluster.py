@@ -13,7 +13,6 @@ import os
 import platform
 import re
 import shutil
-import socket
 import sys
 import tempfile
 import time
@@ -32,7 +31,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vidcls.data.decoding.result import DecodeResult, is_doubtful
-from vidcls.data.machines import READS_AT_ONCE, Head, check_versions, naming_machine
+from vidcls.data.machines import (
+    READS_AT_ONCE,
+    Head,
+    SickMachineError,
+    UnreachableError,
+    check_address,
+    check_versions,
+    naming_machine,
+)
 from vidcls.data.options import DecodeLimits, EngineOptions
 from vidcls.data.package_versions import package_versions
 from vidcls.errors import UserError, one_line
@@ -46,6 +53,8 @@ START_ATTEMPTS = 3
 PAUSE_SECONDS = 0.5  # of a reader that leaves a shard to another machine
 WAIT_SECONDS = 60.0  # for a first reader, after which the command says so
 AVOID_SECONDS = 60.0  # for which it does
+PING_SECONDS = 20.0  # between two questions to a reader whether it can be reached
+UNREACHABLE_SECONDS = 120.0  # without an answer, after which it is replaced
 LOW_MEMORY = "low on memory"  # of Ray, where it has killed a process
 SUSPECTS = -1  # the number of the reader that reads suspects alone
 QUARANTINED = f"the process that reads it died {MAX_DEATHS} times"
@@ -60,7 +69,7 @@ def start_ray(engine: EngineOptions, limits: DecodeLimits) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if ray.is_initialized():
         return
-    _check_address(engine.address)
+    check_address(engine.address)
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "critical"}
     if engine.address is None:
         options |= {"num_cpus": limits.workers or num_cpus(), "include_dashboard": False}
@@ -79,20 +88,6 @@ def start_ray(engine: EngineOptions, limits: DecodeLimits) -> None:
         got = "one that this machine has left: the head could not reach it for a while"
         remedy = "Start Ray here again: ray stop, then ray start --address=HEAD."
         raise UserError("a Ray cluster that this machine is in", got, remedy, "engine.address")
-
-
-def _check_address(address: str | None) -> None:
-    """Raises `UserError` where nothing answers at an address: Ray would try for a quarter of an hour."""
-    if address == "auto":
-        address = os.environ.get("RAY_ADDRESS")
-    host, _, port = (address or "").rpartition(":")
-    if not host or not port.isdecimal():
-        return
-    try:
-        socket.create_connection((host, int(port)), timeout=10).close()
-    except (OSError, OverflowError) as error:
-        remedy = "Check engine.address, RAY_ADDRESS, and whether the head of the cluster runs."
-        raise UserError("a Ray cluster", f"{address}: {error}", remedy, "engine.address") from None
 
 
 class BaseReader:
@@ -120,10 +115,6 @@ class BaseReader:
 
     def remove(self, folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-class SickMachineError(Exception):
-    """A reader cannot go on, by no fault of the videos that it reads: another one has to."""
 
 
 @dataclass(eq=False)
@@ -297,7 +288,7 @@ class Driver(ABC):
     async def _read(self, number: int, shard: Any) -> None:
         reader = await self._living_reader(number)
         try:
-            await self.read(reader, shard)
+            await self._read_while_it_answers(reader, shard)
         except RayError as error:
             sick = isinstance(error, RayTaskError) and isinstance(error.cause, SickMachineError)
             if isinstance(error, RayTaskError) and not sick:
@@ -309,6 +300,19 @@ class Driver(ABC):
         self._num_open -= 1
         if not self._num_open:
             self._finished.set()
+
+    async def _read_while_it_answers(self, reader: RunningReader, shard: Any) -> None:
+        # Ray waits for ever for a process that is frozen, and for a machine that can reach its head, but not this one.
+        reading = asyncio.ensure_future(self.read(reader, shard))
+        try:
+            while not (await asyncio.wait({reading}, timeout=PING_SECONDS))[0]:
+                await asyncio.wait_for(reader.actor.start.remote(package_versions()), UNREACHABLE_SECONDS)
+            reading.result()
+        except TimeoutError:
+            ray.kill(reader.actor)
+            raise UnreachableError(f"no answer for {UNREACHABLE_SECONDS:g} s") from None
+        finally:
+            reading.cancel()
 
     async def _has_crashed(self, error: RayError, reader: RunningReader) -> bool:
         """Whether a reader has died on a machine that is alive and has memory left."""

@@ -5,6 +5,7 @@ import atexit
 import math
 import os
 import platform
+import socket
 import sys
 import threading
 import time
@@ -24,6 +25,28 @@ from vidcls.errors import UserError, find_user_error
 READS_AT_ONCE = 2  # shards per reader: while it waits for the last batch of one, it decodes the next
 ASK_SECONDS = 1.0  # between two questions to the head of the cluster
 SILENT_SECONDS = 40.0  # of the head, after which it is lost; after 60 s Ray ends the process, without a word
+
+
+class SickMachineError(Exception):
+    """A reader cannot go on, by no fault of the videos that it reads: another one has to."""
+
+
+class UnreachableError(RayError):
+    """A reader does not answer, though it may be alive."""
+
+
+def check_address(address: str | None) -> None:
+    """Raises `UserError` where nothing answers at an address: Ray would try for a quarter of an hour."""
+    if address == "auto":
+        address = os.environ.get("RAY_ADDRESS")
+    host, _, port = (address or "").rpartition(":")
+    if not host or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        remedy = "Check engine.address, RAY_ADDRESS, and whether the head of the cluster runs."
+        raise UserError("a Ray cluster", f"{address}: {error}", remedy, "engine.address") from None
 
 
 def num_machines() -> int:

@@ -19,7 +19,6 @@ from vidcls.data.cluster import (
     Driver,
     RunningReader,
     Shard,
-    SickMachineError,
     cut,
     start_ray,
 )
@@ -28,7 +27,7 @@ from vidcls.data.decoding.result import USABLE, DecodeResult, undecodable
 from vidcls.data.decoding.worker import CHANGED
 from vidcls.data.file_hashes import HashResult, hash_video
 from vidcls.data.ingest_job import IngestJob
-from vidcls.data.machines import count_readers, fetch_share, naming_machine, not_shared, seen_here
+from vidcls.data.machines import SickMachineError, count_readers, fetch_share, naming_machine, not_shared, seen_here
 from vidcls.data.options import DecodeLimits, EngineOptions, FetchLimits
 from vidcls.data.store import FrameStore
 from vidcls.data.urls import is_url

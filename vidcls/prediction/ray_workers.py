@@ -20,7 +20,6 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from vidcls.data.cluster import (
     BaseReader,
-    SickMachineError,
 )
 from vidcls.data.decoding.plan import Spans, WindowPlan
 from vidcls.data.decoding.pool import create_pool, read_windows
@@ -28,7 +27,7 @@ from vidcls.data.decoding.receiver import DEFERRED
 from vidcls.data.decoding.result import DecodeResult
 from vidcls.data.decoding.worker import Source
 from vidcls.data.file_hashes import FileState, HashResult, hash_video
-from vidcls.data.machines import check_versions, naming_machine, seen_here
+from vidcls.data.machines import SickMachineError, check_versions, naming_machine, seen_here
 from vidcls.data.options import DecodeLimits, FetchLimits
 from vidcls.data.package_versions import package_versions
 from vidcls.data.parallel_fetch import CancelledError, FetchSpace, map_unordered
