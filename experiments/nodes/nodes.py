@@ -63,9 +63,15 @@ class Run:
                 continue
             for local in range(self.per_node):
                 rank = node * self.per_node + local
-                variables = {"PROCID": rank, "LOCALID": local, "NODEID": node, "NTASKS": 2 * self.per_node, "NNODES": 2}
+                variables: dict[str, int | str] = {"JOB_NAME": "train.sh", "NODELIST": "alpha,beta"}
+                variables |= {
+                    "PROCID": rank,
+                    "LOCALID": local,
+                    "NODEID": node,
+                    "NTASKS": 2 * self.per_node,
+                    "NNODES": 2,
+                }
                 variables |= {"STEP_NUM_TASKS": 2 * self.per_node, "NTASKS_PER_NODE": self.per_node, "JOB_ID": 4321}
-                variables |= {"NODELIST": "alpha,beta", "JOB_NAME": "train.sh"}  # type: ignore[dict-item]
                 environment = {f"SLURM_{variable}": str(value) for variable, value in variables.items()}
                 self._start(machine, [PYTHON, script, *given], environment, str(rank))
 

@@ -107,10 +107,11 @@ class Server:
 
     def grant(self) -> None:
         for waiter in list(self.waiting):
-            mount, unique, *wanted = waiter
-            if waiter in self.waiting and self.conflict(mount, *wanted) is None:  # type: ignore[arg-type]
+            mount, unique, inode, is_flock, owner, kind, start, end = waiter
+            wanted = inode, is_flock, owner, kind, start, end
+            if waiter in self.waiting and self.conflict(mount, *wanted) is None:
                 self.waiting.remove(waiter)
-                self.set_lock(mount, *wanted)  # type: ignore[arg-type]
+                self.set_lock(mount, *wanted)
                 mount.reply(unique, b"")
 
     def forget(self, mount: Mount) -> None:

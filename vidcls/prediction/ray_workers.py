@@ -18,9 +18,7 @@ import ray
 from jaxtyping import Float, UInt8
 from ray.exceptions import RayActorError, RayTaskError
 
-from vidcls.data.cluster import (
-    BaseReader,
-)
+from vidcls.data.cluster import BaseReader
 from vidcls.data.decoding.plan import Spans, WindowPlan
 from vidcls.data.decoding.pool import create_pool, read_windows
 from vidcls.data.decoding.receiver import DEFERRED
